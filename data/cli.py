@@ -1,0 +1,68 @@
+"""What every command line of the project shares: one-sentence errors, and progress that also reads well in a pipe."""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+
+class InputError(Exception):
+    """Bad input, in one sentence: what was wrong, where, and what to do next. Commands end with it and exit code 2."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse, but a bad option is an `InputError` (one sentence) instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Runs a command: exit code 0, 2 with one sentence on stderr for bad input, or 130 when interrupted."""
+    try:
+        main()
+        sys.stdout.flush()
+        code = 0
+    except InputError as e:
+        print(f"error: {e}", file=sys.stderr)
+        code = 2
+    except BrokenPipeError:  # the reader of our output went away (`| head`): nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise
+        where = f" at {e.filename}" if e.filename else ""
+        print(
+            f"error: {e.strerror}{where}; free the space, mend the permissions or name another folder", file=sys.stderr
+        )
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+class Progress(tqdm):
+    """tqdm on a terminal; where stderr is no terminal (a pipe, CI), the same text as plain lines, one every ten seconds."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.plain = not sys.stderr.isatty()
+        super().__init__(
+            *args, mininterval=10 if self.plain else 0.1, dynamic_ncols=not self.plain, file=sys.stderr, **kwargs
+        )
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        if not self.plain:
+            return super().display(msg, pos)
+        print(msg or str(self), file=sys.stderr, flush=True)
+        return True
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        """tqdm's own printer redraws its line with carriage returns; closing a plain bar must not."""
+        return tqdm.status_printer(file) if file.isatty() else lambda text: None
