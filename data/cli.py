@@ -48,19 +48,17 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 class Progress(tqdm):
-    """tqdm on a terminal; where stderr is no terminal (a pipe, CI), the same text as plain lines, one every ten seconds."""
+    """tqdm on a terminal; where stderr is no terminal (a pipe, CI), the same text as plain lines, ten seconds apart."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, **kwargs: Any):
         self.plain = not sys.stderr.isatty()
-        super().__init__(
-            *args, mininterval=10 if self.plain else 0.1, dynamic_ncols=not self.plain, file=sys.stderr, **kwargs
-        )
+        super().__init__(mininterval=10 if self.plain else 0.1, dynamic_ncols=not self.plain, file=sys.stderr, **kwargs)
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        if not self.plain:
-            return super().display(msg, pos)
-        print(msg or str(self), file=sys.stderr, flush=True)
-        return True
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if self.plain:
+            print(msg or str(self), file=sys.stderr, flush=True)
+        else:
+            super().display(msg, pos)
 
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:

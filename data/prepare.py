@@ -1,0 +1,244 @@
+"""Tokenises a source of text into a folder of shards: `python -m data.prepare SOURCE --out DIR`.
+
+The text streams through in constant memory, on all cores, and the folder is the same to the byte whatever their number.
+It appears under its name only when it is whole: until then its parts lie in `DIR.partial`, which an interrupted run
+removes, and which the next run replaces where the machine itself went down.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from data.cli import ArgumentParser, InputError, Progress, run
+from data.files import sync_folder
+from data.shards import MAX_SHARD_TOKENS, SPLITS, ShardWriter, write_meta
+from data.sources import ACCEPTED, Stream, stream
+from data.tokenizer import EOT, EOT_TEXT, tokenizer
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+VALID_FRACTION = 0.01  # of the documents, for a source without validation text of its own
+PART = re.compile(r"((train|valid)-\d+\.bin|meta\.json)(\.tmp)?")  # what a run writes into DIR.partial
+BATCH = 1 << 18  # characters of the documents that a worker tokenises in one go
+
+
+def prepare(
+    source: str,
+    out: str | Path,
+    valid: str | float | None = None,
+    workers: int | None = None,
+    shard_tokens: int = MAX_SHARD_TOKENS,
+) -> dict[str, Any]:
+    """Writes the prepared folder `out` (the format is that of `data.shards`) and returns what its meta.json says.
+
+    valid: a source of validation text, or the fraction of the documents of `source` to hold out. A held-out document
+      is chosen by a hash of its text, so that copies of it never lie on both sides. None: the validation text that
+      comes with `source`, or `VALID_FRACTION` of a local file.
+    workers: threads that tokenise; None: one a CPU core.
+    shard_tokens: the most tokens in one shard.
+
+    Raises `InputError` for bad arguments and sources (see `data.sources`), an `out` that holds something already, and
+    where train or validation would come out without a document.
+    """
+    started = time.monotonic()
+    out = Path(out).resolve()
+    if not 1 <= shard_tokens <= MAX_SHARD_TOKENS:
+        raise InputError(f"a shard must hold 1 to {MAX_SHARD_TOKENS:,} tokens, not {shard_tokens:,}")
+    if workers is not None and workers < 1:
+        raise InputError(f"{workers} workers cannot tokenise; give 1 or more")
+    if os.path.exists(out) and not (os.path.isdir(out) and not os.listdir(out)):
+        raise InputError(f"{out} is there already, and is never overwritten; name another folder or remove it first")
+
+    jobs = _jobs(source, valid)
+    with _partial_folder(out) as folder:
+        splits = _write_splits(folder, jobs, workers or os.cpu_count() or 1, shard_tokens)
+        meta = write_meta(folder, splits)
+        os.rename(folder, out)
+        sync_folder(out.parent)
+
+    seconds = time.monotonic() - started
+    size = sum(text.size for text, _ in jobs)
+    for name, split in splits.items():
+        counts = f"{split['documents']:,} documents, {split['tokens']:,} tokens, {len(split['shards'])} shard(s)"
+        print(f"{name}: {counts}, from {split['source']}")
+    print(f"{size / 1e6:,.1f} MB in {seconds:.1f} s ({size / 1e6 / seconds:.1f} MB/s), prepared in {out}")
+    return meta
+
+
+def _jobs(source: str, valid: str | float | None) -> list[tuple[Stream, float]]:
+    """The streams to read, each with the fraction of its documents that goes to validation."""
+    train = stream(source, "train")
+    assert train
+    if valid is None:
+        own = stream(source, "valid")
+        return [(train, 0.0), (own, 1.0)] if own else [(train, VALID_FRACTION)]
+    try:
+        fraction = float(valid)
+    except ValueError:
+        other = stream(str(valid), "valid") or stream(str(valid), "train")
+        assert other
+        if other.name == train.name:
+            raise InputError(f"{valid} cannot be both training and validation text; give --valid a fraction") from None
+        return [(train, 0.0), (other, 1.0)]
+    if not 0 < fraction < 1:
+        raise InputError(f"a validation fraction of {valid} is not between 0 and 1; a common one is {VALID_FRACTION}")
+    return [(train, fraction)]
+
+
+@contextmanager
+def _partial_folder(out: Path) -> Iterator[Path]:
+    """An empty `DIR.partial` that is ours alone, removed on any error. What a dead run left in it is removed first."""
+    folder = out.with_name(out.name + ".partial")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"{folder} is in the way; move it or name another folder") from None
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it even when we are killed
+        left = os.listdir(folder)
+        if foreign := [name for name in left if not PART.fullmatch(name)]:
+            raise InputError(f"{folder / foreign[0]} is in the way and not ours; move it or name another folder")
+        if left:
+            print(f"replacing {folder}, left by a run that died", file=sys.stderr)
+        for name in left:
+            os.remove(folder / name)
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+    except BlockingIOError:
+        raise InputError(f"another run is preparing {out}; wait for it or name another folder") from None
+    finally:
+        os.close(fd)
+
+
+def _write_splits(
+    folder: Path, jobs: list[tuple[Stream, float]], workers: int, shard_tokens: int
+) -> dict[str, dict[str, Any]]:
+    """Tokenises `jobs` into shards in `folder`; returns the "splits" of its meta.json."""
+    documents = dict.fromkeys(SPLITS, 0)
+    total = sum(text.size for text, _ in jobs)
+    with (
+        ShardWriter(folder, "train", shard_tokens) as train,
+        ShardWriter(folder, "valid", shard_tokens) as valid,
+        ThreadPoolExecutor(workers) as pool,
+        Progress(total=total, unit="B", unit_scale=True, desc="tokenising") as progress,
+    ):
+        writers = {"train": train, "valid": valid}
+        for text, fraction in jobs:
+            batches = _batches(text.documents(progress.update))
+            for parts in _in_order(pool, partial(_encode_split, fraction=fraction), batches, ahead=2 * workers):
+                for split, (count, tokens) in parts.items():
+                    writers[split].write(tokens)
+                    documents[split] += count
+    for split, count in documents.items():
+        if not count:
+            names = ", ".join(text.name for text, _ in jobs)
+            raise InputError(
+                f"no document of {names} fell to {split}; give --valid another fraction, or a source of validation text"
+            )
+    held_out, fraction = jobs[-1]
+    sources = {"train": jobs[0][0].name, "valid": held_out.name if fraction == 1 else f"{fraction} of {held_out.name}"}
+    return {
+        split: {
+            "source": sources[split],
+            "documents": documents[split],
+            "tokens": sum(shard["tokens"] for shard in writer.shards),
+            "shards": writer.shards,
+        }
+        for split, writer in writers.items()
+    }
+
+
+def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _in_order(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+    """`map(function, items)` on the pool, with at most `ahead` results waiting for their turn: memory is bounded."""
+    waiting: deque[Future[R]] = deque()
+    for item in items:
+        if len(waiting) == ahead:
+            yield waiting.popleft().result()
+        waiting.append(pool.submit(function, item))
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _encode_split(documents: list[str], fraction: float) -> dict[str, tuple[int, np.ndarray]]:
+    """The documents of train and of valid, as their number and their tokens."""
+    parts: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for document in documents:
+        parts["valid" if _hash(document) < fraction else "train"].append(document)
+    return {split: (len(part), encode(part)) for split, part in parts.items() if part}
+
+
+def _hash(document: str) -> float:
+    """A number in [0, 1) that only the text decides."""
+    digest = hashlib.blake2b(document.encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") / 2**32
+
+
+def encode(documents: list[str]) -> np.ndarray:
+    """The tokens of the documents, uint16 of shape (tokens,), `EOT` after each of them and nowhere else."""
+    encoding = tokenizer()
+    if any(EOT_TEXT in document for document in documents):  # as text it stays text, so the join below cannot be used
+        parts = [np.append(encoding.encode_to_numpy(document, disallowed_special=()), EOT) for document in documents]
+        return np.concatenate(parts).astype(np.uint16)
+    # One long call works outside Python's global lock nearly all the time, a call a document only half of it.
+    text = EOT_TEXT.join([*documents, ""])
+    return encoding.encode_to_numpy(text, allowed_special={EOT_TEXT}).astype(np.uint16)
+
+
+def main() -> None:
+    """Prepares a source of text for training."""
+    parser = ArgumentParser(prog="python -m data.prepare", description="Tokenises text into a folder of shards.")
+    parser.add_argument("source", metavar="SOURCE", help=f"the text: {ACCEPTED}")
+    parser.add_argument(
+        "--out", metavar="DIR", required=True, help="the folder to write; it must not exist, or be empty"
+    )
+    parser.add_argument(
+        "--valid",
+        metavar="SOURCE|FRACTION",
+        help="validation text, or the fraction of the documents to hold out for it (default: what comes with SOURCE, "
+        f"or {VALID_FRACTION} of a local file)",
+    )
+    parser.add_argument("--workers", metavar="N", type=int, help="threads that tokenise (default: one a CPU core)")
+    parser.add_argument(
+        "--shard-tokens",
+        metavar="N",
+        type=int,
+        default=MAX_SHARD_TOKENS,
+        help="the most tokens in one shard (default and maximum: %(default)s)",
+    )
+    options = parser.parse_args()
+    prepare(options.source, options.out, options.valid, options.workers, options.shard_tokens)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,43 @@
+"""The one definition of how a next token is drawn from logits, so that both implementations draw the same ones."""
+
+import numpy as np
+
+from data.cli import InputError
+
+
+class Sampler:
+    """Draws tokens: greedily at temperature 0, otherwise from softmax(logits / temperature).
+
+    `top_k` keeps the k likeliest tokens (Fan et al. 2018); `top_p` then the fewest whose probability reaches p (Holtzman et
+    al. 2020). Everything is computed in float64 from one stream of random numbers, PCG64 from `seed`, one number a row a
+    token, used or not, so that what one row draws never depends on another row. Raises `InputError` on a value out of range.
+    """
+
+    def __init__(self, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, seed: int = 0):
+        if not 0 <= temperature < float("inf"):
+            raise InputError(f"temperature is {temperature}; give 0 (greedy) or a positive number")
+        if top_k is not None and top_k < 1:
+            raise InputError(f"top-k is {top_k}; give a whole number of at least 1")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise InputError(f"top-p is {top_p}; give a number above 0 and at most 1")
+        if seed < 0:
+            raise InputError(f"seed is {seed}; give a whole number of at least 0")
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.random = np.random.Generator(np.random.PCG64(seed))
+
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
+        """logits (N, V) -> the tokens drawn, int64 (N,)."""
+        draws = self.random.random(len(logits))
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        scaled = logits.astype(np.float64) / self.temperature
+        order = np.argsort(-scaled, axis=-1, kind="stable")[:, : self.top_k]  # (N, k), the likeliest first
+        scaled = np.take_along_axis(scaled, order, -1)
+        probabilities = np.exp(scaled - scaled[:, :1])
+        cumulative = np.cumsum(probabilities / probabilities.sum(-1, keepdims=True), axis=-1)  # (N, k), ends in 1
+        if self.top_p is not None:  # the last token kept is the one that reaches p
+            kept = (cumulative < self.top_p).sum(-1, keepdims=True)
+            reached = np.take_along_axis(cumulative, np.minimum(kept, cumulative.shape[-1] - 1), -1)
+            draws = draws * reached[:, 0]
+        chosen = np.minimum((cumulative <= draws[:, None]).sum(-1), cumulative.shape[-1] - 1)
+        return np.take_along_axis(order, chosen[:, None], -1)[:, 0]

@@ -1,0 +1,236 @@
+"""Prepared data on disk: shards of tokens, and the folder that holds them.
+
+A shard is a header of 64 bytes, then its tokens, each a little-endian uint16. The header, little-endian:
+
+    bytes  0-7    magic, b"GPT2TOKS"
+           8-11   format version (uint32)
+          12-15   vocabulary size (uint32); every token is below it
+          16-23   number of tokens (uint64)
+          24-55   sha256 of the tokens' bytes
+          56-63   zero
+
+A prepared folder holds `train-00000.bin`, ..., `valid-00000.bin`, ... and, written last, `meta.json`:
+
+    version     format version of the folder and its shards
+    tokenizer   sha256 of the rank file that the tokens were made with
+    checksum    sha256 over the sha256s of all shards, train's first
+    splits      {"train": ..., "valid": ...}, each with `source` (for people), `documents`, `tokens`, and `shards`,
+                a list of {"name", "tokens", "sha256"} in order
+
+`python -m data.shards DIR` reads every token of a folder and checks it against all of this.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from data.cli import ArgumentParser, InputError, run
+from data.files import atomic_write
+from data.tokenizer import RANKS_SHA256, VOCAB_SIZE
+
+MAGIC = b"GPT2TOKS"
+VERSION = 1
+HEADER = struct.Struct("<8sIIQ32s8x")
+MAX_SHARD_TOKENS = 100_000_000
+SPLITS = ("train", "valid")
+VERIFY_BLOCK = 1 << 22  # tokens checked at a time
+
+AGAIN = "prepare it again with `python -m data.prepare`"
+
+
+class ShardWriter:
+    """Writes the tokens of one split as `SPLIT-00000.bin`, ... in `folder`, each of `shard_tokens` but the last.
+
+    A context manager. Every shard has a temporary name until it is whole and on disk; a shard that an error
+    interrupts is removed.
+    """
+
+    def __init__(self, folder: Path, split: str, shard_tokens: int = MAX_SHARD_TOKENS):
+        self.folder = folder
+        self.split = split
+        self.shard_tokens = shard_tokens
+        self.shards: list[dict[str, Any]] = []  # the finished ones, as meta.json has them
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        if self._file and e is None:
+            self._finish(self._file)
+        elif self._file:
+            self._open.__exit__(kind, e, tb)
+
+    def write(self, tokens: np.ndarray) -> None:
+        """Appends `tokens` (uint16, 1-d), each below `VOCAB_SIZE`."""
+        while len(tokens):
+            file = self._file or self._begin()
+            part = tokens[: self.shard_tokens - self._count]
+            data = part.astype("<u2", copy=False).tobytes()
+            file.write(data)
+            self._sha256.update(data)
+            self._count += len(part)
+            if self._count == self.shard_tokens:
+                self._finish(file)
+            tokens = tokens[len(part) :]
+
+    def _begin(self) -> IO[bytes]:
+        self._name = f"{self.split}-{len(self.shards):05d}.bin"
+        self._count = 0
+        self._sha256 = hashlib.sha256()
+        self._open = atomic_write(self.folder / self._name)
+        self._file = self._open.__enter__()
+        self._file.write(bytes(HEADER.size))  # the header says what follows, so it is written last
+        return self._file
+
+    def _finish(self, file: IO[bytes]) -> None:
+        file.seek(0)
+        file.write(HEADER.pack(MAGIC, VERSION, VOCAB_SIZE, self._count, self._sha256.digest()))
+        self._file = None
+        self._open.__exit__(None, None, None)
+        self.shards.append({"name": self._name, "tokens": self._count, "sha256": self._sha256.hexdigest()})
+
+
+def open_shard(path: Path) -> np.memmap:
+    """The tokens of a shard, uint16 of shape (tokens,), mapped read-only.
+
+    Raises `InputError` for a file that is missing, truncated, of another kind, version or vocabulary. The tokens are
+    not read: that is `verify`.
+    """
+    return _open(path)[0]
+
+
+def verify(path: Path) -> None:
+    """Reads all tokens of a shard; `InputError` where they differ from its checksum or lie beyond the vocabulary."""
+    tokens, expected = _open(path)
+    sha256 = hashlib.sha256()
+    for start in range(0, len(tokens), VERIFY_BLOCK):
+        block = tokens[start : start + VERIFY_BLOCK]
+        sha256.update(block.tobytes())
+        check_vocabulary(block, path)
+    if sha256.hexdigest() != expected:
+        raise InputError(f"shard {path} is corrupted: its tokens differ from its checksum; {AGAIN}")
+
+
+def check_vocabulary(tokens: np.ndarray, path: Path) -> None:
+    """Raises `InputError` where one of `tokens`, read from the shard at `path`, is no token of the vocabulary."""
+    if len(tokens) and (worst := int(tokens.max())) >= VOCAB_SIZE:
+        raise InputError(f"shard {path} holds token {worst}, beyond the vocabulary of {VOCAB_SIZE}; {AGAIN}")
+
+
+def _open(path: Path) -> tuple[np.memmap, str]:
+    """The mapped tokens of a shard, and their sha256 according to its header (in hexadecimal)."""
+    if not os.path.isfile(path):
+        raise InputError(f"shard {path} is missing; {AGAIN}")
+    with open(path, "rb") as f:
+        header = f.read(HEADER.size)
+        size = os.fstat(f.fileno()).st_size
+    if not size:
+        raise InputError(f"shard {path} is empty; {AGAIN}")
+    if not header.startswith(MAGIC):
+        raise InputError(f"{path} is no shard of tokens (it does not begin with {MAGIC.decode()}); {AGAIN}")
+    if len(header) < HEADER.size:
+        raise InputError(f"shard {path} is truncated within its header; {AGAIN}")
+    _, version, vocabulary, count, sha256 = HEADER.unpack(header)
+    if version != VERSION:
+        raise InputError(f"shard {path} has format version {version}, this program reads version {VERSION}; {AGAIN}")
+    if vocabulary != VOCAB_SIZE:
+        raise InputError(f"shard {path} has a vocabulary of {vocabulary}, the tokenizer one of {VOCAB_SIZE}; {AGAIN}")
+    expected = HEADER.size + 2 * count
+    if size != expected or not count:
+        fault = "is truncated" if size < expected else "has a wrong size"
+        raise InputError(
+            f"shard {path} {fault}: {size:,} bytes, its header's {count:,} tokens need {expected:,}; {AGAIN}"
+        )
+    return np.memmap(path, dtype="<u2", mode="r", offset=HEADER.size, shape=(count,)), sha256.hex()
+
+
+def write_meta(folder: Path, splits: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Completes a folder whose shards are written: writes meta.json and returns what it holds."""
+    meta = {"version": VERSION, "tokenizer": RANKS_SHA256, "checksum": _checksum(splits), "splits": splits}
+    with atomic_write(folder / "meta.json", "w") as f:
+        json.dump(meta, f, indent=2)
+    return meta
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What meta.json of a prepared folder says.
+
+    Raises `InputError` for a folder that is missing or was not prepared to the end, a damaged meta.json, another format
+    version, and tokens of another tokenizer.
+    """
+    how = "prepare one with `python -m data.prepare SOURCE --out DIR`"
+    if not os.path.isdir(folder):
+        raise InputError(f"there is no folder {folder} of prepared data; {how}")
+    if not os.path.isfile(folder / "meta.json"):
+        raise InputError(f"{folder} is no folder of prepared data (it has no meta.json); {how}")
+    try:
+        meta = json.loads((folder / "meta.json").read_bytes())
+        version, tokenizer = meta["version"], meta["tokenizer"]
+        whole = (version, tokenizer) != (VERSION, RANKS_SHA256) or _whole(meta)
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise InputError(f"{folder}/meta.json is damaged; {AGAIN}")
+    if version != VERSION:
+        raise InputError(f"{folder} has format version {version}, this program reads version {VERSION}; {AGAIN}")
+    if tokenizer != RANKS_SHA256:
+        raise InputError(f"{folder} was prepared with another tokenizer; {AGAIN}")
+    return meta
+
+
+def _whole(meta: dict[str, Any]) -> bool:
+    """Whether the parts of a meta.json agree. Raises KeyError or TypeError where one is missing or of a wrong type."""
+    splits = [meta["splits"][name] for name in SPLITS]
+    return meta["checksum"] == _checksum(meta["splits"]) and all(
+        split["documents"] > 0
+        and split["tokens"] == sum(shard["tokens"] for shard in split["shards"]) > 0
+        and all(isinstance(shard["name"], str) for shard in split["shards"])
+        for split in splits
+    )
+
+
+def open_split(folder: Path, split: str) -> list[np.memmap]:
+    """The shards of a split, in order, as `open_shard` gives them.
+
+    Reads the headers only. Raises `InputError` like `read_meta` and `open_shard`, and for a shard that is not the one
+    meta.json lists.
+    """
+    meta = read_meta(folder)
+    if split not in SPLITS:
+        raise InputError(f"there is no split {split!r}; the splits are {' and '.join(SPLITS)}")
+    shards = []
+    for shard in meta["splits"][split]["shards"]:
+        path = folder / shard["name"]
+        tokens, sha256 = _open(path)
+        if (len(tokens), sha256) != (shard["tokens"], shard["sha256"]):
+            raise InputError(f"shard {path} is not the one that meta.json lists; {AGAIN}")
+        shards.append(tokens)
+    return shards
+
+
+def _checksum(splits: dict[str, dict[str, Any]]) -> str:
+    shards = "".join(shard["sha256"] for split in SPLITS for shard in splits[split]["shards"])
+    return hashlib.sha256(shards.encode()).hexdigest()
+
+
+def main() -> None:
+    """Verifies a prepared folder."""
+    parser = ArgumentParser(prog="python -m data.shards", description="Verifies every token of a prepared folder.")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a folder that `python -m data.prepare` wrote")
+    folder = parser.parse_args().folder
+    for split in SPLITS:
+        shards = open_split(folder, split)
+        for shard in shards:
+            verify(Path(shard.filename))  # type: ignore[arg-type]  # a memmap of a named file has its name
+        print(f"{split}: {sum(map(len, shards)):,} tokens in {len(shards)} shard(s), whole")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,180 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from data import sources
+from data.cli import InputError
+from data.sources import LONGEST_DOCUMENT, stream
+from data.tokenizer import EOT_TEXT
+
+TINYSTORIES = Path(__file__).parents[3] / "shared" / "data" / "tinystories" / "valid.txt"
+
+
+def documents(path: Path, content: bytes) -> list[str]:
+    """What a file with `content` reads as; its progress must end at its size."""
+    path.write_bytes(content)
+    text = stream(str(path), "train")
+    assert text
+    steps: list[int] = []
+    result = list(text.documents(steps.append))
+    assert sum(steps) == text.size == len(content)
+    return result
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "one\nline\n<|endoftext|>\ntwo\n<|endoftext|>\n",
+        "one\nline\n<|endoftext|>\ntwo",  # no separator at the end
+        "one\nline<|endoftext|>\ntwo<|endoftext|>",  # at the end of the text's own line
+        "\n<|endoftext|>\n<|endoftext|>\none\nline\n<|endoftext|>\n \n<|endoftext|>\ntwo\n",  # empty documents
+        "one\r\nline\r\n<|endoftext|>\r\ntwo\r\n<|endoftext|>\r\n",
+        "\ufeffone\nline\n<|endoftext|>\ntwo",  # a byte order mark
+    ],
+)
+def test_txt_forms(content: str, tmp_path: Path) -> None:
+    assert documents(tmp_path / "a.txt", content.encode()) == ["one\nline", "two"]
+
+
+def test_separator_within_a_line_is_text(tmp_path: Path) -> None:
+    text = f"the string {EOT_TEXT} ends a document"
+    assert documents(tmp_path / "a.txt", text.encode()) == [text]
+
+
+def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Separators, line ends and characters that straddle two blocks."""
+    content = "".join(f"é{i}\r\n日本<|endoftext|>\r\n" for i in range(20)).encode()
+    whole = documents(tmp_path / "a.txt", content)
+    assert whole == [f"é{i}\n日本" for i in range(20)]
+    for block in (1, 2, 3, 7):
+        monkeypatch.setattr(sources, "BLOCK", block)
+        assert documents(tmp_path / "a.txt", content) == whole
+
+
+@pytest.mark.parametrize("block", [1, 5, 1000])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("aa bb\ncc dd ee ff gg hh", ["aa bb", "cc dd ee", "ff gg hh"]),  # at a line end, else at a space
+        ("aaaa bbbb cccc", ["aaaa bbbb", "cccc"]),
+        ("x" * 35, ["x" * 10, "x" * 10, "x" * 10, "x" * 5]),
+        ("abcdefghij", ["abcdefghij"]),  # just fits
+    ],
+)
+def test_long_documents_are_cut(
+    text: str, expected: list[str], block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "LONGEST_DOCUMENT", 10)
+    monkeypatch.setattr(sources, "BLOCK", block)
+    assert documents(tmp_path / "a.txt", f"{text}{EOT_TEXT}\nz".encode()) == [*expected, "z"]
+    assert documents(tmp_path / "a.jsonl", json.dumps({"text": text}).encode()) == expected
+
+
+def test_one_huge_line_stays_bounded(tmp_path: Path) -> None:
+    lengths = [len(d) for d in documents(tmp_path / "a.txt", b"ab " * LONGEST_DOCUMENT)]
+    assert max(lengths) <= LONGEST_DOCUMENT
+    assert len(lengths) == 4  # three millions in pieces of just under one
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    content = b'\xef\xbb\xbf{"text": " one\\n", "id": 1}\r\n\n{"text": ""}\n{"text": "\xc3\xa9"}'
+    assert documents(tmp_path / "a.jsonl", content) == ["one", "é"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("a.txt", b"ok\xff", r"a\.txt is not UTF-8 at byte 2 "),
+        ("a.txt", b"\xef\xbb\xbfok\r\n\xc3", r"a\.txt is not UTF-8 at byte 7 "),
+        ("a.txt", b"x" * (3 << 20) + b"\xe9t\xe9", r"a\.txt is not UTF-8 at byte 3,145,728 "),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', r"a\.jsonl is not UTF-8 at byte 24 "),
+        ("a.jsonl", b'{"text": "a"}\n\n{"text": \n', r"line 3 of .*a\.jsonl is not valid JSON"),
+        ("a.jsonl", b"[" * 100_000, r"line 1 of .*a\.jsonl is not valid JSON"),
+        ("a.jsonl", b'{"txt": "a"}', r"line 1 of .* has no string field `text`"),
+        ("a.jsonl", b'{"text": 1}', r"line 1 of .* has no string field `text`"),
+        ("a.jsonl", b'{"text": "\\ud800"}', r"line 1 of .* has half a surrogate pair"),
+        ("a.jsonl", b'["text"]', r"line 1 of .* has no string field `text`"),
+        ("a.txt", b"", r"a\.txt holds no document"),
+        ("a.txt", b" \n<|endoftext|>\n\n", r"a\.txt holds no document"),
+        ("a.jsonl", b'\n{"text": " "}\n', r"a\.jsonl holds no document"),
+    ],
+)
+def test_bad_content(name: str, content: bytes, fault: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=fault):
+        documents(tmp_path / name, content)
+
+
+def test_line_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "LONGEST_LINE", 20)
+    with pytest.raises(InputError, match=r"line 2 of .* is longer"):
+        documents(tmp_path / "a.jsonl", b'{"text": "a"}\n{"text": "aaaaaaaaaaaaaa"}\n')
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [("nowhere.txt", "no file"), ("shakespeare", "not a source"), ("a.csv", "not a source"), (".", "is a folder")],
+)
+def test_bad_sources(source: str, fault: str) -> None:
+    with pytest.raises(InputError, match=rf"{fault}.* the sources are `stories`, .*\.jsonl"):
+        stream(source, "train")
+
+
+def test_stories_have_their_own_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "STORIES", {"train": (0, 20_000), "valid": (1, 10_000)})
+    train, valid = stream("stories", "train"), stream("stories", "valid")
+    assert train
+    assert valid
+    steps: list[int] = []
+    stories = list(train.documents(steps.append))
+    assert sum(steps) == train.size <= sum(map(len, stories))
+    assert stories == list(train.documents())
+    assert not set(stories) & set(valid.documents())
+
+
+def unreachable(*args: Any, **kwargs: Any) -> None:
+    raise ConnectionError("no route to the hub.\nmore")
+
+
+@pytest.mark.parametrize("source", ["tinystories", "tinystories-v1"])
+def test_hub_out_of_reach(source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(sources, "get_hf_file_metadata", unreachable)
+    with pytest.raises(
+        InputError, match=r"hub cannot be reached .*\(no route to the hub\); .* local \.txt .*`stories`"
+    ):
+        stream(source, "train")
+
+
+def test_hub_file_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "TinyStoriesV2-GPT4-valid.txt").write_text("a story\n<|endoftext|>\n")
+
+    def cached(repo: str, name: str, **kwargs: Any) -> str:
+        assert kwargs["local_files_only"]
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(sources, "hf_hub_download", cached)
+    valid = stream("tinystories", "valid")
+    assert valid
+    assert list(valid.documents()) == ["a story"]
+
+
+def test_a_full_disk_is_not_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, local_files_only: bool = False, **kwargs: Any) -> None:
+        raise LocalEntryNotFoundError("not cached") if local_files_only else OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sources, "get_hf_file_metadata", lambda *args, **kwargs: None)
+    monkeypatch.setattr(sources, "hf_hub_download", full)
+    with pytest.raises(OSError, match="No space"):
+        stream("tinystories", "train")
+
+
+@pytest.mark.skipif(not TINYSTORIES.exists(), reason="needs ../shared/data/tinystories/valid.txt")
+def test_tinystories() -> None:
+    text = stream(str(TINYSTORIES), "train")
+    assert text
+    stories = list(text.documents())
+    assert len(stories) == 6456
+    assert not any(EOT_TEXT in story for story in stories)

@@ -1,0 +1,99 @@
+"""Which device tinygrad computes on, the compiler that its CPU device needs, and how fast the card could be."""
+
+import ctypes
+import importlib.util
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from tinygrad import Device
+from tinygrad.device import ALL_DEVICES
+from tinygrad.helpers import DEV
+
+from data.cli import InputError
+
+# Dense peak rates in FLOP/s by what the card's name contains, of bfloat16 with float32 sums and of float32 without
+# tensor cores: NVIDIA's datasheets. The first match counts.
+PEAKS = {
+    "H200": (989e12, 67e12),
+    "H100 PCIe": (756e12, 51e12),
+    "H100": (989e12, 67e12),
+    "A100": (312e12, 19.5e12),
+    "L40S": (362e12, 91.6e12),
+    "L4": (121e12, 30.3e12),
+    "A10": (125e12, 31.2e12),
+    "RTX 4090": (165e12, 82.6e12),
+    "RTX 3090": (71e12, 35.6e12),
+}
+
+
+def is_clang(command: str) -> bool:
+    try:
+        return "clang" in subprocess.run([command, "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return False
+
+
+def provide_clang() -> None:
+    """Points CC at a clang: the one CC names already, one on the PATH, or the one inside PyPI's ziglang.
+
+    tinygrad's CPU device compiles with $CC and clang's flags; gcc does not take them. Where there is none, CC is emptied.
+    """
+    names = ["clang", *(f"clang-{version}" for version in range(30, 12, -1))]
+    for command in [os.environ.get("CC"), *map(shutil.which, names)]:
+        if command and is_clang(command):
+            os.environ["CC"] = command
+            return
+    ziglang = importlib.util.find_spec("ziglang")
+    if ziglang and ziglang.origin:
+        os.environ["ZIG"] = str(Path(ziglang.origin).with_name("zig"))
+        os.environ["CC"] = str(Path(__file__).with_name("zig-clang"))
+    else:
+        os.environ["CC"] = ""
+
+
+def open_device(name: str | None) -> str:
+    """Makes `name` (such as CPU, CUDA, METAL, AMD) tinygrad's device, or else what DEV names, or else the best there is.
+
+    Returns its name. Raises `InputError` where it does not exist or has no compiler.
+    """
+    name = name or DEV.device
+    # NV, tinygrad's own driver, comes after CUDA: it does not know every card
+    candidates = [name.upper()] if name else ["CUDA", *(d for d in ALL_DEVICES if d != "CUDA")]
+    reason: Exception | None = None
+    for candidate in candidates:
+        if candidate == "CPU" and not os.environ["CC"]:
+            raise InputError(
+                "tinygrad's CPU device needs clang and none was found; `pip install ziglang`, or install clang"
+            )
+        if candidate not in ALL_DEVICES:
+            raise InputError(f"there is no device {candidate}; the devices tinygrad knows are {', '.join(ALL_DEVICES)}")
+        try:
+            Device[candidate]
+        except Exception as e:  # whatever a missing driver raises
+            reason = e
+            continue
+        DEV.value = candidate
+        os.environ["DEV"] = candidate  # for the processes that compile
+        return candidate
+    why = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
+    raise InputError(
+        f"the device {' or '.join(candidates)} cannot be opened ({why}); leave --device out for the best there is"
+    )
+
+
+def card_name(device: str) -> str:
+    """What the card or processor calls itself."""
+    if device == "CUDA":
+        from tinygrad.runtime.autogen import cuda
+
+        buffer = ctypes.create_string_buffer(256)
+        cuda.cuDeviceGetName(buffer, len(buffer), 0)
+        return buffer.value.decode()
+    return f"{device} with {len(os.sched_getaffinity(0))} cores" if device == "CPU" else device
+
+
+def peak_flops(card: str, bfloat16: bool) -> float | None:
+    """The card's peak rate in FLOP/s, where it is known."""
+    return next((rates[0 if bfloat16 else 1] for name, rates in PEAKS.items() if name in card), None)

@@ -1,0 +1,33 @@
+"""The loss of a model over a stretch of text."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from tinygrad import Tensor, TinyJit
+from tinygrad.dtype import DType
+
+import tinygrad_impl.functional as F
+from tinygrad_impl.model import GPT2
+
+
+class Evaluator:
+    """Measures a model's loss, with one compiled graph for all batches of one shape."""
+
+    def __init__(self, model: GPT2, autocast: DType | None = None):
+        self.model, self.autocast = model, autocast
+        self._loss = TinyJit(self.loss)
+
+    def __call__(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+        """The mean loss a token in nats, over batches (x, y) of `data.loader.windows`; its exp is the perplexity."""
+        total, tokens = 0.0, 0
+        for x, y in batches:
+            count = int((y >= 0).sum())
+            total += self._loss(Tensor(x).realize(), Tensor(y).realize()).item() * count
+            tokens += count
+        return total / tokens
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        with F.autocast(self.autocast):
+            _, loss = self.model(x, y)
+        assert loss is not None
+        return loss.realize()

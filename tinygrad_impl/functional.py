@@ -1,0 +1,130 @@
+"""What torch.nn.functional is to the reference: the operations that need more than tinygrad's own.
+
+Three things are added: bfloat16 products with everything that needs it kept in float32 (`autocast`); layouts that stay
+fast, by `contiguous` where fusing on would compute the same thing many times over and by a padded vocabulary; and an
+embedding gradient that adds rows up instead of multiplying with a one-hot matrix.
+
+In the comments B is the batch, T the sequence length, C = n_embd, H = n_head, D = C / H, V = vocab_size.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from tinygrad import Tensor, dtypes
+from tinygrad.dtype import DType
+from tinygrad.uop.ops import AxisType, KernelInfo, UOp
+
+VOCAB_TILE = 384  # 50257 = 29 * 1733 has no factor to tile by; 131 * 384 = 50304 has many
+
+compute_dtype: DType | None = None  # what products run in; None is the parameters' own dtype
+
+
+@contextmanager
+def autocast(dtype: DType | None) -> Iterator[None]:
+    """torch.autocast: inside, products run in `dtype`; the stream, layer norm, softmax and loss stay as they are."""
+    global compute_dtype
+    previous, compute_dtype = compute_dtype, dtype
+    try:
+        yield
+    finally:
+        compute_dtype = previous
+
+
+def cast(x: Tensor) -> Tensor:
+    """x in the dtype that products run in."""
+    return x if compute_dtype is None else x.cast(compute_dtype)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x unless it is of 16 bits: for arithmetic that bfloat16 is too coarse for."""
+    return x.float() if x.dtype in (dtypes.bfloat16, dtypes.half) else x
+
+
+def is_cpu(x: Tensor | UOp) -> bool:
+    return str(x.device).startswith("CPU")
+
+
+def embedding(tokens: Tensor, weight: Tensor) -> Tensor:
+    """The rows of weight (V, C) that tokens (B, T) name: (B, T, C)."""
+    table, index = weight.as_param(0), tokens.as_param(1)
+    one_hot = Tensor.arange(weight.shape[0]) == index.unsqueeze(-1)  # becomes a plain gather
+    rows = one_hot.unsqueeze(-1).where(table, 0).sum(-2, dtype=weight.dtype)
+    return Tensor.call(weight, tokens, fxn=rows, grad_fxn=_embedding_gradient)
+
+
+def _embedding_gradient(gradient: UOp, call: UOp) -> tuple[UOp, None]:
+    """gradient (B, T, C) -> that of the table (V, C). tinygrad's own multiplies by the one-hot, V times the work."""
+    weight, tokens = call.src[1:]
+    total = Tensor.zeros(*weight.shape, dtype=gradient.dtype, device=weight.device).contiguous().uop
+    rows = gradient.reshape((tokens.numel(), weight.shape[1])).contiguous()  # (B*T, C)
+    index = tokens.reshape((tokens.numel(),)).contiguous()  # (B*T,)
+    return total.custom_kernel(index, rows, fxn=partial(_add_rows, on_cpu=is_cpu(weight)))[0], None
+
+
+def _add_rows(total: UOp, index: UOp, rows: UOp, on_cpu: bool) -> UOp:
+    """The kernel total[index[i]] += rows[i], in the order of i, so that a sum is the same in every run.
+
+    total (V, C), index (N,), rows (N, C). A thread owns a column: no two write to the same place.
+    """
+    width = math.gcd(total.shape[1], 32)
+    block = UOp.range(total.shape[1] // width, 0, AxisType.WEAK if on_cpu else AxisType.GLOBAL)
+    lane = UOp.range(width, 1, AxisType.WEAK if on_cpu else AxisType.LOCAL)
+    i = UOp.range(rows.shape[0], 2, AxisType.LOOP)
+    column = block * width + lane
+    row = index[i].load().clip(0, total.shape[0] - 1).cast(dtypes.weakint)  # known bounds spare an index check
+    cell = total.after(i).index(row, column)  # `after(i)`: read anew each time round
+    stored = cell.store(cell.load() + rows[i, column].load())
+    return stored.end(i, lane, block).sink(arg=KernelInfo(name="embedding_gradient", opts_to_apply=()))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x (..., in) @ weight [in, out] + bias [out]: (..., out)."""
+    y = cast(x).contiguous() @ cast(weight).contiguous() + cast(bias)
+    return y.contiguous_backward()  # three kernels read its gradient: those of x, weight and bias
+
+
+def gelu(x: Tensor, approximate: str) -> Tensor:
+    """With approximate "tanh": 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016)."""
+    return at_least_float32(x).gelu(approximate).cast(x.dtype)
+
+
+def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+    """softmax(q @ k.T / sqrt(D)) @ v for q, k, v (B, H, T, D); the scores and their softmax are at least float32."""
+    q, k, v = (t.contiguous().contiguous_backward() for t in (q, k, v))
+    scores = q.matmul(k.transpose(-2, -1), dtype=at_least_float32(q).dtype) / math.sqrt(q.shape[-1])  # (B, H, T, T)
+    if is_causal:
+        seen = Tensor.ones(*scores.shape[-2:], dtype=dtypes.bool).tril()
+        scores = seen.where(scores, -math.inf)
+    return scores.softmax(-1).cast(v.dtype).contiguous() @ v
+
+
+def tied_head(x: Tensor, weight: Tensor) -> Tensor:
+    """x (B, T, C) @ weight (V, C).T: logits (B, T, V rounded up to VOCAB_TILE), those past V being -inf.
+
+    -inf is what makes the padding invisible: its probability and its gradient are exactly zero.
+    """
+    B, T, C = x.shape
+    V = weight.shape[0]
+    tiles = -(-V // VOCAB_TILE)
+    # `contiguous_backward`: the gradient too is tiled, and added to the embedding's only then
+    table = cast(weight).pad(((0, tiles * VOCAB_TILE - V), None)).contiguous().contiguous_backward()
+    if not is_cpu(x):
+        logits = (cast(x).contiguous() @ table.T).contiguous()
+    else:
+        # A CPU is faster tile by tile, each small enough for its cache; the gradient of x is then a sum over the tiles.
+        x = cast(x).reshape(1, B * T, C).expand(tiles, B * T, C).contiguous_backward()
+        logits = (x @ table.reshape(tiles, VOCAB_TILE, C).transpose(1, 2)).contiguous()  # (tiles, B*T, VOCAB_TILE)
+        logits = logits.permute(1, 0, 2).reshape(B, T, tiles * VOCAB_TILE)
+    real = Tensor.arange(tiles * VOCAB_TILE) < V
+    return real.where(logits.contiguous_backward(), -math.inf)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    """logits (B, T, any), targets (B, T) -> mean of -log softmax(logits)[target] over the targets but ignore_index."""
+    logits = at_least_float32(logits)
+    index = Tensor.arange(logits.shape[-1])
+    chosen = (index == targets.unsqueeze(-1)).where(logits, 0).sum(-1)  # (B, T)
+    scored = targets != ignore_index
+    return scored.where(logits.logsumexp(-1) - chosen, 0).sum() / scored.sum()

@@ -1,0 +1,332 @@
+"""`python -m tinygrad_impl.train`: trains GPT-2, from random weights or from given ones, on any text."""
+
+import argparse
+import hashlib
+import importlib.metadata
+import math
+import os
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tinygrad import dtypes
+
+import data.stories
+from data.checkpoint import load, read_json
+from data.cli import ArgumentParser, InputError, Progress, run
+from data.config import PRESETS, GPT2Config, parameter_count, to_hf
+from data.initialize import initial_weights
+from data.loader import Loader, windows
+from data.prepare import prepare
+from data.run_folder import RunFolder, load_checkpoint
+from data.sampling import Sampler
+from data.shards import read_meta
+from data.tokenizer import VOCAB_SIZE
+from tinygrad_impl.device import card_name, open_device, peak_flops
+from tinygrad_impl.evaluate import Evaluator
+from tinygrad_impl.generate import Generator, write
+from tinygrad_impl.trainer import Trainer, learning_rate
+
+PROMPT = "Once upon a time"
+SAMPLE_TOKENS = 160
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a preset trains unless told otherwise. `lr` is for random weights; given weights take `finetune_lr`."""
+
+    batch_size: int
+    seq_len: int
+    steps: int
+    lr: float
+    finetune_lr: float
+    warmup: int
+    eval_tokens: int | None  # None: the whole validation split
+
+
+RECIPES = {
+    # about four minutes on two CPU cores
+    "tiny": Recipe(4, 64, 600, lr=4e-3, finetune_lr=4e-4, warmup=20, eval_tokens=4096),
+    "tinystories": Recipe(64, 256, 4000, lr=1e-3, finetune_lr=1e-4, warmup=100, eval_tokens=None),
+    "gpt2": Recipe(8, 1024, 4000, lr=6e-4, finetune_lr=6e-5, warmup=100, eval_tokens=262_144),
+    "gpt2-medium": Recipe(4, 1024, 4000, lr=3e-4, finetune_lr=3e-5, warmup=100, eval_tokens=262_144),
+    "gpt2-large": Recipe(2, 1024, 4000, lr=2.5e-4, finetune_lr=2.5e-5, warmup=100, eval_tokens=262_144),
+    "gpt2-xl": Recipe(1, 1024, 4000, lr=2e-4, finetune_lr=2e-5, warmup=100, eval_tokens=262_144),
+}
+
+
+def parse() -> argparse.Namespace:
+    parser = ArgumentParser(
+        prog="python -m tinygrad_impl.train",
+        description="Train GPT-2 in tinygrad. Without options: the best preset for this machine.",
+        epilog="example: python -m tinygrad_impl.train --preset tinystories --data stories.txt --out runs/mine",
+    )
+    model = parser.add_argument_group("what to train")
+    model.add_argument("--preset", help=f"the model's size: {', '.join(PRESETS)}")
+    model.add_argument(
+        "--init", help="random, gpt2 (or another name on the hub), or a folder: the weights to begin with"
+    )
+    model.add_argument(
+        "--data", help="stories (embedded), tinystories (hub), a .txt or .jsonl file, or a prepared folder"
+    )
+    model.add_argument("--out", type=Path, help="the run's folder; by default a new one in runs/")
+    model.add_argument("--resume", type=Path, metavar="RUN", help="continue a stopped run; takes no other options")
+    how = parser.add_argument_group("how to train it")
+    how.add_argument("--steps", type=int, help="updates of the weights")
+    how.add_argument("--batch-size", type=int, help="windows of text in a (micro-)batch")
+    how.add_argument("--seq-len", type=int, help="tokens in a window")
+    how.add_argument("--grad-accum", type=int, default=1, help="micro-batches an update; the same as one large batch")
+    how.add_argument("--lr", type=float, help="the highest learning rate")
+    how.add_argument(
+        "--min-lr", type=float, help="the learning rate at the end of the cosine; by default a tenth of --lr"
+    )
+    how.add_argument("--warmup", type=int, help="updates over which the learning rate rises")
+    how.add_argument("--weight-decay", type=float, default=0.1, help="of matrices; vectors never decay")
+    how.add_argument("--betas", type=float, nargs=2, default=(0.9, 0.95), metavar=("BETA1", "BETA2"), help="AdamW's")
+    how.add_argument("--clip", type=float, default=1.0, help="the largest global norm of the gradients")
+    how.add_argument("--dtype", choices=("float32", "bfloat16"), help="of products; weights stay float32")
+    how.add_argument("--seed", type=int, default=1337, help="of the weights, the order of the data and the samples")
+    how.add_argument("--device", help="CPU, CUDA, METAL, ...; by default the best there is")
+    show = parser.add_argument_group("what to measure and keep")
+    show.add_argument("--eval-every", type=int, help="steps between validation losses")
+    show.add_argument(
+        "--eval-tokens", type=int, help="validate on the split's first tokens, so many; 0 is the whole split"
+    )
+    show.add_argument("--sample-every", type=int, help="steps between samples")
+    show.add_argument("--save-every", type=int, help="steps between checkpoints; the last is always kept")
+    args = parser.parse_args()
+    if args.resume:
+        given = [o for o in sys.argv[1:] if o.startswith("--") and o.partition("=")[0] != "--resume"]
+        if given:
+            raise InputError(f"--resume takes all options from the run, so it goes without {given[0]}; leave that out")
+        return resumed(args.resume)
+    return args
+
+
+def resumed(folder: Path) -> argparse.Namespace:
+    """The options of the run in `folder`, as `complete` left them."""
+    if not (folder / "run.json").is_file():
+        raise InputError(f"{folder} holds no run (it has no run.json); pass the folder of one")
+    options = read_json(folder / "run.json").get("options")
+    expected = {
+        "preset",
+        "init",
+        "data",
+        "steps",
+        "batch_size",
+        "seq_len",
+        "grad_accum",
+        "lr",
+        "min_lr",
+        "dtype",
+        "seed",
+    }
+    if not isinstance(options, dict) or not expected <= options.keys():
+        raise InputError(f"{folder / 'run.json'} is damaged; start a new run")
+    return argparse.Namespace(**options | {"out": folder, "resume": folder})
+
+
+def complete(args: argparse.Namespace, device: str) -> tuple[GPT2Config, dict[str, np.ndarray] | None]:
+    """Fills in the options that were left out and checks them all. Returns the configuration, and given weights."""
+    if args.preset is not None and args.preset not in PRESETS:
+        raise InputError(f"there is no preset {args.preset}; the presets are {', '.join(PRESETS)}")
+    if device != "CPU" and args.preset is None and args.init is None:
+        try:
+            arrays: dict[str, np.ndarray] | None
+            config, arrays = load("gpt2")
+            args.preset, args.init, args.data = "gpt2", "gpt2", args.data or "tinystories"
+        except InputError as e:
+            print(f"Without the pretrained gpt2 ({e}): preset tinystories, from random weights.")
+            args.preset = "tinystories"
+    if args.init in (None, "random"):
+        args.init, args.preset = "random", args.preset or "tiny"
+        config, arrays = PRESETS[args.preset], None
+    else:
+        config, arrays = load(args.init)
+        if args.preset and config != PRESETS[args.preset]:
+            raise InputError(
+                f"the weights of {args.init} are of another size than preset {args.preset}; leave out one of them"
+            )
+    recipe = RECIPES[args.preset or next((n for n, c in PRESETS.items() if c == config), "gpt2")]
+
+    defaults = {
+        "data": "stories",
+        "dtype": "bfloat16" if device == "CUDA" else "float32",
+        "lr": recipe.lr if arrays is None else recipe.finetune_lr,
+        "seq_len": min(recipe.seq_len, config.n_positions),
+    } | {name: getattr(recipe, name) for name in ("steps", "batch_size", "eval_tokens")}
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.warmup = min(recipe.warmup, args.steps // 10) if args.warmup is None else args.warmup
+    args.min_lr = args.lr / 10 if args.min_lr is None else args.min_lr
+    args.eval_tokens = args.eval_tokens or None
+    for name, share in (("eval_every", 10), ("sample_every", 4), ("save_every", 1)):
+        if getattr(args, name) is None:
+            setattr(args, name, max(1, args.steps // share))
+
+    counts = ("steps", "batch_size", "seq_len", "grad_accum", "eval_every", "sample_every", "save_every")
+    rules = {name: (1, math.inf, "a whole number of at least 1") for name in counts}
+    rules |= {name: (0, math.inf, "a number of at least 0") for name in ("warmup", "seed", "weight_decay", "min_lr")}
+    rules |= {"lr": (1e-30, math.inf, "a number above 0"), "clip": (1e-30, math.inf, "a number above 0")}
+    for name, (least, most, wanted) in rules.items():
+        if not least <= getattr(args, name) < most:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}; give {wanted}")
+    if args.eval_tokens is not None and args.eval_tokens < 0:
+        raise InputError(f"--eval-tokens is {args.eval_tokens}; give a whole number of at least 0")
+    if not all(0 <= beta < 1 for beta in args.betas):
+        raise InputError(f"--betas are {args.betas[0]} and {args.betas[1]}; give two numbers from 0 to below 1")
+    if args.min_lr > args.lr:
+        raise InputError(f"--min-lr {args.min_lr} is above --lr {args.lr}; give a smaller one")
+    if config.vocab_size < VOCAB_SIZE:
+        raise InputError(f"the model has {config.vocab_size} tokens, the tokenizer {VOCAB_SIZE}; choose other weights")
+    if args.seq_len > config.n_positions:
+        raise InputError(
+            f"--seq-len {args.seq_len} is over the model's context of {config.n_positions} tokens; give fewer"
+        )
+    return config, arrays
+
+
+def prepared(source: str) -> Path:
+    """The folder of prepared data for `source`: itself if it is one, else one in runs/data, made now unless it is there."""
+    if os.path.isdir(source):
+        return Path(source)
+    if source == "stories":
+        identity = Path(data.stories.__file__).read_text(encoding="utf-8")
+    elif os.path.isfile(source):
+        stat = os.stat(source)
+        identity = f"{os.path.realpath(source)} {stat.st_size} {stat.st_mtime_ns}"
+    else:
+        identity = source
+    folder = Path("runs", "data", f"{Path(source).stem}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}")
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        print(f"Preparing {source} in {folder}", flush=True)
+        prepare(source, folder)
+    return folder
+
+
+def describe(args: argparse.Namespace, config: GPT2Config, device: str, card: str, folder: Path) -> dict[str, Any]:
+    """What run.json says."""
+    packages = ("tinygrad", "numpy", "tiktoken", "safetensors")
+    return {
+        "command": ["python", "-m", "tinygrad_impl.train", *sys.argv[1:]],
+        "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "resume"},
+        "seed": args.seed,
+        "config": to_hf(config),
+        "parameters": parameter_count(config),
+        "data": {"folder": str(folder), "checksum": read_meta(folder)["checksum"]},
+        "device": device,
+        "card": card,
+        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
+    }
+
+
+def main() -> None:
+    args = parse()
+    device = open_device(args.device)
+    card = card_name(device)
+    if args.resume:
+        config, arrays, moments, state = load_checkpoint(args.resume)
+        if state["step"] >= args.steps:
+            raise InputError(f"{args.resume} is finished, with all its {args.steps} steps; start a new run")
+    else:
+        config, given = complete(args, device)
+        arrays = given or initial_weights(config, args.seed)
+        arrays = {name: a.astype(np.float32) for name, a in arrays.items()}
+        state = {"step": 0, "tokens": 0, "seconds": 0.0}
+
+    folder = prepared(args.data)
+    loader = Loader(folder, "train", args.batch_size * args.grad_accum, args.seq_len, args.seed)
+    autocast = dtypes.bfloat16 if args.dtype == "bfloat16" else None
+    trainer = Trainer(
+        config, arrays, betas=tuple(args.betas), weight_decay=args.weight_decay, clip=args.clip, autocast=autocast
+    )
+    if args.resume:
+        out = RunFolder.resume(args.out, state["step"])
+        loader.restore(state["loader"])
+        trainer.restore(moments, state["step"])
+    else:
+        args.out = args.out or Path("runs", time.strftime(f"{args.preset or 'finetune'}-%Y%m%d-%H%M%S"))
+        out = RunFolder.create(args.out, describe(args, config, device, card, folder))
+
+    evaluator, generator = Evaluator(trainer.model, autocast), Generator(trainer.model)
+    tokens_a_step = args.batch_size * args.grad_accum * args.seq_len
+    # a product of an (in, out) matrix is 2 in*out operations a token forward and twice that backward; attention adds
+    # 2 products of T x C a layer (PaLM, Chowdhery et al. 2022, appendix B). The position table is looked up only.
+    multiplied = parameter_count(config) - config.n_positions * config.n_embd
+    flops_a_token = 6 * multiplied + 12 * config.n_layer * config.n_embd * args.seq_len
+    peak = peak_flops(card, args.dtype == "bfloat16")
+
+    def validate() -> float:
+        return evaluator(windows(folder, "valid", args.batch_size, args.seq_len, args.eval_tokens))
+
+    def sample() -> None:
+        length = min(SAMPLE_TOKENS, config.n_positions - 8)  # with the prompt, no longer than the context
+        sampler = Sampler(temperature=0.8, top_k=40, seed=args.seed)
+        out.add_sample(trainer.steps, write(generator, PROMPT, length, 1, sampler)[0])
+
+    def save() -> None:
+        state = {"step": trainer.steps, "tokens": tokens, "seconds": seconds, "loader": loader.state()}
+        out.save_checkpoint(config, trainer.model.arrays(), trainer.moments(), state)
+
+    size = f"{parameter_count(config) / 1e6:.1f}M parameters"
+    print(
+        f"Training {args.preset or args.init} ({size}, from {'the run' if args.resume else args.init}) on {card}, {args.dtype}"
+    )
+    print(
+        f"  data {folder}, {loader.tokens:,} tokens; {args.steps} steps of {tokens_a_step:,} tokens; run folder {args.out}"
+    )
+    tokens, seconds = state["tokens"], state["seconds"]
+    if not args.resume:
+        started = time.perf_counter()
+        val_loss = validate()
+        out.add_metrics({"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": val_loss})
+        sample()
+        save()
+        print(
+            f"  before training: validation loss {val_loss:.3f} ({time.perf_counter() - started:.0f} s, compiling included)"
+        )
+
+    with Progress(total=args.steps, initial=trainer.steps, desc="training", unit="step") as progress:
+        while trainer.steps < args.steps:
+            started = time.perf_counter()
+            lr = learning_rate(trainer.steps, args.steps, args.lr, args.min_lr, args.warmup)
+            x, y = loader.next_batch()  # (grad_accum * B, T), in as many micro-batches
+            batches = list(zip(np.split(x, args.grad_accum), np.split(y, args.grad_accum), strict=True))
+            loss, grad_norm = trainer.step(batches, lr)
+            if not math.isfinite(loss + grad_norm):
+                raise InputError(
+                    f"the loss is {loss} and the gradient's norm {grad_norm} at step {trainer.steps}; "
+                    f"start again with an --lr below {args.lr}, or from the checkpoints in {args.out}"
+                )
+            elapsed = time.perf_counter() - started
+            tokens, seconds = tokens + tokens_a_step, seconds + elapsed
+            rate = tokens_a_step / elapsed
+            row = {"step": trainer.steps, "loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens": tokens}
+            row |= {"seconds": round(seconds, 3), "tokens_per_second": round(rate, 1)}
+            if trainer.steps % args.eval_every == 0 or trainer.steps == args.steps:
+                row["val_loss"] = val_loss = validate()
+            out.add_metrics(row)
+            mfu = f", MFU {flops_a_token * rate / peak:.1%}" if peak else ""
+            progress.set_postfix_str(f"loss {loss:.3f}, val {val_loss:.3f}, {rate:,.0f} tok/s{mfu}", refresh=False)
+            progress.update()
+            ends = trainer.steps == args.steps
+            if ends or trainer.steps % args.sample_every == 0:
+                sample()
+            if ends or trainer.steps % args.save_every == 0:
+                save()
+                out.draw()
+    for when, (step, text) in (("before training", out.samples[0]), (f"after {trainer.steps} steps", out.samples[-1])):
+        print(f"\n--- {when} (step {step}) ---\n{text}")
+    first, last = (f"{row['val_loss']:.3f}" for row in (out.metrics[0], out.metrics[-1]))
+    print(f"\nValidation loss {first} -> {last}, {seconds:.0f} s of training. All of it is in {args.out}; try:")
+    print(f'  python -m tinygrad_impl.generate --model {args.out} --prompt "{PROMPT}"')
+
+
+if __name__ == "__main__":
+    run(main)

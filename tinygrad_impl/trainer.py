@@ -1,0 +1,109 @@
+"""One training step: accumulated gradients, clipping by global norm, AdamW. torch_ref/trainer.py is its reference."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from tinygrad import Tensor, TinyJit, nn
+from tinygrad.dtype import DType
+
+import tinygrad_impl.functional as F
+from data.config import GPT2Config
+from tinygrad_impl.model import GPT2
+
+
+def learning_rate(step: int, steps: int, peak: float, minimum: float, warmup: int) -> float:
+    """The rate of step 0, 1, ... steps - 1: up in a line over `warmup` steps, then down to `minimum` along a cosine."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Trainer:
+    """GPT-2 and its AdamW (Loshchilov & Hutter 2019, decoupled weight decay; matrices decay, vectors don't).
+
+    `arrays` are the parameters by name. `autocast` is the dtype of products, or None for the parameters' own; parameters,
+    gradients and moments keep the arrays' dtype throughout. `clip` bounds the global norm of the gradients.
+    """
+
+    def __init__(
+        self,
+        config: GPT2Config,
+        arrays: Mapping[str, np.ndarray],
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        clip: float = 1.0,
+        autocast: DType | None = None,
+    ):
+        self.model = GPT2(config, arrays)
+        self.parameters = nn.state.get_state_dict(self.model)
+        self.betas, self.eps, self.weight_decay, self.clip, self.autocast = betas, eps, weight_decay, clip, autocast
+        self.steps = 0
+        self.dtype = arrays["wte.weight"].dtype
+        self.exp_avg = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
+        self.exp_avg_sq = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
+        self.gradients = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
+        self.loss = self._zeros(())
+        # Two compiled graphs for any number of micro-batches. Their inputs are tensors: a Python number would be frozen.
+        self._accumulate = TinyJit(self.accumulate)
+        self._update = TinyJit(self.update)
+
+    def step(self, batches: Sequence[tuple[np.ndarray, np.ndarray]], lr: float) -> tuple[float, float]:
+        """One update from micro-batches (x, y) of integers (B, T). Returns their mean loss and the gradient's norm,
+        both from before the update, the norm from before clipping.
+        """
+        for i, (x, y) in enumerate(batches):
+            self._accumulate(self._tensor(x), self._tensor(y), self._tensor(np.array([i > 0])))
+        self.steps += 1
+        beta1, beta2 = self.betas
+        scalars = [1 / len(batches), lr, 1 - beta1**self.steps, 1 - beta2**self.steps]  # in Python's float64
+        loss, norm = self._update(self._tensor(np.array(scalars, self.dtype)))
+        return loss.item(), norm.item()
+
+    def accumulate(self, x: Tensor, y: Tensor, more: Tensor) -> None:
+        """Adds the loss and gradients of (x, y) to the totals, or begins them anew unless `more`."""
+        with F.autocast(self.autocast):
+            _, loss = self.model(x, y)
+        assert loss is not None
+        totals = [self.loss, *self.gradients.values()]
+        for total, new in zip(totals, [loss, *loss.gradient(*self.parameters.values())], strict=True):
+            total.assign(more[0].where(total, 0) + new)
+        Tensor.realize(*totals)
+
+    def update(self, scalars: Tensor) -> tuple[Tensor, Tensor]:
+        """AdamW's step from the totals; scalars: 1 / micro-batches, learning rate, 1 - beta1^t, 1 - beta2^t."""
+        share, lr, correction1, correction2 = (scalars[i] for i in range(4))
+        squares = [g.square().sum() for g in self.gradients.values()]
+        norm = Tensor.stack(*squares).sum().sqrt() * share
+        scale = (share * (self.clip / (norm + 1e-6)).minimum(1)).contiguous()  # torch.nn.utils.clip_grad_norm_
+        beta1, beta2 = self.betas
+        for name, p in self.parameters.items():
+            g, m, v = self.gradients[name] * scale, self.exp_avg[name], self.exp_avg_sq[name]
+            m.assign(beta1 * m + (1 - beta1) * g)
+            v.assign(beta2 * v + (1 - beta2) * g * g)
+            decay = self.weight_decay if p.ndim == 2 else 0.0
+            p.assign(p * (1 - lr * decay) - (lr / correction1) * m / ((v / correction2).sqrt() + self.eps))
+        loss = self.loss * share
+        Tensor.realize(loss, norm, *self.exp_avg.values(), *self.exp_avg_sq.values(), *self.parameters.values())
+        return loss, norm
+
+    def moments(self) -> dict[str, np.ndarray]:
+        """AdamW's state but for `steps`: exp_avg.NAME and exp_avg_sq.NAME, shaped like parameter NAME."""
+        state = {f"exp_avg.{name}": t for name, t in self.exp_avg.items()}
+        state |= {f"exp_avg_sq.{name}": t for name, t in self.exp_avg_sq.items()}
+        return {name: t.numpy() for name, t in state.items()}
+
+    def restore(self, moments: Mapping[str, np.ndarray], steps: int) -> None:
+        """Goes on from `moments()` after `steps` steps."""
+        self.steps = steps
+        for name in self.parameters:
+            self.exp_avg[name].replace(self._tensor(moments[f"exp_avg.{name}"]))
+            self.exp_avg_sq[name].replace(self._tensor(moments[f"exp_avg_sq.{name}"]))
+
+    def _zeros(self, shape: tuple[int, ...]) -> Tensor:
+        return Tensor.zeros(*shape, dtype=self.model.wte.weight.dtype).contiguous().realize()
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return Tensor(array).realize()

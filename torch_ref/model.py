@@ -1,0 +1,119 @@
+"""GPT-2 in PyTorch: the reference. tinygrad_impl/model.py is the same file in tinygrad, line against line.
+
+The architecture is that of Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", as Hugging Face
+ships it: the same parameter names, shapes and order ("Conv1D" weights are [in, out]), so that checkpoints need no
+renaming and no transposing. There is no dropout.
+
+In the comments B is the batch, T the sequence length, C = n_embd, H = n_head, D = C / H, V = vocab_size.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.config import GPT2Config
+
+
+class Conv1D(nn.Module):
+    """x @ weight + bias, with weight [in, out]: the transpose of nn.Linear's, as in OpenAI's code."""
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_in, n_out))
+        self.bias = nn.Parameter(torch.empty(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.T, self.bias)  # (..., in) -> (..., out)
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention in which a position sees itself and what came before (Vaswani et al. 2017, section 3.2)."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        qkv = self.c_attn(x)  # (B, T, C) -> (B, T, 3C)
+        q, k, v = (t.reshape(B, T, self.n_head, -1).transpose(1, 2) for t in qkv.split(C, dim=2))  # each (B, H, T, D)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # softmax(q @ k.T / sqrt(D)) @ v: (B, H, T, D)
+        y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
+        return self.c_proj(y)
+
+
+class MLP(nn.Module):
+    """Two layers, four times as wide inside, with the tanh form of GELU (Hendrycks & Gimpel 2016; HF's gelu_new)."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.c_fc = Conv1D(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Conv1D(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, C) -> (B, T, 4C)
+        return self.c_proj(x)  # -> (B, T, C)
+
+
+class Block(nn.Module):
+    """One layer: attention, then MLP, each on the normalised stream and added to it (pre-norm)."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        x = x + self.mlp(self.ln_2(x))
+        return x
+
+
+class GPT2(nn.Module):
+    """The language model. Its head is tied to the token embedding: there is no lm_head parameter.
+
+    `arrays` are the parameters by name, as data/checkpoint.py loads them; the model computes in their dtype, or with
+    bfloat16 products inside `torch.autocast`.
+    """
+
+    def __init__(self, config: GPT2Config, arrays: Mapping[str, np.ndarray]):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()}, assign=True)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """tokens, targets: integers (B, T), T <= n_positions. Gives logits (B, T, V) and, given targets, the loss: the
+        mean of -log p(target) in nats, a scalar, over the targets that are not -100.
+        """
+        logits = self.head(self.hidden(tokens))
+        if targets is None:
+            return logits, None
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.long().flatten(), ignore_index=-100)
+        return logits, loss
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T) -> the stream after the last layer, normalised: (B, T, C)."""
+        T = tokens.shape[1]
+        x = F.embedding(tokens, self.wte.weight) + self.wpe.weight[:T]  # (B, T, C) + (T, C)
+        for block in self.h:
+            x = block(x)
+        return self.ln_f(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> logits (B, T, V)."""
+        return F.linear(x, self.wte.weight)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The parameters by name, copied."""
+        return {name: p.detach().cpu().numpy().copy() for name, p in self.named_parameters()}

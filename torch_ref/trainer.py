@@ -1,0 +1,66 @@
+"""One training step: accumulated gradients, clipping by global norm, AdamW. tinygrad_impl/trainer.py is its port."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from data.config import GPT2Config
+from torch_ref.model import GPT2
+
+
+def learning_rate(step: int, steps: int, peak: float, minimum: float, warmup: int) -> float:
+    """The rate of step 0, 1, ... steps - 1: up in a line over `warmup` steps, then down to `minimum` along a cosine."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Trainer:
+    """GPT-2 and its AdamW (Loshchilov & Hutter 2019, decoupled weight decay; matrices decay, vectors don't).
+
+    `arrays` are the parameters by name. `autocast` is the dtype of products, or None for the parameters' own; parameters,
+    gradients and moments keep the arrays' dtype throughout. `clip` bounds the global norm of the gradients. `compile`
+    puts torch.compile before the model.
+    """
+
+    def __init__(
+        self,
+        config: GPT2Config,
+        arrays: Mapping[str, np.ndarray],
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        clip: float = 1.0,
+        autocast: torch.dtype | None = None,
+        device: str = "cpu",
+        compile: bool = False,
+    ):
+        self.model = GPT2(config, arrays).to(device)
+        self.forward = torch.compile(self.model) if compile else self.model
+        self.parameters = dict(self.model.named_parameters())
+        self.clip, self.autocast, self.device = clip, autocast, device
+        groups = [
+            {"params": [p for p in self.parameters.values() if p.ndim == 2], "weight_decay": weight_decay},
+            {"params": [p for p in self.parameters.values() if p.ndim != 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=eps)
+
+    def step(self, batches: Sequence[tuple[np.ndarray, np.ndarray]], lr: float) -> tuple[float, float]:
+        """One update from micro-batches (x, y) of integers (B, T). Returns their mean loss and the gradient's norm,
+        both from before the update, the norm from before clipping.
+        """
+        self.optimizer.zero_grad()
+        total = 0.0
+        for x, y in batches:
+            with torch.autocast(self.device, self.autocast, enabled=self.autocast is not None):
+                _, loss = self.forward(torch.tensor(x, device=self.device), torch.tensor(y, device=self.device))
+            (loss / len(batches)).backward()
+            total += loss.item() / len(batches)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        return total, norm.item()
