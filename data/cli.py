@@ -2,7 +2,9 @@
 
 import argparse
 import errno
+import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -19,6 +21,35 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number of at least `least`."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"-?[0-9]{1,18}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least {least}")
+        return int(text)
+
+    return parse
+
+
+def real(above: float, below: float = math.inf, *, closed: bool = True) -> Callable[[str], float]:
+    """An argparse type: a number from `above` (itself too, if `closed`) to below `below`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not above <= value < below or (value == above and not closed):
+            least = f"of at least {above}" if closed else f"above {above}"
+            raise argparse.ArgumentTypeError(
+                f"{text} is not a number {least}" + f" and below {below}" * (below < math.inf)
+            )
+        return value
+
+    return parse
 
 
 def run(main: Callable[[], None]) -> NoReturn:

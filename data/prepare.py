@@ -149,9 +149,9 @@ def _write_splits(
                     documents[split] += count
     for split, count in documents.items():
         if not count:
-            names = ", ".join(text.name for text, _ in jobs)
+            found = f"{sum(documents.values()):,} document(s) of {jobs[0][0].name}"
             raise InputError(
-                f"no document of {names} fell to {split}; give --valid another fraction, or a source of validation text"
+                f"none of the {found} fell to {split}; give --valid another fraction, or a source of validation text"
             )
     held_out, fraction = jobs[-1]
     sources = {"train": jobs[0][0].name, "valid": held_out.name if fraction == 1 else f"{fraction} of {held_out.name}"}

@@ -32,6 +32,14 @@ matplotlib.use("Agg")  # draw to files: a training machine has no screen
 import matplotlib.pyplot as plt
 
 
+def refuse_occupied(path: Path) -> None:
+    """Raises `InputError` unless a run can be written to `path`: nothing is there, or an empty folder."""
+    if (path / "run.json").exists():
+        raise InputError(f"{path} holds a run; pass `--resume {path}` to continue it, or another --out")
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path} is there and is not empty; pass another --out")
+
+
 class RunFolder:
     """A run's folder, opened to write into."""
 
@@ -42,11 +50,8 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, run: dict[str, Any]) -> "RunFolder":
-        """Makes the folder and its run.json. Raises `InputError` where there is something already."""
-        if (path / "run.json").exists():
-            raise InputError(f"{path} holds a run; pass `--resume {path}` to continue it, or another --out")
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise InputError(f"{path} is there and is not empty; pass another --out")
+        """Makes the folder and its run.json. Raises `InputError` as `refuse_occupied` does."""
+        refuse_occupied(path)
         (path / "checkpoints").mkdir(parents=True)
         with atomic_write(path / "run.json", "w") as f:
             f.write(json.dumps(run, indent=2) + "\n")

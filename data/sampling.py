@@ -8,9 +8,9 @@ from data.cli import InputError
 class Sampler:
     """Draws tokens: greedily at temperature 0, otherwise from softmax(logits / temperature).
 
-    `top_k` keeps the k likeliest tokens (Fan et al. 2018); `top_p` then the fewest whose probability reaches p (Holtzman et
-    al. 2020). Everything is computed in float64 from one stream of random numbers, PCG64 from `seed`, one number a row a
-    token, used or not, so that what one row draws never depends on another row. Raises `InputError` on a value out of range.
+    `top_k` keeps the k likeliest tokens (Fan et al. 2018); `top_p` then the fewest that reach probability p (Holtzman
+    et al. 2020). All is computed in float64 from one stream of random numbers, PCG64 from `seed`: one number a row a
+    call, used or not, so that no row depends on what another draws. Raises `InputError` on a value out of range.
     """
 
     def __init__(self, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, seed: int = 0):

@@ -65,7 +65,7 @@ class ShardWriter:
         if self._file and e is None:
             self._finish(self._file)
         elif self._file:
-            self._open.__exit__(kind, e, tb)
+            self._context.__exit__(kind, e, tb)
 
     def write(self, tokens: np.ndarray) -> None:
         """Appends `tokens` (uint16, 1-d), each below `VOCAB_SIZE`."""
@@ -84,8 +84,8 @@ class ShardWriter:
         self._name = f"{self.split}-{len(self.shards):05d}.bin"
         self._count = 0
         self._sha256 = hashlib.sha256()
-        self._open = atomic_write(self.folder / self._name)
-        self._file = self._open.__enter__()
+        self._context = atomic_write(self.folder / self._name)
+        self._file = self._context.__enter__()
         self._file.write(bytes(HEADER.size))  # the header says what follows, so it is written last
         return self._file
 
@@ -93,7 +93,7 @@ class ShardWriter:
         file.seek(0)
         file.write(HEADER.pack(MAGIC, VERSION, VOCAB_SIZE, self._count, self._sha256.digest()))
         self._file = None
-        self._open.__exit__(None, None, None)
+        self._context.__exit__(None, None, None)
         self.shards.append({"name": self._name, "tokens": self._count, "sha256": self._sha256.hexdigest()})
 
 

@@ -35,7 +35,7 @@ HUB_FILES = {
 HUB_TIMEOUT = 10  # seconds
 
 BLOCK = 1 << 16  # bytes read at a time; strings of a MiB would leave holes in the heap, and it would grow
-LONGEST_DOCUMENT = 1 << 20  # characters
+LONGEST_DOCUMENT = 1 << 16  # characters: some 16,000 tokens, many times the context of any GPT-2
 LONGEST_LINE = 64 << 20  # bytes of one JSON line, which has to be parsed whole
 
 Advance = Callable[[int], object]

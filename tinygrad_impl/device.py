@@ -38,7 +38,7 @@ def is_clang(command: str) -> bool:
 def provide_clang() -> None:
     """Points CC at a clang: the one CC names already, one on the PATH, or the one inside PyPI's ziglang.
 
-    tinygrad's CPU device compiles with $CC and clang's flags; gcc does not take them. Where there is none, CC is emptied.
+    tinygrad's CPU device compiles with $CC and clang's flags, which gcc does not take. If there is none, CC is empty.
     """
     names = ["clang", *(f"clang-{version}" for version in range(30, 12, -1))]
     for command in [os.environ.get("CC"), *map(shutil.which, names)]:
@@ -54,7 +54,7 @@ def provide_clang() -> None:
 
 
 def open_device(name: str | None) -> str:
-    """Makes `name` (such as CPU, CUDA, METAL, AMD) tinygrad's device, or else what DEV names, or else the best there is.
+    """Makes `name` (CPU, CUDA, METAL, AMD, ...) tinygrad's device, or else what DEV names, or else the best there is.
 
     Returns its name. Raises `InputError` where it does not exist or has no compiler.
     """

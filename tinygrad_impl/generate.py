@@ -6,7 +6,7 @@ import numpy as np
 from tinygrad import Tensor, TinyJit
 
 from data.checkpoint import load
-from data.cli import ArgumentParser, InputError, run
+from data.cli import ArgumentParser, real, run, whole
 from data.sampling import Sampler
 from data.tokenizer import EOT, tokenizer
 from tinygrad_impl.device import open_device
@@ -52,18 +52,27 @@ class Generator:
 
 
 def write(generator: Generator, prompt: str, max_new_tokens: int, num_samples: int, sampler: Sampler) -> list[str]:
-    """`num_samples` continuations of a prompt, each with the prompt before it. An empty prompt begins a new document."""
+    """`num_samples` continuations of a prompt, the prompt included. An empty prompt begins a new document."""
     tokens = tokenizer().encode_ordinary(prompt) or [EOT]
     return [prompt + tokenizer().decode(new) for new in generator([tokens] * num_samples, max_new_tokens, sampler)]
 
 
 def add_sampling_options(parser: ArgumentParser) -> None:
     """The options that `generate` and `compare` share."""
-    parser.add_argument("--max-new-tokens", type=int, default=200, help="stop there, or at the end of the text")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token each time")
-    parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens only")
-    parser.add_argument("--top-p", type=float, help="draw from the fewest tokens that reach this probability only")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text")
+    parser.add_argument(
+        "--max-new-tokens", type=whole(1), default=200, metavar="N", help="stop there, or at the end of the text"
+    )
+    parser.add_argument(
+        "--temperature", type=real(0), default=0.8, metavar="X", help="0 takes the likeliest token each time"
+    )
+    parser.add_argument("--top-k", type=whole(1), metavar="N", help="draw from the k likeliest tokens only")
+    parser.add_argument(
+        "--top-p",
+        type=real(0, closed=False),
+        metavar="X",
+        help="draw from the fewest tokens that reach this probability only",
+    )
+    parser.add_argument("--seed", type=whole(0), metavar="N", default=0, help="the same seed gives the same text")
     parser.add_argument("--device", help="CPU, CUDA, METAL, ...; by default the best there is")
 
 
@@ -71,18 +80,15 @@ def main() -> None:
     parser = ArgumentParser(
         prog="python -m tinygrad_impl.generate",
         description="Continue a prompt. A text longer than the model's context goes on from its last tokens.",
-        epilog='example: python -m tinygrad_impl.generate --model runs/my-run --prompt "Once upon a time" --num-samples 3',
+        epilog='example: python -m tinygrad_impl.generate --model runs/mine --prompt "One day" --num-samples 3',
     )
     parser.add_argument(
         "--model", required=True, help="a run, a folder with config.json and model.safetensors, or gpt2"
     )
     parser.add_argument("--prompt", default="Once upon a time", help="the text to continue")
-    parser.add_argument("--num-samples", type=int, default=1)
+    parser.add_argument("--num-samples", type=whole(1), default=1, metavar="N", help="texts to write")
     add_sampling_options(parser)
     args = parser.parse_args()
-    for name in ("max_new_tokens", "num_samples"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}; give a whole number of at least 1")
     sampler = Sampler(args.temperature, args.top_k, args.top_p, args.seed)
     config, arrays = load(args.model)
     open_device(args.device)

@@ -17,12 +17,12 @@ from tinygrad import dtypes
 
 import data.stories
 from data.checkpoint import load, read_json
-from data.cli import ArgumentParser, InputError, Progress, run
+from data.cli import ArgumentParser, InputError, Progress, real, run, whole
 from data.config import PRESETS, GPT2Config, parameter_count, to_hf
 from data.initialize import initial_weights
 from data.loader import Loader, windows
 from data.prepare import prepare
-from data.run_folder import RunFolder, load_checkpoint
+from data.run_folder import RunFolder, load_checkpoint, refuse_occupied
 from data.sampling import Sampler
 from data.shards import read_meta
 from data.tokenizer import VOCAB_SIZE
@@ -45,13 +45,14 @@ class Recipe:
     lr: float
     finetune_lr: float
     warmup: int
-    eval_tokens: int | None  # None: the whole validation split
+    eval_tokens: int  # 0: the whole validation split
+    betas: tuple[float, float] = (0.9, 0.95)
 
 
 RECIPES = {
     # about four minutes on two CPU cores
-    "tiny": Recipe(4, 64, 600, lr=4e-3, finetune_lr=4e-4, warmup=20, eval_tokens=4096),
-    "tinystories": Recipe(64, 256, 4000, lr=1e-3, finetune_lr=1e-4, warmup=100, eval_tokens=None),
+    "tiny": Recipe(4, 64, 600, lr=5e-3, finetune_lr=5e-4, warmup=20, eval_tokens=4096, betas=(0.9, 0.99)),
+    "tinystories": Recipe(64, 256, 4000, lr=1e-3, finetune_lr=1e-4, warmup=100, eval_tokens=0),
     "gpt2": Recipe(8, 1024, 4000, lr=6e-4, finetune_lr=6e-5, warmup=100, eval_tokens=262_144),
     "gpt2-medium": Recipe(4, 1024, 4000, lr=3e-4, finetune_lr=3e-5, warmup=100, eval_tokens=262_144),
     "gpt2-large": Recipe(2, 1024, 4000, lr=2.5e-4, finetune_lr=2.5e-5, warmup=100, eval_tokens=262_144),
@@ -59,81 +60,66 @@ RECIPES = {
 }
 
 
-def parse() -> argparse.Namespace:
+def parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m tinygrad_impl.train",
         description="Train GPT-2 in tinygrad. Without options: the best preset for this machine.",
         epilog="example: python -m tinygrad_impl.train --preset tinystories --data stories.txt --out runs/mine",
     )
     model = parser.add_argument_group("what to train")
-    model.add_argument("--preset", help=f"the model's size: {', '.join(PRESETS)}")
-    model.add_argument(
-        "--init", help="random, gpt2 (or another name on the hub), or a folder: the weights to begin with"
-    )
-    model.add_argument(
-        "--data", help="stories (embedded), tinystories (hub), a .txt or .jsonl file, or a prepared folder"
-    )
-    model.add_argument("--out", type=Path, help="the run's folder; by default a new one in runs/")
+    model.add_argument("--preset", choices=PRESETS, help="the model's size")
+    model.add_argument("--init", help="the weights to begin with: random, gpt2 (or another on the hub), or a folder")
+    model.add_argument("--data", help="stories (embedded), tinystories (hub), a .txt or .jsonl, or a prepared folder")
+    model.add_argument("--out", type=Path, metavar="RUN", help="the run's folder; by default a new one in runs/")
     model.add_argument("--resume", type=Path, metavar="RUN", help="continue a stopped run; takes no other options")
     how = parser.add_argument_group("how to train it")
-    how.add_argument("--steps", type=int, help="updates of the weights")
-    how.add_argument("--batch-size", type=int, help="windows of text in a (micro-)batch")
-    how.add_argument("--seq-len", type=int, help="tokens in a window")
-    how.add_argument("--grad-accum", type=int, default=1, help="micro-batches an update; the same as one large batch")
-    how.add_argument("--lr", type=float, help="the highest learning rate")
-    how.add_argument(
-        "--min-lr", type=float, help="the learning rate at the end of the cosine; by default a tenth of --lr"
-    )
-    how.add_argument("--warmup", type=int, help="updates over which the learning rate rises")
-    how.add_argument("--weight-decay", type=float, default=0.1, help="of matrices; vectors never decay")
-    how.add_argument("--betas", type=float, nargs=2, default=(0.9, 0.95), metavar=("BETA1", "BETA2"), help="AdamW's")
-    how.add_argument("--clip", type=float, default=1.0, help="the largest global norm of the gradients")
+    how.add_argument("--steps", type=whole(1), metavar="N", help="updates of the weights")
+    how.add_argument("--batch-size", type=whole(1), metavar="N", help="windows of text in a (micro-)batch")
+    how.add_argument("--seq-len", type=whole(1), metavar="N", help="tokens in a window")
+    how.add_argument("--grad-accum", type=whole(1), default=1, metavar="N", help="micro-batches an update")
+    how.add_argument("--lr", type=real(0, closed=False), metavar="X", help="the highest learning rate")
+    how.add_argument("--min-lr", type=real(0), metavar="X", help="the rate the cosine ends in; by default lr / 10")
+    how.add_argument("--warmup", type=whole(0), metavar="N", help="updates over which the learning rate rises")
+    how.add_argument("--weight-decay", type=real(0), default=0.1, metavar="X", help="of matrices; vectors never decay")
+    how.add_argument("--betas", type=real(0, 1), nargs=2, metavar=("BETA1", "BETA2"), help="AdamW's")
+    how.add_argument("--clip", type=real(0, closed=False), default=1.0, metavar="X", help="the gradients' largest norm")
     how.add_argument("--dtype", choices=("float32", "bfloat16"), help="of products; weights stay float32")
-    how.add_argument("--seed", type=int, default=1337, help="of the weights, the order of the data and the samples")
+    how.add_argument("--seed", type=whole(0), default=1337, metavar="N", help="of weights, order of data, and samples")
     how.add_argument("--device", help="CPU, CUDA, METAL, ...; by default the best there is")
-    show = parser.add_argument_group("what to measure and keep")
-    show.add_argument("--eval-every", type=int, help="steps between validation losses")
-    show.add_argument(
-        "--eval-tokens", type=int, help="validate on the split's first tokens, so many; 0 is the whole split"
+    keep = parser.add_argument_group("what to measure and keep")
+    keep.add_argument("--eval-every", type=whole(1), metavar="N", help="steps between validation losses")
+    keep.add_argument("--eval-tokens", type=whole(0), metavar="N", help="validate on the first N; 0: the whole split")
+    keep.add_argument("--sample-every", type=whole(1), metavar="N", help="steps between samples")
+    keep.add_argument(
+        "--save-every", type=whole(1), metavar="N", help="steps between checkpoints; the last is kept too"
     )
-    show.add_argument("--sample-every", type=int, help="steps between samples")
-    show.add_argument("--save-every", type=int, help="steps between checkpoints; the last is always kept")
-    args = parser.parse_args()
-    if args.resume:
-        given = [o for o in sys.argv[1:] if o.startswith("--") and o.partition("=")[0] != "--resume"]
-        if given:
-            raise InputError(f"--resume takes all options from the run, so it goes without {given[0]}; leave that out")
-        return resumed(args.resume)
-    return args
+    return parser
 
 
-def resumed(folder: Path) -> argparse.Namespace:
-    """The options of the run in `folder`, as `complete` left them."""
-    if not (folder / "run.json").is_file():
-        raise InputError(f"{folder} holds no run (it has no run.json); pass the folder of one")
-    options = read_json(folder / "run.json").get("options")
-    expected = {
-        "preset",
-        "init",
-        "data",
-        "steps",
-        "batch_size",
-        "seq_len",
-        "grad_accum",
-        "lr",
-        "min_lr",
-        "dtype",
-        "seed",
-    }
-    if not isinstance(options, dict) or not expected <= options.keys():
-        raise InputError(f"{folder / 'run.json'} is damaged; start a new run")
-    return argparse.Namespace(**options | {"out": folder, "resume": folder})
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The options given, or with --resume those of the run, checked as if they had been given."""
+    args = parser().parse_args(argv)
+    if not args.resume:
+        return args
+    if given := [option for option in argv if option.startswith("--") and not option.startswith("--resume")]:
+        raise InputError(f"--resume takes all options from the run, so it goes without {given[0]}; leave that out")
+    if not (args.resume / "run.json").is_file():
+        raise InputError(f"{args.resume} holds no run (it has no run.json); pass the folder of one")
+    options = read_json(args.resume / "run.json").get("options")
+    if not isinstance(options, dict) or options.keys() != vars(args).keys() - {"out", "resume"}:
+        raise InputError(f"{args.resume / 'run.json'} is damaged or of another version; start a new run")
+    argv = []
+    for name, value in options.items():
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            argv += [f"--{name.replace('_', '-')}", *map(str, values)]
+    resumed = parser().parse_args(argv)
+    resumed.out = resumed.resume = args.resume
+    return resumed
 
 
 def complete(args: argparse.Namespace, device: str) -> tuple[GPT2Config, dict[str, np.ndarray] | None]:
     """Fills in the options that were left out and checks them all. Returns the configuration, and given weights."""
-    if args.preset is not None and args.preset not in PRESETS:
-        raise InputError(f"there is no preset {args.preset}; the presets are {', '.join(PRESETS)}")
     if device != "CPU" and args.preset is None and args.init is None:
         try:
             arrays: dict[str, np.ndarray] | None
@@ -158,28 +144,16 @@ def complete(args: argparse.Namespace, device: str) -> tuple[GPT2Config, dict[st
         "dtype": "bfloat16" if device == "CUDA" else "float32",
         "lr": recipe.lr if arrays is None else recipe.finetune_lr,
         "seq_len": min(recipe.seq_len, config.n_positions),
-    } | {name: getattr(recipe, name) for name in ("steps", "batch_size", "eval_tokens")}
+    } | {name: getattr(recipe, name) for name in ("steps", "batch_size", "eval_tokens", "betas")}
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.warmup = min(recipe.warmup, args.steps // 10) if args.warmup is None else args.warmup
     args.min_lr = args.lr / 10 if args.min_lr is None else args.min_lr
-    args.eval_tokens = args.eval_tokens or None
     for name, share in (("eval_every", 10), ("sample_every", 4), ("save_every", 1)):
         if getattr(args, name) is None:
             setattr(args, name, max(1, args.steps // share))
 
-    counts = ("steps", "batch_size", "seq_len", "grad_accum", "eval_every", "sample_every", "save_every")
-    rules = {name: (1, math.inf, "a whole number of at least 1") for name in counts}
-    rules |= {name: (0, math.inf, "a number of at least 0") for name in ("warmup", "seed", "weight_decay", "min_lr")}
-    rules |= {"lr": (1e-30, math.inf, "a number above 0"), "clip": (1e-30, math.inf, "a number above 0")}
-    for name, (least, most, wanted) in rules.items():
-        if not least <= getattr(args, name) < most:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}; give {wanted}")
-    if args.eval_tokens is not None and args.eval_tokens < 0:
-        raise InputError(f"--eval-tokens is {args.eval_tokens}; give a whole number of at least 0")
-    if not all(0 <= beta < 1 for beta in args.betas):
-        raise InputError(f"--betas are {args.betas[0]} and {args.betas[1]}; give two numbers from 0 to below 1")
     if args.min_lr > args.lr:
         raise InputError(f"--min-lr {args.min_lr} is above --lr {args.lr}; give a smaller one")
     if config.vocab_size < VOCAB_SIZE:
@@ -192,7 +166,7 @@ def complete(args: argparse.Namespace, device: str) -> tuple[GPT2Config, dict[st
 
 
 def prepared(source: str) -> Path:
-    """The folder of prepared data for `source`: itself if it is one, else one in runs/data, made now unless it is there."""
+    """The folder of prepared data for `source`: itself if it is one, else one in runs/data, made now or before."""
     if os.path.isdir(source):
         return Path(source)
     if source == "stories":
@@ -215,7 +189,7 @@ def describe(args: argparse.Namespace, config: GPT2Config, device: str, card: st
     packages = ("tinygrad", "numpy", "tiktoken", "safetensors")
     return {
         "command": ["python", "-m", "tinygrad_impl.train", *sys.argv[1:]],
-        "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "resume"},
+        "options": {name: value for name, value in vars(args).items() if name not in ("out", "resume")},
         "seed": args.seed,
         "config": to_hf(config),
         "parameters": parameter_count(config),
@@ -227,7 +201,7 @@ def describe(args: argparse.Namespace, config: GPT2Config, device: str, card: st
 
 
 def main() -> None:
-    args = parse()
+    args = parse(sys.argv[1:])
     device = open_device(args.device)
     card = card_name(device)
     if args.resume:
@@ -235,6 +209,8 @@ def main() -> None:
         if state["step"] >= args.steps:
             raise InputError(f"{args.resume} is finished, with all its {args.steps} steps; start a new run")
     else:
+        if args.out:
+            refuse_occupied(args.out)  # before anything that takes long
         config, given = complete(args, device)
         arrays = given or initial_weights(config, args.seed)
         arrays = {name: a.astype(np.float32) for name, a in arrays.items()}
@@ -263,7 +239,7 @@ def main() -> None:
     peak = peak_flops(card, args.dtype == "bfloat16")
 
     def validate() -> float:
-        return evaluator(windows(folder, "valid", args.batch_size, args.seq_len, args.eval_tokens))
+        return evaluator(windows(folder, "valid", args.batch_size, args.seq_len, args.eval_tokens or None))
 
     def sample() -> None:
         length = min(SAMPLE_TOKENS, config.n_positions - 8)  # with the prompt, no longer than the context
@@ -274,13 +250,9 @@ def main() -> None:
         state = {"step": trainer.steps, "tokens": tokens, "seconds": seconds, "loader": loader.state()}
         out.save_checkpoint(config, trainer.model.arrays(), trainer.moments(), state)
 
-    size = f"{parameter_count(config) / 1e6:.1f}M parameters"
-    print(
-        f"Training {args.preset or args.init} ({size}, from {'the run' if args.resume else args.init}) on {card}, {args.dtype}"
-    )
-    print(
-        f"  data {folder}, {loader.tokens:,} tokens; {args.steps} steps of {tokens_a_step:,} tokens; run folder {args.out}"
-    )
+    origin = f"continuing after step {trainer.steps}" if args.resume else f"from {args.init}"
+    print(f"{args.preset or 'GPT-2'}, {parameter_count(config) / 1e6:.1f}M parameters, {origin}; {card}, {args.dtype}")
+    print(f"data: {folder}, {loader.tokens:,} tokens; {args.steps} steps of {tokens_a_step:,} tokens; run: {args.out}")
     tokens, seconds = state["tokens"], state["seconds"]
     if not args.resume:
         started = time.perf_counter()
@@ -288,8 +260,9 @@ def main() -> None:
         out.add_metrics({"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": val_loss})
         sample()
         save()
+        taken = time.perf_counter() - started
         print(
-            f"  before training: validation loss {val_loss:.3f} ({time.perf_counter() - started:.0f} s, compiling included)"
+            f"before training: validation loss {val_loss:.3f} ({taken:.0f} s with compiling, a sample and a checkpoint)"
         )
 
     with Progress(total=args.steps, initial=trainer.steps, desc="training", unit="step") as progress:

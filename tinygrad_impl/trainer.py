@@ -23,8 +23,8 @@ def learning_rate(step: int, steps: int, peak: float, minimum: float, warmup: in
 class Trainer:
     """GPT-2 and its AdamW (Loshchilov & Hutter 2019, decoupled weight decay; matrices decay, vectors don't).
 
-    `arrays` are the parameters by name. `autocast` is the dtype of products, or None for the parameters' own; parameters,
-    gradients and moments keep the arrays' dtype throughout. `clip` bounds the global norm of the gradients.
+    `arrays` are the parameters by name. `autocast` is the dtype of products, or None for the parameters' own;
+    parameters, gradients and moments keep the arrays' dtype throughout. `clip` bounds the global norm of the gradients.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Trainer:
         self.exp_avg_sq = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
         self.gradients = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
         self.loss = self._zeros(())
-        # Two compiled graphs for any number of micro-batches. Their inputs are tensors: a Python number would be frozen.
+        # Two compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
         self._accumulate = TinyJit(self.accumulate)
         self._update = TinyJit(self.update)
 

@@ -146,6 +146,7 @@ def test_transformers_loads_what_is_saved(tmp_path: Path, model: transformers.GP
     loaded, info = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
     assert loaded.lm_head.weight is loaded.transformer.wte.weight
+    assert {loaded.config.attn_pdrop, loaded.config.embd_pdrop, loaded.config.resid_pdrop} == {0.0}
     theirs, ours = model.state_dict(), loaded.state_dict()
     assert list(ours) == list(theirs)
     for name, tensor in ours.items():

@@ -185,7 +185,7 @@ def bad_inputs(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         ("text.txt --out out --valid nan", "between 0 and 1"),
         ("text.txt --out out --valid text.txt", "both training and validation"),
         ("text.txt --out out --valid nowhere.txt", "no file nowhere.txt"),
-        ("one.txt --out out", "no document of one.txt fell to valid"),
+        ("one.txt --out out", "none of the 1 document(s) of one.txt fell to valid"),
         ("text.txt --out out --workers 0", "0 workers"),
         ("text.txt --out out --workers two", "invalid int value"),
         ("text.txt --out out --shard-tokens 0", "1 to 100,000,000"),

@@ -76,7 +76,7 @@ def test_long_documents_are_cut(
 def test_one_huge_line_stays_bounded(tmp_path: Path) -> None:
     lengths = [len(d) for d in documents(tmp_path / "a.txt", b"ab " * LONGEST_DOCUMENT)]
     assert max(lengths) <= LONGEST_DOCUMENT
-    assert len(lengths) == 4  # three millions in pieces of just under one
+    assert len(lengths) == 4  # three times the longest, in pieces of just under one
 
 
 def test_jsonl(tmp_path: Path) -> None:
