@@ -91,6 +91,13 @@ class Progress(tqdm):
         else:
             super().display(msg, pos)
 
+    def close(self) -> None:
+        if self.plain and not self.disable:
+            self.disable = True  # tqdm's own closing would leave an empty line
+            self.display()
+        else:
+            super().close()
+
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:
         """tqdm's own printer redraws its line with carriage returns; closing a plain bar must not."""

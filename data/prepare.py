@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from data import stories
 from data.cli import ArgumentParser, InputError, Progress, run
 from data.files import sync_folder
 from data.shards import MAX_SHARD_TOKENS, SPLITS, ShardWriter, write_meta
@@ -77,6 +78,25 @@ def prepare(
         print(f"{name}: {counts}, from {split['source']}")
     print(f"{size / 1e6:,.1f} MB in {seconds:.1f} s ({size / 1e6 / seconds:.1f} MB/s), prepared in {out}")
     return meta
+
+
+def prepared(source: str) -> Path:
+    """The folder of prepared data for `source`: itself if it is one, else one in runs/data, made now or before."""
+    if os.path.isdir(source):
+        return Path(source)
+    if source == "stories":
+        identity = Path(stories.__file__).read_text(encoding="utf-8")  # another generator, other stories
+    elif os.path.isfile(source):
+        stat = os.stat(source)
+        identity = f"{os.path.realpath(source)} {stat.st_size} {stat.st_mtime_ns}"
+    else:
+        identity = source
+    folder = Path("runs", "data", f"{Path(source).stem}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}")
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        print(f"preparing {source} in {folder}", flush=True)
+        prepare(source, folder)
+    return folder
 
 
 def _jobs(source: str, valid: str | float | None) -> list[tuple[Stream, float]]:

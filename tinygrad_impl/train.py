@@ -1,10 +1,8 @@
 """`python -m tinygrad_impl.train`: trains GPT-2, from random weights or from given ones, on any text."""
 
 import argparse
-import hashlib
 import importlib.metadata
 import math
-import os
 import platform
 import sys
 import time
@@ -15,13 +13,12 @@ from typing import Any
 import numpy as np
 from tinygrad import dtypes
 
-import data.stories
 from data.checkpoint import load, read_json
 from data.cli import ArgumentParser, InputError, Progress, real, run, whole
 from data.config import PRESETS, GPT2Config, parameter_count, to_hf
 from data.initialize import initial_weights
 from data.loader import Loader, windows
-from data.prepare import prepare
+from data.prepare import prepared
 from data.run_folder import RunFolder, load_checkpoint, refuse_occupied
 from data.sampling import Sampler
 from data.shards import read_meta
@@ -163,25 +160,6 @@ def complete(args: argparse.Namespace, device: str) -> tuple[GPT2Config, dict[st
             f"--seq-len {args.seq_len} is over the model's context of {config.n_positions} tokens; give fewer"
         )
     return config, arrays
-
-
-def prepared(source: str) -> Path:
-    """The folder of prepared data for `source`: itself if it is one, else one in runs/data, made now or before."""
-    if os.path.isdir(source):
-        return Path(source)
-    if source == "stories":
-        identity = Path(data.stories.__file__).read_text(encoding="utf-8")
-    elif os.path.isfile(source):
-        stat = os.stat(source)
-        identity = f"{os.path.realpath(source)} {stat.st_size} {stat.st_mtime_ns}"
-    else:
-        identity = source
-    folder = Path("runs", "data", f"{Path(source).stem}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}")
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        print(f"Preparing {source} in {folder}", flush=True)
-        prepare(source, folder)
-    return folder
 
 
 def describe(args: argparse.Namespace, config: GPT2Config, device: str, card: str, folder: Path) -> dict[str, Any]:

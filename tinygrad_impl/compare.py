@@ -1,0 +1,83 @@
+"""`python -m tinygrad_impl.compare`: what a model wrote and lost before training, beside what it does after."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from data.checkpoint import load, read_json
+from data.cli import ArgumentParser, InputError, Progress, run, whole
+from data.files import atomic_write
+from data.loader import windows
+from data.prepare import prepared
+from data.sampling import Sampler
+from data.shards import read_meta
+from tinygrad_impl.device import open_device
+from tinygrad_impl.evaluate import Evaluator
+from tinygrad_impl.generate import Generator, add_sampling_options, write
+from tinygrad_impl.model import GPT2
+
+PROMPTS = ["Once upon a time", "One day, a little girl named Lily", "The dog was sad because"]
+BATCH_SIZE = 4
+
+
+def main() -> None:
+    parser = ArgumentParser(
+        prog="python -m tinygrad_impl.compare",
+        description="Two models side by side: the same prompts with the same seed, and the loss on the same text.",
+        epilog="example: python -m tinygrad_impl.compare --pretrained gpt2 --finetuned runs/mine",
+    )
+    parser.add_argument("--pretrained", required=True, help="gpt2, or a folder such as runs/mine/checkpoints/step-0")
+    parser.add_argument("--finetuned", required=True, help="a run, or a folder with config.json and model.safetensors")
+    parser.add_argument("--prompt", action="append", help="a text to continue; may be given many times")
+    parser.add_argument("--data", help="prepared folder or source to measure on; by default the run's, else stories")
+    parser.add_argument("--eval-tokens", type=whole(0), default=16_384, metavar="N", help="its first N; 0: all of it")
+    parser.add_argument("--out", type=Path, help="the Markdown file; by default compare.md in the run, else here")
+    add_sampling_options(parser)
+    args = parser.parse_args()
+    settings = (args.temperature, args.top_k, args.top_p, args.seed)
+    Sampler(*settings)  # refuses bad values before the long work
+    run_json = Path(args.finetuned, "run.json")
+    source = args.data or (read_json(run_json).get("data", {}).get("folder") if run_json.is_file() else "stories")
+    out = args.out or (run_json.with_name("compare.md") if run_json.is_file() else Path("compare.md"))
+    if not out.parent.is_dir():
+        raise InputError(f"there is no folder {out.parent} to write {out.name} into; name another --out")
+
+    models = {"pretrained": load(args.pretrained), "finetuned": load(args.finetuned)}
+    open_device(args.device)
+    folder = prepared(source)
+    seq_len = min(config.n_positions for config, _ in models.values())
+    targets = read_meta(folder)["splits"]["valid"]["tokens"] - 1
+    measured = min(targets, args.eval_tokens or targets)
+    losses: dict[str, float] = {}
+    texts: dict[str, list[str]] = {}
+    for side, (config, arrays) in models.items():
+        model = GPT2(config, {name: array.astype(np.float32) for name, array in arrays.items()})
+        batches = windows(folder, "valid", BATCH_SIZE, seq_len, measured)
+        steps = math.ceil(measured / (BATCH_SIZE * seq_len))
+        losses[side] = Evaluator(model)(Progress(iterable=batches, total=steps, desc=f"{side} loss", unit="batch"))
+        generator = Generator(model)
+        texts[side] = [
+            write(generator, prompt, args.max_new_tokens, 1, Sampler(*settings))[0]
+            for prompt in Progress(iterable=args.prompt or PROMPTS, desc=f"{side} texts", unit="text")
+        ]
+
+    page = f"# {args.pretrained} and {args.finetuned}\n\n"
+    page += f"On {folder}, the first {measured:,} of {targets:,} validation tokens, {seq_len} at a time:\n\n"
+    page += "| | loss (nats a token) | perplexity |\n|---|---|---|\n"
+    for side, name in (("pretrained", args.pretrained), ("finetuned", args.finetuned)):
+        page += f"| {side}: {name} | {losses[side]:.4f} | {math.exp(losses[side]):.2f} |\n"
+    for i, prompt in enumerate(args.prompt or PROMPTS):
+        page += f"\n## {prompt}\n"
+        for side in models:
+            quoted = texts[side][i].strip().replace("\n", "\n> ")
+            page += f"\n**{side}**\n\n> {quoted}\n"
+    page += f"\nThe same for both: temperature {args.temperature}, top-k {args.top_k}, top-p {args.top_p}, "
+    page += f"seed {args.seed}, at most {args.max_new_tokens} new tokens.\n"
+    with atomic_write(out, "w") as f:
+        f.write(page)
+    print(f"{page}\nWritten to {out}")
+
+
+if __name__ == "__main__":
+    run(main)
