@@ -64,6 +64,7 @@ def prepare(
     if os.path.exists(out) and not (os.path.isdir(out) and not os.listdir(out)):
         raise InputError(f"{out} is there already, and is never overwritten; name another folder or remove it first")
 
+    encode(["a warm-up"])  # where a worker is the first to use tiktoken's regex, two of them are no faster than one
     jobs = _jobs(source, valid)
     with _partial_folder(out) as folder:
         splits = _write_splits(folder, jobs, workers or os.cpu_count() or 1, shard_tokens)
