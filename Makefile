@@ -26,7 +26,8 @@ lint: $(VENV)/installed
 $(VENV)/installed: .requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than Python 3.11; install one and run make PYTHON=python3.11" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "error: $(PYTHON) cannot make a virtual environment; install its venv module (python3-venv)" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX) $(shell grep '^torch==' .requirements.lock)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement .requirements.lock
 	touch $@

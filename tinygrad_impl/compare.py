@@ -32,21 +32,34 @@ def main() -> None:
     parser.add_argument("--prompt", action="append", help="a text to continue; may be given many times")
     parser.add_argument("--data", help="prepared folder or source to measure on; by default the run's, else stories")
     parser.add_argument("--eval-tokens", type=whole(0), default=16_384, metavar="N", help="its first N; 0: all of it")
+    parser.add_argument("--seq-len", type=whole(1), metavar="N", help="tokens in a window; by default as in the run")
     parser.add_argument("--out", type=Path, help="the Markdown file; by default compare.md in the run, else here")
     add_sampling_options(parser)
     args = parser.parse_args()
     settings = (args.temperature, args.top_k, args.top_p, args.seed)
     Sampler(*settings)  # refuses bad values before the long work
-    run_json = Path(args.finetuned, "run.json")
-    source = args.data or (read_json(run_json).get("data", {}).get("folder") if run_json.is_file() else "stories")
-    out = args.out or (run_json.with_name("compare.md") if run_json.is_file() else Path("compare.md"))
+    trained = Path(args.finetuned, "run.json")
+    if trained.is_file():
+        try:
+            facts = read_json(trained)
+            source, seq_len, beside = str(facts["data"]["folder"]), int(facts["options"]["seq_len"]), trained.parent
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{trained} is damaged; pass one of the run's checkpoints instead") from None
+    else:
+        source, seq_len, beside = "stories", None, Path()
+    out = args.out or beside / "compare.md"
     if not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent} to write {out.name} into; name another --out")
 
     models = {"pretrained": load(args.pretrained), "finetuned": load(args.finetuned)}
     open_device(args.device)
-    folder = prepared(source)
-    seq_len = min(config.n_positions for config, _ in models.values())
+    folder = prepared(args.data or source)
+    context = min(config.n_positions for config, _ in models.values())
+    seq_len = args.seq_len or seq_len or context
+    if seq_len > context:
+        raise InputError(
+            f"--seq-len {seq_len} is over the context of {context} tokens that both models have; give fewer"
+        )
     targets = read_meta(folder)["splits"]["valid"]["tokens"] - 1
     measured = min(targets, args.eval_tokens or targets)
     losses: dict[str, float] = {}

@@ -3,8 +3,10 @@
 import ctypes
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from tinygrad import Device
@@ -53,6 +55,18 @@ def provide_clang() -> None:
         os.environ["CC"] = ""
 
 
+def provide_nvrtc() -> None:
+    """Points tinygrad at the CUDA compiler and headers in PyTorch's packages, where no CUDA toolkit is installed."""
+    packages = importlib.util.find_spec("nvidia")
+    if packages is None or "CUDA_PATH" in os.environ or Path("/usr/local/cuda/include/cuda_bf16.h").exists():
+        return
+    for folder in map(Path, packages.submodule_search_locations or []):
+        libraries, headers = sorted(folder.glob("*/lib/libnvrtc.so.*")), sorted(folder.glob("*/include/cuda_bf16.h"))
+        if libraries and headers:
+            os.environ["NVRTC_PATH"] = str(libraries[-1])
+            os.environ["CUDA_PATH"] = str(headers[-1].parent.parent)
+
+
 def open_device(name: str | None) -> str:
     """Makes `name` (CPU, CUDA, METAL, AMD, ...) tinygrad's device, or else what DEV names, or else the best there is.
 
@@ -61,7 +75,7 @@ def open_device(name: str | None) -> str:
     name = name or DEV.device
     # NV, tinygrad's own driver, comes after CUDA: it does not know every card
     candidates = [name.upper()] if name else ["CUDA", *(d for d in ALL_DEVICES if d != "CUDA")]
-    reason: Exception | None = None
+    reason = ""
     for candidate in candidates:
         if candidate == "CPU" and not os.environ["CC"]:
             raise InputError(
@@ -72,14 +86,15 @@ def open_device(name: str | None) -> str:
         try:
             Device[candidate]
         except Exception as e:  # whatever a missing driver raises
-            reason = e
+            reason = str(e).strip().partition("\n")[0] or type(e).__name__
+            if candidate == "CUDA" and not name and Path("/proc/driver/nvidia/version").exists():
+                print(f"note: this machine's NVIDIA GPU cannot be used ({reason})", file=sys.stderr)
             continue
         DEV.value = candidate
         os.environ["DEV"] = candidate  # for the processes that compile
         return candidate
-    why = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
     raise InputError(
-        f"the device {' or '.join(candidates)} cannot be opened ({why}); leave --device out for the best there is"
+        f"the device {' or '.join(candidates)} cannot be opened ({reason}); leave --device out for the best there is"
     )
 
 
@@ -96,4 +111,4 @@ def card_name(device: str) -> str:
 
 def peak_flops(card: str, bfloat16: bool) -> float | None:
     """The card's peak rate in FLOP/s, where it is known."""
-    return next((rates[0 if bfloat16 else 1] for name, rates in PEAKS.items() if name in card), None)
+    return next((rates[0 if bfloat16 else 1] for name, rates in PEAKS.items() if re.search(rf"\b{name}\b", card)), None)

@@ -234,6 +234,8 @@ def main() -> None:
     origin = f"continuing after step {trainer.steps}" if args.resume else f"from {args.init}"
     print(f"{args.preset or 'GPT-2'}, {parameter_count(config) / 1e6:.1f}M parameters, {origin}; {card}, {args.dtype}")
     print(f"data: {folder}, {loader.tokens:,} tokens; {args.steps} steps of {tokens_a_step:,} tokens; run: {args.out}")
+    if args.init == "random" and args.seq_len < config.n_positions:
+        print(f"note: positions from {args.seq_len} on stay untrained, as --seq-len is below {config.n_positions}")
     tokens, seconds = state["tokens"], state["seconds"]
     if not args.resume:
         started = time.perf_counter()
