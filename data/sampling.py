@@ -1,4 +1,4 @@
-"""The one definition of how a next token is drawn from logits, so that both implementations draw the same ones."""
+"""The one definition of how a next token is drawn: from equal logits both implementations draw equal tokens."""
 
 import numpy as np
 

@@ -237,7 +237,9 @@ def main() -> None:
     if args.init == "random" and args.seq_len < config.n_positions:
         print(f"note: positions from {args.seq_len} on stay untrained, as --seq-len is below {config.n_positions}")
     tokens, seconds = state["tokens"], state["seconds"]
-    if not args.resume:
+    if args.resume:
+        val_loss = next((row["val_loss"] for row in reversed(out.metrics) if "val_loss" in row), math.nan)
+    else:
         started = time.perf_counter()
         val_loss = validate()
         out.add_metrics({"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": val_loss})

@@ -1,0 +1,156 @@
+"""How every command ends, and how it shows its progress."""
+
+import argparse
+import errno
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+
+import pytest
+
+from data.cli import ArgumentParser, InputError, Progress, real, run, whole
+
+Ended = tuple[int, str, str]
+
+
+def raising(e: BaseException) -> Callable[[], None]:
+    def main() -> None:
+        print("begun")
+        raise e
+
+    return main
+
+
+@pytest.fixture
+def end(capsys: pytest.CaptureFixture[str]) -> Callable[[BaseException | None], Ended]:
+    def end(e: BaseException | None) -> Ended:
+        with pytest.raises(SystemExit) as ended:
+            run(raising(e) if e else lambda: None)
+        assert isinstance(ended.value.code, int)
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return end
+
+
+def test_success(end: Callable[[BaseException | None], Ended]) -> None:
+    assert end(None) == (0, "", "")
+
+
+def test_bad_input_is_one_sentence(end: Callable[[BaseException | None], Ended]) -> None:
+    assert end(InputError("it is bad; mend it")) == (2, "begun\n", "error: it is bad; mend it\n")
+
+
+def test_interrupted(end: Callable[[BaseException | None], Ended]) -> None:
+    assert end(KeyboardInterrupt()) == (130, "begun\n", "interrupted\n")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR])
+@pytest.mark.parametrize("filename", [None, "some/file"])
+def test_the_disks_refusals_are_one_sentence(
+    number: int, filename: str | None, end: Callable[[BaseException | None], Ended]
+) -> None:
+    code, _, err = end(OSError(number, os.strerror(number), filename))
+    assert code == 2
+    assert err.startswith(f"error: {os.strerror(number)}")
+    assert len(err.splitlines()) == 1
+    assert ("some/file" in err) == (filename is not None)
+
+
+@pytest.mark.parametrize("e", [OSError(errno.EIO, "broken"), ValueError("a fault of ours")])
+def test_faults_of_the_program_are_not_hidden(e: Exception) -> None:
+    with pytest.raises(type(e)):
+        run(raising(e))
+
+
+def test_a_closed_pipe_ends_quietly() -> None:
+    program = """
+        from data.cli import run
+        def main():
+            for i in range(100_000):
+                print("line", i)
+        run(main)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline() == b"line 0\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_a_bad_option_names_the_help() -> None:
+    parser = ArgumentParser(prog="python -m it")
+    parser.add_argument("--steps", type=whole(1))
+    with pytest.raises(InputError, match=r"^argument --steps: 0 is not .* at least 1; see `python -m it --help`$"):
+        parser.parse_args(["--steps", "0"])
+
+
+def test_whole_numbers() -> None:
+    assert [whole(-2)(text) for text in ("-2", "0", "007", "999999999999999999")] == [-2, 0, 7, 10**18 - 1]
+
+
+@pytest.mark.parametrize("text", ["1", "-5", "2.0", "2e3", " 3", "3\n", "1_000", "٣", "", "x", "9" * 5000])
+def test_what_is_no_whole_number_of_at_least_two(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number of at least 2"):
+        whole(2)(text)
+
+
+def test_real_numbers() -> None:
+    assert [real(0)(text) for text in ("0", "1e-3", "5")] == [0, 1e-3, 5]
+    assert real(0, 1)("0.999") == 0.999
+    assert real(0, closed=False)("1e-9") == 1e-9
+
+
+@pytest.mark.parametrize("text", ["-0.1", "1", "nan", "inf", "-inf", "", "x"])
+def test_what_is_no_number_from_zero_to_below_one(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"is not a number of at least 0 and below 1$"):
+        real(0, 1)(text)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "inf"])
+def test_what_is_no_number_above_zero(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"is not a number above 0$"):
+        real(0, closed=False)(text)
+
+
+def test_progress_off_a_terminal_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(total=3, desc="reading", unit="file") as progress:
+        for _ in range(3):
+            progress.update()
+    err = capsys.readouterr().err
+    assert "\r" not in err
+    assert err.endswith("\n")
+    lines = err.splitlines()
+    assert all(line.startswith("reading: ") for line in lines)
+    assert "100%" in lines[-1]
+    assert len(lines) == 2  # its beginning and its end, with less than ten seconds between them
+
+
+def test_progress_on_a_terminal_redraws_its_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Progress(total=1, desc="reading") as progress:
+        progress.update()
+    assert "\rreading" in capsys.readouterr().err
+
+
+def test_progress_ends_once_also_after_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(total=2, desc="reading")
+
+    def fail() -> None:
+        with progress:
+            progress.update()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    progress.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "1/2" in lines[-1]

@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+
+from data.files import atomic_write
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(("mode", "content"), [("wb", b"\x00\xff"), ("w", "größer\n")])
+def test_the_file_is_there_when_it_is_whole(mode: str, content: bytes | str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with atomic_write(path, mode) as f:
+        f.write(content)
+        assert not path.exists()
+    assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode("utf-8"))
+    assert names(tmp_path) == ["file"]
+
+
+def test_the_old_file_stays_until_then(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with atomic_write(path) as f:
+        f.write(b"new")
+        f.flush()
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_file_and_nothing_else(error: type[BaseException], tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail() -> None:
+        with atomic_write(path) as f:
+            f.write(b"new" * 100_000)
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_an_error_while_syncing_does_so_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int) -> None:
+        raise OSError("no space")
+
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"), atomic_write(path) as f:
+        f.write(b"new")
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]

@@ -1,0 +1,26 @@
+"""Checkpoint folders that the tests share, written once a session by Hugging Face's own code."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from parity_tests.support import save_random_gpt2, save_small_gpt2
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of 2 layers, 4 heads, 64 wide, 32 positions and the full vocabulary."""
+    folder = tmp_path_factory.mktemp("small")
+    save_small_gpt2(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A checkpoint of the smallest GPT-2's size, 124 million parameters, with random weights."""
+    folder = tmp_path_factory.mktemp("full")
+    save_random_gpt2(folder)
+    yield folder
+    shutil.rmtree(folder)  # half a gigabyte, of which pytest would keep three
