@@ -66,17 +66,19 @@ class RunFolder:
             # a run that was killed may have left half a line at the end
             folder.metrics = [json.loads(line) for line in lines if line.endswith(b"\n")]
             folder.metrics = [row for row in folder.metrics if row["step"] <= step]
+            if [row["step"] for row in folder.metrics] != list(range(step + 1)):
+                raise ValueError("a step is missing")
         except (OSError, ValueError, TypeError, KeyError):
             raise InputError(f"{path / 'metrics.jsonl'} is missing or damaged; start a new run") from None
         with atomic_write(path / "metrics.jsonl", "w") as f:
             f.writelines(json.dumps(row) + "\n" for row in folder.metrics)
         if (path / "samples.md").exists():
             text = (path / "samples.md").read_text(encoding="utf-8")
-            found = re.findall(r"(?ms)^## Step (\d+)\n\n(.*?)\n\n---$", text)
+            parts = re.split(r"(?m)^## Step (\d+)\n\n", text)[1:]  # step, sample, step, sample, ...
             (path / "samples.md").unlink()
-            for at, sample in found:
-                if int(at) <= step:
-                    folder.add_sample(int(at), sample)
+            for at, sample in zip(map(int, parts[::2]), parts[1::2], strict=True):
+                if at <= step:
+                    folder.add_sample(at, sample.removesuffix("\n\n---\n\n"))
         return folder
 
     def add_metrics(self, row: dict[str, Any]) -> None:
@@ -142,6 +144,7 @@ def load_checkpoint(
     if {name: a.shape for name, a in moments.items()} != shapes:
         raise InputError(f"{folder / 'optimizer.safetensors'} does not fit the model beside it; start a new run")
     state = read_json(folder / "trainer.json")
-    if not all(isinstance(state.get(name), kind) for name, kind in (("step", int), ("tokens", int), ("loader", dict))):
+    kinds: dict[str, Any] = {"step": int, "tokens": int, "seconds": (int, float), "loader": dict}
+    if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
         raise InputError(f"{folder / 'trainer.json'} is damaged; start a new run")
     return config, arrays, moments, state

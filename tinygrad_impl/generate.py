@@ -6,17 +6,24 @@ import numpy as np
 from tinygrad import Tensor, TinyJit
 
 from data.checkpoint import load
-from data.cli import ArgumentParser, real, run, whole
+from data.cli import ArgumentParser, InputError, real, run, whole
 from data.sampling import Sampler
-from data.tokenizer import EOT, tokenizer
+from data.tokenizer import EOT, VOCAB_SIZE, tokenizer
 from tinygrad_impl.device import open_device
 from tinygrad_impl.model import GPT2
 
 
 class Generator:
-    """Samples from a model, with one compiled graph for each size of the token array, kept from call to call."""
+    """Samples from a model, with one compiled graph for each size of the token array, kept from call to call.
+
+    Raises `InputError` for a model with fewer tokens than the tokenizer.
+    """
 
     def __init__(self, model: GPT2):
+        if model.config.vocab_size < VOCAB_SIZE:
+            raise InputError(
+                f"the model has {model.config.vocab_size} tokens, the tokenizer {VOCAB_SIZE}; choose other weights"
+            )
         self.model = model
         self._graphs: dict[tuple[int, int], TinyJit] = {}
 
@@ -45,10 +52,10 @@ class Generator:
         return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
 
     def _logits(self, tokens: Tensor, last: Tensor) -> Tensor:
-        """tokens (N, T), last (N, 1) -> the logits (N, V) after position `last` of each row."""
+        """tokens (N, T), last (N, 1) -> the logits (N, VOCAB_SIZE) after position `last` of each row."""
         at_last = (Tensor.arange(tokens.shape[1]) == last).unsqueeze(-1)  # (N, T, 1)
         x = at_last.where(self.model.hidden(tokens), 0).sum(1, keepdim=True)  # (N, 1, C)
-        return self.model.head(x)[:, 0, : self.model.config.vocab_size].float().realize()
+        return self.model.head(x)[:, 0, :VOCAB_SIZE].float().realize()
 
 
 def write(generator: Generator, prompt: str, max_new_tokens: int, num_samples: int, sampler: Sampler) -> list[str]:

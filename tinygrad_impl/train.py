@@ -22,7 +22,6 @@ from data.prepare import prepared
 from data.run_folder import RunFolder, load_checkpoint, refuse_occupied
 from data.sampling import Sampler
 from data.shards import read_meta
-from data.tokenizer import VOCAB_SIZE
 from tinygrad_impl.device import card_name, open_device, peak_flops
 from tinygrad_impl.evaluate import Evaluator
 from tinygrad_impl.generate import Generator, write
@@ -158,8 +157,6 @@ def complete(args: argparse.Namespace, device: str) -> tuple[GPT2Config, dict[st
 
     if args.min_lr > args.lr:
         raise InputError(f"--min-lr {args.min_lr} is above --lr {args.lr}; give a smaller one")
-    if config.vocab_size < VOCAB_SIZE:
-        raise InputError(f"the model has {config.vocab_size} tokens, the tokenizer {VOCAB_SIZE}; choose other weights")
     if args.seq_len > config.n_positions:
         raise InputError(
             f"--seq-len {args.seq_len} is over the model's context of {config.n_positions} tokens; give fewer"
@@ -204,15 +201,15 @@ def main() -> None:
     trainer = Trainer(
         config, arrays, betas=tuple(args.betas), weight_decay=args.weight_decay, clip=args.clip, autocast=autocast
     )
+    evaluator, generator = Evaluator(trainer.model, autocast), Generator(trainer.model)
     if args.resume:
-        out = RunFolder.resume(args.out, state["step"])
         loader.restore(state["loader"])
         trainer.restore(moments, state["step"])
+        out = RunFolder.resume(args.out, state["step"])  # last, because it cuts off what came after the checkpoint
     else:
         args.out = args.out or Path("runs", time.strftime(f"{args.preset or 'finetune'}-%Y%m%d-%H%M%S"))
         out = RunFolder.create(args.out, describe(args, config, device, card, folder))
 
-    evaluator, generator = Evaluator(trainer.model, autocast), Generator(trainer.model)
     tokens_a_step = args.batch_size * args.grad_accum * args.seq_len
     # a product of an (in, out) matrix is 2 in*out operations a token forward and twice that backward; attention adds
     # 2 products of T x C a layer (PaLM, Chowdhery et al. 2022, appendix B). The position table is looked up only.

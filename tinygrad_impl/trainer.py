@@ -13,7 +13,7 @@ from tinygrad_impl.model import GPT2
 
 
 def learning_rate(step: int, steps: int, peak: float, minimum: float, warmup: int) -> float:
-    """The rate of step 0, 1, ... steps - 1: up in a line over `warmup` steps, then down to `minimum` along a cosine."""
+    """The rate of step 0 ... steps - 1: up in a line over `warmup` steps, then down a cosine that ends in `minimum`."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)

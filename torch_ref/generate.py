@@ -3,7 +3,7 @@
 import torch
 
 from data.sampling import Sampler
-from data.tokenizer import EOT
+from data.tokenizer import EOT, VOCAB_SIZE
 from torch_ref.model import GPT2
 
 
@@ -22,7 +22,7 @@ def generate(model: GPT2, prompts: list[list[int]], max_new_tokens: int, sampler
         tokens = torch.tensor([row + [EOT] * (max(map(len, seen)) - len(row)) for row in seen], device=device)
         last = torch.tensor([len(row) - 1 for row in seen], device=device)
         x = model.hidden(tokens)[torch.arange(len(rows), device=device), last]  # (N, C)
-        for i, token in enumerate(sampler(model.head(x).float().cpu().numpy())):
+        for i, token in enumerate(sampler(model.head(x)[:, :VOCAB_SIZE].float().cpu().numpy())):
             ended[i] = ended[i] or token == EOT
             if not ended[i]:
                 rows[i].append(int(token))

@@ -65,20 +65,25 @@ def test_faults_of_the_program_are_not_hidden(e: Exception) -> None:
         run(raising(e))
 
 
-def test_a_closed_pipe_ends_quietly() -> None:
+@pytest.mark.parametrize("length", ["1", "100_000"])  # what fits a buffer fails only when that is flushed
+def test_a_closed_pipe_ends_quietly(length: str) -> None:
     program = """
+        import sys
         from data.cli import run
         def main():
-            for i in range(100_000):
-                print("line", i)
+            print("begun", flush=True)
+            sys.stdin.read()  # until the reader is gone
+            print("more" * LENGTH)
         run(main)
     """
-    command = [sys.executable, "-c", textwrap.dedent(program)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    command = [sys.executable, "-c", textwrap.dedent(program).replace("LENGTH", length)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin
         assert process.stdout
         assert process.stderr
-        assert process.stdout.readline() == b"line 0\n"
+        assert process.stdout.readline() == b"begun\n"
         process.stdout.close()
+        process.stdin.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
 

@@ -1,0 +1,83 @@
+"""What the port's tests share: commands called in this process, and models and text that train in seconds."""
+
+import contextlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.checkpoint import save
+from data.cli import run
+from data.config import GPT2Config
+from data.initialize import initial_weights
+from data.shards import ShardWriter, write_meta
+from data.stories import stories
+
+SMALL = GPT2Config(n_layer=1, n_head=2, n_embd=16, n_positions=32)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left: its exit code, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("error:")]
+
+
+def call(main: Callable[[], None], *argv: object, cwd: Path) -> Result:
+    """Runs a command as `python -m` would, in the folder `cwd`. An exception that it lets out is raised here too."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr("sys.argv", ["command", *map(str, argv)])
+        patch.chdir(cwd)
+        with pytest.raises(SystemExit) as ended:
+            run(main)
+    assert isinstance(ended.value.code, int)
+    return Result(ended.value.code, out.getvalue(), err.getvalue())
+
+
+def refused(result: Result, *words: str) -> None:
+    """Asserts that bad input ended a command as it should: exit code 2 and one sentence, with these words in it."""
+    assert result.code == 2, result
+    assert len(result.err.splitlines()) == 1, result.err
+    assert result.err.startswith("error: ")
+    for word in words:
+        assert word in result.err
+
+
+def save_model(folder: Path, config: GPT2Config = SMALL, seed: int = 1) -> Path:
+    """Writes random weights. No bias is 0 and no gain 1: those would hide that one is left out."""
+    random = np.random.default_rng(seed)
+    arrays = initial_weights(config, seed)
+    for name, array in arrays.items():
+        if array.ndim == 1:
+            arrays[name] = array + 0.1 * random.standard_normal(array.shape, np.float32)
+    save(folder, config, arrays)
+    return folder
+
+
+def write_stories(path: Path, count: int = 300) -> Path:
+    """A .txt of so many documents that some fall to validation."""
+    path.write_text("\n<|endoftext|>\n".join(islice(stories(5), count)), encoding="utf-8")
+    return path
+
+
+def write_tokens(folder: Path, train: np.ndarray, valid: np.ndarray) -> Path:
+    """A prepared folder of the given tokens."""
+    folder.mkdir()
+    splits = {}
+    for split, tokens in {"train": train, "valid": valid}.items():
+        with ShardWriter(folder, split) as writer:
+            writer.write(tokens.astype(np.uint16))
+        splits[split] = {"source": "", "documents": 1, "tokens": len(tokens), "shards": writer.shards}
+    write_meta(folder, splits)
+    return folder

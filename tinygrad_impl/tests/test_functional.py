@@ -1,0 +1,135 @@
+"""The operations that the port adds to tinygrad's own, against numpy."""
+
+import numpy as np
+import pytest
+from tinygrad import Tensor, dtypes
+
+import tinygrad_impl.functional as F
+from data.config import GPT2Config
+from data.initialize import initial_weights
+from tinygrad_impl.model import GPT2
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("width", [7, 24, 64])  # a kernel's block is 32 wide, or what of that divides the width
+def test_embedding_and_its_gradient(width: int, dtype: type[np.floating]) -> None:
+    table = RANDOM.standard_normal((11, width)).astype(dtype)
+    tokens = np.array([[3, 3, 10, 0], [3, 0, 5, 3]], np.int32)  # rows named repeatedly, and some never
+    above = RANDOM.standard_normal((2, 4, width)).astype(dtype)
+    weight = Tensor(table)
+    rows = F.embedding(Tensor(tokens), weight)
+    gradient = rows.gradient(weight, gradient=Tensor(above))[0].numpy()
+    np.testing.assert_array_equal(rows.numpy(), table[tokens])
+    expected = np.zeros_like(table)
+    np.add.at(expected, tokens, above)
+    assert gradient.dtype == dtype
+    np.testing.assert_array_equal(gradient, expected)  # exactly: both add the rows up in order
+
+
+@pytest.mark.parametrize("rows", [5, F.VOCAB_TILE, F.VOCAB_TILE + 1])
+def test_tied_head(rows: int) -> None:
+    table = RANDOM.standard_normal((rows, 16)).astype(np.float32)
+    x = RANDOM.standard_normal((2, 3, 16)).astype(np.float32)
+    targets = RANDOM.integers(0, rows, (2, 3)).astype(np.int32)
+    weight, stream = Tensor(table), Tensor(x)
+    logits = F.tied_head(stream, weight)
+    assert logits.shape == (2, 3, -(-rows // F.VOCAB_TILE) * F.VOCAB_TILE)
+    values = logits.numpy()
+    np.testing.assert_allclose(values[..., :rows], x @ table.T, rtol=1e-4, atol=1e-5)
+    assert (values[..., rows:] == -np.inf).all()
+
+    # d loss / d logits = (softmax - one-hot) / N: in the padding zero, or these gradients would not be finite
+    # (from a new graph: what is realized has forgotten what it was made from)
+    loss = F.cross_entropy(F.tied_head(stream, weight), Tensor(targets), ignore_index=-100)
+    of_weight, of_x = (g.numpy() for g in loss.gradient(weight, stream))
+    exact = (x @ table.T).astype(np.float64)
+    softmax = np.exp(exact - exact.max(-1, keepdims=True))
+    above = softmax / softmax.sum(-1, keepdims=True)
+    np.put_along_axis(above, targets[..., None], np.take_along_axis(above, targets[..., None], -1) - 1, -1)
+    above /= targets.size
+    np.testing.assert_allclose(of_weight, np.einsum("btv,btc->vc", above, x), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(of_x, above @ table, rtol=1e-4, atol=1e-6)
+
+
+def test_cross_entropy_leaves_out_ignored_targets() -> None:
+    logits = RANDOM.standard_normal((2, 4, 9)).astype(np.float32)
+    targets = np.array([[1, -100, 8, 0], [-100, -100, 3, 3]], np.int32)
+    given = Tensor(logits)
+    loss = F.cross_entropy(given, Tensor(targets), ignore_index=-100)
+    log_softmax = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
+    scored = targets != -100
+    expected = -np.take_along_axis(log_softmax, np.maximum(targets, 0)[..., None], -1)[..., 0][scored].mean()
+    gradient = loss.gradient(given)[0].numpy()
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    assert (gradient[~scored] == 0).all()
+    assert (gradient[scored] != 0).all()
+
+
+@pytest.mark.parametrize("shift", [-1000.0, 1000.0])
+def test_cross_entropy_of_shifted_logits(shift: float) -> None:
+    logits = (RANDOM.integers(-40, 40, (1, 4, 9)) / 8).astype(np.float32)  # exact when shifted
+    targets = Tensor(np.array([[0, 1, 2, 8]], np.int32))
+    losses = [F.cross_entropy(Tensor(values), targets, -100).item() for values in (logits, logits + np.float32(shift))]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_attention_sees_the_past_only() -> None:
+    q, k, v = (RANDOM.standard_normal((1, 2, 5, 4)).astype(np.float32) for _ in range(3))
+    changed = v.copy()
+    changed[:, :, 3] += 1
+    first, second = (
+        F.scaled_dot_product_attention(Tensor(q), Tensor(k), Tensor(values), is_causal=True).numpy()
+        for values in (v, changed)
+    )
+    np.testing.assert_array_equal(first[:, :, :3], second[:, :, :3])
+    assert (first[:, :, 3:] != second[:, :, 3:]).all()
+    scores = q @ k.swapaxes(-1, -2) / 2
+    scores[..., ~np.tri(5, dtype=bool)] = -np.inf
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    np.testing.assert_allclose(first, weights @ v, rtol=1e-5, atol=1e-6)
+
+
+def test_autocast_keeps_what_needs_it_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = GPT2Config(vocab_size=61, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    model = GPT2(config, initial_weights(config, 0))
+    tokens = RANDOM.integers(0, 61, (2, 17)).astype(np.int32)
+    x, y = Tensor(tokens[:, :-1].copy()), Tensor(tokens[:, 1:].copy())
+    softmax, softmaxed = Tensor.softmax, []
+
+    def watched(self: Tensor, axis: int = -1) -> Tensor:
+        softmaxed.append(self.dtype)
+        return softmax(self, axis)
+
+    monkeypatch.setattr(Tensor, "softmax", watched)
+    with F.autocast(dtypes.bfloat16):
+        assert model.h[0].mlp.c_fc(Tensor.ones(1, 16)).dtype == dtypes.bfloat16
+        assert model.h[0].ln_1(Tensor.ones(1, 16)).dtype == dtypes.float32
+        stream = model.hidden(x)
+        logits, loss = model(x, y)
+    assert softmaxed == [dtypes.float32] * 2
+    assert stream.dtype == dtypes.float32
+    assert logits.dtype == dtypes.bfloat16  # a product
+    assert loss is not None
+    assert loss.dtype == dtypes.float32
+    gradients = loss.gradient(model.wte.weight, model.h[0].attn.c_attn.weight)
+    assert [g.dtype for g in gradients] == [dtypes.float32] * 2
+    exact = model(x, y)[1]
+    assert exact is not None
+    assert loss.item() != exact.item()
+    assert loss.item() == pytest.approx(exact.item(), rel=2**-8)  # bfloat16 has 8 bits
+
+
+def test_autocast_ends_with_its_block() -> None:
+    with F.autocast(dtypes.bfloat16):
+        with F.autocast(None):
+            assert F.compute_dtype is None
+        assert F.compute_dtype == dtypes.bfloat16
+    assert F.compute_dtype is None
+
+
+def test_autocast_ends_with_an_exception() -> None:
+    with pytest.raises(KeyError), F.autocast(dtypes.bfloat16):
+        raise KeyError
+    assert F.compute_dtype is None

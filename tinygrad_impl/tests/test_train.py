@@ -1,0 +1,503 @@
+"""The training command: a small real run, the same stopped and resumed, and what it refuses."""
+
+import errno
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from huggingface_hub import constants
+from tinygrad import Tensor
+
+import tinygrad_impl
+from data.checkpoint import load, save
+from data.config import GPT2Config
+from data.initialize import initial_weights
+from data.shards import read_meta
+from tinygrad_impl import train
+from tinygrad_impl.model import GPT2
+from tinygrad_impl.tests.support import SMALL, Result, call, refused, save_model, write_stories, write_tokens
+
+STEPS = 6
+B, T, ACCUM = 2, 16, 2
+STEP_KEYS = {"step", "loss", "lr", "grad_norm", "tokens", "seconds", "tokens_per_second"}
+CHECKPOINT = ["config.json", "model.safetensors", "optimizer.safetensors", "trainer.json"]
+DAMAGED = b"{"
+
+Folders = tuple[Path, Path]  # where commands run, and a finished run in it
+
+
+def options(**changed: object) -> list[object]:
+    """Those of the small run. A change to None leaves an option out."""
+    values: dict[str, object] = {"init": "init", "data": "stories.txt", "steps": STEPS, "batch_size": B, "seq_len": T}
+    values |= {"grad_accum": ACCUM, "lr": 0.02, "warmup": 1, "eval_every": 2, "eval_tokens": 64, "sample_every": 3}
+    values |= {"save_every": 3, "device": "CPU"} | changed
+    given = {f"--{name.replace('_', '-')}": value for name, value in values.items() if value is not None}
+    return [word for pair in given.items() for word in pair]
+
+
+def training(folder: Path, out: str, **changed: object) -> Result:
+    return call(train.main, *options(out=out, **changed), cwd=folder)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def course(run: Path) -> list[dict[str, Any]]:
+    """The metrics but for the times, which no two runs share."""
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in metrics(run)]
+
+
+def rewind(run: Path, to: Path, step: int) -> Path:
+    """A copy of a run as if it had been killed after `step` was saved and some more steps were done."""
+    shutil.copytree(run, to)
+    (to / "checkpoints" / "latest").write_text(f"step-{step}\n")
+    for later in (to / "checkpoints").glob("step-*"):
+        if int(later.name.removeprefix("step-")) > step:
+            shutil.rmtree(later)
+    return to
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Result]:
+    """The folder that training ran in, the run, and what was printed."""
+    folder = tmp_path_factory.mktemp("train")
+    save_model(folder / "init")
+    write_stories(folder / "stories.txt")
+    result = training(folder, "run")
+    assert result.code == 0, result
+    return folder, folder / "run", result
+
+
+@pytest.fixture(scope="module")
+def resumed(finished: tuple[Path, Path, Result]) -> tuple[Path, Result]:
+    folder, run, _ = finished
+    stopped = rewind(run, folder / "stopped", 3)
+    assert len(metrics(stopped)) == STEPS + 1  # with the lines after its checkpoint
+    with open(stopped / "metrics.jsonl", "a", encoding="utf-8") as f:
+        f.write('{"step": 7, "lo')
+    return stopped, call(train.main, "--resume", "stopped", cwd=folder)
+
+
+@pytest.fixture
+def place(finished: tuple[Path, Path, Result]) -> Folders:
+    return finished[0], finished[1]
+
+
+@pytest.fixture
+def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No arithmetic, which takes long to compile: what is tested is around it."""
+
+    def step(self: train.Trainer, batches: Sequence[tuple[np.ndarray, np.ndarray]], lr: float) -> tuple[float, float]:
+        self.steps += 1
+        return 2.0, 1.0
+
+    monkeypatch.setattr(train.Trainer, "step", step)
+    monkeypatch.setattr(train.Evaluator, "__call__", lambda self, batches: float(len(list(batches))))
+    monkeypatch.setattr(train, "write", lambda generator, prompt, *_: [f"{prompt} it was."])
+
+
+def test_run_json(finished: tuple[Path, Path, Result]) -> None:
+    folder, run, _ = finished
+    said = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    known = set(vars(train.parser().parse_args([]))) - {"out", "resume"}
+    assert said["options"].keys() == known
+    assert {name for name, value in said["options"].items() if value is None} == {"preset"}  # all others were filled in
+    assert (said["options"]["grad_accum"], said["options"]["min_lr"]) == (ACCUM, 0.002)
+    assert said["seed"] == said["options"]["seed"] == 1337
+    assert said["data"]["checksum"] == read_meta(folder / said["data"]["folder"])["checksum"]
+    assert said["versions"]["tinygrad"] == version("tinygrad")
+    assert said["versions"].keys() == {"python", "tinygrad", "numpy", "tiktoken", "safetensors"}
+    assert (said["device"], said["config"]["n_layer"]) == ("CPU", 1)
+    assert said["parameters"] == sum(a.size for a in initial_weights(SMALL, 0).values())
+    assert "--grad-accum" in said["command"]
+
+
+def test_metrics(finished: tuple[Path, Path, Result]) -> None:
+    rows = metrics(finished[1])
+    assert [row["step"] for row in rows] == list(range(STEPS + 1))
+    assert rows[0].keys() == {"step", "tokens", "seconds", "val_loss"}
+    for row in rows[1:]:
+        assert row.keys() - {"val_loss"} == STEP_KEYS
+        assert ("val_loss" in row) == (row["step"] % 2 == 0)
+        assert row["tokens"] == row["step"] * B * T * ACCUM
+        assert row["lr"] == train.learning_rate(row["step"] - 1, STEPS, 0.02, 0.002, 1)
+        assert row["tokens_per_second"] > 0
+    assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+
+
+def test_the_loss_goes_down(finished: tuple[Path, Path, Result]) -> None:
+    rows = metrics(finished[1])
+    assert rows[0]["val_loss"] == pytest.approx(math.log(50257), abs=0.1)  # of a model that knows nothing
+    assert rows[-1]["val_loss"] < rows[0]["val_loss"] - 0.3
+    assert rows[-1]["loss"] < rows[1]["loss"] - 0.3
+
+
+def test_what_it_leaves_and_prints(finished: tuple[Path, Path, Result]) -> None:
+    _, run, result = finished
+    samples = (run / "samples.md").read_text(encoding="utf-8")
+    assert [line for line in samples.splitlines() if line.startswith("## ")] == ["## Step 0", "## Step 3", "## Step 6"]
+    stories = [part.split("\n\n", 1)[1] for part in samples.removesuffix("\n\n---\n\n").split("\n\n---\n\n")]
+    assert all(story.startswith("Once upon a time") for story in stories)
+    assert f"--- before training (step 0) ---\n{stories[0]}\n" in result.out
+    assert f"--- after {STEPS} steps (step {STEPS}) ---\n{stories[-1]}\n" in result.out
+    assert stories[0] != stories[-1]
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert sorted(os.listdir(run / "checkpoints")) == ["latest", "step-0", "step-3", "step-6"]
+    assert (run / "checkpoints" / "latest").read_text() == "step-6\n"
+    for step in (0, 3, 6):
+        assert sorted(os.listdir(run / "checkpoints" / f"step-{step}")) == CHECKPOINT
+    assert "\r" not in result.err
+    assert not result.errors
+
+
+def test_step_0_is_what_training_began_with(finished: tuple[Path, Path, Result]) -> None:
+    folder, run, _ = finished
+    given, began, ended = (load(path)[1] for path in (folder / "init", run / "checkpoints" / "step-0", run))
+    for name, array in given.items():
+        np.testing.assert_array_equal(began[name], array)
+        assert not np.array_equal(ended[name], array)
+
+
+def test_hugging_face_loads_the_checkpoint(finished: tuple[Path, Path, Result]) -> None:
+    run = finished[1]
+    tokens = np.random.default_rng(0).integers(0, 50257, (2, T)).astype(np.int32)
+    model = transformers.GPT2LMHeadModel.from_pretrained(run / "checkpoints" / "step-6").eval()
+    with torch.no_grad():
+        theirs = model(torch.tensor(tokens).long()).logits.numpy()
+    ours = GPT2(*load(run))(Tensor(tokens))[0].numpy()
+    assert ours.dtype == theirs.dtype == np.float32
+    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+def test_a_resumed_run_is_the_run_that_went_through(
+    finished: tuple[Path, Path, Result], resumed: tuple[Path, Result]
+) -> None:
+    run, (stopped, result) = finished[1], resumed
+    assert result.code == 0, result
+    assert "continuing after step 3" in result.out
+    assert course(stopped) == course(run)
+    seconds = [row["seconds"] for row in metrics(stopped)]
+    assert seconds == sorted(seconds)
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        ours, theirs = ((r / "checkpoints" / "step-6" / file).read_bytes() for r in (stopped, run))
+        assert ours == theirs
+    states = [json.loads((r / "checkpoints" / "step-6" / "trainer.json").read_text()) for r in (stopped, run)]
+    assert states[0]["loader"] == states[1]["loader"]
+    assert states[0]["tokens"] == states[1]["tokens"]
+    assert (stopped / "samples.md").read_bytes() == (run / "samples.md").read_bytes()
+
+
+@pytest.mark.usefixtures("stubbed")
+def test_resuming_where_no_validation_comes_next(place: Folders, tmp_path: Path) -> None:
+    rewind(place[1], tmp_path / "stopped", 0)  # step 1 is not measured
+    assert call(train.main, "--resume", tmp_path / "stopped", cwd=place[0]).code == 0
+
+
+def test_a_finished_run_is_not_resumed(place: Folders) -> None:
+    refused(call(train.main, "--resume", "run", cwd=place[0]), "is finished, with all its 6 steps")
+
+
+def test_the_seed_decides(place: Folders) -> None:
+    folder, run = place
+    result = training(folder, "other", steps=1, seed=2)
+    assert result.code == 0, result
+    assert metrics(folder / "other")[0]["val_loss"] == metrics(run)[0]["val_loss"]  # of given weights, on the same text
+    assert metrics(folder / "other")[1]["loss"] != metrics(run)[1]["loss"]
+
+
+def test_another_process_trains_the_same(place: Folders) -> None:
+    """As a program of its own, with nothing left in memory: the same seed gives the same losses, bit for bit."""
+    folder, run = place
+    root = str(Path(tinygrad_impl.__file__).parents[1])
+    command = [sys.executable, "-m", "tinygrad_impl.train", *map(str, options(out="again"))]
+    result = subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert course(folder / "again") == course(run)
+
+
+@pytest.mark.usefixtures("stubbed")
+@pytest.mark.parametrize("values", [(math.nan, 1.0), (2.0, math.inf)])
+def test_a_loss_that_is_no_number_ends_training(
+    values: tuple[float, float], place: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train.Trainer, "step", lambda self, batches, lr: values)
+    result = training(place[0], str(tmp_path / "run"))
+    assert result.code == 2
+    assert len(result.errors) == 1
+    assert result.err.endswith(result.errors[0] + "\n")
+    assert f"the loss is {values[0]} and the gradient's norm {values[1]}" in result.errors[0]
+    assert "--lr below 0.02" in result.errors[0]
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [0]
+
+
+@pytest.mark.usefixtures("stubbed")
+def test_an_interrupted_run_can_be_resumed(place: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = train.Trainer.step
+
+    def interrupted(self: train.Trainer, batches: Any, lr: float) -> tuple[float, float]:
+        if self.steps == 5:
+            raise KeyboardInterrupt
+        return step(self, batches, lr)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "step", interrupted)
+        assert training(place[0], str(tmp_path / "run")).code == 130
+    assert call(train.main, "--resume", tmp_path / "run", cwd=place[0]).code == 0
+    assert [row["step"] for row in metrics(tmp_path / "run")] == list(range(STEPS + 1))
+
+
+@pytest.mark.usefixtures("stubbed")
+def test_a_full_disk_leaves_the_earlier_checkpoint(
+    place: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, checkpoints = os.replace, tmp_path / "run" / "checkpoints"
+
+    def full(source: Path, target: Path) -> None:
+        if Path(target) == checkpoints / "step-3.partial" / "optimizer.safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        result = training(place[0], str(tmp_path / "run"), eval_every=1)
+    assert result.code == 2
+    assert len(result.errors) == 1
+    assert "No space left on device" in result.errors[0]
+    assert sorted(os.listdir(checkpoints)) == ["latest", "step-0"]
+    assert (checkpoints / "latest").read_text() == "step-0\n"
+    load(tmp_path / "run")
+    assert call(train.main, "--resume", tmp_path / "run", cwd=place[0]).code == 0  # once there is space again
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"init": None, "preset": "huge"}, "argument --preset: invalid choice: 'huge'"),
+        ({"steps": 0}, "--steps"),
+        ({"batch_size": "2.5"}, "--batch-size"),
+        ({"grad_accum": 0}, "--grad-accum"),
+        ({"lr": 0}, "--lr"),
+        ({"lr": "nan"}, "--lr"),
+        ({"min_lr": 1}, "--min-lr 1.0 is above --lr 0.02"),
+        ({"warmup": -1}, "--warmup"),
+        ({"weight_decay": "inf"}, "--weight-decay"),
+        ({"betas": 0.9}, "--betas: expected 2 arguments"),
+        ({"clip": 0}, "--clip"),
+        ({"dtype": "float16"}, "--dtype"),
+        ({"seed": -1}, "--seed"),
+        ({"eval_every": 0}, "--eval-every"),
+        ({"learning": 1}, "--learning"),
+        ({"device": "abacus"}, "there is no device ABACUS"),
+        ({"seq_len": 33}, "--seq-len 33 is over the model's context of 32 tokens"),
+        ({"batch_size": 5000}, "windows of 16 tokens, fewer than the 10000 of a batch"),
+        ({"data": "nowhere.txt"}, "there is no file nowhere.txt"),
+        ({"data": "nowhere"}, "'nowhere' is not a source of text"),
+        ({"data": "init"}, "init is no folder of prepared data (it has no meta.json)"),
+        ({"init": "./nowhere"}, "there is no folder ./nowhere"),
+        ({"preset": "tiny"}, "of another size than preset tiny"),
+        ({"out": "run"}, "holds a run; pass `--resume run`"),
+        ({"out": "init"}, "init is there and is not empty"),
+        ({"out": "stories.txt"}, "stories.txt is there and is not empty"),
+    ],
+)
+def test_bad_options(changed: dict[str, object], word: str, place: Folders) -> None:
+    folder, run = place
+    before = (run / "run.json").read_bytes(), sorted(os.listdir(folder))
+    refused(training(folder, **{"out": "refused"} | changed), word)  # type: ignore[arg-type]
+    assert ((run / "run.json").read_bytes(), sorted(os.listdir(folder))) == before  # no folder was left
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def truncated(folder: Path) -> None:
+    os.truncate(folder / "train-00000.bin", 100)
+
+
+def corrupted(folder: Path) -> None:
+    data = bytearray((folder / "train-00000.bin").read_bytes())
+    data[30] ^= 1  # of the checksum in its header
+    (folder / "train-00000.bin").write_bytes(data)
+
+
+def foreign(folder: Path) -> None:
+    (folder / "train-00000.bin").write_bytes(b"x" * 864)
+
+
+def of_another_folder(folder: Path) -> None:
+    shutil.copy(folder / "train-00000.bin", folder / "valid-00000.bin")
+
+
+def damaged_meta(folder: Path) -> None:
+    (folder / "meta.json").write_bytes(DAMAGED)
+
+
+@pytest.mark.usefixtures("stubbed")
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        (without("meta.json"), "it has no meta.json"),
+        (without("train-00000.bin"), "train-00000.bin is missing"),
+        (without("valid-00000.bin"), "valid-00000.bin is missing"),
+        (truncated, "train-00000.bin is truncated"),
+        (corrupted, "train-00000.bin is not the one that meta.json lists"),
+        (foreign, "train-00000.bin is no shard of tokens"),
+        (of_another_folder, "valid-00000.bin is not the one that meta.json lists"),
+        (damaged_meta, "meta.json is damaged"),
+    ],
+)
+def test_damaged_data(
+    damage: Callable[[Path], None], word: str, place: Folders, prepared_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared_folder, tmp_path / "data")
+    damage(tmp_path / "data")
+    refused(training(place[0], str(tmp_path / "run"), data=tmp_path / "data"), word)
+
+
+@pytest.mark.usefixtures("stubbed")
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_token_beyond_the_vocabulary(split: str, place: Folders, tmp_path: Path) -> None:
+    tokens = {"train": np.arange(400), "valid": np.arange(400)}
+    tokens[split] = tokens[split] + 50257
+    write_tokens(tmp_path / "data", **tokens)
+    result = training(place[0], str(tmp_path / "run"), data=tmp_path / "data")
+    assert result.code == 2
+    assert len(result.errors) == 1
+    assert "beyond the vocabulary of 50257" in result.errors[0]
+
+
+def test_text_that_is_no_utf8(place: Folders, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_bytes("Olá. ".encode("latin-1") * 100)
+    result = training(place[0], str(tmp_path / "run"), data=tmp_path / "text.txt")
+    assert result.code == 2
+    assert len(result.errors) == 1
+    assert "UTF-8" in result.errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_an_incomplete_model(missing: str, place: Folders, tmp_path: Path) -> None:
+    shutil.copytree(place[0] / "init", tmp_path / "init")
+    (tmp_path / "init" / missing).unlink()
+    refused(training(place[0], str(tmp_path / "run"), init=tmp_path / "init"), missing)
+
+
+def test_a_model_of_a_smaller_vocabulary(place: Folders, tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=300, n_layer=1, n_head=1, n_embd=4, n_positions=32)
+    save(tmp_path / "init", config, initial_weights(config, 0))
+    refused(training(place[0], str(tmp_path / "run"), init=tmp_path / "init"), "300 tokens, the tokenizer 50257")
+
+
+@pytest.mark.parametrize("changed", [{"init": "gpt2"}, {"data": "tinystories"}])
+def test_the_hub_out_of_reach(
+    changed: dict[str, str], place: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    result = training(place[0], str(tmp_path / "run"), **changed)
+    assert result.code == 2
+    assert len(result.err.splitlines()) == 1
+    assert "hub cannot be reached" in result.err
+
+
+def test_without_a_compiler(place: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "CC", "")
+    refused(training(place[0], "refused"), "`pip install ziglang`")
+
+
+def test_resume_takes_no_other_options(place: Folders) -> None:
+    refused(call(train.main, "--resume", "run", "--steps", 9, cwd=place[0]), "goes without --steps")
+
+
+def test_resuming_what_is_no_run(place: Folders) -> None:
+    for name in ("init", "nowhere"):
+        refused(call(train.main, "--resume", name, cwd=place[0]), f"{name} holds no run")
+
+
+def with_options(**changed: object) -> Callable[[bytes], bytes]:
+    """A run.json with other options; a change to None takes one out."""
+
+    def change(content: bytes) -> bytes:
+        said = json.loads(content)
+        said["options"] = {k: v for k, v in (said["options"] | changed).items() if changed.get(k, 0) is not None}
+        return json.dumps(said).encode()
+
+    return change
+
+
+def with_state(**changed: object) -> Callable[[bytes], bytes]:
+    """A trainer.json with other values; a change to None takes one out."""
+
+    def change(content: bytes) -> bytes:
+        state = json.loads(content) | changed
+        return json.dumps({name: value for name, value in state.items() if value is not None}).encode()
+
+    return change
+
+
+STATE = "checkpoints/step-3/trainer.json"
+
+
+@pytest.mark.usefixtures("stubbed")
+@pytest.mark.parametrize(
+    ("file", "change", "word"),
+    [
+        ("run.json", lambda _: DAMAGED, "run.json is damaged"),
+        ("run.json", lambda _: b"{}", "run.json"),
+        ("run.json", with_options(steps=None), "run.json"),
+        ("run.json", with_options(spells=3), "run.json"),
+        ("run.json", with_options(steps="many"), "--steps"),
+        ("run.json", with_options(lr={}), "--lr"),
+        ("run.json", with_options(data="nowhere.txt"), "nowhere.txt"),
+        ("run.json", with_options(seed=1), "the seed was 1337"),
+        (STATE, lambda _: DAMAGED, "trainer.json is damaged"),
+        (STATE, lambda _: b"{}", "trainer.json is damaged"),
+        (STATE, with_state(step="3"), "trainer.json is damaged"),
+        (STATE, with_state(loader={}), ""),
+        (STATE, with_state(seconds=None), "trainer.json is damaged"),
+        (
+            "checkpoints/step-3/optimizer.safetensors",
+            lambda content: content[:-100],
+            "optimizer.safetensors is damaged",
+        ),
+        ("checkpoints/step-3/optimizer.safetensors", None, "optimizer.safetensors is missing"),
+        ("checkpoints/step-3/model.safetensors", lambda content: content[:50], "model.safetensors is damaged"),
+        ("checkpoints/latest", None, "has no checkpoint yet"),
+        ("checkpoints/latest", lambda _: b"step-9\n", "does not name a folder"),
+        ("metrics.jsonl", lambda _: b"x\n", "metrics.jsonl"),
+        ("metrics.jsonl", lambda _: b"", "metrics.jsonl"),
+        ("metrics.jsonl", None, "metrics.jsonl"),
+    ],
+)
+def test_resuming_a_damaged_run(
+    file: str, change: Callable[[bytes], bytes] | None, word: str, place: Folders, tmp_path: Path
+) -> None:
+    run = rewind(place[1], tmp_path / "stopped", 3)
+    if change:
+        (run / file).write_bytes(change((run / file).read_bytes()))
+    else:
+        (run / file).unlink()
+    refused(call(train.main, "--resume", run, cwd=place[0]), word)
+
+
+@pytest.mark.usefixtures("stubbed")
+def test_a_refused_resume_changes_nothing(place: Folders, tmp_path: Path) -> None:
+    """Data that has changed since, say: what was measured after the checkpoint must still be there."""
+    run = rewind(place[1], tmp_path / "stopped", 3)
+    (run / "run.json").write_bytes(with_options(seed=1)((run / "run.json").read_bytes()))
+    before = [(run / name).read_bytes() for name in ("metrics.jsonl", "samples.md")]
+    refused(call(train.main, "--resume", run, cwd=place[0]), "cannot resume")
+    assert [(run / name).read_bytes() for name in ("metrics.jsonl", "samples.md")] == before

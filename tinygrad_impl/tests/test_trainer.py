@@ -1,0 +1,118 @@
+"""The training step, by its own properties; that it equals PyTorch's is for parity_tests."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from data.config import GPT2Config
+from data.initialize import initial_weights
+from tinygrad_impl.trainer import Trainer, learning_rate
+
+CONFIG = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+LR = 1e-3
+
+Batch = tuple[np.ndarray, np.ndarray]
+
+
+def batch(seed: int, rows: int = 2) -> Batch:
+    tokens = np.random.default_rng(seed).integers(0, CONFIG.vocab_size, (rows, CONFIG.n_positions + 1)).astype(np.int32)
+    return tokens[:, :-1].copy(), tokens[:, 1:].copy()
+
+
+def trainer(weight_decay: float = 0.1) -> Trainer:
+    return Trainer(CONFIG, initial_weights(CONFIG, 0), weight_decay=weight_decay)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
+    x, y = batch(1, rows=4)
+    accumulated, whole = trainer(), trainer()
+    parts = list(zip(np.split(x, 2), np.split(y, 2), strict=True))
+    for _ in range(4):  # the graphs are captured in the second step and replayed from the third on
+        losses = accumulated.step(parts, LR), whole.step([(x, y)], LR)
+        np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    moments = whole.moments()
+    for name, moment in accumulated.moments().items():
+        np.testing.assert_allclose(moment, moments[name], rtol=1e-3, atol=1e-7)
+
+
+def test_replay_uses_the_new_batch_and_learning_rate() -> None:
+    # what was frozen at capture would give the same loss again, or move the weights although the rate is 0
+    replayed = trainer()
+    for seed in range(3):
+        replayed.step([batch(seed)], LR)
+    fresh = Trainer(CONFIG, replayed.model.arrays())
+    expected = [fresh.step([batch(seed)], 0.0)[0] for seed in (7, 8, 9)]
+    before = replayed.model.arrays()
+    losses = [replayed.step([batch(seed)], 0.0)[0] for seed in (7, 8, 9)]
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    assert len(set(losses)) == 3
+    for name, array in replayed.model.arrays().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_going_on_from_saved_moments_is_exact() -> None:
+    through = trainer()
+    for seed in range(3):
+        through.step([batch(seed)], LR)
+    arrays, moments = through.model.arrays(), through.moments()
+    resumed = Trainer(CONFIG, arrays)
+    resumed.restore(moments, 3)
+    for name, moment in resumed.moments().items():
+        np.testing.assert_array_equal(moment, moments[name])
+    for seed in range(3, 6):
+        assert resumed.step([batch(seed)], LR) == through.step([batch(seed)], LR)
+    for name, array in resumed.model.arrays().items():
+        np.testing.assert_array_equal(array, through.model.arrays()[name])
+
+
+def test_restore_without_the_step_count_would_differ() -> None:
+    """The count decides AdamW's bias correction, so it is part of the state."""
+    after = {}
+    for steps in (0, 3):
+        restored = trainer()
+        restored.restore(restored.moments(), steps)
+        restored.step([batch(0)], LR)
+        after[steps] = restored.model.arrays()["wte.weight"]
+    assert not np.array_equal(after[0], after[3])
+
+
+def test_only_matrices_decay() -> None:
+    decayed, free = trainer(weight_decay=0.5), trainer(weight_decay=0.0)
+    start = free.model.arrays()
+    decayed.step([batch(0)], LR)
+    free.step([batch(0)], LR)
+    for name, array in free.model.arrays().items():
+        lost = array - decayed.model.arrays()[name]
+        expected = LR * 0.5 * start[name] if array.ndim == 2 else np.zeros_like(array)
+        np.testing.assert_allclose(lost, expected, atol=2e-8, err_msg=name)
+
+
+def test_clipping_bounds_the_update_and_reports_the_norm_before() -> None:
+    clipped, free = (Trainer(CONFIG, initial_weights(CONFIG, 0), clip=clip) for clip in (1e-3, 1e9))
+    norms = [t.step([batch(0)], LR)[1] for t in (clipped, free)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+    sums = [math.sqrt(sum(float(m.square().sum().item()) for m in t.exp_avg.values())) for t in (clipped, free)]
+    assert sums[0] == pytest.approx(0.1 * 1e-3, rel=1e-2)  # 1 - beta1 times the clipped gradient
+    assert sums[1] == pytest.approx(0.1 * norms[1], rel=1e-4)
+
+
+def test_learning_rate() -> None:
+    rates = [learning_rate(step, 110, 1.0, 0.1, 10) for step in range(110)]
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)  # a line that ends in the peak
+    assert rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.55)  # halfway between peak and minimum
+    assert 0.1 < rates[-1] < 0.101
+    assert learning_rate(110, 110, 1.0, 0.1, 10) == pytest.approx(0.1)
+    assert all(later < earlier for earlier, later in pairwise(rates[10:]))
+
+
+def test_learning_rate_without_warm_up_begins_at_the_peak() -> None:
+    assert learning_rate(0, 5, 0.3, 0.0, 0) == 0.3
+    assert learning_rate(0, 1, 0.3, 0.0, 0) == 0.3
+
+
+def test_learning_rate_of_nothing_but_warm_up() -> None:
+    assert [learning_rate(step, 2, 1.0, 0.1, 2) for step in range(2)] == [0.5, 1.0]
+    assert math.isfinite(learning_rate(2, 2, 1.0, 0.1, 2))
