@@ -53,7 +53,7 @@ class Loader:
     whole state. `tokens` is the number of tokens in the split, `windows` that of its windows.
 
     Raises `InputError` for a folder that is not prepared or damaged, and for a split of too few windows. Headers and
-    sizes are checked, not checksums (`python -m data.shards` does that).
+    sizes are checked, not checksums (`data.shards.verify_folder` does that).
     """
 
     def __init__(

@@ -215,6 +215,13 @@ def open_split(folder: Path, split: str) -> list[np.memmap]:
     return shards
 
 
+def verify_folder(folder: Path) -> None:
+    """Reads all tokens of a prepared folder (about 0.4 GB/s). Raises `InputError` like `open_split` and `verify`."""
+    for split in SPLITS:
+        for shard in open_split(folder, split):
+            verify(Path(shard.filename))  # type: ignore[arg-type]  # a memmap of a named file has its name
+
+
 def _checksum(splits: dict[str, dict[str, Any]]) -> str:
     shards = "".join(shard["sha256"] for split in SPLITS for shard in splits[split]["shards"])
     return hashlib.sha256(shards.encode()).hexdigest()
@@ -225,11 +232,9 @@ def main() -> None:
     parser = ArgumentParser(prog="python -m data.shards", description="Verifies every token of a prepared folder.")
     parser.add_argument("folder", metavar="DIR", type=Path, help="a folder that `python -m data.prepare` wrote")
     folder = parser.parse_args().folder
-    for split in SPLITS:
-        shards = open_split(folder, split)
-        for shard in shards:
-            verify(Path(shard.filename))  # type: ignore[arg-type]  # a memmap of a named file has its name
-        print(f"{split}: {sum(map(len, shards)):,} tokens in {len(shards)} shard(s), whole")
+    verify_folder(folder)
+    for name, split in read_meta(folder)["splits"].items():
+        print(f"{name}: {split['tokens']:,} tokens in {len(split['shards'])} shard(s), whole")
 
 
 if __name__ == "__main__":

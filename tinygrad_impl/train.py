@@ -21,7 +21,7 @@ from data.loader import Loader, windows
 from data.prepare import prepared
 from data.run_folder import RunFolder, load_checkpoint, refuse_occupied
 from data.sampling import Sampler
-from data.shards import read_meta
+from data.shards import read_meta, verify_folder
 from tinygrad_impl.device import card_name, open_device, peak_flops
 from tinygrad_impl.evaluate import Evaluator
 from tinygrad_impl.generate import Generator, write
@@ -196,6 +196,7 @@ def main() -> None:
         state = {"step": 0, "tokens": 0, "seconds": 0.0}
 
     folder = prepared(args.data)
+    verify_folder(folder)  # every token: a damaged one would be trained on in silence
     loader = Loader(folder, "train", args.batch_size * args.grad_accum, args.seq_len, args.seed)
     autocast = dtypes.bfloat16 if args.dtype == "bfloat16" else None
     trainer = Trainer(

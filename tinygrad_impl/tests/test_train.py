@@ -333,6 +333,12 @@ def corrupted(folder: Path) -> None:
     (folder / "train-00000.bin").write_bytes(data)
 
 
+def one_bit(folder: Path) -> None:
+    data = bytearray((folder / "train-00000.bin").read_bytes())
+    data[100] ^= 1  # of a token: still in the vocabulary, but another one
+    (folder / "train-00000.bin").write_bytes(data)
+
+
 def foreign(folder: Path) -> None:
     (folder / "train-00000.bin").write_bytes(b"x" * 864)
 
@@ -354,6 +360,7 @@ def damaged_meta(folder: Path) -> None:
         (without("valid-00000.bin"), "valid-00000.bin is missing"),
         (truncated, "train-00000.bin is truncated"),
         (corrupted, "train-00000.bin is not the one that meta.json lists"),
+        (one_bit, "train-00000.bin is corrupted"),
         (foreign, "train-00000.bin is no shard of tokens"),
         (of_another_folder, "valid-00000.bin is not the one that meta.json lists"),
         (damaged_meta, "meta.json is damaged"),
