@@ -72,6 +72,13 @@ def run(main: Callable[[], None]) -> NoReturn:
             f"error: {e.strerror}{where}; free the space, mend the permissions or name another folder", file=sys.stderr
         )
         code = 2
+    except (MemoryError, RuntimeError) as e:  # a GPU's driver has no exception of its own for it
+        if not isinstance(e, MemoryError) and "out of memory" not in str(e).lower():
+            raise
+        print(
+            "error: out of memory; use a smaller model, or --batch-size (--grad-accum makes up for it)", file=sys.stderr
+        )
+        code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

@@ -90,9 +90,7 @@ def parser() -> ArgumentParser:
     keep.add_argument("--eval-every", type=whole(1), metavar="N", help="steps between validation losses")
     keep.add_argument("--eval-tokens", type=whole(0), metavar="N", help="validate on the first N; 0: the whole split")
     keep.add_argument("--sample-every", type=whole(1), metavar="N", help="steps between samples")
-    keep.add_argument(
-        "--save-every", type=whole(1), metavar="N", help="steps between checkpoints; the last is kept too"
-    )
+    keep.add_argument("--save-every", type=whole(1), metavar="N", help="steps between checkpoints, besides the last")
     return parser
 
 
@@ -151,7 +149,7 @@ def complete(args: argparse.Namespace, device: str) -> tuple[GPT2Config, dict[st
             setattr(args, name, value)
     args.warmup = min(recipe.warmup, args.steps // 5) if args.warmup is None else args.warmup
     args.min_lr = args.lr / 10 if args.min_lr is None else args.min_lr
-    for name, share in (("eval_every", 10), ("sample_every", 4), ("save_every", 1)):
+    for name, share in (("eval_every", 10), ("sample_every", 4), ("save_every", 4)):
         if getattr(args, name) is None:
             setattr(args, name, max(1, args.steps // share))
 

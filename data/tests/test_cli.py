@@ -47,6 +47,19 @@ def test_interrupted(end: Callable[[BaseException | None], Ended]) -> None:
     assert end(KeyboardInterrupt()) == (130, "begun\n", "interrupted\n")
 
 
+@pytest.mark.parametrize("e", [MemoryError(), RuntimeError("CUDA Error 2, out of memory")])
+def test_out_of_memory_is_one_sentence(e: Exception, end: Callable[[BaseException | None], Ended]) -> None:
+    code, _, err = end(e)
+    assert code == 2
+    assert err.startswith("error: out of memory")
+    assert len(err.splitlines()) == 1
+
+
+def test_other_errors_keep_their_traceback() -> None:
+    with pytest.raises(RuntimeError, match="a fault"):
+        run(raising(RuntimeError("a fault")))
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR])
 @pytest.mark.parametrize("filename", [None, "some/file"])
 def test_the_disks_refusals_are_one_sentence(
