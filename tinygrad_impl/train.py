@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tinygrad import dtypes
 
-from data.checkpoint import load, read_json
+from data.checkpoint import load, read_json, resolve
 from data.cli import ArgumentParser, InputError, Progress, real, run, whole
 from data.config import PRESETS, GPT2Config, parameter_count, to_hf
 from data.initialize import initial_weights
@@ -121,7 +121,7 @@ def complete(args: argparse.Namespace, device: str) -> tuple[GPT2Config, dict[st
     arrays: dict[str, np.ndarray] | None = None
     if device != "CPU" and args.preset is None and args.init is None:
         try:
-            config, arrays = load("gpt2")
+            resolve("gpt2")  # downloads it
             args.preset, args.init, args.data = "gpt2", "gpt2", args.data or "tinystories"
         except InputError as e:
             print(f"Without the pretrained gpt2 ({e}): preset tinystories, from random weights.")

@@ -21,7 +21,8 @@ from tinygrad import Tensor
 
 import tinygrad_impl
 from data.checkpoint import load, save
-from data.config import GPT2Config
+from data.cli import InputError
+from data.config import PRESETS, GPT2Config, parameter_shapes
 from data.initialize import initial_weights
 from data.shards import read_meta
 from tinygrad_impl import train
@@ -508,3 +509,38 @@ def test_a_refused_resume_changes_nothing(place: Folders, tmp_path: Path) -> Non
     before = [(run / name).read_bytes() for name in ("metrics.jsonl", "samples.md")]
     refused(call(train.main, "--resume", run, cwd=place[0]), "cannot resume")
     assert [(run / name).read_bytes() for name in ("metrics.jsonl", "samples.md")] == before
+
+
+def test_without_options_a_gpu_fine_tunes_gpt2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the command decides on such a machine; the card itself is not needed for that."""
+    save_model(tmp_path / "gpt2")
+    monkeypatch.chdir(tmp_path)  # where the name gpt2 finds a folder, it is not asked of the hub
+    monkeypatch.setitem(PRESETS, "gpt2", SMALL)
+    args = train.parse([])
+    _, arrays = train.complete(args, "CUDA")
+    assert (args.preset, args.init, args.data, args.dtype) == ("gpt2", "gpt2", "tinystories", "bfloat16")
+    assert args.lr == train.RECIPES["gpt2"].finetune_lr
+    np.testing.assert_array_equal(arrays["wte.weight"], load(tmp_path / "gpt2")[1]["wte.weight"])
+
+
+def test_without_options_and_hub_a_gpu_trains_from_random(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreachable(name: str) -> Path:
+        raise InputError("the hub cannot be reached")
+
+    monkeypatch.setattr(train, "resolve", unreachable)
+    monkeypatch.setitem(PRESETS, "tinystories", SMALL)
+    args = train.parse([])
+    train.complete(args, "CUDA")
+    assert (args.preset, args.init, args.data) == ("tinystories", "random", "stories")
+    assert args.lr == train.RECIPES["tinystories"].lr
+    assert "Without the pretrained gpt2 (the hub cannot be reached)" in capsys.readouterr().out
+
+
+def test_without_options_a_cpu_trains_tiny() -> None:
+    args = train.parse([])
+    config, arrays = train.complete(args, "CPU")
+    assert (args.preset, args.init, args.data, args.dtype) == ("tiny", "random", "stories", "float32")
+    assert config == PRESETS["tiny"]
+    assert {name: array.shape for name, array in arrays.items()} == parameter_shapes(config)
