@@ -50,7 +50,7 @@ RECIPES = {
     # Four minutes on two CPU cores, mostly in the product with the vocabulary. A narrow model wants larger weights
     # to begin with than the 768 wide one that GPT-2's 0.02 was chosen for.
     "tiny": Recipe(
-        4, 64, 500, 7e-3, finetune_lr=7e-4, warmup=100, eval_tokens=2048, beta2=0.99, initializer_range=0.06
+        4, 64, 450, 7e-3, finetune_lr=7e-4, warmup=100, eval_tokens=2048, beta2=0.99, initializer_range=0.06
     ),
     "tinystories": Recipe(64, 256, 4000, 1e-3, finetune_lr=1e-4, warmup=100, eval_tokens=0),
     "gpt2": Recipe(8, 1024, 4000, 6e-4, finetune_lr=6e-5, warmup=100, eval_tokens=262_144),
