@@ -41,7 +41,7 @@ class GPT2Config:
 
 
 PRESETS = {
-    "tiny": GPT2Config(n_layer=2, n_head=4, n_embd=64, n_positions=64),
+    "tiny": GPT2Config(n_layer=2, n_head=4, n_embd=64, n_positions=32),
     "tinystories": GPT2Config(n_layer=6, n_head=6, n_embd=384, n_positions=256),
     "gpt2": GPT2Config(),
     "gpt2-medium": GPT2Config(n_layer=24, n_head=16, n_embd=1024),
