@@ -29,6 +29,8 @@ PEAKS = {
     "RTX 3090": (71e12, 35.6e12),
 }
 
+TOOLKIT = Path("/usr/local/cuda")  # where tinygrad looks for CUDA's headers by itself
+
 
 def is_clang(command: str) -> bool:
     try:
@@ -58,7 +60,7 @@ def provide_clang() -> None:
 def provide_nvrtc() -> None:
     """Points tinygrad at the CUDA compiler and headers in PyTorch's packages, where no CUDA toolkit is installed."""
     packages = importlib.util.find_spec("nvidia")
-    if packages is None or "CUDA_PATH" in os.environ or Path("/usr/local/cuda/include/cuda_bf16.h").exists():
+    if packages is None or "CUDA_PATH" in os.environ or (TOOLKIT / "include" / "cuda_bf16.h").exists():
         return
     for folder in map(Path, packages.submodule_search_locations or []):
         libraries, headers = sorted(folder.glob("*/lib/libnvrtc.so.*")), sorted(folder.glob("*/include/cuda_bf16.h"))

@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from data.cli import InputError
+from tinygrad_impl import device
 from tinygrad_impl.device import card_name, open_device, peak_flops, provide_clang
 
 SHIM = "zig-clang"
@@ -107,3 +109,26 @@ def test_peak_rates() -> None:
 def test_card_names() -> None:
     assert card_name("CPU") == f"CPU with {len(os.sched_getaffinity(0))} cores"
     assert card_name("METAL") == "METAL"
+
+
+@pytest.mark.parametrize(("toolkit", "chosen"), [(False, True), (True, False)])
+def test_cuda_compiler_of_pytorchs_packages(
+    toolkit: bool, chosen: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is used where there is no CUDA toolkit, and only there."""
+    for file in ("cu13/lib/libnvrtc.so.13", "cu13/lib/libnvrtc-builtins.so.13.0", "cu13/include/cuda_bf16.h"):
+        (tmp_path / "nvidia" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "nvidia" / file).touch()
+    if toolkit:
+        (tmp_path / "toolkit" / "include").mkdir(parents=True)
+        (tmp_path / "toolkit" / "include" / "cuda_bf16.h").touch()
+    monkeypatch.setattr(device, "TOOLKIT", tmp_path / "toolkit")
+    packages = SimpleNamespace(submodule_search_locations=[str(tmp_path / "nvidia")])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: packages)
+    for name in ("CUDA_PATH", "NVRTC_PATH"):
+        monkeypatch.setenv(name, "")  # so that what follows is undone
+        monkeypatch.delenv(name)
+    device.provide_nvrtc()
+    assert os.environ.get("CUDA_PATH") == (str(tmp_path / "nvidia" / "cu13") if chosen else None)
+    expected = str(tmp_path / "nvidia" / "cu13" / "lib" / "libnvrtc.so.13")
+    assert os.environ.get("NVRTC_PATH") == (expected if chosen else None)
