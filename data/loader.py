@@ -89,7 +89,7 @@ class Loader:
         first = self.position + self.rank * self.batch_size
         rows = np.stack([self._window(p) for p in range(first, first + self.batch_size)])  # (B, T+1)
         self.position += self.world_size * self.batch_size
-        return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
+        return rows[:, :-1].copy(), rows[:, 1:].copy()  # not views of one another, whatever the batch size
 
     def _window(self, position: int) -> np.ndarray:
         epoch, i = divmod(position, self.windows)

@@ -48,6 +48,11 @@ def test_batches(data: Path) -> None:
         assert not (x[:, 0] % T).any()
 
 
+def test_a_batch_of_one_shares_no_memory(data: Path) -> None:
+    """Inputs and targets overlap in the data; writing to one must not change the other."""
+    assert not np.shares_memory(*Loader(data, "train", 1, T, seed=1).next_batch())
+
+
 def test_every_window_once_an_epoch(data: Path) -> None:
     loader = Loader(data, "train", 8, T, seed=1)  # 100 windows are 12.5 batches
     seen = [w for _ in range(25) for w in starts(loader.next_batch()[0])]
