@@ -31,6 +31,13 @@ from data.files import atomic_write, sync_folder
 matplotlib.use("Agg")  # draw to files: a training machine has no screen
 import matplotlib.pyplot as plt
 
+END = "\n\n---\n\n"  # of a sample
+
+
+def section(step: int, text: str) -> str:
+    """A sample as it stands in samples.md."""
+    return f"## Step {step}\n\n{text}{END}"
+
 
 def refuse_occupied(path: Path) -> None:
     """Raises `InputError` unless a run can be written to `path`: nothing is there, or an empty folder."""
@@ -75,10 +82,10 @@ class RunFolder:
         if (path / "samples.md").exists():
             text = (path / "samples.md").read_text(encoding="utf-8")
             parts = re.split(r"(?m)^## Step (\d+)\n\n", text)[1:]  # step, sample, step, sample, ...
-            (path / "samples.md").unlink()
-            for at, sample in zip(map(int, parts[::2]), parts[1::2], strict=True):
-                if at <= step:
-                    folder.add_sample(at, sample.removesuffix("\n\n---\n\n"))
+            written = [(int(at), s.removesuffix(END)) for at, s in zip(parts[::2], parts[1::2], strict=True)]
+            folder.samples = [(at, sample) for at, sample in written if at <= step]
+            with atomic_write(path / "samples.md", "w") as f:
+                f.writelines(section(*sample) for sample in folder.samples)
         return folder
 
     def add_metrics(self, row: dict[str, Any]) -> None:
@@ -91,7 +98,7 @@ class RunFolder:
         """Appends what the model wrote after `step` steps to samples.md."""
         self.samples.append((step, text))
         with open(self.path / "samples.md", "a", encoding="utf-8") as f:
-            f.write(f"## Step {step}\n\n{text}\n\n---\n\n")
+            f.write(section(step, text))
 
     def draw(self) -> None:
         """Draws loss.png from the metrics."""
