@@ -233,7 +233,11 @@ def test_another_process_trains_the_same(place: Folders) -> None:
 def test_a_loss_that_is_no_number_ends_training(
     values: tuple[float, float], place: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train.Trainer, "step", lambda self, batches, lr: values)
+    def diverging(self: Any, batches: object, lr: float) -> tuple[float, float]:
+        self.steps += 1  # or a run that goes on regardless would never end
+        return values
+
+    monkeypatch.setattr(train.Trainer, "step", diverging)
     result = training(place[0], str(tmp_path / "run"))
     assert result.code == 2
     assert len(result.errors) == 1
