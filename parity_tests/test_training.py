@@ -69,7 +69,7 @@ def test_five_steps(small: Path, dtype: str, jit: int) -> None:
         if dtype == "float32":
             ours, theirs = without_key_bias(ours), without_key_bias(theirs)
         assert_close(ours, theirs, BOUNDS[dtype], f"step {step}")
-    captured = [graph.captured is not None for graph in (port._accumulate, port._update)]
+    captured = [graph.captured is not None for graph in (port._add_gradients, port._adamw)]
     assert captured == [bool(jit)] * 2
 
 

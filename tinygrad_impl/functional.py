@@ -126,5 +126,9 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
     logits = at_least_float32(logits)
     index = Tensor.arange(logits.shape[-1])
     chosen = (index == targets.unsqueeze(-1)).where(logits, 0).sum(-1)  # (B, T)
+    # log-sum-exp, its sum in two stages: the rounding error of one long running sum would reach every gradient
+    largest = logits.max(-1, keepdim=True).detach()  # (B, T, 1)
+    terms = (logits - largest).exp().reshape(*targets.shape, -1, math.gcd(logits.shape[-1], 128))
+    nll = terms.sum(-1).contiguous().sum(-1).log() + largest.squeeze(-1) - chosen  # (B, T)
     scored = targets != ignore_index
-    return scored.where(logits.logsumexp(-1) - chosen, 0).sum() / scored.sum()
+    return scored.where(nll, 0).sum() / scored.sum()

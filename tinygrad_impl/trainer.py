@@ -47,22 +47,30 @@ class Trainer:
         self.gradients = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
         self.loss = self._zeros(())
         # Two compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
-        self._accumulate = TinyJit(self.accumulate)
-        self._update = TinyJit(self.update)
+        self._add_gradients = TinyJit(self.add_gradients)
+        self._adamw = TinyJit(self.adamw)
 
     def step(self, batches: Sequence[tuple[np.ndarray, np.ndarray]], lr: float) -> tuple[float, float]:
         """One update from micro-batches (x, y) of integers (B, T). Returns their mean loss and the gradient's norm,
         both from before the update, the norm from before clipping.
         """
+        self.accumulate(batches)
+        return self.update(lr, 1 / len(batches))
+
+    def accumulate(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Leaves the sums of the batches' losses and gradients in `loss` and `gradients`."""
         for i, (x, y) in enumerate(batches):
-            self._accumulate(self._tensor(x), self._tensor(y), self._tensor(np.array([i > 0])))
+            self._add_gradients(self._tensor(x), self._tensor(y), self._tensor(np.array([i > 0])))
+
+    def update(self, lr: float, share: float) -> tuple[float, float]:
+        """AdamW's step from `share` of the sums, clipped. Returns that loss, and the norm from before clipping."""
         self.steps += 1
         beta1, beta2 = self.betas
-        scalars = [1 / len(batches), lr, 1 - beta1**self.steps, 1 - beta2**self.steps]  # in Python's float64
-        loss, norm = self._update(self._tensor(np.array(scalars, self.dtype)))
+        scalars = [share, lr, 1 - beta1**self.steps, 1 - beta2**self.steps]  # in Python's float64
+        loss, norm = self._adamw(self._tensor(np.array(scalars, self.dtype)))
         return loss.item(), norm.item()
 
-    def accumulate(self, x: Tensor, y: Tensor, more: Tensor) -> None:
+    def add_gradients(self, x: Tensor, y: Tensor, more: Tensor) -> None:
         """Adds the loss and gradients of (x, y) to the totals, or begins them anew unless `more`."""
         with F.autocast(self.autocast):
             _, loss = self.model(x, y)
@@ -72,10 +80,11 @@ class Trainer:
             total.assign(more[0].where(total, 0) + new)
         Tensor.realize(*totals)
 
-    def update(self, scalars: Tensor) -> tuple[Tensor, Tensor]:
+    def adamw(self, scalars: Tensor) -> tuple[Tensor, Tensor]:
         """AdamW's step from the totals; scalars: 1 / micro-batches, learning rate, 1 - beta1^t, 1 - beta2^t."""
         share, lr, correction1, correction2 = (scalars[i] for i in range(4))
-        squares = [g.square().sum() for g in self.gradients.values()]
+        # in two stages, because a long running sum has a rounding error that clipping would pass on to every gradient
+        squares = [g.square().sum(-1).contiguous().sum() for g in self.gradients.values()]
         norm = Tensor.stack(*squares).sum().sqrt() * share
         scale = (share * (self.clip / (norm + 1e-6)).minimum(1)).contiguous()  # torch.nn.utils.clip_grad_norm_
         beta1, beta2 = self.betas
@@ -95,12 +104,17 @@ class Trainer:
         state |= {f"exp_avg_sq.{name}": t for name, t in self.exp_avg_sq.items()}
         return {name: t.numpy() for name, t in state.items()}
 
-    def restore(self, moments: Mapping[str, np.ndarray], steps: int) -> None:
-        """Goes on from `moments()` after `steps` steps."""
+    def restore(self, arrays: Mapping[str, np.ndarray], moments: Mapping[str, np.ndarray], steps: int) -> None:
+        """Goes on from these parameters and `moments()`, of `steps` steps, in the buffers that the graphs know."""
         self.steps = steps
-        for name in self.parameters:
-            self.exp_avg[name].replace(self._tensor(moments[f"exp_avg.{name}"]))
-            self.exp_avg_sq[name].replace(self._tensor(moments[f"exp_avg_sq.{name}"]))
+        for name, p in self.parameters.items():
+            for t, array in (
+                (p, arrays[name]),
+                (self.exp_avg[name], moments[f"exp_avg.{name}"]),
+                (self.exp_avg_sq[name], moments[f"exp_avg_sq.{name}"]),
+            ):
+                t.assign(self._tensor(array.astype(self.dtype)))
+        Tensor.realize(*self.parameters.values(), *self.exp_avg.values(), *self.exp_avg_sq.values())
 
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
         return Tensor.zeros(*shape, dtype=self.model.wte.weight.dtype).contiguous().realize()

@@ -52,6 +52,11 @@ class Trainer:
         """One update from micro-batches (x, y) of integers (B, T). Returns their mean loss and the gradient's norm,
         both from before the update, the norm from before clipping.
         """
+        loss = self.accumulate(batches)
+        return loss, self.update(lr)
+
+    def accumulate(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+        """Leaves the gradients of the batches' mean loss, which it returns, in the parameters."""
         self.optimizer.zero_grad()
         total = 0.0
         for x, y in batches:
@@ -59,8 +64,29 @@ class Trainer:
                 _, loss = self.forward(torch.tensor(x, device=self.device), torch.tensor(y, device=self.device))
             (loss / len(batches)).backward()
             total += loss.item() / len(batches)
+        return total
+
+    def update(self, lr: float) -> float:
+        """AdamW's step from the gradients, clipped. Returns their norm from before that."""
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        return total, norm.item()
+        return norm.item()
+
+    def moments(self) -> dict[str, np.ndarray]:
+        """AdamW's state but for the number of steps: exp_avg.NAME and exp_avg_sq.NAME, shaped like parameter NAME."""
+        return {
+            f"{moment}.{name}": self.optimizer.state[p][moment].cpu().numpy().copy()
+            for moment in ("exp_avg", "exp_avg_sq")
+            for name, p in self.parameters.items()
+        }
+
+    def restore(self, arrays: Mapping[str, np.ndarray], moments: Mapping[str, np.ndarray], steps: int) -> None:
+        """Goes on from these parameters and `moments()`, of `steps` steps."""
+        for name, p in self.parameters.items():
+            p.data.copy_(torch.tensor(arrays[name]))
+            self.optimizer.state[p] = {
+                moment: torch.tensor(moments[f"{moment}.{name}"], dtype=p.dtype, device=p.device)
+                for moment in ("exp_avg", "exp_avg_sq")
+            } | {"step": torch.tensor(float(steps))}

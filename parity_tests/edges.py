@@ -1,0 +1,211 @@
+"""Both models taken apart at the edges between their sub-layers: what flows forward there, and what flows back.
+
+An edge is the output of a module (`h.3.attn.c_attn`) or its input (`h.3.attn.c_attn.input`). The modules are watched
+from outside: no model knows of it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tinygrad import Tensor, dtypes, nn
+from tinygrad.dtype import DType
+
+import tinygrad_impl.functional
+import tinygrad_impl.model
+import torch_ref.model
+from data.config import GPT2Config
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass
+class Flow:
+    """What was seen in one pass over a batch, by edge, in the order in which the model came to them.
+
+    `gradients` has those of the loss at every edge and of every parameter.
+    """
+
+    values: Arrays
+    gradients: Arrays
+
+
+def edges(config: GPT2Config) -> dict[str, tuple[str, str]]:
+    """Every edge in order, with the sub-layers that its value and its gradient come from when the others are right."""
+    table: dict[str, tuple[str, str]] = {}
+    before = "wte + wpe"
+    for i in range(config.n_layer):
+        h = f"h.{i}"
+        attention, gelu, wiring = f"{h}.attn.scaled_dot_product_attention", f"{h}.mlp.gelu", f"{h} (its wiring)"
+        table |= {
+            f"{h}.input": (before, f"{h} residual"),
+            f"{h}.ln_1.input": (wiring, f"{h}.ln_1"),
+            f"{h}.ln_1": (f"{h}.ln_1", wiring),
+            f"{h}.attn.c_attn.input": (wiring, f"{h}.attn.c_attn"),
+            f"{h}.attn.c_attn": (f"{h}.attn.c_attn", attention),
+            f"{h}.attn.c_proj.input": (attention, f"{h}.attn.c_proj"),
+            f"{h}.attn.c_proj": (f"{h}.attn.c_proj", f"{h} residual"),
+            f"{h}.ln_2.input": (f"{h} residual", f"{h}.ln_2"),
+            f"{h}.ln_2": (f"{h}.ln_2", wiring),
+            f"{h}.mlp.c_fc.input": (wiring, f"{h}.mlp.c_fc"),
+            f"{h}.mlp.c_fc": (f"{h}.mlp.c_fc", gelu),
+            f"{h}.mlp.c_proj.input": (gelu, f"{h}.mlp.c_proj"),
+            f"{h}.mlp.c_proj": (f"{h}.mlp.c_proj", f"{h} residual"),
+        }
+        before = f"{h} residual"
+    table |= {
+        "ln_f.input": (before, "ln_f"),
+        "ln_f": ("ln_f", "lm_head"),
+        "lm_head": ("lm_head", "cross_entropy"),
+        "loss": ("cross_entropy", "cross_entropy"),
+    }
+    return table
+
+
+def watched(config: GPT2Config) -> dict[str, bool]:
+    """The modules with an edge before them, and whether there is one after them too."""
+    names = edges(config)
+    return {name.removesuffix(".input"): name.removesuffix(".input") in names for name in names if ".input" in name}
+
+
+def flow_in_torch(
+    config: GPT2Config,
+    arrays: Mapping[str, np.ndarray],
+    x: np.ndarray,
+    y: np.ndarray,
+    autocast: torch.dtype | None = None,
+    device: str = "cpu",
+    fed: Flow | None = None,
+) -> Flow:
+    """The flow through torch_ref's model.
+
+    With `fed`, every sub-layer gets that flow's values as its inputs, and that flow's gradients at its outputs, so that
+    what is wrong in one stays in it. The gradient of wte.weight is then in two parts: the embedding's under its own
+    name, the head's as lm_head.weight.
+    """
+    model = torch_ref.model.GPT2(config, arrays).to(device)
+    values: dict[str, torch.Tensor] = {}
+    leaves: dict[str, torch.Tensor] = {}
+
+    def edge(name: str, value: torch.Tensor) -> torch.Tensor:
+        values[name] = value
+        if fed is None:
+            return value
+        leaves[name] = torch.tensor(fed.values[name]).to(value).requires_grad_()
+        return leaves[name]
+
+    for name, after in watched(config).items():
+        module = model.get_submodule(name)
+        module.register_forward_pre_hook(lambda _, inputs, name=name: (edge(f"{name}.input", inputs[0]),))
+        if after:
+            module.register_forward_hook(lambda _, __, output, name=name: edge(name, output))
+    head = model.head
+    model.head = lambda x: edge("lm_head", head(x))  # type: ignore[method-assign]
+    with torch.autocast(device, autocast, enabled=autocast is not None):
+        _, loss = model(torch.tensor(x, device=device), torch.tensor(y, device=device))
+    assert loss is not None
+    values["loss"] = loss
+
+    def backward(roots: list[str], targets: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        given = None if fed is None else [torch.tensor(fed.gradients[root]).to(values[root]) for root in roots]
+        found = torch.autograd.grad(
+            [values[root] for root in roots], list(targets.values()), given, retain_graph=True, materialize_grads=True
+        )
+        return dict(zip(targets, found, strict=True))
+
+    parameters = dict(model.named_parameters())
+    gradients = gradients_from(backward, values, leaves, parameters, fed is not None)
+    return Flow(
+        {n: v.detach().double().cpu().numpy() for n, v in values.items()},
+        {n: g.double().cpu().numpy() for n, g in gradients.items()},
+    )
+
+
+def flow_in_tinygrad(
+    config: GPT2Config,
+    arrays: Mapping[str, np.ndarray],
+    x: np.ndarray,
+    y: np.ndarray,
+    autocast: DType | None = None,
+    fed: Flow | None = None,
+) -> Flow:
+    """The flow through tinygrad_impl's model; otherwise `flow_in_torch`."""
+    model = tinygrad_impl.model.GPT2(config, arrays)
+    parameters = nn.state.get_state_dict(model)
+    values: dict[str, Tensor] = {}
+    leaves: dict[str, Tensor] = {}
+
+    def edge(name: str, value: Tensor) -> Tensor:
+        values[name] = value
+        if fed is None:
+            return value
+        leaves[name] = Tensor(fed.values[name]).cast(value.dtype).realize()
+        return leaves[name]
+
+    class Watched:
+        def __init__(self, module: Callable[[Tensor], Tensor], name: str, after: bool):
+            self.module, self.name, self.after = module, name, after
+
+        def __call__(self, x: Tensor) -> Tensor:
+            out = self.module(edge(f"{self.name}.input", x))
+            return edge(self.name, out) if self.after else out
+
+    for name, after in reversed(watched(config).items()):  # what is inside a block before the block itself
+        *path, last = name.split(".")
+        parent: Any = model
+        for part in path:
+            parent = parent[int(part)] if part.isdecimal() else getattr(parent, part)
+        if last.isdecimal():
+            parent[int(last)] = Watched(parent[int(last)], name, after)
+        else:
+            setattr(parent, last, Watched(getattr(parent, last), name, after))
+    head, V = model.head, config.vocab_size
+
+    def watched_head(x: Tensor) -> Tensor:
+        logits = head(x)  # (B, T, V padded with -inf)
+        if fed is None:
+            return edge("lm_head", logits)
+        return edge("lm_head", logits[:, :, :V]).pad((None, None, (0, logits.shape[2] - V)), value=-float("inf"))
+
+    model.head = watched_head  # type: ignore[method-assign]
+    with tinygrad_impl.functional.autocast(autocast):
+        _, loss = model(Tensor(x), Tensor(y))
+    assert loss is not None
+    values["loss"] = loss
+
+    def backward(roots: list[str], targets: dict[str, Tensor]) -> dict[str, Tensor]:
+        if fed is None:
+            return dict(zip(targets, loss.gradient(*targets.values()), strict=True))
+        given = [Tensor(fed.gradients[root]).cast(values[root].dtype).realize() for root in roots]
+        total = sum(((values[root] * g).sum() for root, g in zip(roots, given, strict=True)), start=Tensor(0.0))
+        return dict(zip(targets, total.gradient(*targets.values()), strict=True))
+
+    gradients = gradients_from(backward, values, leaves, parameters, fed is not None)
+    for flow in (values, gradients):
+        flow["lm_head"] = flow["lm_head"][:, :, :V]
+    Tensor.realize(*values.values(), *gradients.values())
+    return Flow({n: as_float64(v) for n, v in values.items()}, {n: as_float64(g) for n, g in gradients.items()})
+
+
+def gradients_from(
+    backward: Callable[[list[str], dict[str, Any]], dict[str, Any]],
+    values: dict[str, Any],
+    leaves: dict[str, Any],
+    parameters: dict[str, Any],
+    fed: bool,
+) -> dict[str, Any]:
+    """The gradients of a flow, from `backward(roots, targets)`."""
+    if not fed:
+        return backward(["loss"], values | parameters)
+    first = [name for name in values if name not in ("lm_head", "loss")]
+    last = {name: leaves[name] for name in ("ln_f", "lm_head")}
+    body = {name: leaf for name, leaf in leaves.items() if name not in last}
+    return backward(first, body | parameters) | backward(
+        ["loss", "lm_head"], last | {"lm_head.weight": parameters["wte.weight"]}
+    )
+
+
+def as_float64(x: Tensor) -> np.ndarray:
+    return (x.float() if x.dtype == dtypes.bfloat16 else x).numpy().astype(np.float64)

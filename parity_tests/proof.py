@@ -1,0 +1,429 @@
+"""The proof that two implementations of GPT-2 compute the same thing, and the name of the sub-layer that does not.
+
+Truth is torch_ref in float64. tinygrad in float64 has to agree with it to rounding (`EXACT`). In float32, and with
+products in bfloat16, tinygrad's error may be at most a small multiple of torch's own error in that dtype (`MULTIPLE`):
+no tolerance is set by hand. Both errors are taken over several batches, because one could be small by luck.
+"""
+
+import hashlib
+import importlib.metadata
+import math
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tinygrad import Tensor, dtypes
+
+import tinygrad_impl.trainer
+import torch_ref.trainer
+from data.cli import Progress
+from data.config import GPT2Config, parameter_count, parameter_shapes, to_hf
+from data.loader import IGNORED
+from parity_tests.edges import Flow, edges, flow_in_tinygrad, flow_in_torch
+from tinygrad_impl.trainer import Trainer
+
+MULTIPLE = {"float32": 2.0, "bfloat16": 1.5}
+EXACT = {"forward": 1e-13, "backward": 1e-13, "gradient": 1e-13, "training": 1e-12}
+ROUNDING = 2.0**-24  # of float32, in which results are stored: relative, half a unit in the last place
+KEYS = " (keys)"
+BATCHES = 4
+ROOT = Path(__file__).parents[1]
+SOURCES: tuple[str, ...] = (
+    "torch_ref/model.py",
+    "torch_ref/trainer.py",
+    "tinygrad_impl/model.py",
+    "tinygrad_impl/trainer.py",
+)
+SOURCES += ("tinygrad_impl/functional.py",)
+
+Batch = tuple[np.ndarray, np.ndarray]
+Tensors = Mapping[str, Any]  # by name, of numpy or torch
+Step = tuple[Sequence[Batch], float, float]  # micro-batches, the reference's learning rate, the port's
+References = tuple[torch_ref.trainer.Trainer, torch_ref.trainer.Trainer]  # in float64, and in the dtype
+
+
+@dataclass
+class Row:
+    """One tensor judged. `error` and `own` are norms of the difference from the truth over the norm of the truth."""
+
+    check: str  # forward, backward, gradient or training
+    name: str
+    error: float
+    worst: float  # the largest difference of an element, over the truth's RMS
+    cosine: float
+    own: float | None  # torch's in the same dtype; None in float64, where torch is the truth
+    allowed: float
+    reason: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.error <= self.allowed)  # NaN is not
+
+    @property
+    def ratio(self) -> float | None:
+        return self.error / self.own if self.own else None
+
+
+@dataclass
+class Tally:
+    """The errors of one tensor, as sums of squares over batches."""
+
+    truth: float = 0.0
+    ours: float = 0.0
+    error: float = 0.0
+    own: float = 0.0
+    product: float = 0.0
+    worst: float = 0.0
+
+    def add(self, truth: torch.Tensor, ours: torch.Tensor, own: torch.Tensor, scale: torch.Tensor) -> None:
+        """Tensors of one shape; errors are relative to the norm of `scale`."""
+        square = float(scale.square().sum())
+        difference = ours - truth
+        self.truth += square
+        self.ours += float(ours.square().sum())
+        self.product += float((ours * truth).sum())
+        self.error += float(difference.square().sum())
+        self.own += float((own - truth).square().sum())
+        if square:
+            self.worst = max(self.worst, float(difference.abs().max()) / math.sqrt(square / scale.numel()))
+
+    def relative(self, square: float) -> float:
+        return math.sqrt(square / self.truth) if self.truth else math.inf if square else 0.0
+
+    def row(self, check: str, name: str, dtype: str, own_at_least: float) -> Row:
+        own, keys = self.relative(self.own), name.endswith(KEYS)
+        both = math.sqrt(self.truth * self.ours)
+        figures = (self.relative(self.error), self.worst, self.product / both if both and not keys else 1.0)
+        if dtype != "float64":
+            taken = max(own, own_at_least, ROUNDING)
+            why = {own: "", own_at_least: "one number: its error can be small by luck"}
+            reason = why.get(taken, "no float32 is nearer than its rounding")
+            return Row(check, name, *figures, own, MULTIPLE[dtype] * taken, reason)
+        if keys and 2 * own > EXACT[check]:  # as for no other tensor, torch's own error is known
+            return Row(check, name, *figures, own, 2 * own, "the exact value is known: these should not move at all")
+        return Row(check, name, *figures, None, EXACT[check])
+
+
+def judge(
+    check: str,
+    dtype: str,
+    batches: Iterable[tuple[Tensors, Tensors, Tensors]],
+    own_at_least: Mapping[str, float] | None = None,
+    start: Tensors | None = None,
+) -> list[Row]:
+    """A row for every tensor of (truth, tinygrad, torch in that dtype), over batches of these.
+
+    The key third of attn.c_attn.bias has its own row: a constant added to every key changes no softmax, so its gradient
+    is exactly zero and it stays as in `start`. What is computed there is rounding noise; it has to be small on the scale
+    of the other thirds.
+    """
+    tallies: dict[str, Tally] = {}
+    for truth, ours, own in batches:
+        if truth.keys() != ours.keys():
+            odd = [name for name in [*truth, *ours] if (name in truth) != (name in ours)]
+            return [Row(check, name, math.inf, math.inf, 0.0, None, 0.0, "only one of the two has it") for name in odd]
+        for name in truth:
+            b = torch.as_tensor(truth[name]).double()
+            a, c = (torch.as_tensor(tensors[name]).to(b) for tensors in (ours, own))
+            if a.shape != b.shape:
+                return [Row(check, name, math.inf, math.inf, 0.0, None, 0.0, f"{tuple(a.shape)}, not {tuple(b.shape)}")]
+            if not name.endswith("attn.c_attn.bias"):
+                tallies.setdefault(name, Tally()).add(b, a, c, b)
+                continue
+            (aq, ak, av), (bq, bk, bv), (cq, ck, cv) = a.chunk(3), b.chunk(3), c.chunk(3)
+            others = torch.cat([bq, bv])
+            tallies.setdefault(name, Tally()).add(others, torch.cat([aq, av]), torch.cat([cq, cv]), others)
+            still = (
+                torch.zeros_like(bk)
+                if start is None or name not in start
+                else torch.as_tensor(start[name]).to(b).chunk(3)[1]
+            )
+            tallies.setdefault(name + KEYS, Tally()).add(still, ak, ck, others / math.sqrt(2))
+    # A norm is no further off than what it is the norm of: here the gradient, which AdamW's first moment has in it.
+    moments = [tally.relative(tally.own) for name, tally in tallies.items() if name.startswith("exp_avg.")]
+    at_least = {"norm": max(moments, default=0.0)} | dict(own_at_least or {})
+    return [tally.row(check, name, dtype, at_least.get(name, 0.0)) for name, tally in tallies.items()]
+
+
+def random_batches(config: GPT2Config, batch_size: int, seq_len: int, seed: int, count: int) -> list[Batch]:
+    """Inputs and targets (B, T), int32: few different tokens, so that they repeat; end-of-text inside; some ignored."""
+    random = np.random.default_rng(seed)
+    batches = []
+    for _ in range(count):
+        some = [config.vocab_size - 1, *random.integers(0, config.vocab_size, 10)]  # GPT-2's last is end-of-text
+        rows = random.choice(some, (batch_size, seq_len + 1)).astype(np.int32)
+        rows[0, seq_len // 2] = config.vocab_size - 1
+        x, y = rows[:, :-1].copy(), rows[:, 1:].copy()
+        y.flat[3::5] = IGNORED
+        batches.append((x, y))
+    return batches
+
+
+class Setting:
+    """What is compared: the model's weights, the dtype, and where torch and tinygrad compute."""
+
+    def __init__(self, config: GPT2Config, arrays: Mapping[str, np.ndarray], dtype: str, device: str):
+        if arrays.keys() != parameter_shapes(config).keys():
+            raise ValueError("the arrays are not the model's parameters")
+        self.config, self.dtype = config, dtype
+        self.exact = {name: array.astype(np.float64) for name, array in arrays.items()}
+        stored = np.float64 if dtype == "float64" else np.float32
+        self.arrays = {name: array.astype(stored) for name, array in arrays.items()}
+        self.torch_device = "cuda" if device == "CUDA" else "cpu"
+        self.torch_autocast = torch.bfloat16 if dtype == "bfloat16" else None
+        self.tinygrad_autocast = dtypes.bfloat16 if dtype == "bfloat16" else None
+
+    def references(self, **options: Any) -> References:
+        """torch's trainers: the truth's, and the one in the dtype."""
+        make = torch_ref.trainer.Trainer
+        truth = make(self.config, self.exact, device=self.torch_device, **options)
+        own = make(self.config, self.arrays, device=self.torch_device, autocast=self.torch_autocast, **options)
+        return truth, own
+
+    def trainer(self, **options: Any) -> Trainer:
+        """tinygrad's."""
+        return Trainer(self.config, self.arrays, autocast=self.tinygrad_autocast, **options)
+
+    def flow_of_truth(self, batch: Batch) -> Flow:
+        return flow_in_torch(self.config, self.exact, *batch, device=self.torch_device)
+
+    def flows(self, batch: Batch, fed: Flow | None = None) -> tuple[Flow, Flow, Flow]:
+        """Of the truth, of tinygrad and of torch in the dtype."""
+        common: Any = {"device": self.torch_device, "fed": fed}
+        truth = flow_in_torch(self.config, self.exact, *batch, **common)
+        ours = flow_in_tinygrad(self.config, self.arrays, *batch, self.tinygrad_autocast, fed)
+        return truth, ours, flow_in_torch(self.config, self.arrays, *batch, self.torch_autocast, **common)
+
+
+def flow_rows(setting: Setting, batches: Sequence[Batch], lucky: float) -> list[Row]:
+    """Activations, and the loss's gradients with respect to them, at every edge."""
+    flows = [setting.flows(batch) for batch in batches]
+    values = [(truth.values, ours.values, own.values) for truth, ours, own in flows]
+    names = edges(setting.config).keys() - {"loss"}
+    gradients: list[Any] = [
+        tuple({n: g for n, g in flow.gradients.items() if n in names} for flow in three) for three in flows
+    ]
+    return judge("forward", setting.dtype, values, {"loss": lucky}) + judge("backward", setting.dtype, gradients)
+
+
+@torch.no_grad()
+def loss_error(references: References, batch: Batch) -> float:
+    """The RMS error of the positions' losses in torch's dtype over their mean: the mean's own error is at most that."""
+    x, y = (torch.tensor(array, device=references[0].device) for array in batch)
+    nll = []
+    for trainer in references:
+        with torch.autocast(trainer.device, trainer.autocast, enabled=trainer.autocast is not None):
+            logits, _ = trainer.model(x)
+        nll.append(
+            torch.nn.functional.cross_entropy(logits[y != IGNORED].double(), y[y != IGNORED].long(), reduction="none")
+        )
+    return float((nll[1] - nll[0]).square().mean().sqrt() / nll[0].mean())
+
+
+def gradient_rows(
+    setting: Setting, port: Trainer, references: References, batches: Sequence[Batch], lucky: float
+) -> list[Row]:
+    """The loss and every parameter's gradient, out of the graph that trains: run plainly, captured, then replayed."""
+
+    def results() -> Iterator[tuple[Tensors, Tensors, Tensors]]:
+        for batch in batches:
+            port.accumulate([batch])
+            ours = {name: g.numpy() for name, g in port.gradients.items()} | {"loss": port.loss.numpy()}
+            losses = [np.array(reference.accumulate([batch])) for reference in references]
+            truth, own = (
+                {name: p.grad for name, p in reference.parameters.items()} | {"loss": loss}
+                for reference, loss in zip(references, losses, strict=True)
+            )
+            yield truth, ours, own
+
+    return judge("gradient", setting.dtype, results(), {"loss": lucky})
+
+
+def training_rows(
+    setting: Setting, port: Trainer, references: References, steps: Sequence[Step], free: bool
+) -> list[Row]:
+    """Parameters, moments and norm of AdamW steps, from where `port` stands.
+
+    `free`: after all of them, each going its own way. Otherwise after each single one, with the truth's state and
+    gradients fed in: where a gradient is next to nothing Adam's step is its sign, in which two roundings need not agree.
+    """
+    truth, own = references
+    first, moments = port.steps, port.moments()
+    start = {name: array.copy() for name, array in port.model.arrays().items()}
+
+    def state(trainer: Any, norm: float) -> Tensors:
+        return trainer.model.arrays() | trainer.moments() | {"norm": np.array(norm)}
+
+    def results() -> Iterator[tuple[Tensors, Tensors, Tensors]]:
+        before: Tensors = start | {name: array.copy() for name, array in moments.items()}
+        for trainer in references:
+            trainer.restore(before, before, first)
+        for i, (batches, lr, port_lr) in enumerate(steps):
+            truth.accumulate(batches)
+            if free:
+                port.accumulate(batches)
+            else:
+                gradients = {name: p.grad.float() for name, p in truth.parameters.items() if p.grad is not None}
+                port.restore(before, before, first + i)
+                own.restore(before, before, first + i)
+                for name, g in gradients.items():
+                    own.parameters[name].grad = g.clone()
+                    port.gradients[name].assign(Tensor(g.cpu().numpy() * len(batches))).realize()
+            before = state(truth, truth.update(lr))
+            if not free or i + 1 == len(steps):
+                ours = state(port, port.update(port_lr, 1 / len(batches))[1])
+                yield before, ours, before if free else state(own, own.update(lr))
+            else:
+                port.update(port_lr, 1 / len(batches))
+
+    return judge("training", setting.dtype, results(), None, start)
+
+
+def training_steps(batches: Sequence[Batch], count: int, accumulated: int) -> list[Step]:
+    """Steps with the learning rates of either's schedule, on `accumulated` of the batches each, taken in turn."""
+    steps: list[Step] = []
+    for i in range(count):
+        micro = [batches[(i * accumulated + j) % len(batches)] for j in range(accumulated)]
+        rates = [module.learning_rate(i, count, 1e-3, 1e-4, 2) for module in (torch_ref.trainer, tinygrad_impl.trainer)]
+        steps.append((micro, *rates))
+    return steps
+
+
+def clip_between(setting: Setting, steps: Sequence[Step]) -> float:
+    """A bound that about half of the steps' gradients are over, so that both sides of clipping are seen."""
+    trainer, _ = setting.references()
+    norms = []
+    for batches, _, _ in steps:
+        trainer.accumulate(batches)
+        squares = [float(p.grad.square().sum()) for p in trainer.parameters.values() if p.grad is not None]
+        norms.append(math.sqrt(sum(squares)))
+    return float(np.median(norms)) * 0.99
+
+
+def prove(
+    setting: Setting, batch_size: int, seq_len: int, seed: int = 0, steps: int = 10, quiet: bool = False
+) -> tuple[list[Row], str | None]:
+    """Every row of the proof, and the culprit if one of them fails."""
+    batches = random_batches(setting.config, batch_size, seq_len, seed, BATCHES)
+    schedule = training_steps(batches, steps, 2)
+    options = {"clip": clip_between(setting, schedule)}
+    free = setting.dtype == "float64"
+    with Progress(total=3, desc="parity", unit="check", disable=quiet) as progress:
+        references = setting.references(**options)
+        lucky = loss_error(references, batches[0])
+        rows = flow_rows(setting, batches, lucky)
+        progress.update()
+        port = setting.trainer(**options)
+        rows += gradient_rows(setting, port, references, batches, lucky)
+        progress.update()
+        rows += training_rows(setting, port, references, schedule, free)
+        progress.update()
+    if all(row.passed for row in rows):
+        return rows, None
+    if all(row.passed for row in rows if row.check != "training"):
+        return rows, training_culprit(setting, batches, steps)
+    return rows, culprit(setting, batches, lucky) or f"only the graph that trains: {said(worst(rows))}"
+
+
+def worst(rows: Sequence[Row]) -> Row:
+    """The row that comes nearest to what is allowed, or is furthest over it."""
+    return max(rows, key=excess)
+
+
+def excess(row: Row) -> float:
+    """error / allowed, with whatever cannot be told counted as the worst."""
+    ratio = row.error / row.allowed if row.allowed else math.inf
+    return math.inf if math.isnan(ratio) else ratio
+
+
+def said(row: Row) -> str:
+    return f"{row.name}: error {row.error:.1e}, allowed {row.allowed:.1e}"
+
+
+def culprit(setting: Setting, batches: Sequence[Batch], lucky: float) -> str | None:
+    """The first sub-layer that is wrong by itself, with the truth's activations as its inputs and, backward, the truth's
+    gradients at its outputs; None if each is right by itself.
+    """
+    fed = [setting.flows(batch, setting.flow_of_truth(batch)) for batch in batches]
+    table = edges(setting.config)
+    came = zip([*fed[0][0].values, "its end"], [*fed[0][1].values, "its end"], strict=False)
+    for expected, found in came:
+        if expected != found:
+            return f"{table[expected][0]}: the port comes to {found} where the reference comes to {expected}"
+    rows = judge("forward", setting.dtype, [(t.values, a.values, o.values) for t, a, o in fed], {"loss": lucky})
+    if first := first_over(rows):
+        return f"{table[first.name][0]} forward: error {first.error:.1e}, allowed {first.allowed:.1e}"
+    gradients: list[Any] = [tuple(flow.gradients for flow in three) for three in fed]
+    rows = judge("backward", setting.dtype, gradients)
+    # backward, a sub-layer gives the gradients of its inputs and of its parameters
+    order = list(dict.fromkeys([*(table[name][1] for name in reversed(table)), "wte", "wpe"]))
+
+    def owner(row: Row) -> str:
+        name = row.name.removesuffix(KEYS)
+        return table[name][1] if name in table else name.rpartition(".")[0]
+
+    if first := first_over(sorted(rows, key=lambda row: order.index(owner(row)))):
+        return f"{owner(first)} backward ({first.name}): error {first.error:.1e}, allowed {first.allowed:.1e}"
+    return None
+
+
+def first_over(rows: Sequence[Row]) -> Row | None:
+    """The first row that fails, and clearly if any does: next to a large error one just over its bound is chance."""
+    largest = max(map(excess, rows))
+    return next((row for row in rows if excess(row) > max(1.0, min(math.sqrt(largest), 100.0))), None)
+
+
+def training_culprit(setting: Setting, batches: Sequence[Batch], count: int) -> str:
+    """The part of the training step that is wrong: the one without which it is right."""
+
+    def rows(accumulated: int = 2, **options: float) -> list[Row]:
+        steps = training_steps(batches, min(count, 4), accumulated)
+        options = {"clip": clip_between(setting, steps)} | options
+        return training_rows(setting, setting.trainer(**options), setting.references(**options), steps, free=False)
+
+    steps = training_steps(batches, count, 2)
+    if wrong := next((i for i, (_, lr, port_lr) in enumerate(steps) if lr != port_lr), None):
+        return f"learning_rate: {steps[wrong][2]:.3e} at step {wrong}, not {steps[wrong][1]:.3e}"
+    found = rows()
+    failed = [row for row in found if not row.passed]
+    if not failed:
+        return "accumulate: from the truth's gradients AdamW's steps are right"
+    for name, neutral in (
+        ("accumulate", {"accumulated": 1}),
+        ("clipping", {"clip": 1e9}),
+        ("weight decay", {"weight_decay": 0.0}),
+    ):
+        if all(row.passed for row in rows(**neutral)):
+            return f"{name}: {said(worst(failed))}"
+    for name in ("norm", "exp_avg.", "exp_avg_sq."):
+        if ours := [row for row in failed if row.name.startswith(name)]:
+            return f"AdamW's {name.rstrip('.')}: {said(worst(ours))}"
+    return f"AdamW's update: {said(worst(failed))}"
+
+
+def certificate(setting: Setting, rows: Sequence[Row], culprit: str | None, **more: Any) -> dict[str, Any]:
+    """What was proven, of what, and with what, for JSON."""
+    weights = hashlib.sha256()
+    for name, array in sorted(setting.arrays.items()):
+        weights.update(name.encode() + array.tobytes())
+    equal = bool(rows) and all(row.passed for row in rows)
+    packages = ("torch", "tinygrad", "numpy")
+    return {
+        "verdict": "equal" if equal else "different",
+        "culprit": culprit,
+        "model": {
+            "config": to_hf(setting.config),
+            "parameters": parameter_count(setting.config),
+            "sha256": weights.hexdigest(),
+        },
+        "sources": {name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in SOURCES},
+        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
+        "dtype": setting.dtype,
+        "multiple": MULTIPLE.get(setting.dtype),
+        **more,
+        "rows": [vars(row) | {"ratio": row.ratio, "passed": row.passed} for row in rows],
+    }
