@@ -1,4 +1,4 @@
-"""Checkpoint folders that the tests share, written once a session by Hugging Face's own code."""
+"""What the tests share: tinygrad's device, and checkpoint folders written once a session by Hugging Face's own code."""
 
 import shutil
 from collections.abc import Iterator
@@ -7,6 +7,13 @@ from pathlib import Path
 import pytest
 
 from parity_tests.support import save_random_gpt2, save_small_gpt2
+from tinygrad_impl.device import open_device
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cpu() -> None:
+    """The tests are of the CPU device, whatever else the machine has: the references compute there."""
+    open_device("CPU")
 
 
 @pytest.fixture(scope="session")

@@ -118,8 +118,8 @@ def judge(
     """A row for every tensor of (truth, tinygrad, torch in that dtype), over batches of these.
 
     The key third of attn.c_attn.bias has its own row: a constant added to every key changes no softmax, so its gradient
-    is exactly zero and it stays as in `start`. What is computed there is rounding noise; it has to be small on the scale
-    of the other thirds.
+    is exactly zero and it stays as in `start`. What is computed there is rounding noise, and has to be small on the
+    scale of the other thirds.
     """
     tallies: dict[str, Tally] = {}
     for truth, ours, own in batches:
@@ -199,7 +199,7 @@ class Setting:
         return truth, ours, flow_in_torch(self.config, self.arrays, *batch, self.torch_autocast, **common)
 
 
-def flow_rows(setting: Setting, batches: Sequence[Batch], lucky: float) -> list[Row]:
+def flow_rows(setting: Setting, batches: Iterable[Batch], lucky: float) -> list[Row]:
     """Activations, and the loss's gradients with respect to them, at every edge."""
     flows = [setting.flows(batch) for batch in batches]
     values = [(truth.values, ours.values, own.values) for truth, ours, own in flows]
@@ -225,7 +225,7 @@ def loss_error(references: References, batch: Batch) -> float:
 
 
 def gradient_rows(
-    setting: Setting, port: Trainer, references: References, batches: Sequence[Batch], lucky: float
+    setting: Setting, port: Trainer, references: References, batches: Iterable[Batch], lucky: float
 ) -> list[Row]:
     """The loss and every parameter's gradient, out of the graph that trains: run plainly, captured, then replayed."""
 
@@ -244,12 +244,12 @@ def gradient_rows(
 
 
 def training_rows(
-    setting: Setting, port: Trainer, references: References, steps: Sequence[Step], free: bool
+    setting: Setting, port: Trainer, references: References, steps: Iterable[Step], free: bool
 ) -> list[Row]:
     """Parameters, moments and norm of AdamW steps, from where `port` stands.
 
     `free`: after all of them, each going its own way. Otherwise after each single one, with the truth's state and
-    gradients fed in: where a gradient is next to nothing Adam's step is its sign, in which two roundings need not agree.
+    gradients fed in: where a gradient is next to nothing Adam's step is its sign, on which roundings need not agree.
     """
     truth, own = references
     first, moments = port.steps, port.moments()
@@ -267,18 +267,19 @@ def training_rows(
             if free:
                 port.accumulate(batches)
             else:
-                gradients = {name: p.grad.float() for name, p in truth.parameters.items() if p.grad is not None}
                 port.restore(before, before, first + i)
                 own.restore(before, before, first + i)
-                for name, g in gradients.items():
-                    own.parameters[name].grad = g.clone()
-                    port.gradients[name].assign(Tensor(g.cpu().numpy() * len(batches))).realize()
-            before = state(truth, truth.update(lr))
-            if not free or i + 1 == len(steps):
-                ours = state(port, port.update(port_lr, 1 / len(batches))[1])
-                yield before, ours, before if free else state(own, own.update(lr))
-            else:
-                port.update(port_lr, 1 / len(batches))
+                for name, p in truth.parameters.items():
+                    assert p.grad is not None
+                    own.parameters[name].grad = p.grad.to(own.parameters[name])
+                    fed = Tensor(p.grad.float().cpu().numpy() * len(batches))
+                    port.gradients[name].assign(fed).realize()
+            norms = truth.update(lr), port.update(port_lr, 1 / len(batches))[1]
+            before = state(truth, norms[0])
+            if not free:
+                yield before, state(port, norms[1]), state(own, own.update(lr))
+        if free:
+            yield before, state(port, norms[1]), before
 
     return judge("training", setting.dtype, results(), None, start)
 
@@ -312,21 +313,28 @@ def prove(
     schedule = training_steps(batches, steps, 2)
     options = {"clip": clip_between(setting, schedule)}
     free = setting.dtype == "float64"
-    with Progress(total=3, desc="parity", unit="check", disable=quiet) as progress:
+    with Progress(total=2 * BATCHES + steps, desc="parity", unit="pass", disable=quiet) as progress:
+
+        def counted(items: Iterable[Any]) -> Iterator[Any]:
+            for item in items:
+                yield item
+                progress.update()
+
         references = setting.references(**options)
         lucky = loss_error(references, batches[0])
-        rows = flow_rows(setting, batches, lucky)
-        progress.update()
+        rows = flow_rows(setting, counted(batches), lucky)
         port = setting.trainer(**options)
-        rows += gradient_rows(setting, port, references, batches, lucky)
-        progress.update()
-        rows += training_rows(setting, port, references, schedule, free)
-        progress.update()
-    if all(row.passed for row in rows):
-        return rows, None
-    if all(row.passed for row in rows if row.check != "training"):
-        return rows, training_culprit(setting, batches, steps)
-    return rows, culprit(setting, batches, lucky) or f"only the graph that trains: {said(worst(rows))}"
+        rows += gradient_rows(setting, port, references, counted(batches), lucky)
+        rows += training_rows(setting, port, references, counted(schedule), free)
+    failed = [row for row in rows if not row.passed]
+    return rows, named(setting, failed, batches, lucky, steps) if failed else None
+
+
+def named(setting: Setting, failed: Sequence[Row], batches: Sequence[Batch], lucky: float, steps: int) -> str:
+    """The part of the port that is to blame for the rows that failed."""
+    if all(row.check == "training" for row in failed):
+        return training_culprit(setting, batches, steps)
+    return culprit(setting, batches, lucky) or f"only the graph that trains: {said(worst(failed))}"
 
 
 def worst(rows: Sequence[Row]) -> Row:
@@ -345,8 +353,8 @@ def said(row: Row) -> str:
 
 
 def culprit(setting: Setting, batches: Sequence[Batch], lucky: float) -> str | None:
-    """The first sub-layer that is wrong by itself, with the truth's activations as its inputs and, backward, the truth's
-    gradients at its outputs; None if each is right by itself.
+    """The first sub-layer that is wrong by itself: with the truth's activations as its inputs and, backward, the
+    truth's gradients at its outputs. None if each is right by itself.
     """
     fed = [setting.flows(batch, setting.flow_of_truth(batch)) for batch in batches]
     table = edges(setting.config)

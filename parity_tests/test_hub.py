@@ -1,18 +1,21 @@
-"""The weights that OpenAI published: all three models agree on them too."""
+"""The weights that OpenAI published: tinygrad, torch_ref and Hugging Face agree on them too."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
+import tinygrad_impl.model
+import torch_ref.model
 from data.checkpoint import load, resolve
 from data.cli import InputError
 from data.sampling import Sampler
 from data.tokenizer import tokenizer
-from parity_tests.support import greedy_by_hugging_face, hugging_face, random_batch
-from parity_tests.three import check_all_three
+from parity_tests.assertions import assert_passes_equal, assert_reference_is_hugging_face
+from parity_tests.proof import Setting, random_batches
+from parity_tests.support import greedy_by_hugging_face, hugging_face
+from tinygrad_impl.generate import Generator
 from torch_ref.generate import generate
-from torch_ref.model import GPT2
 
 pytestmark = pytest.mark.hub
 
@@ -30,11 +33,15 @@ def gpt2() -> Path:
 
 @pytest.mark.slow
 def test_published_weights(gpt2: Path) -> None:
-    check_all_three(gpt2, "float32", *random_batch(1, 16, seed=16))
+    setting = Setting(*load(gpt2), "float32", "CPU")
+    batches = random_batches(setting.config, 1, 16, seed=16, count=2)
+    assert_reference_is_hugging_face(gpt2, batches[:1])
+    assert_passes_equal(setting, batches)
 
 
 def test_greedy_is_that_of_hugging_face(gpt2: Path) -> None:
     prompt = tokenizer().encode_ordinary("The dog")
     expected = greedy_by_hugging_face(hugging_face(gpt2, torch.float32), prompt, 20)
     assert len(expected) == 20
-    assert generate(GPT2(*load(gpt2)), [prompt], 20, Sampler(0)) == [expected]
+    assert generate(torch_ref.model.GPT2(*load(gpt2)), [prompt], 20, Sampler(0)) == [expected]
+    assert Generator(tinygrad_impl.model.GPT2(*load(gpt2)))([prompt], 20, Sampler(0)) == [expected]

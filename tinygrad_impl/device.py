@@ -69,6 +69,16 @@ def provide_nvrtc() -> None:
             os.environ["CUDA_PATH"] = str(headers[-1].parent.parent)
 
 
+def share_context() -> None:
+    """Has tinygrad compute in the GPU's primary context, which PyTorch uses, instead of making one of its own.
+
+    Which context is current belongs to the thread: with two of them, PyTorch's calls would end up in tinygrad's.
+    """
+    from tinygrad.runtime.autogen import cuda
+
+    cuda.cuCtxCreate_v2 = lambda context, flags, device: cuda.cuDevicePrimaryCtxRetain(context, device)
+
+
 def open_device(name: str | None) -> str:
     """Makes `name` (CPU, CUDA, METAL, AMD, ...) tinygrad's device, or else what DEV names, or else the best there is.
 
@@ -86,6 +96,8 @@ def open_device(name: str | None) -> str:
         if candidate not in ALL_DEVICES:
             raise InputError(f"there is no device {candidate}; the devices tinygrad knows are {', '.join(ALL_DEVICES)}")
         try:
+            if candidate == "CUDA":
+                share_context()
             Device[candidate]
         except Exception as e:  # whatever a missing driver raises
             reason = str(e).strip().partition("\n")[0] or type(e).__name__

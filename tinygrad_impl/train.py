@@ -2,6 +2,8 @@
 
 import argparse
 import importlib.metadata
+import importlib.util
+import json
 import math
 import platform
 import sys
@@ -16,6 +18,7 @@ from tinygrad import dtypes
 from data.checkpoint import load, read_json, resolve
 from data.cli import ArgumentParser, InputError, Progress, real, run, whole
 from data.config import PRESETS, GPT2Config, parameter_count, to_hf
+from data.files import atomic_write
 from data.initialize import initial_weights
 from data.loader import Loader, windows
 from data.prepare import prepared
@@ -84,6 +87,7 @@ def parser() -> ArgumentParser:
     how.add_argument("--dtype", choices=("float32", "bfloat16"), help="of products; weights stay float32")
     how.add_argument("--seed", type=whole(0), default=1337, metavar="N", help="of weights, order of data, and samples")
     how.add_argument("--device", help="CPU, CUDA, METAL, ...; by default the best there is")
+    how.add_argument("--parity", choices=("on", "off"), default="on", help="compare with PyTorch before training")
     keep = parser.add_argument_group("what to measure and keep")
     keep.add_argument("--eval-every", type=whole(1), metavar="N", help="steps between validation losses")
     keep.add_argument("--eval-tokens", type=whole(0), metavar="N", help="validate on the first N; 0: the whole split")
@@ -177,6 +181,26 @@ def describe(args: argparse.Namespace, config: GPT2Config, device: str, card: st
     }
 
 
+def gate(
+    args: argparse.Namespace, trainer: Trainer, config: GPT2Config, loader: Loader, device: str
+) -> dict[str, Any] | None:
+    """Proves the trainer's graphs on the batches that it is about to see, and returns the certificate."""
+    if args.parity == "off":
+        print("PARITY NOT CHECKED (--parity off): nothing is proven about what this device computes")
+        return None
+    if importlib.util.find_spec("torch") is None:
+        raise InputError("the parity check before training needs PyTorch; `pip install torch`, or pass --parity off")
+    from tinygrad_impl.gate import prove_graphs  # here, because it imports PyTorch
+
+    position = loader.state()
+    batches = [loader.next_batch() for _ in range(3)]
+    loader.restore(position)
+    micro = [(x[: args.batch_size], y[: args.batch_size]) for x, y in batches]
+    certificate = prove_graphs(trainer, config, micro, args.lr, args.dtype, device)
+    print(certificate["summary"])
+    return certificate
+
+
 def main() -> None:
     args = parse(sys.argv[1:])
     device = open_device(args.device)
@@ -201,11 +225,16 @@ def main() -> None:
     evaluator, generator = Evaluator(trainer.model, autocast), Generator(trainer.model)
     if args.resume:
         loader.restore(state["loader"])
-        trainer.restore(moments, state["step"])
+        trainer.restore(arrays, moments, state["step"])
+    parity = gate(args, trainer, config, loader, device)
+    if args.resume:
         out = RunFolder.resume(args.out, state["step"])  # last, because it cuts off what came after the checkpoint
     else:
         args.out = args.out or Path("runs", time.strftime(f"{args.preset or 'finetune'}-%Y%m%d-%H%M%S"))
         out = RunFolder.create(args.out, describe(args, config, device, card, folder))
+    if parity:
+        with atomic_write(out.path / "parity.json", "w") as f:
+            f.write(json.dumps(parity, indent=1) + "\n")
 
     tokens_a_step = args.batch_size * args.grad_accum * args.seq_len
     # a product of an (in, out) matrix is 2 in*out operations a token forward and twice that backward; attention adds

@@ -58,7 +58,7 @@ def test_going_on_from_saved_moments_is_exact() -> None:
         through.step([batch(seed)], LR)
     arrays, moments = through.model.arrays(), through.moments()
     resumed = Trainer(CONFIG, arrays)
-    resumed.restore(moments, 3)
+    resumed.restore(arrays, moments, 3)
     for name, moment in resumed.moments().items():
         np.testing.assert_array_equal(moment, moments[name])
     for seed in range(3, 6):
@@ -72,7 +72,7 @@ def test_restore_without_the_step_count_would_differ() -> None:
     after = {}
     for steps in (0, 3):
         restored = trainer()
-        restored.restore(restored.moments(), steps)
+        restored.restore(restored.model.arrays(), restored.moments(), steps)
         restored.step([batch(0)], LR)
         after[steps] = restored.model.arrays()["wte.weight"]
     assert not np.array_equal(after[0], after[3])

@@ -9,13 +9,22 @@ import torch
 
 from data.checkpoint import load
 from data.config import GPT2Config
+from data.loader import IGNORED
 from data.tokenizer import EOT
-from parity_tests.support import BOUNDS, Scripted, hugging_face, random_batch, relative_errors, save_small_gpt2
+from parity_tests.support import Scripted, hugging_face, save_small_gpt2
 from torch_ref.generate import generate
 from torch_ref.model import GPT2
 from torch_ref.trainer import Trainer
 
 Checkpoint = tuple[GPT2Config, dict[str, np.ndarray]]
+
+
+def random_batch(B: int, T: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets (B, T), int32; every fifth target is ignored."""
+    rows = np.random.default_rng(seed).integers(0, EOT + 1, (B, T + 1)).astype(np.int32)
+    x, y = rows[:, :-1].copy(), rows[:, 1:].copy()
+    y.flat[3::5] = IGNORED
+    return x, y
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +47,7 @@ def test_logits_are_those_of_hugging_face(folder: Path, checkpoint: Checkpoint) 
     ours, loss = model(torch.tensor(x))
     theirs = hugging_face(folder, torch.float64)(torch.tensor(x, dtype=torch.long)).logits
     assert loss is None
-    assert relative_errors({"logits": ours.numpy()}, {"logits": theirs.numpy()})["logits"] <= BOUNDS["float64"]
+    assert float((ours - theirs).norm() / theirs.norm()) <= 1e-13
 
 
 def test_compiled_is_the_same(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +85,7 @@ def test_cuda_is_the_same(checkpoint: Checkpoint) -> None:
     ours, theirs = Trainer(*checkpoint, device="cuda"), Trainer(*checkpoint)
     for step in range(2):
         batches = [random_batch(2, 32, seed=step)]
-        assert ours.step(batches, 1e-3) == pytest.approx(theirs.step(batches, 1e-3), rel=BOUNDS["float32"])
+        assert ours.step(batches, 1e-3) == pytest.approx(theirs.step(batches, 1e-3), rel=1e-4)
 
 
 def test_only_matrices_decay(checkpoint: Checkpoint) -> None:

@@ -1,0 +1,155 @@
+"""The proof's judgement: what has to fail does, by name, and what is noise does not."""
+
+import numpy as np
+import pytest
+from tinygrad import Tensor
+
+import tinygrad_impl.model
+from data.config import GPT2Config
+from parity_tests.proof import KEYS, MULTIPLE, ROUNDING, Row, Setting, judge, prove
+from parity_tests.weights import random_weights
+
+BIAS = "h.0.attn.c_attn.bias"
+
+Arrays = dict[str, np.ndarray]
+
+
+def tensors(seed: int) -> Arrays:
+    """A truth: a matrix, a vector, and a bias of which the key third is 0."""
+    random = np.random.default_rng(seed)
+    bias = random.standard_normal(12)
+    bias[4:8] = 0
+    return {"wte.weight": random.standard_normal((40, 50)), "ln_f.bias": random.standard_normal(30), BIAS: bias}
+
+
+def off(truth: Arrays, by: float, seed: int = 9) -> Arrays:
+    """The truth with random errors of about `by` of its tensors' RMS."""
+    random = np.random.default_rng(seed)
+    return {n: t + by * np.sqrt(np.mean(t**2)) * random.standard_normal(t.shape) for n, t in truth.items()}
+
+
+def failed(ours: Arrays, dtype: str = "float64", own: Arrays | None = None) -> list[Row]:
+    truth = tensors(0)
+    rows = judge("gradient", dtype, [(truth, ours, truth if own is None else own)])
+    return [row for row in rows if not row.passed]
+
+
+def test_rounding_passes() -> None:
+    truth = tensors(0)
+    assert not failed(off(truth, 1e-15))
+    rows = judge("gradient", "float64", [(truth, off(truth, 1e-15), truth)])
+    assert [row.name for row in rows] == ["wte.weight", "ln_f.bias", BIAS, BIAS + KEYS]
+    assert all(row.error > 0 for row in rows)  # that they pass is not because nothing was measured
+
+
+def test_missing_tensor() -> None:
+    truth = tensors(0)
+    (row,) = failed({name: t for name, t in truth.items() if name != "ln_f.bias"})
+    assert row.name == "ln_f.bias"
+    (row,) = failed(truth | {"lm_head.weight": truth["wte.weight"]})
+    assert row.name == "lm_head.weight"
+
+
+def test_wrong_shape() -> None:
+    """Transposed or with one more dimension: that broadcasting could compare them is no excuse."""
+    truth = tensors(0)
+    for wrong in (truth["wte.weight"].T, truth["wte.weight"][None], truth["wte.weight"][:1]):
+        (row,) = failed(truth | {"wte.weight": wrong})
+        assert row.name == "wte.weight"
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["ln_f.bias", BIAS])
+def test_not_a_number(dtype: str, value: float, name: str) -> None:
+    truth = tensors(0)
+    wrong = truth[name].copy()
+    wrong[0] = value
+    assert [row.name for row in failed(truth | {name: wrong}, dtype, off(truth, 1e-3))] == [name]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_flipped_sign(dtype: str) -> None:
+    truth = tensors(0)
+    (row,) = failed(truth | {"wte.weight": -truth["wte.weight"]}, dtype, off(truth, 1e-3))
+    assert (row.name, row.error, row.cosine) == ("wte.weight", pytest.approx(2), pytest.approx(-1))
+
+
+def test_one_wrong_element() -> None:
+    truth = tensors(0)
+    wrong = truth["wte.weight"].copy()
+    wrong[17, 3] *= 1 + 1e-10
+    (row,) = failed(truth | {"wte.weight": wrong})
+    assert row.name == "wte.weight"
+    assert row.worst > 10 * row.error
+
+
+def test_bound_is_a_multiple_of_torch_s_own_error() -> None:
+    truth, own = tensors(0), off(tensors(0), 1e-4)
+    for dtype, multiple in MULTIPLE.items():
+        for name in ("wte.weight", "ln_f.bias"):
+            for share, count in ((0.99, 0), (1.01, 1)):
+                ours = truth | {name: truth[name] + share * multiple * (own[name] - truth[name])}
+                assert len(failed(ours, dtype, own)) == count
+
+
+def test_exact_torch_leaves_the_rounding_of_float32() -> None:
+    truth = tensors(0)
+    assert not failed(off(truth, ROUNDING), "float32")
+    assert failed(off(truth, 5 * ROUNDING), "float32")
+
+
+def test_errors_are_taken_over_all_batches() -> None:
+    """torch's luck in one batch is no bound, and an error in one batch is not lost among the others."""
+    truths = [tensors(seed) for seed in range(4)]
+    own = [truths[0], *(off(truth, 1e-5, seed=i) for i, truth in enumerate(truths[1:]))]
+    ours = [off(truth, 1e-5, seed=20 + i) for i, truth in enumerate(truths)]
+    assert all(row.passed for row in judge("gradient", "float32", zip(truths, ours, own, strict=True)))
+    ours[2] = off(truths[2], 1e-4)
+    assert not any(row.passed for row in judge("gradient", "float32", zip(truths, ours, own, strict=True)))
+
+
+def test_key_third_is_judged_on_the_scale_of_the_others() -> None:
+    truth = tensors(0)
+    keys = truth[BIAS].copy()
+    keys[4:8] = 1e-15  # infinitely far from 0 on its own scale
+    assert not failed(truth | {BIAS: keys})
+    keys[4:8] = 1e-3
+    assert [row.name for row in failed(truth | {BIAS: keys})] == [BIAS + KEYS]
+    values = truth[BIAS].copy()
+    values[8:] *= 1 + 1e-9
+    assert [row.name for row in failed(truth | {BIAS: values})] == [BIAS]
+
+
+def test_trained_key_third_has_to_stay_where_it_began() -> None:
+    start = tensors(0) | {BIAS: np.ones(12)}
+    truth = tensors(0)
+    truth[BIAS][4:8] = 1
+    moved = truth[BIAS].copy()
+    moved[4:8] += 1e-3
+    rows = judge("training", "float64", [(truth, truth | {BIAS: moved}, truth)], None, start)
+    assert [row.name for row in rows if not row.passed] == [BIAS + KEYS]
+    assert all(row.passed for row in judge("training", "float64", [(truth, truth, truth)], None, start))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_culprit_is_named(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    """The other GELU, in the second layer alone: what comes after it is wrong too, and is not to blame."""
+    config = GPT2Config(vocab_size=128, n_positions=8, n_embd=16, n_layer=2, n_head=2)
+    forward, calls = tinygrad_impl.model.MLP.__call__, []
+
+    def wrong(self: tinygrad_impl.model.MLP, x: Tensor) -> Tensor:
+        calls.append(self)
+        if len(calls) % 2:
+            return forward(self, x)
+        x = self.c_fc(x)
+        return self.c_proj(0.5 * x * (1 + (x / 2**0.5).erf()))
+
+    monkeypatch.setattr(tinygrad_impl.model.MLP, "__call__", wrong)
+    setting = Setting(config, random_weights(config, 0, 0.2), dtype, "CPU")
+    rows, culprit = prove(setting, 2, 8, steps=2, quiet=True)
+    bad = {f"{row.check} {row.name}" for row in rows if not row.passed}
+    assert culprit is not None
+    assert culprit.startswith("h.1.mlp.gelu forward")
+    assert {"forward loss", "forward h.1.mlp.c_proj.input", "gradient wte.weight"} <= bad
+    assert not any(name.startswith("forward h.0.") for name in bad)

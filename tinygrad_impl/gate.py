@@ -1,0 +1,57 @@
+"""The parity gate: training asks whether its own graphs compute what PyTorch does. Here alone it needs PyTorch."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from data.cli import InputError
+from data.config import GPT2Config
+from parity_tests.proof import (
+    Batch,
+    Setting,
+    certificate,
+    excess,
+    gradient_rows,
+    loss_error,
+    named,
+    training_rows,
+)
+from tinygrad_impl.trainer import Trainer
+
+
+def prove_graphs(
+    trainer: Trainer, config: GPT2Config, batches: Sequence[Batch], lr: float, dtype: str, device: str
+) -> dict[str, Any]:
+    """Compares the trainer's gradients and AdamW steps on `batches` with PyTorch's, and leaves the trainer as it was.
+    There have to be three batches or more: from the third on its compiled graphs are replayed, as they are in training.
+
+    Returns the certificate, with a line for people as "summary". Raises `InputError`, naming the part that is wrong.
+    """
+    started = time.perf_counter()
+    arrays = trainer.model.arrays()
+    moments = {name: moment.copy() for name, moment in trainer.moments().items()}
+    steps = trainer.steps
+    setting = Setting(config, arrays, dtype, device)
+    references = setting.references(
+        betas=trainer.betas, eps=trainer.eps, weight_decay=trainer.weight_decay, clip=trainer.clip
+    )
+    lucky = loss_error(references, batches[0])
+    gradients = gradient_rows(setting, trainer, references, batches, lucky)
+    rows = gradients + training_rows(setting, trainer, references, [([b], lr, lr) for b in batches], free=False)
+    trainer.restore(arrays, moments, steps)
+
+    failed = [row for row in rows if not row.passed]
+    if failed:
+        few = [(x[:2], y[:2]) for x, y in batches]  # a sub-layer that is wrong is wrong in two rows
+        name = named(setting, failed, few, lucky, len(few))
+        raise InputError(
+            f"parity: tinygrad on {device} in {dtype} does not compute what PyTorch does: {name}; nothing was trained "
+            "(`python -m parity_tests` shows more, --parity off trains all the same)"
+        )
+    ratio = max(excess(row) * row.allowed / row.own for row in gradients if row.own)
+    seconds = time.perf_counter() - started
+    count = len(trainer.parameters)
+    summary = f"parity: {count} gradients within {ratio:.1f}x of torch's own {dtype} error ({seconds:.0f} s)"
+    B, T = batches[0][0].shape
+    more = {"device": device, "batch_size": B, "seq_len": T, "seconds": round(seconds, 1), "summary": summary}
+    return certificate(setting, rows, None, **more)
