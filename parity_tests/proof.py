@@ -252,34 +252,41 @@ def training_rows(
     gradients fed in: where a gradient is next to nothing Adam's step is its sign, on which roundings need not agree.
     """
     truth, own = references
-    first, moments = port.steps, port.moments()
-    start = {name: array.copy() for name, array in port.model.arrays().items()}
+    first, start = port.steps, port.model.arrays() | port.moments()
 
-    def state(trainer: Any, norm: float) -> Tensors:
-        return trainer.model.arrays() | trainer.moments() | {"norm": np.array(norm)}
+    def copied(reference: torch_ref.trainer.Trainer) -> Tensors:
+        state = reference.parameters | reference.moments()
+        return {name: t.detach().clone() for name, t in state.items()}
+
+    def with_norm(state: Tensors, norm: float) -> Tensors:
+        return {**state, "norm": np.array(norm)}
 
     def results() -> Iterator[tuple[Tensors, Tensors, Tensors]]:
-        before: Tensors = start | {name: array.copy() for name, array in moments.items()}
-        for trainer in references:
-            trainer.restore(before, before, first)
+        before: Tensors = start
+        for reference in references:
+            reference.restore(before, before, first)
         for i, (batches, lr, port_lr) in enumerate(steps):
             truth.accumulate(batches)
             if free:
                 port.accumulate(batches)
             else:
-                port.restore(before, before, first + i)
+                arrays = {name: torch.as_tensor(t).cpu().numpy() for name, t in before.items()}
+                port.restore(arrays, arrays, first + i)
                 own.restore(before, before, first + i)
                 for name, p in truth.parameters.items():
                     assert p.grad is not None
                     own.parameters[name].grad = p.grad.to(own.parameters[name])
-                    fed = Tensor(p.grad.float().cpu().numpy() * len(batches))
+                    fed = Tensor((p.grad.float() * len(batches)).cpu().numpy())
                     port.gradients[name].assign(fed).realize()
-            norms = truth.update(lr), port.update(port_lr, 1 / len(batches))[1]
-            before = state(truth, norms[0])
+            norm, port_norm = truth.update(lr), port.update(port_lr, 1 / len(batches))[1]
+            before = copied(truth)
             if not free:
-                yield before, state(port, norms[1]), state(own, own.update(lr))
+                own_norm = own.update(lr)
+                ours = with_norm(port.model.arrays() | port.moments(), port_norm)
+                yield with_norm(before, norm), ours, with_norm(copied(own), own_norm)
         if free:
-            yield before, state(port, norms[1]), before
+            ours = with_norm(port.model.arrays() | port.moments(), port_norm)
+            yield with_norm(before, norm), ours, with_norm(before, norm)
 
     return judge("training", setting.dtype, results(), None, start)
 

@@ -80,6 +80,7 @@ def hugging_face_results(folder: Path, dtype: torch.dtype, x: np.ndarray, y: np.
 
 def gradients(model: torch.nn.Module, config: GPT2Config) -> dict[str, np.ndarray]:
     """By name. Every parameter has to be there, exactly once (a tied head is listed as wte): none goes unchecked."""
-    found = {name.removeprefix("transformer."): p.grad.numpy() for name, p in model.named_parameters()}
+    grads = {name.removeprefix("transformer."): p.grad for name, p in model.named_parameters()}
+    found = {name: grad.numpy() for name, grad in grads.items() if grad is not None}
     assert found.keys() == parameter_shapes(config).keys()
     return found

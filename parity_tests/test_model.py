@@ -22,7 +22,7 @@ def sized(n_embd: int, n_head: int, n_layer: int = 1) -> GPT2Config:
 def test_batches_have_what_matters() -> None:
     config = sized(8, 2)
     for x, y in random_batches(config, 3, 7, seed=0, count=3):
-        assert all(len(set(row)) < len(row) for row in x)  # tokens repeat, so that their gradients add up
+        assert len(np.unique(x)) < x.size // 2 + 2  # tokens repeat, so that their gradients add up
         assert config.vocab_size - 1 in x[0, 1:-1]  # end-of-text with tokens on both sides of it
         assert 0 < (y == IGNORED).sum() < y.size
 

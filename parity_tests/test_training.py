@@ -55,7 +55,8 @@ def test_accumulation() -> None:
     """A step on three micro-batches is the step on one batch of all of them, clipped or not."""
     setting = setting_in("float64")
     parts = random_batches(CONFIG, 2, 10, seed=2, count=3)  # each ignores as many targets, so the means agree
-    whole = [tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))]
+    xs, ys = zip(*parts, strict=True)
+    whole = [(np.concatenate(xs), np.concatenate(ys))]
     states = []
     for batches in (whole, parts):
         trainer = setting.trainer(clip=0.5)

@@ -79,6 +79,16 @@ def _add_rows(total: UOp, index: UOp, rows: UOp, on_cpu: bool) -> UOp:
     return stored.end(i, lane, block).sink(arg=KernelInfo(name="embedding_gradient", opts_to_apply=()))
 
 
+def long_sum(x: Tensor) -> Tensor:
+    """x.sum(-1) in stages: (..., any) -> (...). What is divided by it gets its rounding error, which one long running
+    sum would let grow with the number of terms.
+    """
+    while x.shape[-1] > 256:
+        x = x.pad((*[None] * (x.ndim - 1), (0, -x.shape[-1] % 128)))
+        x = x.reshape(*x.shape[:-1], -1, 128).sum(-1).contiguous()
+    return x.sum(-1)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x (..., in) @ weight [in, out] + bias [out]: (..., out)."""
     y = cast(x).contiguous() @ cast(weight).contiguous() + cast(bias)
@@ -126,9 +136,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
     logits = at_least_float32(logits)
     index = Tensor.arange(logits.shape[-1])
     chosen = (index == targets.unsqueeze(-1)).where(logits, 0).sum(-1)  # (B, T)
-    # log-sum-exp, its sum in two stages: the rounding error of one long running sum would reach every gradient
     largest = logits.max(-1, keepdim=True).detach()  # (B, T, 1)
-    terms = (logits - largest).exp().reshape(*targets.shape, -1, math.gcd(logits.shape[-1], 128))
-    nll = terms.sum(-1).contiguous().sum(-1).log() + largest.squeeze(-1) - chosen  # (B, T)
+    nll = long_sum((logits - largest).exp()).log() + largest.squeeze(-1) - chosen  # (B, T)
     scored = targets != ignore_index
     return scored.where(nll, 0).sum() / scored.sum()

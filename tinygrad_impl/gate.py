@@ -28,9 +28,7 @@ def prove_graphs(
     Returns the certificate, with a line for people as "summary". Raises `InputError`, naming the part that is wrong.
     """
     started = time.perf_counter()
-    arrays = trainer.model.arrays()
-    moments = {name: moment.copy() for name, moment in trainer.moments().items()}
-    steps = trainer.steps
+    arrays, moments, steps = trainer.model.arrays(), trainer.moments(), trainer.steps
     setting = Setting(config, arrays, dtype, device)
     references = setting.references(
         betas=trainer.betas, eps=trainer.eps, weight_decay=trainer.weight_decay, clip=trainer.clip

@@ -83,8 +83,7 @@ class Trainer:
     def adamw(self, scalars: Tensor) -> tuple[Tensor, Tensor]:
         """AdamW's step from the totals; scalars: 1 / micro-batches, learning rate, 1 - beta1^t, 1 - beta2^t."""
         share, lr, correction1, correction2 = (scalars[i] for i in range(4))
-        # in two stages, because a long running sum has a rounding error that clipping would pass on to every gradient
-        squares = [g.square().sum(-1).contiguous().sum() for g in self.gradients.values()]
+        squares = [F.long_sum(g.square().flatten()) for g in self.gradients.values()]
         norm = Tensor.stack(*squares).sum().sqrt() * share
         scale = (share * (self.clip / (norm + 1e-6)).minimum(1)).contiguous()  # torch.nn.utils.clip_grad_norm_
         beta1, beta2 = self.betas
@@ -99,10 +98,10 @@ class Trainer:
         return loss, norm
 
     def moments(self) -> dict[str, np.ndarray]:
-        """AdamW's state but for `steps`: exp_avg.NAME and exp_avg_sq.NAME, shaped like parameter NAME."""
+        """AdamW's state but for `steps`, copied: exp_avg.NAME and exp_avg_sq.NAME, shaped like parameter NAME."""
         state = {f"exp_avg.{name}": t for name, t in self.exp_avg.items()}
         state |= {f"exp_avg_sq.{name}": t for name, t in self.exp_avg_sq.items()}
-        return {name: t.numpy() for name, t in state.items()}
+        return {name: t.numpy().copy() for name, t in state.items()}
 
     def restore(self, arrays: Mapping[str, np.ndarray], moments: Mapping[str, np.ndarray], steps: int) -> None:
         """Goes on from these parameters and `moments()`, of `steps` steps, in the buffers that the graphs know."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,19 +75,19 @@ class Trainer:
         self.optimizer.step()
         return norm.item()
 
-    def moments(self) -> dict[str, np.ndarray]:
+    def moments(self) -> dict[str, torch.Tensor]:
         """AdamW's state but for the number of steps: exp_avg.NAME and exp_avg_sq.NAME, shaped like parameter NAME."""
         return {
-            f"{moment}.{name}": self.optimizer.state[p][moment].cpu().numpy().copy()
+            f"{moment}.{name}": self.optimizer.state[p][moment]
             for moment in ("exp_avg", "exp_avg_sq")
             for name, p in self.parameters.items()
         }
 
-    def restore(self, arrays: Mapping[str, np.ndarray], moments: Mapping[str, np.ndarray], steps: int) -> None:
-        """Goes on from these parameters and `moments()`, of `steps` steps."""
+    def restore(self, arrays: Mapping[str, Any], moments: Mapping[str, Any], steps: int) -> None:
+        """Goes on from copies of these parameters and `moments()`, of `steps` steps; arrays of numpy or torch."""
         for name, p in self.parameters.items():
-            p.data.copy_(torch.tensor(arrays[name]))
+            p.data.copy_(torch.as_tensor(arrays[name]))
             self.optimizer.state[p] = {
-                moment: torch.tensor(moments[f"{moment}.{name}"], dtype=p.dtype, device=p.device)
+                moment: torch.empty_like(p.data).copy_(torch.as_tensor(moments[f"{moment}.{name}"]))
                 for moment in ("exp_avg", "exp_avg_sq")
             } | {"step": torch.tensor(float(steps))}

@@ -1,0 +1,718 @@
+"""`python -m parity_tests.mutants`: is every bug of a catalogue caught, and is the right part blamed for it?
+
+A mutant is a plausible bug, planted from outside: a function of the port with a few words of its source exchanged. The
+proof judges those of the model and of the optimiser. Loader, checkpoints and sampling have a check of their own here,
+which states in numpy and PyTorch what they promise.
+"""
+
+import inspect
+import json
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+import data.checkpoint as K
+import data.loader as L
+import data.run_folder as R
+import tinygrad_impl.functional as F
+import tinygrad_impl.generate as G
+import tinygrad_impl.model as M
+import tinygrad_impl.trainer as T
+import torch_ref.generate
+import torch_ref.model
+from data.cli import ArgumentParser, InputError, Progress, run, whole
+from data.config import GPT2Config, parameter_shapes
+from data.files import atomic_write
+from data.sampling import Sampler
+from data.shards import ShardWriter, write_meta
+from data.tokenizer import EOT, VOCAB_SIZE
+from parity_tests.proof import Setting, prove, random_batches
+from parity_tests.support import Scripted, hugging_face
+from parity_tests.weights import hard_weights, random_weights
+from tinygrad_impl.device import open_device
+
+BOTH = ("float64", "float32")
+# 379 tokens, so that the head has padding; 14 positions, so that the rows ignore different numbers of targets
+CONFIG = GPT2Config(vocab_size=379, n_layer=2, n_head=2, n_embd=16, n_positions=16)
+ROWS, LENGTH = 2, 14
+
+Plant = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A bug, the check that has to catch it, and how sentences that blame the right part begin (patterns)."""
+
+    name: str
+    where: str  # proof, loader, checkpoint or generation
+    plant: Plant
+    named: tuple[str, ...]
+    dtypes: tuple[str, ...] = BOTH
+
+    def names(self, sentence: str | None) -> bool:
+        return sentence is not None and any(re.match(pattern, sentence) for pattern in self.named)
+
+
+def edited(function: Any, *changes: tuple[str, str]) -> Any:
+    """The function with words of its source exchanged. LookupError if they do not stand there once: it has changed."""
+    function = inspect.unwrap(function)
+    source = textwrap.dedent(inspect.getsource(function))
+    for old, new in changes:
+        if source.count(old) != 1:
+            raise LookupError(f"{function.__qualname__} has {source.count(old)} times {old!r}")
+        source = source.replace(old, new)
+    made: dict[str, Any] = {}
+    exec(source, function.__globals__, made)
+    return made[function.__name__]
+
+
+MUTANTS: list[Mutant] = []
+
+
+def mutant(
+    name: str, named: str | tuple[str, ...], *edits: tuple[Any, str, tuple[str, str]], where: str = "proof", **more: Any
+) -> None:
+    """Adds a mutant to the catalogue. `edits`: (owner, its function, (words, other words)), also several of one."""
+
+    @contextmanager
+    def plant() -> Iterator[None]:
+        with ExitStack() as stack:
+            for owner, attribute in dict.fromkeys(edit[:2] for edit in edits):
+                changes = [change for *place, change in edits if place == [owner, attribute]]
+                stack.enter_context(patch.object(owner, attribute, edited(getattr(owner, attribute), *changes)))
+            yield
+
+    MUTANTS.append(Mutant(name, where, plant, (named,) if isinstance(named, str) else named, **more))
+
+
+# --- the model ---------------------------------------------------------------------------------------------------
+
+GELU = r"h\.\d\.mlp\.gelu "
+NORM = r"(h\.\d\.ln_[12]|ln_f) "
+ATTENTION = r"h\.\d\.attn\.scaled_dot_product_attention "
+PRODUCTS = r"h\.\d\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj) "
+WIRING = (r"h\.\d \(its wiring\)", r"h\.\d residual")
+RESIDUAL = r"h\.\d residual"
+EMBEDDING = (r"wte \+ wpe", "wpe ")
+LOSS = "cross_entropy "
+
+plain_gelu = "at_least_float32(x).gelu(approximate)"
+for name, other in {
+    "erf GELU": "at_least_float32(x) * 0.5 * (1 + (at_least_float32(x) / 2**0.5).erf())",
+    "sigmoid GELU": "at_least_float32(x) * (1.702 * at_least_float32(x)).sigmoid()",
+    "ReLU for GELU": "at_least_float32(x).relu()",
+    "GELU's coefficient 0.044": "(0.5 * x * (1 + (math.sqrt(2 / math.pi) * (x + 0.044 * x**3)).tanh()))",
+}.items():
+    mutant(name, GELU, (F, "gelu", (plain_gelu, other)))
+
+plain_norm = "x.layernorm(eps=self.eps, axis=self.axis)"
+centred = "(lambda c: c * (c.square().mean(-1, keepdim=True) + self.eps).rsqrt())"
+for name, other in {
+    "layer norm's eps 1e-6": "x.layernorm(eps=1e-6, axis=self.axis)",
+    "layer norm's variance over n - 1": "(x - x.mean(-1, keepdim=True)) * (x.var(-1, keepdim=True) + self.eps).rsqrt()",
+    "eps outside layer norm's root": "(x - x.mean(-1, keepdim=True)) / (x.var(-1, True, 0).sqrt() + self.eps)",
+    "RMS norm for layer norm": f"{centred}(x)",
+    "layer norm in bfloat16": "x.cast('bfloat16').layernorm(eps=self.eps).cast(x.dtype)",
+    "layer norm's mean detached": f"{centred}(x - x.mean(-1, keepdim=True).detach())",
+}.items():
+    mutant(name, NORM, (M.nn.LayerNorm, "__call__", (plain_norm, other)))
+mutant("layer norm's gain plus one", NORM, (M.nn.LayerNorm, "__call__", ("* self.weight", "* (1 + self.weight)")))
+
+root, T_T = " / math.sqrt(q.shape[-1])", "Tensor.ones(*scores.shape[-2:], dtype=dtypes.bool).tril("
+itself = " | (Tensor.arange(q.shape[-2]).unsqueeze(-1) + Tensor.arange(q.shape[-2]) == 0)"  # row 0 has nothing else
+for name, change in {
+    "unscaled scores": (root, ""),
+    "scores over sqrt(C)": (root, " / math.sqrt(q.shape[-1] * q.shape[1])"),
+    "mask lets the next token through": (f"{T_T})", f"{T_T}1)"),
+    "strict mask": (f"{T_T})", f"({T_T}-1){itself})"),
+    "no causal mask": ("if is_causal:", "if False:"),
+    "softmax over the queries": ("softmax(-1)", "softmax(-2)"),
+    "softmax in bfloat16": ("scores.softmax(-1)", "scores.cast('bfloat16').softmax(-1)"),
+    "v detached": ("@ v", "@ v.detach()"),
+    "softmax detached": (".cast(v.dtype)", ".cast(v.dtype).detach()"),
+}.items():
+    mutant(name, ATTENTION, (F, "scaled_dot_product_attention", change))
+split = "t.reshape(B, T, self.n_head, -1).transpose(1, 2)"
+for name, change in {
+    "q and k exchanged": ("attention(q, k, v,", "attention(k, q, v,"),
+    "k and v exchanged": ("attention(q, k, v,", "attention(q, v, k,"),
+    "heads split as (B, T, D, H)": (split, "t.reshape(B, T, -1, self.n_head).permute(0, 3, 1, 2)"),
+    "heads split without transposing": (split, "t.reshape(B, self.n_head, T, -1)"),
+    "heads merged without transposing": ("y.transpose(1, 2)", "y"),
+}.items():
+    mutant(name, ATTENTION, (M.CausalSelfAttention, "__call__", change))
+
+unbiased = "type('Unbiased', (Conv1D,), {'__call__': lambda self, x: F.linear(x, self.weight, self.bias * 0)})"
+loaded = "verbose=False)"
+mutant(
+    "no bias in h.1.mlp.c_proj",
+    r"h\.1\.mlp\.c_proj ",
+    (M.GPT2, "__init__", (loaded, f"{loaded}\n    self.h[1].mlp.c_proj.__class__ = {unbiased}")),
+)
+transposed = "self.weight.T if self.weight.shape[0] == self.weight.shape[1] else self.weight"
+mutant("attn.c_proj's weight transposed", r"h\.0\.attn\.c_proj ", (M.Conv1D, "__call__", ("self.weight", transposed)))
+half = "(bias.detach() + 0.5 * (bias - bias.detach()))"
+mutant("half of the biases' gradients", PRODUCTS, (F, "linear", ("cast(bias)", f"cast({half})")))
+first = "cast(bias.detach()) + cast(bias - bias.detach()) * (Tensor.arange(x.shape[0]) == 0).reshape(-1, 1, 1)"
+mutant("biases' gradients from the first row only", PRODUCTS, (F, "linear", ("cast(bias)", first)))
+
+attend, think = "x = x + self.attn(self.ln_1(x))", "x = x + self.mlp(self.ln_2(x))"
+after = ((attend, "x = self.ln_1(x + self.attn(x))"), (think, "x = self.ln_2(x + self.mlp(x))"))
+block = (M.Block, "__call__")
+mutant("post-norm", WIRING, *((*block, change) for change in after))
+mutant(
+    "ln_1 and ln_2 exchanged", WIRING, (*block, ("ln_1(x)", "ln_2(x)")), (*block, ("mlp(self.ln_2", "mlp(self.ln_1"))
+)
+mutant("no residual around attention", RESIDUAL, (*block, (attend, "x = self.attn(self.ln_1(x))")))
+mutant("no residual around the MLP", RESIDUAL, (*block, (think, "x = self.mlp(self.ln_2(x))")))
+normalised = "x = self.ln_1(x)\n    x = x + self.attn(x)"
+mutant("residual of the normalised stream", RESIDUAL, (*block, (attend, normalised)))
+parallel = "return x + self.attn(self.ln_1(x)) + self.mlp(self.ln_2(x))"
+mutant("attention and MLP in parallel", WIRING, (*block, (attend, parallel)))
+mutant("residual detached", RESIDUAL, (*block, (think, "x = x.detach() + self.mlp(self.ln_2(x))")))
+
+hidden = (M.GPT2, "hidden")
+mutant("no ln_f", "ln_f", (*hidden, ("self.ln_f(x)", "x")))
+mutant("positions shifted by one", EMBEDDING, (*hidden, ("weight[:T]", "weight[1 : T + 1]")))
+mutant("no position embedding", EMBEDDING, (*hidden, (" + self.wpe.weight[:T]", " + 0 * self.wpe.weight[:T]")))
+mutant(
+    "embeddings times sqrt(C)",
+    EMBEDDING,
+    (*hidden, ("F.embedding(", "x = self.wpe.weight.shape[1]**0.5 * F.embedding(".removeprefix("x = "))),
+)
+mutant("layers in the wrong order", (r"h\.0", r"h\.1"), (*hidden, ("in self.h:", "in reversed(self.h):")))
+mutant("layer 0 in place of layer 1", r"h\.1", (*hidden, ("in self.h:", "in [self.h[0]] * len(self.h):")))
+mutant(
+    "one block for all layers",
+    (r"h\.0\.", r"h\.1"),
+    (M.GPT2, "__init__", ("[Block(config) for _ in range(config.n_layer)]", "[Block(config)] * config.n_layer")),
+)
+mutant(
+    "layer 1 has layer 0's weights",
+    r"h\.1\.ln_1 ",
+    (M.GPT2, "__init__", ("Tensor(array) for", "Tensor(arrays[name.replace('h.1.', 'h.0.')]) for")),
+)
+mutant(
+    "embedding's gradient keeps the last of repeated tokens",
+    "wte ",
+    (F, "_add_rows", ("cell.load() + rows", "rows")),
+)
+mutant(
+    "embedding's gradient in bfloat16",
+    "wte ",
+    (F, "_embedding_gradient", ("gradient.reshape(", "gradient.cast(dtypes.bfloat16).cast(gradient.dtype).reshape(")),
+)
+
+HEAD = "lm_head "
+head = (M.GPT2, "head")
+mutant("untied head", HEAD, (*head, ("self.wte.weight", "self.wte.weight.detach()")))
+stale = "self.stale = (lambda copy: lambda: copy)(Tensor(arrays['wte.weight']).realize())"
+mutant(
+    "stale head",
+    (HEAD, "only the graph that trains"),
+    (M.GPT2, "__init__", (loaded, f"{loaded}\n    {stale}")),
+    (*head, ("self.wte.weight", "self.wte.weight + (self.stale() - self.wte.weight).detach()")),
+)
+mutant(
+    "head's padding not masked",
+    (HEAD, LOSS),
+    (F, "tied_head", ("contiguous_backward(), -math.inf", "contiguous_backward(), 0")),
+)
+mutant("head scaled by 1 / sqrt(C)", HEAD, (*head, ("F.tied_head(x,", "F.tied_head(x / x.shape[-1]**0.5,")))
+
+mean = "scored.where(nll, 0).sum() / scored.sum()"
+for name, change in {
+    "loss in bfloat16": ("at_least_float32(logits)", "logits.cast('bfloat16')"),
+    "loss averaged by sequence": (mean, "(scored.where(nll, 0).sum(-1) / scored.sum(-1)).mean()"),
+    "loss's mean counts ignored targets": ("/ scored.sum()", "/ scored.numel()"),
+    "loss summed": ("/ scored.sum()", ""),
+    "ignored targets scored": ("targets != ignore_index", "targets == targets"),
+    "label smoothing 0.001": (
+        "- chosen",
+        "- 0.999 * chosen - 0.001 * (logits > -1e30).where(logits, 0).sum(-1) / (logits > -1e30).sum(-1)",
+    ),
+}.items():
+    mutant(name, LOSS, (F, "cross_entropy", change))
+scored = "F.cross_entropy(logits, targets,"
+shifted = "F.cross_entropy(logits[:, :-1], targets[:, 1:],"
+mutant("targets shifted by one", LOSS, (M.GPT2, "__call__", (scored, shifted)))
+mutant("last position never trained", LOSS, (M.GPT2, "__call__", (scored, shifted.replace("1:]", ":-1]"))))
+
+# --- optimiser, schedule, accumulation -----------------------------------------------------------------------------
+
+DECAY, CLIPPING, UPDATE, GRAPH = "weight decay", "clipping", "AdamW's update", "only the graph that trains"
+adamw = (T.Trainer, "adamw")
+matrices, decayed = "self.weight_decay if p.ndim == 2 else 0.0", "p * (1 - lr * decay)"
+m_hat, scale = "(lr / correction1) * m", "(self.clip / (norm + 1e-6)).minimum(1)"
+root_v, scaled = "((v / correction2).sqrt() + self.eps)", "self.gradients[name] * scale"
+to_norm = "torch.nn.utils.clip_grad_norm_"
+for name, named, *changes in (
+    ("decay of biases and gains too", DECAY, (matrices, "self.weight_decay")),
+    ("no decay of wte", DECAY, ("p.ndim == 2", "p.ndim == 2 and name != 'wte.weight'")),
+    ("decay of vectors, not matrices", DECAY, ("p.ndim == 2", "p.ndim != 2")),
+    ("decay without the learning rate", DECAY, (decayed, "p * (1 - decay)")),
+    ("decay after the step", DECAY, (decayed, "(p"), (root_v, f"{root_v}) * (1 - lr * decay)")),
+    (
+        "L2 in the gradient",
+        DECAY,
+        (scaled, f"{scaled} + ({matrices}) * self.parameters[name]"),
+        (decayed, "p"),
+    ),
+    ("no bias correction", UPDATE, ("(lr / correction1)", "lr"), ("(v / correction2)", "v")),
+    ("no bias correction of exp_avg_sq", UPDATE, ("(v / correction2)", "v")),
+    ("eps inside the root", UPDATE, (root_v, "(v / correction2 + self.eps).sqrt()")),
+    ("exp_avg_sq without its root", UPDATE, (root_v, "((v / correction2) + self.eps)")),
+    ("Nesterov's step", UPDATE, (m_hat, "(lr / correction1) * (beta1 * m + (1 - beta1) * g)")),
+    ("the step before the moments' update", UPDATE, (m_hat, "(lr / correction1) * ((m - (1 - beta1) * g) / beta1)")),
+    ("beta1 0.8", r"AdamW's exp_avg:", ("beta1, beta2 = self.betas", "beta1, beta2 = 0.8, self.betas[1]")),
+    ("betas exchanged", (r"AdamW's exp_avg:", r"AdamW's exp_avg_sq:"), ("beta1, beta2 =", "beta2, beta1 =")),
+    ("exp_avg_sq of the unclipped gradient", (r"AdamW's exp_avg_sq:", CLIPPING), ("* g * g", "* (g / scale * share) ** 2")),
+    ("exp_avg in bfloat16", r"AdamW's exp_avg:", ("m.assign(beta1 * m + (1 - beta1) * g)", "m.assign((beta1 * m + (1 - beta1) * g).cast('bfloat16').cast(m.dtype))")),
+    ("clipping of the step, not the gradient", CLIPPING, (scaled, "self.gradients[name] * share"), (m_hat, f"{m_hat} * (scale / share)")),
+    ("clipping by each tensor's norm", CLIPPING, (scaled, "self.gradients[name] * share * (self.clip / (self.gradients[name].square().sum().sqrt() * share + 1e-6)).minimum(1)")),
+    ("norm without wte", ("AdamW's norm", CLIPPING), ("in self.gradients.values()]", "in list(self.gradients.values())[1:]]")),
+    ("clipping scales up too", CLIPPING, (".minimum(1)", "")),
+    ("clipping without its 1e-6", CLIPPING, ("(norm + 1e-6)", "norm")),
+    ("no clipping", CLIPPING, (scale, "Tensor(1.0)")),
+    ("clipping by value", CLIPPING, (scaled, "(self.gradients[name] * share).clip(-self.clip, self.clip)")),
+    ("clipping before the mean over micro-batches", (CLIPPING, "accumulate", "AdamW's norm"), ("sqrt() * share", "sqrt()")),
+    ("accumulation without 1 / k", "accumulate", ("norm = ", "share = 1\n    norm = ")),
+    ("reported loss without 1 / k", ("accumulate", "loss"), ("self.loss * share", "self.loss * 1")),
+):  # fmt: skip
+    mutant(name, named, *((*adamw, change) for change in changes))
+
+init, update = (T.Trainer, "__init__"), (T.Trainer, "update")
+mutant("beta2 0.999", r"AdamW's exp_avg_sq:", (*init, ("(0.9, 0.95)", "(0.9, 0.999)")))
+mutant("eps 1e-6", UPDATE, (*init, ("eps: float = 1e-8", "eps: float = 1e-6")))
+mutant("weight decay 0.01", DECAY, (*init, ("weight_decay: float = 0.1", "weight_decay: float = 0.01")))
+ahead = (("beta1**self.steps", "beta1 ** (self.steps + 1)"), ("beta2**self.steps", "beta2 ** (self.steps + 1)"))
+mutant("bias correction off by one step", UPDATE, *((*update, change) for change in ahead))
+frozen = "self.__dict__.setdefault('frozen', lr)"
+mutant(
+    "learning rate frozen in the graph",
+    (UPDATE, "learning_rate", GRAPH),
+    (*update, ("[share, lr,", f"[share, {frozen},")),
+)
+mutant(
+    "scalars in float32",
+    UPDATE,
+    (*update, ("np.array(scalars, self.dtype)", "np.array(scalars, 'float32')")),
+    dtypes=("float64",),
+)
+mutant("step without 1 / k", "accumulate", (T.Trainer, "step", ("1 / len(batches)", "1.0")))
+
+RATE = "learning_rate"
+rate = (T, "learning_rate")
+mutant("schedule off by one", RATE, (*rate, ("(step - warmup)", "(step + 1 - warmup)")))
+mutant("warmup off by one", RATE, (*rate, ("(step + 1) / warmup", "step / warmup")))
+mutant("cosine over the whole run", RATE, (*rate, ("(step - warmup) / max(1, steps - warmup)", "step / steps")))
+mutant("cosine down to 0", RATE, (*rate, ("minimum + (peak - minimum)", "peak")))
+mutant("linear for cosine", RATE, (*rate, ("0.5 * (1 + math.cos(math.pi * progress))", "(1 - progress)")))
+
+kept = "more[0].where(total, 0)"
+add = (T.Trainer, "add_gradients")
+mutant("accumulation keeps the last micro-batch only", "accumulate", (*add, (kept, "total * 0")))
+mutant("accumulation is never begun anew", ("accumulate", GRAPH), (*add, (kept, "total")))
+mutant(
+    "replay on the batch that was captured",
+    GRAPH,
+    (
+        T.Trainer,
+        "accumulate",
+        (
+            "self._add_gradients(self._tensor(x)",
+            "calls = self.__dict__.setdefault('calls', [])\n        calls.append((x, y))\n"
+            "        x, y = calls[1] if len(calls) > 1 else (x, y)\n        self._add_gradients(self._tensor(x)",
+        ),
+    ),
+)
+
+# --- loader --------------------------------------------------------------------------------------------------------
+
+edits: list[Any]
+order = "_order(self.seed, epoch, self.windows)"
+further = "np.concatenate([rows[:, 2:], rows[:, :1]], axis=1)"
+for name, named, *edits in (
+    ("targets shifted by two", "targets", (L.Loader, "next_batch", ("rows[:, 1:].copy()", further))),
+    ("targets are the inputs", "targets", (L.Loader, "next_batch", ("rows[:, 1:].copy()", "rows[:, :-1].copy()"))),
+    ("a rank sees the first one's rows", "ranks", (L.Loader, "next_batch", (" + self.rank * self.batch_size", ""))),
+    ("windows overlap", "windows", (L.Loader, "_window", ("* self.seq_len", "* (self.seq_len - 1)"))),
+    (
+        "windows skip a token",
+        "windows",
+        (L.Loader, "_window", ("* self.seq_len", "* (self.seq_len + 1)")),
+        (L.Loader, "__init__", ("(self.tokens - 1) // seq_len", "(self.tokens - 1) // (seq_len + 1)")),
+    ),
+    (
+        "a shard's last token is lost",
+        "windows",
+        (L._Tokens, "__init__", ("open_split(folder, split)", "[s[:-1] for s in open_split(folder, split)]")),
+    ),
+    (
+        "the first token after a shard's end is read twice",
+        "windows",
+        (L._Tokens, "read", ("row[done : done + len(part)] = part", "row[done : done + len(part)] = part if not done else np.r_[part[:1], part[:-1]]")),
+    ),
+    ("the same order in every epoch", "order", (L.Loader, "_window", (order, order.replace("epoch", "0")))),
+    ("orders of seed + epoch", "order", (L, "_order", ("(seed, epoch)", "seed + epoch"))),
+    ("seed unused", "order", (L, "_order", ("(seed, epoch)", "epoch"))),
+    ("not shuffled", "order", (L, "_order", (".permutation(windows)", ".bit_generator and np.arange(windows)"))),
+    ("state without the position", "state", (L.Loader, "state", ('"position": self.position', '"position": 0'))),
+    ("restored a batch late", "state", (L.Loader, "restore", ('state["position"]', 'state["position"] + self.batch_size'))),
+    ("last window dropped", "number", (L.Loader, "__init__", ("(self.tokens - 1) // seq_len", "(self.tokens - 1) // seq_len - 1"))),
+    ("one window too many", "number", (L.Loader, "__init__", ("(self.tokens - 1) // seq_len", "self.tokens // seq_len"))),
+    ("evaluation's padding is scored", "evaluation", (L, "windows", ("np.full(step, IGNORED, np.int32)", "np.zeros(step, np.int32)"))),
+    ("evaluation drops the last batch", "evaluation", (L, "windows", ("range(0, targets, step)", "range(0, targets - step, step)"))),
+):  # fmt: skip
+    mutant(name, f"loader: {named}", *edits, where="loader")
+
+# --- checkpoints ---------------------------------------------------------------------------------------------------
+
+written, restore = "name: arrays[name] for name in", (T.Trainer, "restore")
+first, second = 'moments[f"exp_avg.{name}"]', 'moments[f"exp_avg_sq.{name}"]'
+for name, named, *edits in (
+    ("moments not restored", "moments", (*restore, (first, f"0 * {first}")), (*restore, (second, f"0 * {second}"))),
+    ("exp_avg not saved", "moments", (R.RunFolder, "save_checkpoint", ('"optimizer.safetensors", moments,', '"optimizer.safetensors", {n: a * n.startswith("exp_avg_sq") for n, a in moments.items()},'))),
+    ("exp_avg and exp_avg_sq exchanged", "moments", (*restore, (first, "moments[f'exp_avg_sq.{name}']")), (*restore, (second, "moments[f'exp_avg.{name}']"))),
+    ("moments in float16", "moments", (R.RunFolder, "save_checkpoint", ('"optimizer.safetensors", moments,', '"optimizer.safetensors", {n: a.astype("float16") for n, a in moments.items()},'))),
+    ("step lost", "step", (*restore, ("self.steps = steps", "self.steps = 0"))),
+    ("step saved one early", "step", (R.RunFolder, "save_checkpoint", ("json.dumps(state,", "json.dumps(state | {'step': state['step'] - 1},"))),
+    ("weights saved in the other order", "weights", (K, "save", (written, "name: arrays[name].T.reshape(arrays[name].shape) for name in"))),
+    ("a tensor left out", "weights", (K, "save", ("in parameter_shapes(config)}", "in parameter_shapes(config) if name != 'ln_f.bias'}"))),
+    ("tensors renamed", "weights", (K, "save", (written, "name.replace('h.', 'layers.'): arrays[name] for name in"))),
+    ("weights in float16", "weights", (K, "save", (written, "name: arrays[name].astype('float16') for name in"))),
+    ("ln_1 and ln_2 exchanged in the file", "weights", (K, "save", (written, "name: arrays[name.translate({49: 50, 50: 49}) if '.ln_' in name and name[2] == '0' else name] for name in"))),
+    ("weights not restored", "weights", (*restore, ("(p, arrays[name])", "(p, p.numpy())"))),
+    (
+        "matrices [out, in] in the file alone",
+        "transformers",
+        (K, "save", (written, "name: arrays[name].T if name.endswith('attn.c_proj.weight') else arrays[name] for name in")),
+        (K, "load", ("name: weights[name] for", "name: weights[name].T if name.endswith('attn.c_proj.weight') else weights[name] for")),
+    ),
+    ("config.json has another epsilon", "transformers", (K, "save", ("to_hf(config)", "to_hf(config) | {'layer_norm_epsilon': 1e-3}"))),
+):  # fmt: skip
+    mutant(name, f"checkpoint: {named}", *edits, where="checkpoint")
+
+# --- sampling ------------------------------------------------------------------------------------------------------
+
+for name, named, change in (
+    ("logits of the padded end", "inside", ("== last)", "== tokens.shape[1] - 1)")),
+    ("logits of the token before", "inside", ("[len(row) - 1]", "[max(0, len(row) - 2)]")),
+    ("logits of the first row's end", "inside", ("[len(row) - 1] for row", "[len(seen[0]) - 1] for row")),
+    ("the window holds one token less", "beyond", ("row[-length:]", "row[-(length - 1) :]")),
+    ("the window never slides", "beyond", ("row[-length:]", "row[:length]")),
+    ("end of text ignored", "end", (" or token == EOT", "")),
+    ("end of text forgotten", "end", ("ended[i] or token == EOT", "token == EOT")),
+    ("end of text in the text", "end", ("ended[i] = ended[i] or token == EOT", "ended[i] = ended[i] or EOT in rows[i][len(prompts[i]) :]")),
+):  # fmt: skip
+    place = (G.Generator, "_logits" if "== last" in change[0] else "__call__")
+    mutant(name, f"generation: {named}", (*place, change), where="generation")
+
+# --- the checks: None, or a sentence that names what is wrong ------------------------------------------------------
+
+
+def check_proof(dtype: str, seed: int, steps: int) -> str | None:
+    setting = Setting(CONFIG, random_weights(CONFIG, 0, 0.2), dtype, "CPU")
+    return prove(setting, ROWS, LENGTH, seed, steps, quiet=True)[1]
+
+
+def check_loader(_: str, seed: int, __: int) -> str | None:
+    """Windows, order, ranks, state and evaluation as data/loader.py promises them, of shards of 37 tokens."""
+    size, batch = 8, 3
+    tokens = np.random.default_rng(seed).permutation(VOCAB_SIZE)[: 11 * size + 45].astype(np.uint16)  # no two alike
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, splits = Path(temporary), {}
+        row, valid = tokens[: 11 * size].astype(np.int32), tokens[11 * size :].astype(np.int32)  # row: 1 short of 11
+        for split, part in {"train": row, "valid": valid}.items():
+            with ShardWriter(folder, split, shard_tokens=37) as writer:
+                writer.write(part.astype(np.uint16))
+            splits[split] = {"source": "", "documents": 1, "tokens": len(part), "shards": writer.shards}
+        write_meta(folder, splits)
+        expected = [row[i * size : i * size + size + 1] for i in range(10)]
+        loader = L.Loader(folder, "train", batch, size, seed)
+        if loader.windows != len(expected):
+            return f"loader: number of windows: {loader.windows}, not {len(expected)}"
+        batches = [loader.next_batch() for _ in range(10)]  # three epochs, and no batch ends with the first
+        x, y = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+        if (x.dtype, y.dtype) != (np.int32, np.int32) or not np.array_equal(x[:, 1:], y[:, :-1]):
+            return "loader: targets are not the inputs shifted by one"
+        shown = [tuple(a) + tuple(b[-1:]) for a, b in zip(x, y, strict=True)]
+        where = {tuple(window): i for i, window in enumerate(expected)}
+        if wrong := next((i for i, window in enumerate(shown) if window not in where), None):
+            return f"loader: windows: number {wrong} is none of the text's"
+        promised = [int(i) for epoch in range(3) for i in np.random.default_rng((seed, epoch)).permutation(10)]
+        if [where.get(window) for window in shown] != promised:
+            return "loader: order of the windows"
+        ranks = [L.Loader(folder, "train", 1, size, seed, rank, batch) for rank in range(batch)]
+        for whole_batch in batches[:4]:
+            parts = zip(*(rank.next_batch() for rank in ranks), strict=True)
+            if not all(np.array_equal(np.concatenate(p), w) for p, w in zip(parts, whole_batch, strict=True)):
+                return "loader: ranks do not share a batch out"
+        resumed, stopped = (L.Loader(folder, "train", batch, size, seed) for _ in range(2))
+        for _batch in batches[:4]:
+            stopped.next_batch()
+        resumed.restore(json.loads(json.dumps(stopped.state())))
+        if not all(np.array_equal(*pair) for pair in zip(resumed.next_batch(), batches[4], strict=True)):
+            return "loader: state does not go on with the next batch"
+        pairs = list(L.windows(folder, "valid", 2, size))
+        x, y = (np.concatenate([pair[i].ravel() for pair in pairs]) for i in range(2))
+        if not (np.array_equal(y[y != L.IGNORED], valid[1:]) and np.array_equal(x[y != L.IGNORED], valid[:-1])):
+            return "loader: evaluation does not score every token but the first once"
+    return None
+
+
+def check_checkpoint(_: str, seed: int, __: int) -> str | None:
+    """Two steps, a checkpoint, two more: the bits of four steps. And `transformers` reads it as the same model."""
+    config = GPT2Config(vocab_size=99, n_layer=1, n_head=2, n_embd=16, n_positions=16)
+    batches = random_batches(config, 2, 12, seed, 4)
+
+    def train(trainer: T.Trainer, some: Sequence[tuple[np.ndarray, np.ndarray]]) -> T.Trainer:
+        for pair in some:
+            trainer.step([pair], 1e-2)
+        return trainer
+
+    def differs(ours: T.Trainer, theirs: T.Trainer, *tensors: str) -> str | None:
+        """The first of the trainers' tensors that is not the same bit by bit."""
+        both = ((f"{of} {n}", t, getattr(theirs, of)[n]) for of in tensors for n, t in getattr(ours, of).items())
+        return next((name for name, a, b in both if not np.array_equal(a.numpy(), b.numpy())), None)
+
+    began = random_weights(config, seed, 0.2)
+    through = train(T.Trainer(config, began), batches[:2])
+    with tempfile.TemporaryDirectory() as temporary:
+        state = {"step": through.steps, "tokens": 48, "seconds": 1.0, "loader": {"position": 4}}
+        out = R.RunFolder.create(Path(temporary) / "run", {})
+        folder = out.save_checkpoint(config, through.model.arrays(), through.moments(), state)
+        try:
+            found, arrays, moments, read = R.load_checkpoint(out.path)
+        except InputError as e:
+            return f"checkpoint: weights or moments cannot be read: {str(e).rpartition('/')[2]}"
+        model = hugging_face(folder, torch.float32)
+    if wrong := [n for n, a in through.model.arrays().items() if not np.array_equal(a, arrays[n])]:
+        return f"checkpoint: weights in the file: {wrong[0]}"
+    if read != state or found != config:
+        other = "step" if read["step"] != state["step"] else "state"
+        return f"checkpoint: {other} in the file, or the configuration"
+    theirs = {n.removeprefix("transformer."): p.detach().numpy() for n, p in model.named_parameters()}
+    reference = torch_ref.model.GPT2(config, through.model.arrays())
+    tokens = torch.tensor(batches[0][0])
+    with torch.no_grad():
+        near = torch.allclose(model(tokens.long()).logits, reference(tokens)[0], rtol=1e-4, atol=1e-4)
+    if theirs.keys() != parameter_shapes(config).keys():
+        return "checkpoint: transformers finds other tensors"
+    if wrong := [n for n, a in through.model.arrays().items() if not np.array_equal(a, theirs[n])]:
+        return f"checkpoint: transformers reads another {wrong[0]}"
+    if not near:
+        return "checkpoint: transformers computes other logits"
+    # of other weights than the file's, so that what is not restored shows
+    resumed = T.Trainer(config, began)
+    resumed.restore(arrays, moments, read["step"])
+    if name := differs(through, resumed, "parameters"):
+        return f"checkpoint: weights as restored: {name}"
+    if name := differs(through, resumed, "exp_avg", "exp_avg_sq"):
+        return f"checkpoint: moments as restored: {name}"
+    if resumed.steps != through.steps:
+        return f"checkpoint: step {resumed.steps} as restored, not {through.steps}"
+    if name := differs(train(through, batches[2:]), train(resumed, batches[2:]), "parameters", "exp_avg", "exp_avg_sq"):
+        return f"checkpoint: going on is not the same: {name}"
+    return None
+
+
+def check_generation(_: str, seed: int, __: int) -> str | None:
+    """The tokens of torch_ref, after prompts of different lengths: in the context, beyond it, up to end-of-text."""
+    config = GPT2Config(vocab_size=VOCAB_SIZE, n_layer=1, n_head=2, n_embd=16, n_positions=16)
+    # in float64: rounding decides between two nearly equal ones of so many tokens
+    arrays = {n: a.astype(np.float64) for n, a in random_weights(config, seed, 0.2).items()}
+    reference, generator = torch_ref.model.GPT2(config, arrays), G.Generator(M.GPT2(config, arrays))
+    prompts = [[464, 3290, 318, 257, 922], [EOT, 7454]]
+    script = [[5, 6], [EOT, 7], [8, 9], [10, EOT], [11, 12], [13, 14]]
+    for case, new, sampler in (
+        ("inside the context, greedy", 10, lambda: Sampler(0)),
+        ("inside the context, sampled", 10, lambda: Sampler(1.0, seed=seed)),
+        ("beyond the context, greedy", 24, lambda: Sampler(0)),
+        ("beyond the context, sampled", 24, lambda: Sampler(1.0, 40, 0.9, seed)),
+        ("end of text", len(script), lambda: Scripted(script)),
+    ):
+        theirs = torch_ref.generate.generate(reference, prompts, new, sampler())
+        ours = generator(prompts, new, sampler())
+        if ours != theirs:
+            return f"generation: {case}: {ours[0][:9]}... for {theirs[0][:9]}..."
+    return None
+
+
+CHECKS = {"proof": check_proof, "loader": check_loader, "checkpoint": check_checkpoint, "generation": check_generation}
+
+
+def checked(where: str, dtype: str, seed: int, steps: int) -> str | None:
+    """What the check says. An exception is caught too, but blames nobody."""
+    try:
+        return CHECKS[where](dtype, seed, steps)
+    except Exception as e:
+        return f"stopped by {type(e).__name__}: {str(e).strip().partition(chr(10))[0]}"
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Result:
+    """One check, of a mutant or (`mutant` is None) of the port as it is."""
+
+    mutant: str | None
+    where: str
+    dtype: str
+    by: str | None  # the sentence of the check
+    named: bool
+    seconds: float
+    what: str = ""  # the configuration, to repeat it
+
+
+Task = tuple[str | None, str, str, int, int]  # mutant, where ("configuration" for a random one), dtype, seed, steps
+
+
+def configuration(number: int, seed: int) -> tuple[Setting, int, int, str]:
+    """A random model, batch size and length, and all of it in words. Every second is float32, two of four are hard.
+
+    At least two tokens: with one, attention gives its value whatever query and key are, whose gradients are rounding.
+    """
+    random = np.random.default_rng((seed, number))
+    heads = int(random.integers(1, 7))
+    width = heads * int(random.integers(1, 48 // heads + 1))
+    sizes = {"n_layer": int(random.integers(1, 4)), "n_head": heads, "n_embd": width}
+    sizes |= {"vocab_size": int(random.integers(50, 401)), "n_positions": int(random.integers(2, 33))}
+    rows, length = int(random.integers(1, 4)), int(random.integers(2, sizes["n_positions"] + 1))
+    config, dtype = GPT2Config(**sizes), BOTH[number % 2]
+    if number // 2 % 2:
+        arrays, kind = hard_weights(config, number), f"hard_weights(config, {number})"
+    else:
+        wide = (0.02, 0.2)[number // 4 % 2]
+        arrays, kind = random_weights(config, number, wide), f"random_weights(config, {number}, {wide})"
+    what = f"{config}, {kind}, {dtype}, {rows} x {length} tokens, prove's seed {number}"
+    return Setting(config, arrays, dtype, "CPU"), rows, length, what
+
+
+def work(task: Task) -> Result:
+    name, where, dtype, seed, steps = task
+    started, what = time.perf_counter(), ""
+    if where == "configuration":
+        number = int(dtype)
+        setting, rows, length, what = configuration(number, seed)
+        dtype = setting.dtype
+        try:
+            by = prove(setting, rows, length, number, steps, quiet=True)[1]
+        except Exception as e:
+            by = f"stopped by {type(e).__name__}: {e}"
+        return Result(None, "proof", dtype, by, False, time.perf_counter() - started, what)
+    planted = next((m for m in MUTANTS if m.name == name), None)
+    with planted.plant() if planted else ExitStack():
+        by = checked(where, dtype, seed, steps)
+    named = planted is not None and planted.names(by)
+    return Result(name, where, dtype, by, named, time.perf_counter() - started, what)
+
+
+def prepare() -> None:
+    """Once in every process: tinygrad on the CPU, and torch on one core, as there is a process for each."""
+    open_device("CPU")
+    torch.set_num_threads(1)
+
+
+def shortened(text: str | None, width: int = 60) -> str:
+    text = text or ""
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m parity_tests.mutants",
+        description="Plant the bugs of a catalogue in the port one by one, and see which are caught and what is blamed. "
+        "Exit code 0 if all are caught, 95 % blamed on the right part, and nothing is blamed without a bug.",
+        epilog="example: python -m parity_tests.mutants --only clipping --dtype float32",
+    )
+    parser.add_argument("--only", default="", metavar="PATTERN", help="only mutants with this in their name")
+    parser.add_argument("--dtype", choices=(*BOTH, "both"), default="both", help="of the proof")
+    parser.add_argument(
+        "--configs", type=whole(0), default=0, metavar="N", help="also look for false alarms on N random models"
+    )
+    parser.add_argument("--jobs", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="processes")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the tokens and random models")
+    parser.add_argument("--steps", type=whole(1), default=4, metavar="N", help="AdamW steps of each proof")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every result there")
+    return parser
+
+
+def tasks(only: str, dtype: str, configs: int, seed: int, steps: int) -> list[Task]:
+    """Mutants, then the same checks without any, then random models."""
+    dtypes = BOTH if dtype == "both" else (dtype,)
+    chosen = [m for m in MUTANTS if only in m.name]
+    found: list[Task] = []
+    for m in chosen:
+        of_it = [d for d in m.dtypes if d in dtypes] if m.where == "proof" else [""]
+        found += [(m.name, m.where, d, seed, steps) for d in of_it]
+    clean = dict.fromkeys(task[1:3] for task in found)
+    return (
+        found
+        + [(None, where, d, seed, steps) for where, d in clean]
+        + [(None, "configuration", str(number), seed, steps) for number in range(configs)]
+    )
+
+
+def main() -> None:
+    args = parser().parse_args()
+    if args.json and not args.json.parent.is_dir():
+        raise InputError(f"there is no folder {args.json.parent} to write {args.json.name} to; make it first")
+    todo = tasks(args.only, args.dtype, args.configs, args.seed, args.steps)
+    if not todo:
+        raise InputError(f"no mutant has {args.only!r} in its name; give another --only")
+    started, results = time.perf_counter(), []
+    context = multiprocessing.get_context("spawn")  # each process has a tinygrad of its own
+    with (
+        context.Pool(min(args.jobs, len(todo)), prepare) as pool,
+        Progress(total=len(todo), desc="mutants", unit="check") as progress,
+    ):
+        for result in pool.imap(work, todo):
+            results.append(result)
+            progress.update()
+    mutants, clean = ([r for r in results if (r.mutant is None) == none] for none in (False, True))
+
+    print(f"{'mutant':52} {'dtype':8} {'caught':6} {'named':5}  by")
+    for r in mutants:
+        told = "right" if r.named else "WRONG" if r.by else ""
+        print(f"{r.mutant:52} {r.dtype:8} {'yes' if r.by else 'NO':6} {told:5}  {shortened(r.by)}")
+    alarms = [r for r in clean if r.by]
+    for r in alarms:
+        print(f"FALSE ALARM: {r.where} {r.dtype}: {r.by}" + f"\n  {r.what}" * bool(r.what))
+    caught, named = sum(r.by is not None for r in mutants), sum(r.named for r in mutants)
+    kinds, count = len({r.mutant for r in mutants}), len(mutants)
+    seconds = time.perf_counter() - started
+    print(f"\n{kinds} mutants, {count} checks of them: {caught} caught, {named} named right", end="")
+    print(f"; {len(clean)} checks without one: {len(alarms)} false alarms ({seconds:.0f} s)")
+    if args.json:
+        totals: dict[str, float] = {
+            "mutants": kinds,
+            "checks": count,
+            "caught": caught,
+            "named": named,
+            "clean": len(clean),
+        }
+        totals |= {"false_alarms": len(alarms), "seconds": round(seconds, 1), "seed": args.seed, "steps": args.steps}
+        with atomic_write(args.json, "w") as f:
+            f.write(json.dumps(totals | {"results": [vars(r) for r in results]}, indent=1) + "\n")
+    sys.stdout.flush()
+    if caught < count or named < 0.95 * count or alarms:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run(main)
