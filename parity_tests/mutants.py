@@ -141,7 +141,7 @@ for name, change in {
     "no causal mask": ("if is_causal:", "if False:"),
     "softmax over the queries": ("softmax(-1)", "softmax(-2)"),
     "softmax in bfloat16": ("scores.softmax(-1)", "scores.cast('bfloat16').softmax(-1)"),
-    "v detached": ("@ v", "@ v.detach()"),
+    "v detached": (".contiguous() @ v", ".contiguous() @ v.detach()"),
     "softmax detached": (".cast(v.dtype)", ".cast(v.dtype).detach()"),
 }.items():
     mutant(name, ATTENTION, (F, "scaled_dot_product_attention", change))

@@ -99,9 +99,11 @@ class Tally:
         both = math.sqrt(self.truth * self.ours)
         figures = (self.relative(self.error), self.worst, self.product / both if both and not keys else 1.0)
         if dtype != "float64":
-            taken = max(own, own_at_least, ROUNDING)
+            squared = name.startswith("exp_avg_sq.")
+            rounding = 2 * ROUNDING if squared else ROUNDING
+            taken = max(own, own_at_least, rounding)
             why = {own: "", own_at_least: "one number: its error can be small by luck"}
-            reason = why.get(taken, "no float32 is nearer than its rounding")
+            reason = why.get(taken, "no float32 is nearer than its rounding" + ", here a squared one" * squared)
             return Row(check, name, *figures, own, MULTIPLE[dtype] * taken, reason)
         if keys and 2 * own > EXACT[check]:  # as for no other tensor, torch's own error is known
             return Row(check, name, *figures, own, 2 * own, "the exact value is known: these should not move at all")

@@ -55,7 +55,8 @@ def test_shapes(dtype: str, B: int, T: int, n_head: int) -> None:
 def test_hard_weights(dtype: str) -> None:
     config = sized(64, 4, n_layer=2)
     arrays = hard_weights(config, 0)
-    assert np.abs(arrays["wpe.weight"][0]).max() > 40 * np.abs(arrays["wpe.weight"][1:]).max()
+    largest = np.abs(arrays["wpe.weight"]).max(1)
+    assert largest[0] > 10 * largest[1:].max()
     assert_passes_equal(Setting(config, arrays, dtype, "CPU"), random_batches(config, 2, 16, seed=3, count=4))
 
 

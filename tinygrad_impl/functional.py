@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from tinygrad import Tensor, dtypes
+from tinygrad import Tensor, dtypes, nn
 from tinygrad.dtype import DType
 from tinygrad.uop.ops import AxisType, KernelInfo, UOp
 
@@ -83,16 +83,51 @@ def long_sum(x: Tensor) -> Tensor:
     """x.sum(-1) in stages: (..., any) -> (...). What is divided by it gets its rounding error, which one long running
     sum would let grow with the number of terms.
     """
-    while x.shape[-1] > 256:
-        x = x.pad((*[None] * (x.ndim - 1), (0, -x.shape[-1] % 128)))
-        x = x.reshape(*x.shape[:-1], -1, 128).sum(-1).contiguous()
+    while x.shape[-1] > 32:
+        x = x.pad((*[None] * (x.ndim - 1), (0, -x.shape[-1] % 32)))
+        x = x.reshape(*x.shape[:-1], -1, 32).sum(-1).contiguous()
     return x.sum(-1)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x (..., in) @ weight [in, out] + bias [out]: (..., out)."""
-    y = cast(x).contiguous() @ cast(weight).contiguous() + cast(bias)
+    multiply = blocked_matmul if is_cpu(x) else Tensor.matmul
+    y = multiply(cast(x).contiguous(), cast(weight).contiguous()) + cast(bias)
     return y.contiguous_backward()  # three kernels read its gradient: those of x, weight and bias
+
+
+def blocked_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """x (..., in) @ weight [in, out], with sums of 128 products or so, in it and in its gradients, that are then added
+    up. A CPU's loops would make one long running sum of them, with an error that PyTorch's libraries do not have.
+    """
+    *outer, K = x.shape
+    M, R = weight.shape[1], math.prod(outer)
+    r, k, m = (math.gcd(size, 128) if size > 256 else size for size in (R, K, M))  # of a block; blocks are first below
+    x = x.reshape(R // r, r, K // k, 1, k).permute(0, 2, 3, 1, 4).expand(-1, -1, M // m, -1, -1)
+    weight = weight.reshape(1, K // k, k, M // m, m).permute(0, 1, 3, 2, 4).expand(R // r, -1, -1, -1, -1)
+    # `contiguous_backward`: the gradient of a block by itself, and the sum of those after it
+    y = x.contiguous_backward() @ weight.contiguous_backward()  # (R / r, K / k, M / m, r, m)
+    if k < K:
+        y = y.contiguous().sum(1, keepdim=True)
+    return y.permute(0, 3, 1, 2, 4).reshape(*outer, M)
+
+
+class LayerNorm(nn.LayerNorm):
+    """tinygrad's over the last dimension, but on a CPU with sums in blocks, as in `blocked_matmul`."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        C = x.shape[-1]
+        if C <= 256 or not is_cpu(x):
+            return super().__call__(x)
+        blocks = x.reshape(*x.shape[:-1], -1, math.gcd(C, 128))  # (..., C / c, c)
+
+        def mean(t: Tensor) -> Tensor:
+            total = t.sum(-1, keepdim=True).contiguous().sum(-2, keepdim=True)
+            return (total / C).expand(*t.shape[:-1], 1).contiguous_backward()  # (..., C / c, 1)
+
+        centred = blocks - mean(blocks)
+        y = centred * (mean(centred.square()) + self.eps).rsqrt()
+        return y.reshape(x.shape) * self.weight + self.bias
 
 
 def gelu(x: Tensor, approximate: str) -> Tensor:

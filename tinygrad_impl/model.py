@@ -60,9 +60,9 @@ class Block:
     """One layer: attention, then MLP, each on the normalised stream and added to it (pre-norm)."""
 
     def __init__(self, config: GPT2Config):
-        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_1 = F.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_2 = F.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class GPT2:
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = [Block(config) for _ in range(config.n_layer)]
-        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_f = F.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         nn.state.load_state_dict(self, {name: Tensor(array) for name, array in arrays.items()}, verbose=False)
 
     def __call__(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

@@ -84,7 +84,7 @@ class Trainer:
         """AdamW's step from the totals; scalars: 1 / micro-batches, learning rate, 1 - beta1^t, 1 - beta2^t."""
         share, lr, correction1, correction2 = (scalars[i] for i in range(4))
         squares = [F.long_sum(g.square().flatten()) for g in self.gradients.values()]
-        norm = Tensor.stack(*squares).sum().sqrt() * share
+        norm = F.long_sum(Tensor.stack(*squares)).sqrt() * share
         scale = (share * (self.clip / (norm + 1e-6)).minimum(1)).contiguous()  # torch.nn.utils.clip_grad_norm_
         beta1, beta2 = self.betas
         for name, p in self.parameters.items():
