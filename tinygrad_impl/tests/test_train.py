@@ -1,9 +1,11 @@
 """The training command: a small real run, the same stopped and resumed, and what it refuses."""
 
 import errno
+import importlib.util
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from data.cli import InputError
 from data.config import PRESETS, GPT2Config, parameter_shapes
 from data.initialize import initial_weights
 from data.shards import read_meta
-from tinygrad_impl import train
+from tinygrad_impl import functional, train
 from tinygrad_impl.model import GPT2
 from tinygrad_impl.tests.support import SMALL, Result, call, refused, save_model, write_stories, write_tokens
 
@@ -39,10 +41,10 @@ Folders = tuple[Path, Path]  # where commands run, and a finished run in it
 
 
 def options(**changed: object) -> list[object]:
-    """Those of the small run. A change to None leaves an option out."""
+    """Those of the small run, which goes ungated. A change to None leaves an option out."""
     values: dict[str, object] = {"init": "init", "data": "stories.txt", "steps": STEPS, "batch_size": B, "seq_len": T}
     values |= {"grad_accum": ACCUM, "lr": 0.02, "warmup": 1, "eval_every": 2, "eval_tokens": 64, "sample_every": 3}
-    values |= {"save_every": 3, "device": "CPU"} | changed
+    values |= {"save_every": 3, "device": "CPU", "parity": "off"} | changed
     given = {f"--{name.replace('_', '-')}": value for name, value in values.items() if value is not None}
     return [word for pair in given.items() for word in pair]
 
@@ -76,7 +78,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Resu
     folder = tmp_path_factory.mktemp("train")
     save_model(folder / "init")
     write_stories(folder / "stories.txt")
-    result = training(folder, "run")
+    result = training(folder, "run", parity="on")
     assert result.code == 0, result
     return folder, folder / "run", result
 
@@ -206,6 +208,50 @@ def test_resuming_where_no_validation_comes_next(place: Folders, tmp_path: Path)
     assert call(train.main, "--resume", tmp_path / "stopped", cwd=place[0]).code == 0
 
 
+def test_the_gate(finished: tuple[Path, Path, Result], resumed: tuple[Path, Result]) -> None:
+    """What it prints and keeps, in a new run and in a resumed one."""
+    for run, result in ((finished[1], finished[2]), resumed):
+        proof = json.loads((run / "parity.json").read_text(encoding="utf-8"))
+        assert re.fullmatch(
+            r"parity: 16 gradients within \d\.\dx of torch's own float32 error \(\d+ s\)", proof["summary"]
+        )
+        assert result.out.splitlines().count(proof["summary"]) == 1
+        assert (proof["verdict"], proof["culprit"], proof["dtype"], proof["device"]) == (
+            "equal",
+            None,
+            "float32",
+            "CPU",
+        )
+        assert (proof["batch_size"], proof["seq_len"]) == (B, T)
+        names = {(row["check"], row["name"]) for row in proof["rows"]}
+        for name in parameter_shapes(SMALL):
+            assert {("gradient", name), ("training", name), ("training", f"exp_avg_sq.{name}")} <= names
+        assert all(row["passed"] and row["error"] <= row["allowed"] for row in proof["rows"])
+
+
+def test_the_gate_refuses_by_name(place: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "gelu", lambda x, approximate: 0.5 * x * (1 + (x / 2**0.5).erf()))
+    result = training(place[0], "refused", parity="on")
+    refused(result, "does not compute what PyTorch does: h.0.mlp.gelu forward: error", "--parity off")
+    assert not (place[0] / "refused").exists()
+    assert "parity:" not in result.out
+
+
+@pytest.mark.usefixtures("stubbed")
+def test_without_the_gate_training_says_so(place: Folders, tmp_path: Path) -> None:
+    result = training(place[0], str(tmp_path / "run"))
+    assert result.code == 0, result
+    assert "PARITY NOT CHECKED (--parity off)" in result.out
+    assert not (tmp_path / "run" / "parity.json").exists()
+
+
+def test_the_gate_without_torch(place: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find_spec(name))
+    refused(training(place[0], "refused", parity="on"), "needs PyTorch; `pip install torch`, or pass --parity off")
+    assert not (place[0] / "refused").exists()
+
+
 def test_a_finished_run_is_not_resumed(place: Folders) -> None:
     refused(call(train.main, "--resume", "run", cwd=place[0]), "is finished, with all its 6 steps")
 
@@ -219,7 +265,10 @@ def test_the_seed_decides(place: Folders) -> None:
 
 
 def test_another_process_trains_the_same(place: Folders) -> None:
-    """As a program of its own, with nothing left in memory: the same seed gives the same losses, bit for bit."""
+    """As a program of its own, with nothing left in memory: the same seed gives the same losses, bit for bit.
+
+    Without the gate, too, so it leaves no trace in what is trained.
+    """
     folder, run = place
     root = str(Path(tinygrad_impl.__file__).parents[1])
     command = [sys.executable, "-m", "tinygrad_impl.train", *map(str, options(out="again"))]
@@ -302,6 +351,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
         ({"clip": 0}, "--clip"),
         ({"dtype": "float16"}, "--dtype"),
         ({"seed": -1}, "--seed"),
+        ({"parity": "maybe"}, "--parity"),
         ({"eval_every": 0}, "--eval-every"),
         ({"learning": 1}, "--learning"),
         ({"device": "abacus"}, "there is no device ABACUS"),
