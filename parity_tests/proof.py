@@ -278,8 +278,8 @@ def training_rows(
                 for name, p in truth.parameters.items():
                     assert p.grad is not None
                     own.parameters[name].grad = p.grad.to(own.parameters[name])
-                    fed = Tensor((p.grad.float() * len(batches)).cpu().numpy())
-                    port.gradients[name].assign(fed).realize()
+                    fed = (p.grad * len(batches)).to(own.parameters[name]).cpu().numpy()
+                    port.gradients[name].assign(Tensor(fed)).realize()
             norm, port_norm = truth.update(lr), port.update(port_lr, 1 / len(batches))[1]
             before = copied(truth)
             if not free:
