@@ -96,7 +96,8 @@ def test_the_command_trains_on_the_right_data_in_the_right_order(tmp_path: Path)
     count = (len(tokens) - 1) // T
     order = [i for epoch in range(2) for i in np.random.default_rng((seed, epoch)).permutation(count)]
     shown = np.stack([tokens[i * T : i * T + T + 1] for i in order]).astype(np.int32)
-    reference = Trainer(config, began, clip=0.5)
+    # in float64: torch's float32 norm of as many numbers as the vocabulary's gradients is 1e-4 off
+    reference = Trainer(config, {name: array.astype(np.float64) for name, array in began.items()}, clip=0.5)
     for step, row in enumerate(rows):
         first = [(step * accumulated + j) * B for j in range(accumulated)]
         batches = [(shown[i : i + B, :-1].copy(), shown[i : i + B, 1:].copy()) for i in first]
@@ -104,7 +105,7 @@ def test_the_command_trains_on_the_right_data_in_the_right_order(tmp_path: Path)
         loss, norm = reference.step(batches, rate)
         assert row["lr"] == rate
         assert row["loss"] == pytest.approx(loss, rel=1e-5)
-        assert row["grad_norm"] == pytest.approx(norm, rel=1e-4)
+        assert row["grad_norm"] == pytest.approx(norm, rel=1e-5)
     assert len(rows) == steps
     assert steps * accumulated * B > count
 

@@ -82,10 +82,13 @@ class Trainer:
 
     def adamw(self, scalars: Tensor) -> tuple[Tensor, Tensor]:
         """AdamW's step from the totals; scalars: 1 / micro-batches, learning rate, 1 - beta1^t, 1 - beta2^t."""
+        # Realised piece by piece, because tinygrad plans many small graphs, mostly alike, sooner than one large graph.
         share, lr, correction1, correction2 = (scalars[i] for i in range(4))
-        squares = [F.long_sum(g.square().flatten()) for g in self.gradients.values()]
+        squares = [F.long_sum(g.square().flatten()).realize() for g in self.gradients.values()]
         norm = F.long_sum(Tensor.stack(*squares)).sqrt() * share
         scale = (share * (self.clip / (norm + 1e-6)).minimum(1)).contiguous()  # torch.nn.utils.clip_grad_norm_
+        loss = self.loss * share
+        Tensor.realize(loss, norm, scale)
         beta1, beta2 = self.betas
         for name, p in self.parameters.items():
             g, m, v = self.gradients[name] * scale, self.exp_avg[name], self.exp_avg_sq[name]
@@ -93,8 +96,7 @@ class Trainer:
             v.assign(beta2 * v + (1 - beta2) * g * g)
             decay = self.weight_decay if p.ndim == 2 else 0.0
             p.assign(p * (1 - lr * decay) - (lr / correction1) * m / ((v / correction2).sqrt() + self.eps))
-        loss = self.loss * share
-        Tensor.realize(loss, norm, *self.exp_avg.values(), *self.exp_avg_sq.values(), *self.parameters.values())
+            Tensor.realize(m, v, p)
         return loss, norm
 
     def moments(self) -> dict[str, np.ndarray]:
@@ -112,8 +114,7 @@ class Trainer:
                 (self.exp_avg[name], moments[f"exp_avg.{name}"]),
                 (self.exp_avg_sq[name], moments[f"exp_avg_sq.{name}"]),
             ):
-                t.assign(self._tensor(array.astype(self.dtype)))
-        Tensor.realize(*self.parameters.values(), *self.exp_avg.values(), *self.exp_avg_sq.values())
+                t.assign(self._tensor(array.astype(self.dtype))).realize()
 
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
         return Tensor.zeros(*shape, dtype=self.model.wte.weight.dtype).contiguous().realize()
