@@ -1,6 +1,5 @@
 """`python -m parity_tests`: do tinygrad and PyTorch compute the same, on this model, device and dtype?"""
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -9,7 +8,7 @@ from data.checkpoint import load
 from data.cli import ArgumentParser, InputError, run, whole
 from data.config import PRESETS, parameter_count
 from data.files import atomic_write
-from parity_tests.proof import Row, Setting, certificate, excess, prove
+from parity_tests.proof import Row, Setting, as_json, certificate, excess, prove
 from parity_tests.report import html
 from parity_tests.weights import hard_weights, random_weights
 from tinygrad_impl.device import card_name, open_device
@@ -89,7 +88,7 @@ def main() -> None:
     proof["model"] = {"source": args.model} | proof["model"]
     if args.json:
         with atomic_write(args.json, "w") as f:
-            f.write(json.dumps(proof, indent=1) + "\n")
+            f.write(as_json(proof))
     if args.html:
         with atomic_write(args.html, "w") as f:
             f.write(html(proof))

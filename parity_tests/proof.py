@@ -7,6 +7,7 @@ no tolerance is set by hand. Both errors are taken over several batches, because
 
 import hashlib
 import importlib.metadata
+import json
 import math
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -61,7 +62,7 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        return bool(self.error <= self.allowed)  # NaN is not
+        return bool(self.error <= self.allowed < math.inf)  # NaN is not, nor is anything next to infinities of torch's
 
     @property
     def ratio(self) -> float | None:
@@ -420,6 +421,15 @@ def training_culprit(setting: Setting, batches: Sequence[Batch], count: int) -> 
         if ours := [row for row in failed if row.name.startswith(name)]:
             return f"AdamW's {name.rstrip('.')}: {said(worst(ours))}"
     return f"AdamW's update: {said(worst(failed))}"
+
+
+def as_json(certificate: Mapping[str, Any]) -> str:
+    """The certificate as JSON, which knows no infinity and no NaN: they become null."""
+    rows = [
+        {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
+        for row in certificate["rows"]
+    ]
+    return json.dumps({**certificate, "rows": rows}, indent=1, allow_nan=False) + "\n"
 
 
 def certificate(setting: Setting, rows: Sequence[Row], culprit: str | None, **more: Any) -> dict[str, Any]:

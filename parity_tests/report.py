@@ -3,7 +3,7 @@
 import math
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -114,7 +114,7 @@ def legend(c: dict[str, Any]) -> str:
     series["allowed"] = '<path class="allowed" d="M0 5H24"/>'
     series["failed"] = '<path class="failed" d="M9 2l6 6m0 -6l-6 6"/>'
     spans = "".join(f'<span><svg viewBox="0 0 24 10">{mark}</svg>{name}</span>' for name, mark in series.items())
-    return f'<p class="legend">{spans}<span>0 is drawn at the foot, NaN and ∞ at the top; hover for figures</span></p>'
+    return f'<p class="legend">{spans}<span>off the scale: at its foot, as 0, or top, as NaN and ∞; hover for figures</span></p>'
 
 
 def plot(check: str, checks: dict[str, list[Row]]) -> str:
@@ -125,9 +125,7 @@ def plot(check: str, checks: dict[str, list[Row]]) -> str:
     rows = [row for members in sections.values() for row in members]
     # those to be compared by eye get the same scale
     pair = ("forward", "backward") if check in ("forward", "backward") else (check,)
-    low, high = decades(
-        row[key] for name in pair for row in checks.get(name, []) for key in ("error", "own", "allowed")
-    )
+    low, high = decades([row for name in pair for row in checks.get(name, [])])
     step = (RIGHT - LEFT) / len(rows)
 
     def y(value: float) -> float:
@@ -173,11 +171,15 @@ def section(row: Row) -> str:
     return block[0] if block else row["name"].split(".")[0]
 
 
-def decades(values: Iterable[float | None]) -> tuple[int, int]:
-    exponents = [math.log10(v) for v in values if v is not None and 0 < v < math.inf] or [0.0]
-    high = math.ceil(max(exponents))
-    low = max(math.floor(min(exponents)), high - 20)  # nothing precise is that far apart
-    return min(low, high - 1), high
+def decades(rows: Sequence[Row]) -> tuple[int, int]:
+    """The exponents that a plot goes from and to: up to the largest value, and down to well below any bound."""
+
+    def exponents(*keys: str) -> list[float]:
+        values = [row[key] for row in rows for key in keys]
+        return [math.log10(v) for v in values if v is not None and 0 < v < math.inf] or [0.0]
+
+    high = math.ceil(max(exponents("error", "own", "allowed")))
+    return min(math.floor(min(exponents("allowed"))) - 2, high - 1), high
 
 
 def boundaries(sections: dict[str, list[Row]], step: float) -> str:

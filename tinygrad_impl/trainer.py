@@ -114,7 +114,7 @@ class Trainer:
                 (self.exp_avg[name], moments[f"exp_avg.{name}"]),
                 (self.exp_avg_sq[name], moments[f"exp_avg_sq.{name}"]),
             ):
-                t.assign(self._tensor(array.astype(self.dtype))).realize()
+                t.assign(self._tensor(array.astype(self.dtype, copy=False))).realize()
 
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
         return Tensor.zeros(*shape, dtype=self.model.wte.weight.dtype).contiguous().realize()
