@@ -114,7 +114,7 @@ def legend(c: dict[str, Any]) -> str:
     series["allowed"] = '<path class="allowed" d="M0 5H24"/>'
     series["failed"] = '<path class="failed" d="M9 2l6 6m0 -6l-6 6"/>'
     spans = "".join(f'<span><svg viewBox="0 0 24 10">{mark}</svg>{name}</span>' for name, mark in series.items())
-    return f'<p class="legend">{spans}<span>off the scale: at its foot, as 0, or top, as NaN and ∞; hover for figures</span></p>'
+    return f'<p class="legend">{spans}<span>off the scale: at its foot, as 0, or top; hover for figures</span></p>'
 
 
 def plot(check: str, checks: dict[str, list[Row]]) -> str:

@@ -78,6 +78,6 @@ def test_reference_is_hugging_face(small: Path) -> None:
 @pytest.mark.slow
 def test_full(full: Path) -> None:
     setting = Setting(*load(full), "float32", "CPU")
-    batches = random_batches(setting.config, 1, 16, seed=16, count=2)
-    assert_reference_is_hugging_face(full, batches[:1])
+    batches = random_batches(setting.config, 1, 16, seed=16, count=1)
+    assert_reference_is_hugging_face(full, batches)
     assert_passes_equal(setting, batches, flows=False)
