@@ -12,7 +12,7 @@ import pytest
 
 from data.cli import InputError
 from tinygrad_impl import device
-from tinygrad_impl.device import card_name, open_device, peak_flops, provide_clang
+from tinygrad_impl.device import card_name, open_device, peak_flops, provide_clang, share_context
 
 SHIM = "zig-clang"
 
@@ -132,3 +132,15 @@ def test_cuda_compiler_of_pytorchs_packages(
     assert os.environ.get("CUDA_PATH") == (str(tmp_path / "nvidia" / "cu13") if chosen else None)
     expected = str(tmp_path / "nvidia" / "cu13" / "lib" / "libnvrtc.so.13")
     assert os.environ.get("NVRTC_PATH") == (expected if chosen else None)
+
+
+def test_the_context_is_the_one_that_pytorch_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver is asked for its primary context where tinygrad asks for one of its own."""
+    from tinygrad.runtime.autogen import cuda
+
+    asked: list[object] = []
+    monkeypatch.setattr(cuda, "cuCtxCreate_v2", None)  # to be set back afterwards
+    monkeypatch.setattr(cuda, "cuDevicePrimaryCtxRetain", lambda *arguments: asked.append(arguments))
+    share_context()
+    cuda.cuCtxCreate_v2("context", 0, "device")
+    assert asked == [("context", "device")]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tinygrad import Tensor, dtypes
+from tinygrad import Tensor, dtypes, nn
 
 import tinygrad_impl.functional as F
 from data.config import GPT2Config
@@ -26,6 +26,46 @@ def test_embedding_and_its_gradient(width: int, dtype: type[np.floating]) -> Non
     np.add.at(expected, tokens, above)
     assert gradient.dtype == dtype
     np.testing.assert_array_equal(gradient, expected)  # exactly: both add the rows up in order
+
+
+# as one block, of rows and columns that have blocks, and of sums that have
+@pytest.mark.parametrize(("rows", "n_in", "n_out"), [(6, 8, 8), (384, 16, 320), (6, 640, 24)])
+def test_blocked_matmul_and_its_gradients(rows: int, n_in: int, n_out: int) -> None:
+    x, weight = RANDOM.standard_normal((2, rows // 2, n_in)), RANDOM.standard_normal((n_in, n_out))
+    above = RANDOM.standard_normal((2, rows // 2, n_out))
+    a, b = Tensor(x), Tensor(weight)
+    y = F.blocked_matmul(a, b)
+    of_x, of_weight = y.gradient(a, b, gradient=Tensor(above))
+    for ours, exact in (
+        (y, x @ weight),
+        (of_x, above @ weight.T),
+        (of_weight, np.einsum("bti,bto->io", x, above)),
+    ):
+        np.testing.assert_allclose(ours.numpy(), exact, rtol=0, atol=1e-12)
+
+
+def test_layer_norm_in_blocks() -> None:
+    """Of 640 numbers, in five blocks: tinygrad's own layer norm in float64, and its gradients."""
+    x, above = RANDOM.standard_normal((2, 3, 640)) + 5, RANDOM.standard_normal((2, 3, 640))
+    blocked, plain = F.LayerNorm(640), nn.LayerNorm(640)
+    results = []
+    for norm in (blocked, plain):
+        norm.weight, norm.bias = Tensor(np.linspace(0.5, 2, 640)), Tensor(np.linspace(-1, 1, 640))
+        given = Tensor(x)
+        y = norm(given)
+        gradients = y.gradient(given, norm.weight, norm.bias, gradient=Tensor(above))
+        results.append([t.numpy() for t in (y, *gradients)])
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.dtype == np.float64
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 32, 33, 1000, 50304])
+def test_long_sum(count: int) -> None:
+    """Nearer to the exact sum than one rounding a stage."""
+    x = RANDOM.standard_normal((3, count)).astype(np.float32) ** 2
+    exact = x.astype(np.float64).sum(-1)
+    np.testing.assert_allclose(F.long_sum(Tensor(x)).numpy(), exact, rtol=4e-7)
 
 
 @pytest.mark.parametrize("rows", [5, F.VOCAB_TILE, F.VOCAB_TILE + 1])
