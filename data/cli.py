@@ -105,6 +105,13 @@ class Progress(tqdm):
         else:
             super().close()
 
+    def line(self, text: str) -> None:
+        """Prints a line on stdout, above the bar where there is one."""
+        if self.plain:
+            print(text, flush=True)
+        else:
+            self.write(text)
+
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:
         """tqdm's own printer redraws its line with carriage returns; closing a plain bar must not."""

@@ -23,6 +23,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+import transformers
 
 import data.loader as L
 import data.run_folder as R
@@ -624,13 +625,17 @@ def work(task: Task) -> Result:
 
 def prepare() -> None:
     """Once in every process: tinygrad on the CPU, and torch on one core, as there is a process for each."""
+    transformers.utils.logging.disable_progress_bar()
     open_device("CPU")
     torch.set_num_threads(1)
 
 
-def shortened(text: str | None, width: int = 60) -> str:
-    text = text or ""
-    return text if len(text) <= width else text[: width - 3] + "..."
+def line(r: Result) -> str:
+    """What the table says; nothing where there was no mutant and no alarm."""
+    if r.mutant is None:
+        return f"FALSE ALARM: {r.where} {r.dtype}: {r.by}" + f"\n  {r.what}" * bool(r.what) if r.by else ""
+    told = "right" if r.named else "WRONG" if r.by else ""
+    return f"{r.mutant:52} {r.dtype:8} {'yes' if r.by else 'NO':6} {told:5}  {r.by or ''}"
 
 
 def parser() -> ArgumentParser:
@@ -681,32 +686,23 @@ def main() -> None:
         context.Pool(min(args.jobs, len(todo)), prepare) as pool,
         Progress(total=len(todo), desc="mutants", unit="check") as progress,
     ):
+        progress.line(f"{'mutant':52} {'dtype':8} {'caught':6} {'named':5}  by")
         for result in pool.imap(work, todo):
             results.append(result)
+            if said := line(result):
+                progress.line(said)
             progress.update()
     mutants, clean = ([r for r in results if (r.mutant is None) == none] for none in (False, True))
-
-    print(f"{'mutant':52} {'dtype':8} {'caught':6} {'named':5}  by")
-    for r in mutants:
-        told = "right" if r.named else "WRONG" if r.by else ""
-        print(f"{r.mutant:52} {r.dtype:8} {'yes' if r.by else 'NO':6} {told:5}  {shortened(r.by)}")
     alarms = [r for r in clean if r.by]
-    for r in alarms:
-        print(f"FALSE ALARM: {r.where} {r.dtype}: {r.by}" + f"\n  {r.what}" * bool(r.what))
     caught, named = sum(r.by is not None for r in mutants), sum(r.named for r in mutants)
     kinds, count = len({r.mutant for r in mutants}), len(mutants)
     seconds = time.perf_counter() - started
     print(f"\n{kinds} mutants, {count} checks of them: {caught} caught, {named} named right", end="")
     print(f"; {len(clean)} checks without one: {len(alarms)} false alarms ({seconds:.0f} s)")
     if args.json:
-        totals: dict[str, float] = {
-            "mutants": kinds,
-            "checks": count,
-            "caught": caught,
-            "named": named,
-            "clean": len(clean),
-        }
-        totals |= {"false_alarms": len(alarms), "seconds": round(seconds, 1), "seed": args.seed, "steps": args.steps}
+        totals: dict[str, float] = {"mutants": kinds, "checks": count, "caught": caught, "named": named}
+        totals |= {"clean": len(clean), "false_alarms": len(alarms)}
+        totals |= {"seconds": round(seconds, 1), "seed": args.seed, "steps": args.steps}
         with atomic_write(args.json, "w") as f:
             f.write(json.dumps(totals | {"results": [vars(r) for r in results]}, indent=1) + "\n")
     sys.stdout.flush()
