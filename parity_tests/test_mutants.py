@@ -12,7 +12,6 @@ from tinygrad_impl.tests.support import call, refused
 STEPS = 3
 CHEAP = ("loader", "checkpoint", "generation")
 FEW = {
-    "mask lets the next token through": "float64",
     "softmax in bfloat16": "float32",
     "decay of biases and gains too": "float64",
     "schedule off by one": "float64",

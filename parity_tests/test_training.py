@@ -26,8 +26,7 @@ def setting_in(dtype: str) -> Setting:
     return Setting(CONFIG, random_weights(CONFIG, 0, initializer_range=0.2), dtype, "CPU")
 
 
-@pytest.mark.parametrize("jit", [0, 1], ids=["eager", "jit"])
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("dtype", "jit"), [("float64", 0), ("float64", 1), ("float32", 1)])
 def test_ten_steps(dtype: str, jit: int) -> None:
     """Clipped by a bound that some gradients are under, on a schedule, on two micro-batches a step.
 
