@@ -100,6 +100,7 @@ class Tally:
         both = math.sqrt(self.truth * self.ours)
         figures = (self.relative(self.error), self.worst, self.product / both if both and not keys else 1.0)
         if dtype != "float64":
+            # the one scale that clipping multiplies every gradient with has the norm's rounding; squares have it twice
             squared = name.startswith("exp_avg_sq.")
             rounding = 2 * ROUNDING if squared else ROUNDING
             taken = max(own, own_at_least, rounding)
