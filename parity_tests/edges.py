@@ -131,7 +131,10 @@ def flow_in_tinygrad(
     autocast: DType | None = None,
     fed: Flow | None = None,
 ) -> Flow:
-    """The flow through tinygrad_impl's model; otherwise `flow_in_torch`."""
+    """The flow through tinygrad_impl's model; otherwise `flow_in_torch`.
+
+    A model that does not come to every edge of `fed` gives the names of those it comes to, and no figures.
+    """
     model = tinygrad_impl.model.GPT2(config, arrays)
     parameters = nn.state.get_state_dict(model)
     values: dict[str, Tensor] = {}
@@ -174,6 +177,8 @@ def flow_in_tinygrad(
         _, loss = model(Tensor(x), Tensor(y))
     assert loss is not None
     values["loss"] = loss
+    if fed is not None and values.keys() != fed.values.keys():
+        return Flow({name: np.empty(0) for name in values}, {})  # it comes to other edges: nothing can be fed backward
 
     def backward(roots: list[str], targets: dict[str, Tensor]) -> dict[str, Tensor]:
         if fed is None:

@@ -369,8 +369,10 @@ def culprit(setting: Setting, batches: Sequence[Batch], lucky: float) -> str | N
     """
     fed = [setting.flows(batch, setting.flow_of_truth(batch)) for batch in batches]
     table = edges(setting.config)
-    came = zip([*fed[0][0].values, "its end"], [*fed[0][1].values, "its end"], strict=False)
-    for expected, found in came:
+    theirs, ours = ([*flow.values] for flow in fed[0][:2])
+    if skipped := next((name for name in theirs if name not in ours), None):
+        return f"{skipped.removesuffix('.input')}: the port never comes to it"
+    for expected, found in zip(theirs, ours, strict=True):
         if expected != found:
             return f"{table[expected][0]}: the port comes to {found} where the reference comes to {expected}"
     rows = judge("forward", setting.dtype, [(t.values, a.values, o.values) for t, a, o in fed], {"loss": lucky})
@@ -413,7 +415,8 @@ def training_culprit(setting: Setting, batches: Sequence[Batch], count: int) -> 
         return "accumulate: from the truth's gradients AdamW's steps are right"
     for name, neutral in (
         ("accumulate", {"accumulated": 1}),
-        ("clipping", {"clip": 1e9}),
+        ("clipping", {"clip": 1e9}),  # never
+        ("clipping", {"clip": 1e-3}),  # always
         ("weight decay", {"weight_decay": 0.0}),
     ):
         if all(row.passed for row in rows(**neutral)):

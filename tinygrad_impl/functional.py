@@ -83,9 +83,9 @@ def long_sum(x: Tensor) -> Tensor:
     """x.sum(-1) in stages: (..., any) -> (...). What is divided by it gets its rounding error, which one long running
     sum would let grow with the number of terms.
     """
-    while x.shape[-1] > 32:
-        x = x.pad((*[None] * (x.ndim - 1), (0, -x.shape[-1] % 32)))
-        x = x.reshape(*x.shape[:-1], -1, 32).sum(-1).contiguous()
+    while x.shape[-1] > 16:
+        x = x.pad((*[None] * (x.ndim - 1), (0, -x.shape[-1] % 16)))
+        x = x.reshape(*x.shape[:-1], -1, 16).sum(-1).contiguous()
     return x.sum(-1)
 
 
