@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tinygrad import Tensor, dtypes
+from tinygrad import dtypes
 
 import tinygrad_impl.trainer
 import torch_ref.trainer
@@ -281,7 +281,7 @@ def training_rows(
                     assert p.grad is not None
                     own.parameters[name].grad = p.grad.to(own.parameters[name])
                     fed = (p.grad * len(batches)).to(own.parameters[name]).cpu().numpy()
-                    port.gradients[name].assign(Tensor(fed)).realize()
+                    tinygrad_impl.trainer.write(port.gradients[name], fed)
             norm, port_norm = truth.update(lr), port.update(port_lr, 1 / len(batches))[1]
             before = copied(truth)
             if not free:

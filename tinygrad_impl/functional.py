@@ -46,6 +46,13 @@ def is_cpu(x: Tensor | UOp) -> bool:
     return str(x.device).startswith("CPU")
 
 
+def summed_in_blocks(x: Tensor) -> bool:
+    """Whether x's products are summed in blocks that are then added up, as PyTorch's libraries do it: in one long
+    running sum the rounding error grows with its length. bfloat16's own rounding is larger than that error.
+    """
+    return compute_dtype is None or is_cpu(x)
+
+
 def embedding(tokens: Tensor, weight: Tensor) -> Tensor:
     """The rows of weight (V, C) that tokens (B, T) name: (B, T, C)."""
     table, index = weight.as_param(0), tokens.as_param(1)
@@ -91,15 +98,13 @@ def long_sum(x: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x (..., in) @ weight [in, out] + bias [out]: (..., out)."""
-    multiply = blocked_matmul if is_cpu(x) else Tensor.matmul
+    multiply = blocked_matmul if summed_in_blocks(x) else Tensor.matmul
     y = multiply(cast(x).contiguous(), cast(weight).contiguous()) + cast(bias)
     return y.contiguous_backward()  # three kernels read its gradient: those of x, weight and bias
 
 
 def blocked_matmul(x: Tensor, weight: Tensor) -> Tensor:
-    """x (..., in) @ weight [in, out], with sums of 128 products or so, in it and in its gradients, that are then added
-    up. A CPU's loops would make one long running sum of them, with an error that PyTorch's libraries do not have.
-    """
+    """x (..., in) @ weight [in, out], with sums of 128 products or so, in it and in its gradients, then added up."""
     *outer, K = x.shape
     M, R = weight.shape[1], math.prod(outer)
     r, k, m = (math.gcd(size, 128) if size > 256 else size for size in (R, K, M))  # of a block; blocks are first below
@@ -155,10 +160,10 @@ def tied_head(x: Tensor, weight: Tensor) -> Tensor:
     tiles = -(-V // VOCAB_TILE)
     # `contiguous_backward`: the gradient too is tiled, and added to the embedding's only then
     table = cast(weight).pad(((0, tiles * VOCAB_TILE - V), None)).contiguous().contiguous_backward()
-    if not is_cpu(x):
+    if not summed_in_blocks(x):
         logits = (cast(x).contiguous() @ table.T).contiguous()
     else:
-        # A CPU is faster tile by tile, each small enough for its cache; the gradient of x is then a sum over the tiles.
+        # The gradient of x is then a sum over the tiles. A CPU is faster so too: each is small enough for its cache.
         x = cast(x).reshape(1, B * T, C).expand(tiles, B * T, C).contiguous_backward()
         logits = (x @ table.reshape(tiles, VOCAB_TILE, C).transpose(1, 2)).contiguous()  # (tiles, B*T, VOCAB_TILE)
         logits = logits.permute(1, 0, 2).reshape(B, T, tiles * VOCAB_TILE)

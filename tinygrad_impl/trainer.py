@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from tinygrad import Tensor, TinyJit, nn
-from tinygrad.dtype import DType
+from tinygrad.device import Buffer
+from tinygrad.dtype import DType, _to_np_dtype
 
 import tinygrad_impl.functional as F
 from data.config import GPT2Config
@@ -18,6 +19,14 @@ def learning_rate(step: int, steps: int, peak: float, minimum: float, warmup: in
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
     return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def write(tensor: Tensor, array: np.ndarray) -> None:
+    """Copies array, of tensor's shape and dtype, into the buffer that tensor has and compiled graphs know."""
+    assert array.shape == tensor.shape, (array.shape, tensor.shape)
+    assert array.dtype == _to_np_dtype(tensor.dtype), (array.dtype, tensor.dtype)
+    source = np.ascontiguousarray(array).data.cast("B")
+    tensor.uop.base.buffer.copy_from(Buffer("PYTHON", array.size, tensor.dtype, opaque=source))
 
 
 class Trainer:
@@ -114,7 +123,7 @@ class Trainer:
                 (self.exp_avg[name], moments[f"exp_avg.{name}"]),
                 (self.exp_avg_sq[name], moments[f"exp_avg_sq.{name}"]),
             ):
-                t.assign(self._tensor(array.astype(self.dtype, copy=False))).realize()
+                write(t, array.astype(self.dtype, copy=False))
 
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
         return Tensor.zeros(*shape, dtype=self.model.wte.weight.dtype).contiguous().realize()
