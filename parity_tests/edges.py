@@ -170,7 +170,7 @@ def flow_in_tinygrad(
         logits = head(x)  # (B, T, V padded with -inf)
         if fed is None:
             return edge("lm_head", logits)
-        return edge("lm_head", logits[:, :, :V]).pad((None, None, (0, logits.shape[2] - V)), value=-float("inf"))
+        return edge("lm_head", logits[:, :, :V]).cat(logits[:, :, V:], dim=-1)  # with the padding that the head gave
 
     model.head = watched_head  # type: ignore[method-assign]
     with tinygrad_impl.functional.autocast(autocast):

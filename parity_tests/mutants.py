@@ -109,27 +109,29 @@ RESIDUAL = r"h\.\d residual"
 EMBEDDING = (r"wte \+ wpe", "wpe ")
 LOSS = "cross_entropy "
 
-plain_gelu = "at_least_float32(x).gelu(approximate)"
+plain_gelu = "y = x * sigmoid"
 for name, other in {
-    "erf GELU": "at_least_float32(x) * 0.5 * (1 + (at_least_float32(x) / 2**0.5).erf())",
-    "sigmoid GELU": "at_least_float32(x) * (1.702 * at_least_float32(x)).sigmoid()",
-    "ReLU for GELU": "at_least_float32(x).relu()",
-    "GELU's coefficient 0.044": "(0.5 * x * (1 + (math.sqrt(2 / math.pi) * (x + 0.044 * x**3)).tanh()))",
+    "erf GELU": "y = x * 0.5 * (1 + (x / 2**0.5).erf())",
+    "sigmoid GELU": "y = x * (1.702 * x).sigmoid()",
+    "ReLU for GELU": "y = x.relu()",
+    "GELU's coefficient 0.044": "y = 0.5 * x * (1 + (math.sqrt(2 / math.pi) * (x + 0.044 * x**3)).tanh())",
 }.items():
     mutant(name, GELU, (F, "gelu", (plain_gelu, other)))
+mutant("GELU's derivative without its second term", GELU, (F, "gelu", ("slope = sigmoid +", "slope = sigmoid + 0 *")))
+mutant("GELU's derivative from another 0.044715", GELU, (F, "gelu", ("3 * 0.044715", "3 * 0.0447")))
 
-plain_norm = "x.layernorm(eps=self.eps, axis=self.axis)"
+plain_norm = "x.layernorm(eps=self.eps)"
 centred = "(lambda c: c * (c.square().mean(-1, keepdim=True) + self.eps).rsqrt())"
 for name, other in {
-    "layer norm's eps 1e-6": "x.layernorm(eps=1e-6, axis=self.axis)",
+    "layer norm's eps 1e-6": "x.layernorm(eps=1e-6)",
     "layer norm's variance over n - 1": "(x - x.mean(-1, keepdim=True)) * (x.var(-1, keepdim=True) + self.eps).rsqrt()",
     "eps outside layer norm's root": "(x - x.mean(-1, keepdim=True)) / (x.var(-1, True, 0).sqrt() + self.eps)",
     "RMS norm for layer norm": f"{centred}(x)",
     "layer norm in bfloat16": "x.cast('bfloat16').layernorm(eps=self.eps).cast(x.dtype)",
     "layer norm's mean detached": f"{centred}(x - x.mean(-1, keepdim=True).detach())",
 }.items():
-    mutant(name, NORM, (M.nn.LayerNorm, "__call__", (plain_norm, other)))
-mutant("layer norm's gain plus one", NORM, (M.nn.LayerNorm, "__call__", ("* self.weight", "* (1 + self.weight)")))
+    mutant(name, NORM, (F.LayerNorm, "__call__", (plain_norm, other)))
+mutant("layer norm's gain plus one", NORM, (F.LayerNorm, "__call__", ("(self.weight, x)", "(1 + self.weight, x)")))
 
 root, T_T = " / math.sqrt(q.shape[-1])", "Tensor.ones(*scores.shape[-2:], dtype=dtypes.bool).tril("
 itself = " | (Tensor.arange(q.shape[-2]).unsqueeze(-1) + Tensor.arange(q.shape[-2]) == 0)"  # row 0 has nothing else
@@ -193,7 +195,7 @@ mutant(
     EMBEDDING,
     (*hidden, ("F.embedding(", "x = self.wpe.weight.shape[1]**0.5 * F.embedding(".removeprefix("x = "))),
 )
-mutant("layers in the wrong order", (r"h\.0", r"h\.1"), (*hidden, ("in self.h:", "in reversed(self.h):")))
+mutant("layers in the wrong order", r"h \(its wiring\)", (*hidden, ("in self.h:", "in reversed(self.h):")))
 mutant("layer 0 in place of layer 1", r"h\.1", (*hidden, ("in self.h:", "in [self.h[0]] * len(self.h):")))
 mutant(
     "one block for all layers",
@@ -233,7 +235,7 @@ mutant(
 )
 mutant("head scaled by 1 / sqrt(C)", HEAD, (*head, ("F.tied_head(x,", "F.tied_head(x / x.shape[-1]**0.5,")))
 
-mean = "scored.where(nll, 0).sum() / scored.sum()"
+mean = "long_sum(scored.where(nll, 0).flatten()) / scored.sum()"
 for name, change in {
     "loss in bfloat16": ("at_least_float32(logits)", "logits.cast('bfloat16')"),
     "loss averaged by sequence": (mean, "(scored.where(nll, 0).sum(-1) / scored.sum(-1)).mean()"),
@@ -304,7 +306,7 @@ frozen = "self.__dict__.setdefault('frozen', lr)"
 mutant(
     "learning rate frozen in the graph",
     (UPDATE, "learning_rate", GRAPH),
-    (*update, ("[share, lr,", f"[share, {frozen},")),
+    (*update, ("self.count, lr,", f"self.count, {frozen},")),
 )
 mutant(
     "scalars in float32",
@@ -312,7 +314,7 @@ mutant(
     (*update, ("np.array(scalars, self.dtype)", "np.array(scalars, 'float32')")),
     dtypes=("float64",),
 )
-mutant("step without 1 / k", "accumulate", (T.Trainer, "step", ("1 / len(batches)", "1.0")))
+mutant("step without 1 / k", "accumulate", (*update, ("1 / self.count", "1.0")))
 
 RATE = "learning_rate"
 rate = (T, "learning_rate")

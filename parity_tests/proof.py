@@ -12,6 +12,7 @@ import math
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ from tinygrad_impl.trainer import Trainer
 
 MULTIPLE = {"float32": 2.0, "bfloat16": 1.5}
 EXACT = {"forward": 1e-13, "backward": 1e-13, "gradient": 1e-13, "training": 1e-12}
+FEW = 128  # numbers, over all batches. The logarithm of the ratio of two RMS errors of n has a spread of about n^-1/2
 ROUNDING = 2.0**-24  # of float32, in which results are stored: relative, half a unit in the last place
 KEYS = " (keys)"
 BATCHES = 4
+GRAPH_BATCHES = 8  # through the graph that trains, which is quick once it is captured: more to tell luck by
 ROOT = Path(__file__).parents[1]
 SOURCES: tuple[str, ...] = (
     "torch_ref/model.py",
@@ -79,10 +82,12 @@ class Tally:
     own: float = 0.0
     product: float = 0.0
     worst: float = 0.0
+    numbers: int = 0
 
     def add(self, truth: torch.Tensor, ours: torch.Tensor, own: torch.Tensor, scale: torch.Tensor) -> None:
         """Tensors of one shape; errors are relative to the norm of `scale`."""
         square = float(scale.square().sum())
+        self.numbers += truth.numel()
         difference = ours - truth
         self.truth += square
         self.ours += float(ours.square().sum())
@@ -106,6 +111,9 @@ class Tally:
             taken = max(own, own_at_least, rounding)
             why = {own: "", own_at_least: "one number: its error can be small by luck"}
             reason = why.get(taken, "no float32 is nearer than its rounding" + ", here a squared one" * squared)
+            if self.numbers < FEW and not own_at_least:
+                taken *= math.exp(5 / math.sqrt(self.numbers))
+                reason += "; " * bool(reason) + f"only {self.numbers} numbers: their error can be small by luck"
             return Row(check, name, *figures, own, MULTIPLE[dtype] * taken, reason)
         if keys and 2 * own > EXACT[check]:  # as for no other tensor, torch's own error is known
             return Row(check, name, *figures, own, 2 * own, "the exact value is known: these should not move at all")
@@ -132,7 +140,8 @@ def judge(
             return [Row(check, name, math.inf, math.inf, 0.0, None, 0.0, "only one of the two has it") for name in odd]
         for name in truth:
             b = torch.as_tensor(truth[name]).double()
-            a, c = (torch.as_tensor(tensors[name]).to(b) for tensors in (ours, own))
+            # to the device first: what widens them there is faster than what moves them
+            a, c = (torch.as_tensor(tensors[name]).to(b.device).to(b) for tensors in (ours, own))
             if a.shape != b.shape:
                 return [Row(check, name, math.inf, math.inf, 0.0, None, 0.0, f"{tuple(a.shape)}, not {tuple(b.shape)}")]
             if not name.endswith("attn.c_attn.bias"):
@@ -203,9 +212,12 @@ class Setting:
         return truth, ours, flow_in_torch(self.config, self.arrays, *batch, self.torch_autocast, **common)
 
 
-def flow_rows(setting: Setting, batches: Iterable[Batch], lucky: float) -> list[Row]:
+def flow_rows(setting: Setting, references: References, batches: Iterable[Batch]) -> list[Row]:
     """Activations, and the loss's gradients with respect to them, at every edge."""
-    flows = [setting.flows(batch) for batch in batches]
+    flows = []
+    for batch in batches:
+        flows.append(setting.flows(batch))
+    lucky = loss_error(references, batch)
     values = [(truth.values, ours.values, own.values) for truth, ours, own in flows]
     names = edges(setting.config).keys() - {"loss"}
     gradients: list[Any] = [
@@ -229,68 +241,86 @@ def loss_error(references: References, batch: Batch) -> float:
 
 
 def gradient_rows(
-    setting: Setting, port: Trainer, references: References, batches: Iterable[Batch], lucky: float
+    setting: Setting, port: Trainer, references: References, groups: Iterable[Sequence[Batch]]
 ) -> list[Row]:
-    """The loss and every parameter's gradient, out of the graph that trains: run plainly, captured, then replayed."""
+    """The mean loss of each group of micro-batches, and its gradient by every parameter, out of the graph that trains.
+
+    The graph runs plainly with the first batch that it ever gets, is captured with the second, and then replayed.
+    """
+    groups = iter(groups)
+    first = next(groups)
 
     def results() -> Iterator[tuple[Tensors, Tensors, Tensors]]:
-        for batch in batches:
-            port.accumulate([batch])
-            ours = {name: g.numpy() for name, g in port.gradients.items()} | {"loss": port.loss.numpy()}
-            losses = [np.array(reference.accumulate([batch])) for reference in references]
+        for batches in chain([first], groups):
+            port.accumulate(batches)
+            sums = {name: g.numpy() for name, g in port.gradients.items()} | {"loss": port.loss.numpy()}
+            ours = {name: total / len(batches) for name, total in sums.items()}
+            losses = [np.array(reference.accumulate(batches)) for reference in references]
             truth, own = (
                 {name: p.grad for name, p in reference.parameters.items()} | {"loss": loss}
                 for reference, loss in zip(references, losses, strict=True)
             )
             yield truth, ours, own
 
-    return judge("gradient", setting.dtype, results(), {"loss": lucky})
+    return judge("gradient", setting.dtype, results(), {"loss": loss_error(references, first[0])})
+
+
+def micro_batches(batches: Sequence[Batch]) -> list[Sequence[Batch]]:
+    """The batches as groups: all by themselves, but two that are accumulated."""
+    return [batches[:1], batches[1:3], *([batch] for batch in batches[3:])]
 
 
 def training_rows(
     setting: Setting, port: Trainer, references: References, steps: Iterable[Step], free: bool
 ) -> list[Row]:
-    """Parameters, moments and norm of AdamW steps, from where `port` stands.
+    """Parameters and moments after AdamW steps, norm and reported loss. All begin where `port` stands, and all are left
+    where the truth ends, so that `gradient_rows` can tell whether the graphs have followed.
 
-    `free`: after all of them, each going its own way. Otherwise after each single one, with the truth's state and
-    gradients fed in: where a gradient is next to nothing Adam's step is its sign, on which roundings need not agree.
+    `free`: judged after all of the steps, each going its own way. Otherwise after each single one, with the truth's
+    state, gradients and loss fed in: where a gradient is next to nothing Adam's step is its sign, on which roundings
+    need not agree.
     """
     truth, own = references
     first, start = port.steps, port.model.arrays() | port.moments()
+    dtype = next(iter(own.parameters.values())).dtype
 
-    def copied(reference: torch_ref.trainer.Trainer) -> Tensors:
-        state = reference.parameters | reference.moments()
-        return {name: t.detach().clone() for name, t in state.items()}
+    def state(reference: torch_ref.trainer.Trainer) -> dict[str, torch.Tensor]:
+        return {name: t.detach() for name, t in (reference.parameters | reference.moments()).items()}
 
-    def with_norm(state: Tensors, norm: float) -> Tensors:
-        return {**state, "norm": np.array(norm)}
+    def follow(steps: int) -> None:
+        """All go on from the truth's state, as far as the dtype can hold it."""
+        rounded = {name: t.to(dtype) for name, t in state(truth).items()}
+        arrays = {name: t.cpu().numpy() for name, t in rounded.items()}
+        port.restore(arrays, arrays, steps)
+        for reference in references:
+            reference.restore(rounded, rounded, steps)
+
+    def with_scalars(state: Tensors, loss: float, norm: float) -> Tensors:
+        return {**state, "loss": np.array(loss), "norm": np.array(norm)}
 
     def results() -> Iterator[tuple[Tensors, Tensors, Tensors]]:
-        before: Tensors = start
         for reference in references:
-            reference.restore(before, before, first)
-        for i, (batches, lr, port_lr) in enumerate(steps):
-            truth.accumulate(batches)
+            reference.restore(start, start, first)
+        for done, (batches, lr, port_lr) in enumerate(steps, first + 1):
+            loss, k = truth.accumulate(batches), len(batches)
             if free:
-                port.accumulate(batches)
+                port_loss, port_norm = port.step(batches, port_lr)
             else:
-                arrays = {name: torch.as_tensor(t).cpu().numpy() for name, t in before.items()}
-                port.restore(arrays, arrays, first + i)
-                own.restore(before, before, first + i)
+                port.count = k
+                tinygrad_impl.trainer.write(port.loss, np.array(loss * k, port.dtype))
                 for name, p in truth.parameters.items():
                     assert p.grad is not None
-                    own.parameters[name].grad = p.grad.to(own.parameters[name])
-                    fed = (p.grad * len(batches)).to(own.parameters[name]).cpu().numpy()
-                    tinygrad_impl.trainer.write(port.gradients[name], fed)
-            norm, port_norm = truth.update(lr), port.update(port_lr, 1 / len(batches))[1]
-            before = copied(truth)
+                    own.parameters[name].grad = p.grad.to(dtype, copy=True)
+                    tinygrad_impl.trainer.write(port.gradients[name], (p.grad * k).to(dtype).cpu().numpy())
+            expected = with_scalars(state(truth), loss, truth.update(lr))
             if not free:
-                own_norm = own.update(lr)
-                ours = with_norm(port.model.arrays() | port.moments(), port_norm)
-                yield with_norm(before, norm), ours, with_norm(copied(own), own_norm)
+                own_norm, (port_loss, port_norm) = own.update(lr), port.update(port_lr)
+                ours = with_scalars(port.model.arrays() | port.moments(), port_loss, port_norm)
+                yield expected, ours, with_scalars(state(own), loss, own_norm)
+                follow(done)
         if free:
-            ours = with_norm(port.model.arrays() | port.moments(), port_norm)
-            yield with_norm(before, norm), ours, with_norm(before, norm)
+            yield expected, with_scalars(port.model.arrays() | port.moments(), port_loss, port_norm), expected
+            follow(done)
 
     return judge("training", setting.dtype, results(), None, start)
 
@@ -320,32 +350,31 @@ def prove(
     setting: Setting, batch_size: int, seq_len: int, seed: int = 0, steps: int = 10, quiet: bool = False
 ) -> tuple[list[Row], str | None]:
     """Every row of the proof, and the culprit if one of them fails."""
-    batches = random_batches(setting.config, batch_size, seq_len, seed, BATCHES)
+    batches = random_batches(setting.config, batch_size, seq_len, seed, GRAPH_BATCHES)
+    groups = micro_batches(batches)
     schedule = training_steps(batches, steps, 2)
     options = {"clip": clip_between(setting, schedule)}
     free = setting.dtype == "float64"
-    with Progress(total=2 * BATCHES + steps, desc="parity", unit="pass", disable=quiet) as progress:
+    with Progress(total=BATCHES + len(groups) + steps, desc="parity", unit="pass", disable=quiet) as progress:
 
         def counted(items: Iterable[Any]) -> Iterator[Any]:
             for item in items:
                 yield item
                 progress.update()
 
-        references = setting.references(**options)
-        lucky = loss_error(references, batches[0])
-        rows = flow_rows(setting, counted(batches), lucky)
-        port = setting.trainer(**options)
-        rows += gradient_rows(setting, port, references, counted(batches), lucky)
-        rows += training_rows(setting, port, references, counted(schedule), free)
+        references, port = setting.references(**options), setting.trainer(**options)
+        rows = flow_rows(setting, references, counted(batches[:BATCHES]))
+        training = training_rows(setting, port, references, counted(schedule), free)
+        rows += gradient_rows(setting, port, references, counted(groups)) + training
     failed = [row for row in rows if not row.passed]
-    return rows, named(setting, failed, batches, lucky, steps) if failed else None
+    return rows, named(setting, failed, batches[:BATCHES], steps) if failed else None
 
 
-def named(setting: Setting, failed: Sequence[Row], batches: Sequence[Batch], lucky: float, steps: int) -> str:
+def named(setting: Setting, failed: Sequence[Row], batches: Sequence[Batch], steps: int) -> str:
     """The part of the port that is to blame for the rows that failed."""
     if all(row.check == "training" for row in failed):
         return training_culprit(setting, batches, steps)
-    return culprit(setting, batches, lucky) or f"only the graph that trains: {said(worst(failed))}"
+    return culprit(setting, batches) or graph_culprit(setting, batches, failed)
 
 
 def worst(rows: Sequence[Row]) -> Row:
@@ -363,7 +392,7 @@ def said(row: Row) -> str:
     return f"{row.name}: error {row.error:.1e}, allowed {row.allowed:.1e}"
 
 
-def culprit(setting: Setting, batches: Sequence[Batch], lucky: float) -> str | None:
+def culprit(setting: Setting, batches: Sequence[Batch]) -> str | None:
     """The first sub-layer that is wrong by itself: with the truth's activations as its inputs and, backward, the
     truth's gradients at its outputs. None if each is right by itself.
     """
@@ -374,8 +403,10 @@ def culprit(setting: Setting, batches: Sequence[Batch], lucky: float) -> str | N
         return f"{skipped.removesuffix('.input')}: the port never comes to it"
     for expected, found in zip(theirs, ours, strict=True):
         if expected != found:
-            return f"{table[expected][0]}: the port comes to {found} where the reference comes to {expected}"
-    rows = judge("forward", setting.dtype, [(t.values, a.values, o.values) for t, a, o in fed], {"loss": lucky})
+            within = expected.removesuffix(".input").rpartition(".")[0] or "the model"
+            return f"{within} (its wiring): the port comes to {found} where the reference comes to {expected}"
+    lucky = {"loss": loss_error(setting.references(), batches[0])}
+    rows = judge("forward", setting.dtype, [(t.values, a.values, o.values) for t, a, o in fed], lucky)
     if first := first_over(rows):
         return f"{table[first.name][0]} forward: error {first.error:.1e}, allowed {first.allowed:.1e}"
     gradients: list[Any] = [tuple(flow.gradients for flow in three) for three in fed]
@@ -390,6 +421,17 @@ def culprit(setting: Setting, batches: Sequence[Batch], lucky: float) -> str | N
     if first := first_over(sorted(rows, key=lambda row: order.index(owner(row)))):
         return f"{owner(first)} backward ({first.name}): error {first.error:.1e}, allowed {first.allowed:.1e}"
     return None
+
+
+def graph_culprit(setting: Setting, batches: Sequence[Batch], failed: Sequence[Row]) -> str:
+    """What is wrong with the graph that trains if every sub-layer is right by itself."""
+
+    def right(groups: Iterable[Sequence[Batch]]) -> bool:
+        return all(row.passed for row in gradient_rows(setting, setting.trainer(), setting.references(), groups))
+
+    accumulates = right([[batch] for batch in batches]) and not right([batches])
+    wrong = worst([row for row in failed if row.check != "training"])
+    return f"{'accumulate' if accumulates else 'only the graph that trains'}: {said(wrong)}"
 
 
 def first_over(rows: Sequence[Row]) -> Row | None:
@@ -421,7 +463,7 @@ def training_culprit(setting: Setting, batches: Sequence[Batch], count: int) -> 
     ):
         if all(row.passed for row in rows(**neutral)):
             return f"{name}: {said(worst(failed))}"
-    for name in ("norm", "exp_avg.", "exp_avg_sq."):
+    for name in ("loss", "norm", "exp_avg.", "exp_avg_sq."):
         if ours := [row for row in failed if row.name.startswith(name)]:
             return f"AdamW's {name.rstrip('.')}: {said(worst(ours))}"
     return f"AdamW's update: {said(worst(failed))}"

@@ -68,6 +68,13 @@ def test_widths_of_gpt2(preset: str) -> None:
     assert_passes_equal(setting, random_batches(config, 1, 8, seed=4, count=2))
 
 
+def test_many_rows() -> None:
+    """The full context of 1024 in a batch: gradients of parameters are sums over thousands of rows, not of a few."""
+    config = GPT2Config(vocab_size=199, n_positions=1024, n_embd=16, n_layer=1, n_head=2)
+    setting = Setting(config, random_weights(config, 5), "float32", "CPU")
+    assert_passes_equal(setting, random_batches(config, 5, 1023, seed=5, count=2), flows=False)
+
+
 def test_reference_is_hugging_face(small: Path) -> None:
     """A third implementation, which neither of the two was written from, agrees with what the proof takes for true."""
     config, _ = load(small)

@@ -6,7 +6,7 @@ from tinygrad import Tensor
 
 import tinygrad_impl.model
 from data.config import GPT2Config
-from parity_tests.proof import KEYS, MULTIPLE, ROUNDING, Row, Setting, judge, prove
+from parity_tests.proof import FEW, KEYS, MULTIPLE, ROUNDING, Row, Setting, judge, prove
 from parity_tests.weights import random_weights
 
 BIAS = "h.0.attn.c_attn.bias"
@@ -19,7 +19,7 @@ def tensors(seed: int) -> Arrays:
     random = np.random.default_rng(seed)
     bias = random.standard_normal(12)
     bias[4:8] = 0
-    return {"wte.weight": random.standard_normal((40, 50)), "ln_f.bias": random.standard_normal(30), BIAS: bias}
+    return {"wte.weight": random.standard_normal((40, 50)), "ln_f.bias": random.standard_normal(FEW), BIAS: bias}
 
 
 def off(truth: Arrays, by: float, seed: int = 9) -> Arrays:
@@ -93,6 +93,20 @@ def test_bound_is_a_multiple_of_torch_s_own_error() -> None:
                 assert len(failed(ours, dtype, own)) == count
 
 
+def test_few_numbers_may_be_small_by_luck() -> None:
+    """Five times the spread of the logarithm of two such errors' ratio."""
+    truth = {"few": np.random.default_rng(0).standard_normal(25)}
+    own = off(truth, 1e-4)
+    (row,) = judge("gradient", "float32", [(truth, truth, own)])
+    assert row.own is not None
+    assert row.allowed == pytest.approx(2 * row.own * np.exp(5 / 25**0.5))
+    assert "25 numbers" in row.reason
+    (row,) = judge("gradient", "float32", [(truth, truth, own)] * 6)
+    assert row.own is not None
+    assert row.allowed == 2 * row.own
+    assert not row.reason
+
+
 def test_exact_torch_leaves_the_rounding_of_float32() -> None:
     truth = tensors(0)
     assert not failed(off(truth, ROUNDING), "float32")
@@ -105,7 +119,7 @@ def test_errors_are_taken_over_all_batches() -> None:
     own = [truths[0], *(off(truth, 1e-5, seed=i) for i, truth in enumerate(truths[1:]))]
     ours = [off(truth, 1e-5, seed=20 + i) for i, truth in enumerate(truths)]
     assert all(row.passed for row in judge("gradient", "float32", zip(truths, ours, own, strict=True)))
-    ours[2] = off(truths[2], 1e-4)
+    ours[2] = off(truths[2], 1e-3)
     assert not any(row.passed for row in judge("gradient", "float32", zip(truths, ours, own, strict=True)))
 
 

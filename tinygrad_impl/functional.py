@@ -16,7 +16,8 @@ from tinygrad import Tensor, dtypes, nn
 from tinygrad.dtype import DType
 from tinygrad.uop.ops import AxisType, KernelInfo, UOp
 
-VOCAB_TILE = 384  # 50257 = 29 * 1733 has no factor to tile by; 131 * 384 = 50304 has many
+VOCAB_TILE = 128  # 50257 = 29 * 1733 has no factor to tile by; 393 * 128 = 50304 has many
+ROWS = 256  # of a block: what is summed over more rows than that, as gradients of parameters are, is so in blocks
 
 compute_dtype: DType | None = None  # what products run in; None is the parameters' own dtype
 
@@ -96,10 +97,21 @@ def long_sum(x: Tensor) -> Tensor:
     return x.sum(-1)
 
 
+def for_rows(p: Tensor, x: Tensor) -> Tensor:
+    """p (M,) for each row of x (..., any): (..., M). Its gradient is summed in blocks of rows, then over the blocks."""
+    *outer, _ = x.shape
+    R, M = math.prod(outer), p.shape[-1]
+    if R <= ROWS or p.dtype.itemsize < 4:  # the sums of blocks would be rounded to 16 bits
+        return p
+    blocks = -(-R // ROWS)
+    p = p.expand(blocks, 1, M).contiguous_backward().expand(blocks, ROWS, M)
+    return p.reshape(blocks * ROWS, M)[:R].reshape(*outer, M)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x (..., in) @ weight [in, out] + bias [out]: (..., out)."""
     multiply = blocked_matmul if summed_in_blocks(x) else Tensor.matmul
-    y = multiply(cast(x).contiguous(), cast(weight).contiguous()) + cast(bias)
+    y = multiply(cast(x).contiguous(), cast(weight).contiguous()) + for_rows(cast(bias), x)
     return y.contiguous_backward()  # three kernels read its gradient: those of x, weight and bias
 
 
@@ -107,37 +119,50 @@ def blocked_matmul(x: Tensor, weight: Tensor) -> Tensor:
     """x (..., in) @ weight [in, out], with sums of 128 products or so, in it and in its gradients, then added up."""
     *outer, K = x.shape
     M, R = weight.shape[1], math.prod(outer)
-    r, k, m = (math.gcd(size, 128) if size > 256 else size for size in (R, K, M))  # of a block; blocks are first below
-    x = x.reshape(R // r, r, K // k, 1, k).permute(0, 2, 3, 1, 4).expand(-1, -1, M // m, -1, -1)
-    weight = weight.reshape(1, K // k, k, M // m, m).permute(0, 1, 3, 2, 4).expand(R // r, -1, -1, -1, -1)
-    # `contiguous_backward`: the gradient of a block by itself, and the sum of those after it
-    y = x.contiguous_backward() @ weight.contiguous_backward()  # (R / r, K / k, M / m, r, m)
-    if k < K:
-        y = y.contiguous().sum(1, keepdim=True)
-    return y.permute(0, 3, 1, 2, 4).reshape(*outer, M)
+    r = min(R, ROWS)
+    k, m = (math.gcd(size, 128) if size > 256 else size for size in (K, M))  # of a block; blocks are first below
+    x = x.reshape(R, K).pad(((0, -R % r), None))
+    x = x.reshape(-1, r, K // k, 1, k).permute(0, 2, 3, 1, 4).expand(-1, -1, M // m, -1, -1)
+    weight = weight.reshape(1, K // k, k, M // m, m).permute(0, 1, 3, 2, 4).expand(x.shape[0], -1, -1, -1, -1)
+    # Each by itself, and so its gradients: the sum over blocks comes after it, and what the caller adds to the product
+    # does not become the first term of a sum, in which the others would lose their digits.
+    y = (x.contiguous_backward() @ weight.contiguous_backward()).contiguous()  # (R / r, K / k, M / m, r, m)
+    y = y.sum(1, keepdim=True)
+    return y.permute(0, 3, 1, 2, 4).reshape(-1, M)[:R].reshape(*outer, M)
 
 
 class LayerNorm(nn.LayerNorm):
-    """tinygrad's over the last dimension, but on a CPU with sums in blocks, as in `blocked_matmul`."""
+    """tinygrad's over the last dimension, with sums in blocks: over rows, and on a CPU over a wide row too."""
 
     def __call__(self, x: Tensor) -> Tensor:
         C = x.shape[-1]
         if C <= 256 or not is_cpu(x):
-            return super().__call__(x)
-        blocks = x.reshape(*x.shape[:-1], -1, math.gcd(C, 128))  # (..., C / c, c)
+            y = x.layernorm(eps=self.eps)
+        else:
+            blocks = x.reshape(*x.shape[:-1], -1, math.gcd(C, 128))  # (..., C / c, c)
 
-        def mean(t: Tensor) -> Tensor:
-            total = t.sum(-1, keepdim=True).contiguous().sum(-2, keepdim=True)
-            return (total / C).expand(*t.shape[:-1], 1).contiguous_backward()  # (..., C / c, 1)
+            def mean(t: Tensor) -> Tensor:
+                total = t.sum(-1, keepdim=True).contiguous().sum(-2, keepdim=True)
+                return (total / C).expand(*t.shape[:-1], 1).contiguous_backward()  # (..., C / c, 1)
 
-        centred = blocks - mean(blocks)
-        y = centred * (mean(centred.square()) + self.eps).rsqrt()
-        return y.reshape(x.shape) * self.weight + self.bias
+            centred = blocks - mean(blocks)
+            y = (centred * (mean(centred.square()) + self.eps).rsqrt()).reshape(x.shape)
+        return y * for_rows(self.weight, x) + for_rows(self.bias, x)
 
 
 def gelu(x: Tensor, approximate: str) -> Tensor:
-    """With approximate "tanh": 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016)."""
-    return at_least_float32(x).gelu(approximate).cast(x.dtype)
+    """0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3) (Hendrycks & Gimpel 2016).
+
+    Its derivative is given here, sigmoid'(z) being exp(-|z|) / (1 + exp(-|z|))^2. tinygrad's own has 1 - sigmoid in it,
+    of which few digits are left where the sigmoid is near 1.
+    """
+    assert approximate == "tanh"
+    x, dtype, k = at_least_float32(x), x.dtype, 2 * math.sqrt(2 / math.pi)
+    z = k * (x + 0.044715 * x * x * x)
+    sigmoid, far = z.sigmoid(), (-z.abs()).exp()
+    slope = sigmoid + x * (k * (1 + 3 * 0.044715 * x * x)) * far / (1 + far).square()
+    y = x * sigmoid
+    return (y.detach() + (x - x.detach()) * slope.detach()).cast(dtype)  # y, with slope as its derivative
 
 
 def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
@@ -163,10 +188,14 @@ def tied_head(x: Tensor, weight: Tensor) -> Tensor:
     if not summed_in_blocks(x):
         logits = (cast(x).contiguous() @ table.T).contiguous()
     else:
-        # The gradient of x is then a sum over the tiles. A CPU is faster so too: each is small enough for its cache.
-        x = cast(x).reshape(1, B * T, C).expand(tiles, B * T, C).contiguous_backward()
-        logits = (x @ table.reshape(tiles, VOCAB_TILE, C).transpose(1, 2)).contiguous()  # (tiles, B*T, VOCAB_TILE)
-        logits = logits.permute(1, 0, 2).reshape(B, T, tiles * VOCAB_TILE)
+        # The gradient of x is then a sum over the tiles, and that of the table one over blocks of r rows. A CPU is
+        # faster so too: a tile is small enough for its cache.
+        r = min(B * T, 2 * ROWS)  # each block has a gradient of the whole table
+        x = cast(x).reshape(B * T, C).pad(((0, -(B * T) % r), None)).reshape(1, -1, r, C)
+        x = x.expand(tiles, -1, -1, -1).contiguous_backward()
+        table = table.reshape(tiles, 1, VOCAB_TILE, C).expand(-1, x.shape[1], -1, -1).contiguous_backward()
+        logits = (x @ table.transpose(2, 3)).contiguous()  # (tiles, B*T / r, r, VOCAB_TILE)
+        logits = logits.permute(1, 2, 0, 3).reshape(-1, tiles * VOCAB_TILE)[: B * T].reshape(B, T, -1)
     real = Tensor.arange(tiles * VOCAB_TILE) < V
     return real.where(logits.contiguous_backward(), -math.inf)
 
@@ -179,4 +208,4 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
     largest = logits.max(-1, keepdim=True).detach()  # (B, T, 1)
     nll = long_sum((logits - largest).exp()).log() + largest.squeeze(-1) - chosen  # (B, T)
     scored = targets != ignore_index
-    return scored.where(nll, 0).sum() / scored.sum()
+    return long_sum(scored.where(nll, 0).flatten()) / scored.sum()

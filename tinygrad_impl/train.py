@@ -190,10 +190,11 @@ def gate(
         return None
     if importlib.util.find_spec("torch") is None:
         raise InputError("the parity check before training needs PyTorch; `pip install torch`, or pass --parity off")
-    from tinygrad_impl.gate import prove_graphs  # here, because it imports PyTorch
+    from parity_tests.proof import GRAPH_BATCHES  # here, because these import PyTorch
+    from tinygrad_impl.gate import prove_graphs
 
     position = loader.state()
-    batches = [loader.next_batch() for _ in range(3)]
+    batches = [loader.next_batch() for _ in range(GRAPH_BATCHES)]
     loader.restore(position)
     micro = [(x[: args.batch_size], y[: args.batch_size]) for x, y in batches]
     certificate = prove_graphs(trainer, config, micro, args.lr, args.dtype, device)

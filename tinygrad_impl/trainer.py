@@ -49,7 +49,7 @@ class Trainer:
         self.model = GPT2(config, arrays)
         self.parameters = nn.state.get_state_dict(self.model)
         self.betas, self.eps, self.weight_decay, self.clip, self.autocast = betas, eps, weight_decay, clip, autocast
-        self.steps = 0
+        self.steps = self.count = 0
         self.dtype = arrays["wte.weight"].dtype
         self.exp_avg = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
         self.exp_avg_sq = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
@@ -64,18 +64,19 @@ class Trainer:
         both from before the update, the norm from before clipping.
         """
         self.accumulate(batches)
-        return self.update(lr, 1 / len(batches))
+        return self.update(lr)
 
     def accumulate(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Leaves the sums of the batches' losses and gradients in `loss` and `gradients`."""
+        """Leaves the sums of the batches' losses and gradients in `loss` and `gradients`, and in `count` how many."""
+        self.count = len(batches)
         for i, (x, y) in enumerate(batches):
             self._add_gradients(self._tensor(x), self._tensor(y), self._tensor(np.array([i > 0])))
 
-    def update(self, lr: float, share: float) -> tuple[float, float]:
-        """AdamW's step from `share` of the sums, clipped. Returns that loss, and the norm from before clipping."""
+    def update(self, lr: float) -> tuple[float, float]:
+        """AdamW's step from the means, clipped. Returns the mean loss, and the norm from before clipping."""
         self.steps += 1
         beta1, beta2 = self.betas
-        scalars = [share, lr, 1 - beta1**self.steps, 1 - beta2**self.steps]  # in Python's float64
+        scalars = [1 / self.count, lr, 1 - beta1**self.steps, 1 - beta2**self.steps]  # in Python's float64
         loss, norm = self._adamw(self._tensor(np.array(scalars, self.dtype)))
         return loss.item(), norm.item()
 
