@@ -141,22 +141,12 @@ for name, change in {
     "mask lets the next token through": (f"{T_T})", f"{T_T}1)"),
     "strict mask": (f"{T_T})", f"({T_T}-1){itself})"),
     "no causal mask": ("if is_causal:", "if False:"),
+    "softmax over the queries": ("softmax(-1)", "softmax(-2)"),
+    "softmax in bfloat16": ("scores.softmax(-1)", "scores.cast('bfloat16').softmax(-1)"),
+    "v detached": (".contiguous() @ v", ".contiguous() @ v.detach()"),
+    "softmax detached": (".cast(v.dtype)", ".cast(v.dtype).detach()"),
 }.items():
-    mutant(name, ATTENTION, (F, "_scores", change))
-for name, change in {
-    "softmax over the queries": ("matmul(weights, v.detach()) / total", "matmul(scores.softmax(-2), v.detach())"),
-    "softmax in bfloat16": ("(scores - largest).exp().cast(v.dtype)", "(scores - largest).exp().cast('bfloat16').cast(v.dtype)"),
-    "softmax not normalised": (" / total", ""),
-}.items():  # fmt: skip
     mutant(name, ATTENTION, (F, "scaled_dot_product_attention", change))
-for name, change in {
-    "v detached": ("dv.cast(v.dtype)", "(0 * dv).cast(v.dtype)"),
-    "softmax detached": ("(p * (dp - mean)", "(0 * p * (dp - mean)"),
-    "softmax's gradient without its mean": ("(dp - mean)", "dp"),
-    "scores' gradient unscaled": ("(dp - mean) * scale", "(dp - mean)"),
-    "gradients of q and k exchanged": ("dq, dk =", "dk, dq ="),
-}.items():
-    mutant(name, ATTENTION, (F, "_attention_gradient", change))
 split = "t.reshape(B, T, self.n_head, -1).transpose(1, 2)"
 for name, change in {
     "q and k exchanged": ("attention(q, k, v,", "attention(k, q, v,"),

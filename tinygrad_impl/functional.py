@@ -166,53 +166,13 @@ def gelu(x: Tensor, approximate: str) -> Tensor:
 
 
 def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
-    """softmax(q @ k.T / sqrt(D)) @ v for q, k, v (B, H, T, D); scores and softmax are at least float32.
-
-    As in FlashAttention (Dao et al. 2022) the sum over exp(scores) divides at the end, so that the largest factor of v
-    is 1, where bfloat16 is finest; and its gradient is written out, which leaves every product in v's dtype.
-    """
+    """softmax(q @ k.T / sqrt(D)) @ v for q, k, v (B, H, T, D); the scores and their softmax are at least float32."""
     q, k, v = (t.contiguous().contiguous_backward() for t in (q, k, v))
-    scores = _scores(q.detach(), k.detach(), is_causal).contiguous()  # (B, H, T, T)
-    largest = scores.max(-1, keepdim=True).contiguous()  # (B, H, T, 1)
-    total = long_sum((scores - largest).exp()).unsqueeze(-1).contiguous()  # (B, H, T, 1)
-    weights = (scores - largest).exp().cast(v.dtype).contiguous()  # (B, H, T, T)
-    y = (matmul(weights, v.detach()) / total).cast(v.dtype).contiguous()  # (B, H, T, D)
-    inputs = (q, k, v, largest, total, y)
-    result = y.as_param(len(inputs) - 1)
-    return Tensor.call(*inputs, fxn=result, grad_fxn=partial(_attention_gradient, is_causal=is_causal))
-
-
-def matmul(x: Tensor, y: Tensor) -> Tensor:
-    """x (..., M, K) @ y (..., K, N): (..., M, N), at least float32, with sums in blocks of K unless x is of 16 bits."""
-    wide, (K, N) = at_least_float32(x).dtype, y.shape[-2:]
-    if K <= ROWS or wide != x.dtype:
-        return x.matmul(y, dtype=wide)
-    x = x.pad((*[None] * (x.ndim - 1), (0, -K % ROWS)))
-    x = x.reshape(*x.shape[:-1], -1, ROWS).transpose(-3, -2)  # (..., K / ROWS, M, ROWS)
-    y = y.pad((*[None] * (y.ndim - 2), (0, -K % ROWS), None)).reshape(*y.shape[:-2], -1, ROWS, N)
-    return x.matmul(y).contiguous().sum(-3)
-
-
-def _scores(q: Tensor, k: Tensor, is_causal: bool) -> Tensor:
-    """q @ k.T / sqrt(D), with -inf where a position does not see another: (B, H, T, T)."""
-    scores = matmul(q, k.transpose(-2, -1)) / math.sqrt(q.shape[-1])
+    scores = q.matmul(k.transpose(-2, -1), dtype=at_least_float32(q).dtype) / math.sqrt(q.shape[-1])  # (B, H, T, T)
     if is_causal:
         seen = Tensor.ones(*scores.shape[-2:], dtype=dtypes.bool).tril()
         scores = seen.where(scores, -math.inf)
-    return scores
-
-
-def _attention_gradient(gradient: UOp, call: UOp, is_causal: bool) -> tuple[UOp, UOp, UOp, None, None, None]:
-    """gradient (B, H, T, D) -> those of q, k and v (Dao et al. 2022, appendix B.2)."""
-    dy, q, k, v, largest, total, y = map(Tensor, (gradient, *call.src[1:]))
-    wide, scale = largest.dtype, 1 / math.sqrt(q.shape[-1])
-    p = (_scores(q, k, is_causal) - largest).exp() / total  # (B, H, T, T)
-    dv = matmul(p.cast(v.dtype).contiguous().transpose(-2, -1), dy)
-    mean = (dy.cast(wide) * y.cast(wide)).sum(-1, keepdim=True)  # of dp under p: (B, H, T, 1)
-    dp = matmul(dy, v.transpose(-2, -1))  # (B, H, T, T)
-    ds = (p * (dp - mean) * scale).cast(q.dtype).contiguous()  # of q @ k.T: (B, H, T, T)
-    dq, dk = matmul(ds, k), matmul(ds.transpose(-2, -1), q)
-    return dq.cast(q.dtype).uop, dk.cast(k.dtype).uop, dv.cast(v.dtype).uop, None, None, None
+    return scores.softmax(-1).cast(v.dtype).contiguous() @ v
 
 
 def tied_head(x: Tensor, weight: Tensor) -> Tensor:
