@@ -45,6 +45,7 @@ from parity_tests.weights import hard_weights, random_weights
 from tinygrad_impl.device import open_device
 
 BOTH = ("float64", "float32")
+DTYPES = (*BOTH, "bfloat16")
 # 379 tokens, so that the head has padding; 14 positions, so that the rows ignore different numbers of targets
 CONFIG = GPT2Config(vocab_size=379, n_layer=2, n_head=2, n_embd=16, n_positions=16)
 ROWS, LENGTH = 2, 14
@@ -171,6 +172,18 @@ mutant("half of the biases' gradients", PRODUCTS, (F, "linear", ("cast(bias)", f
 first = "cast(bias.detach()) + cast(bias - bias.detach()) * (Tensor.arange(x.shape[0]) == 0).reshape(-1, 1, 1)"
 mutant("biases' gradients from the first row only", PRODUCTS, (F, "linear", ("cast(bias)", first)))
 
+products = "x.matmul(weight, dtype=dtypes.float32)"
+for name, function, change in (
+    ("sums of products in bfloat16", "linear", (products, "x.matmul(weight, dtype=x.dtype)")),
+    ("no gradient of biases in bfloat16", "_linear_gradient", ("drows.sum(0)", "(0 * drows.sum(0))")),
+    (
+        "gradient of products a tenth short in bfloat16",
+        "_linear_gradient",
+        ("(dy @ weight.T)", "(0.9 * dy @ weight.T)"),
+    ),
+):
+    mutant(name, PRODUCTS, (F, function, change), dtypes=("bfloat16",))
+
 attend, think = "x = x + self.attn(self.ln_1(x))", "x = x + self.mlp(self.ln_2(x))"
 after = ((attend, "x = self.ln_1(x + self.attn(x))"), (think, "x = self.ln_2(x + self.mlp(x))"))
 block = (M.Block, "__call__")
@@ -180,6 +193,8 @@ mutant(
 )
 mutant("no residual around attention", RESIDUAL, (*block, (attend, "x = self.attn(self.ln_1(x))")))
 mutant("no residual around the MLP", RESIDUAL, (*block, (think, "x = self.mlp(self.ln_2(x))")))
+narrow = "x = (x + self.attn(self.ln_1(x))).cast('bfloat16')"
+mutant("stream in bfloat16", RESIDUAL, (*block, (attend, narrow)), dtypes=("bfloat16",))
 normalised = "x = self.ln_1(x)\n    x = x + self.attn(x)"
 mutant("residual of the normalised stream", RESIDUAL, (*block, (attend, normalised)))
 parallel = "return x + self.attn(self.ln_1(x)) + self.mlp(self.ln_2(x))"
@@ -648,7 +663,7 @@ def parser() -> ArgumentParser:
         epilog="example: python -m parity_tests.mutants --only clipping --dtype float32",
     )
     parser.add_argument("--only", default="", metavar="PATTERN", help="only mutants with this in their name")
-    parser.add_argument("--dtype", choices=(*BOTH, "both"), default="both", help="of the proof")
+    parser.add_argument("--dtype", choices=(*DTYPES, "all"), default="all", help="of the proof")
     parser.add_argument(
         "--configs", type=whole(0), default=0, metavar="N", help="also look for false alarms on N random models"
     )
@@ -661,7 +676,7 @@ def parser() -> ArgumentParser:
 
 def tasks(only: str, dtype: str, configs: int, seed: int, steps: int) -> list[Task]:
     """Mutants, then the same checks without any, then random models."""
-    dtypes = BOTH if dtype == "both" else (dtype,)
+    dtypes = DTYPES if dtype == "all" else (dtype,)
     chosen = [m for m in MUTANTS if only in m.name]
     found: list[Task] = []
     for m in chosen:

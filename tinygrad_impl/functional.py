@@ -110,9 +110,20 @@ def for_rows(p: Tensor, x: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x (..., in) @ weight [in, out] + bias [out]: (..., out)."""
-    multiply = blocked_matmul if summed_in_blocks(x) else Tensor.matmul
-    y = multiply(cast(x).contiguous(), cast(weight).contiguous()) + for_rows(cast(bias), x)
+    x, weight, bias = cast(x).contiguous(), cast(weight).contiguous(), cast(bias)
+    if at_least_float32(x).dtype == x.dtype:
+        y = blocked_matmul(x, weight) + for_rows(bias, x)
+    else:  # rounded to 16 bits once, after the bias; and its gradient given, so that all products are of 16 bits
+        y = (x.matmul(weight, dtype=dtypes.float32) + bias).detach().cast(x.dtype)
+        y = Tensor.call(x, weight, bias, y, fxn=y.as_param(3), grad_fxn=_linear_gradient)
     return y.contiguous_backward()  # three kernels read its gradient: those of x, weight and bias
+
+
+def _linear_gradient(gradient: UOp, call: UOp) -> tuple[UOp, UOp, UOp, None]:
+    """gradient (..., out) -> those of x, weight and bias."""
+    dy, x, weight = map(Tensor, (gradient, *call.src[1:3]))
+    rows, drows = (t.reshape(-1, t.shape[-1]) for t in (x, dy))  # (R, in), (R, out)
+    return (dy @ weight.T).uop, (rows.T @ drows).uop, drows.sum(0).uop, None
 
 
 def blocked_matmul(x: Tensor, weight: Tensor) -> Tensor:
