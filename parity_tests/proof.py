@@ -201,6 +201,15 @@ class Setting:
         """tinygrad's."""
         return Trainer(self.config, self.arrays, autocast=self.tinygrad_autocast, **options)
 
+    def for_truth(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """Micro-batches with the same mean loss: on a GPU row by row, since float64 takes several times the memory that
+        training does. Not where some rows score fewer targets than others, whose means would count too much.
+        """
+        scored = {int(count) for _, y in batches for count in (y != IGNORED).sum(1)}
+        if self.torch_device == "cpu" or len(scored) > 1:
+            return batches
+        return [(x[i : i + 1], y[i : i + 1]) for x, y in batches for i in range(len(x))]
+
     def flow_of_truth(self, batch: Batch) -> Flow:
         return flow_in_torch(self.config, self.exact, *batch, device=self.torch_device)
 
@@ -229,7 +238,8 @@ def flow_rows(setting: Setting, references: References, batches: Iterable[Batch]
 @torch.no_grad()
 def loss_error(references: References, batch: Batch) -> float:
     """The RMS error of the positions' losses in torch's dtype over their mean: the mean's own error is at most that."""
-    x, y = (torch.tensor(array, device=references[0].device) for array in batch)
+    rows = max(1, 1024 // batch[0].shape[1])  # a thousand positions tell enough
+    x, y = (torch.tensor(array[:rows], device=references[0].device) for array in batch)
     nll = []
     for trainer in references:
         with torch.autocast(trainer.device, trainer.autocast, enabled=trainer.autocast is not None):
@@ -255,7 +265,8 @@ def gradient_rows(
             port.accumulate(batches)
             sums = {name: g.numpy() for name, g in port.gradients.items()} | {"loss": port.loss.numpy()}
             ours = {name: total / len(batches) for name, total in sums.items()}
-            losses = [np.array(reference.accumulate(batches)) for reference in references]
+            micro = (setting.for_truth(batches), batches)
+            losses = [np.array(r.accumulate(b)) for r, b in zip(references, micro, strict=True)]
             truth, own = (
                 {name: p.grad for name, p in reference.parameters.items()} | {"loss": loss}
                 for reference, loss in zip(references, losses, strict=True)
@@ -302,7 +313,7 @@ def training_rows(
         for reference in references:
             reference.restore(start, start, first)
         for done, (batches, lr, port_lr) in enumerate(steps, first + 1):
-            loss, k = truth.accumulate(batches), len(batches)
+            loss, k = truth.accumulate(setting.for_truth(batches)), len(batches)
             if free:
                 port_loss, port_norm = port.step(batches, port_lr)
             else:

@@ -5,8 +5,9 @@ import pytest
 from tinygrad import Tensor
 
 import tinygrad_impl.model
+import torch_ref.trainer
 from data.config import GPT2Config
-from parity_tests.proof import FEW, KEYS, MULTIPLE, ROUNDING, Row, Setting, judge, prove
+from parity_tests.proof import FEW, KEYS, MULTIPLE, ROUNDING, Row, Setting, judge, prove, random_batches
 from parity_tests.weights import random_weights
 
 BIAS = "h.0.attn.c_attn.bias"
@@ -166,3 +167,23 @@ def test_culprit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert culprit.startswith("h.1.mlp.gelu forward")
     assert {"forward loss", "forward h.1.mlp.c_proj.input", "gradient wte.weight"} <= bad
     assert not any(name.startswith("forward h.0.") for name in bad)
+
+
+def test_truth_row_by_row_is_the_truth() -> None:
+    """As a GPU computes it to save memory; but not where rows score different numbers of targets."""
+    config = GPT2Config(vocab_size=128, n_positions=8, n_embd=16, n_layer=1, n_head=2)
+    setting = Setting(config, random_weights(config, 0, 0.2), "float32", "CPU")
+    uneven = random_batches(config, 3, 7, seed=0, count=2)
+    assert setting.for_truth(uneven) is uneven
+    setting.torch_device = "cuda"
+    assert setting.for_truth(uneven) is uneven
+    batches = [(x, np.roll(x, -1)) for x, _ in uneven]
+    rows = setting.for_truth(batches)
+    assert [len(x) for x, _ in rows] == [1] * 6
+    results = []
+    for some in (batches, rows):
+        trainer = torch_ref.trainer.Trainer(config, setting.exact)
+        loss = np.array(trainer.accumulate(some))
+        results.append({n: p.grad for n, p in trainer.parameters.items()} | {"loss": loss})
+    at_once, singly = results
+    assert all(row.passed for row in judge("gradient", "float64", [(at_once, singly, at_once)]))
