@@ -333,7 +333,7 @@ def training_rows(
             yield expected, with_scalars(port.model.arrays() | port.moments(), port_loss, port_norm), expected
             follow(done)
 
-    return judge("training", setting.dtype, results(), None, start)
+    return judge("training", setting.dtype, results(), {"loss": ROUNDING}, start)
 
 
 def training_steps(batches: Sequence[Batch], count: int, accumulated: int) -> list[Step]:
