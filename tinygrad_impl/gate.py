@@ -1,7 +1,7 @@
 """The parity gate: training asks whether its own graphs compute what PyTorch does. Here alone it needs PyTorch."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from data.cli import InputError
 from data.config import GPT2Config
 from parity_tests.proof import (
     BATCHES,
+    GRAPH_BATCHES,
     Batch,
     Setting,
     Step,
@@ -23,14 +24,15 @@ from tinygrad_impl.trainer import Trainer
 
 
 def prove_graphs(
-    trainer: Trainer, config: GPT2Config, batches: Sequence[Batch], lr: float, dtype: str, device: str
+    trainer: Trainer, config: GPT2Config, next_batch: Callable[[], Batch], lr: float, dtype: str, device: str
 ) -> dict[str, Any]:
-    """Compares the trainer's gradients and AdamW steps on `batches` with PyTorch's, and leaves the trainer as it was.
-    There have to be three batches or more: from the third on its compiled graphs are replayed, as they are in training.
+    """Compares the trainer's gradients and AdamW steps, on the batches that come, with PyTorch's. Leaves the trainer as
+    it was. Each of its compiled graphs is run plainly, captured and then replayed, as it is in training.
 
     Returns the certificate, with a line for people as "summary". Raises `InputError`, naming the part that is wrong.
     """
     started = time.perf_counter()
+    batches = [next_batch() for _ in range(GRAPH_BATCHES)]
     arrays, moments, steps = trainer.model.arrays(), trainer.moments(), trainer.steps
     setting = Setting(config, arrays, dtype, device)
     references = setting.references(

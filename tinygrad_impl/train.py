@@ -190,14 +190,15 @@ def gate(
         return None
     if importlib.util.find_spec("torch") is None:
         raise InputError("the parity check before training needs PyTorch; `pip install torch`, or pass --parity off")
-    from parity_tests.proof import GRAPH_BATCHES  # here, because these import PyTorch
-    from tinygrad_impl.gate import prove_graphs
+    from tinygrad_impl.gate import prove_graphs  # here, because it imports PyTorch
+
+    def next_batch() -> tuple[np.ndarray, np.ndarray]:
+        x, y = loader.next_batch()
+        return x[: args.batch_size], y[: args.batch_size]
 
     position = loader.state()
-    batches = [loader.next_batch() for _ in range(GRAPH_BATCHES)]
+    certificate = prove_graphs(trainer, config, next_batch, args.lr, args.dtype, device)
     loader.restore(position)
-    micro = [(x[: args.batch_size], y[: args.batch_size]) for x, y in batches]
-    certificate = prove_graphs(trainer, config, micro, args.lr, args.dtype, device)
     print(certificate["summary"])
     return certificate
 
