@@ -44,6 +44,53 @@ def test_blocked_matmul_and_its_gradients(rows: int, n_in: int, n_out: int) -> N
         np.testing.assert_allclose(ours.numpy(), exact, rtol=0, atol=1e-12)
 
 
+HALF_A_UNIT = 2.0**-24  # in float32's last place, relative
+
+
+def relative_error(ours: np.ndarray, exact: np.ndarray) -> float:
+    return float(np.linalg.norm(ours.astype(np.float64) - exact) / np.linalg.norm(exact))
+
+
+def test_what_is_added_to_a_product_is_rounded_once() -> None:
+    """It does not become the first term of the sum, as tinygrad would have it where a sum is short enough to unroll."""
+    stream = (1000 * RANDOM.standard_normal((8, 30))).astype(np.float32)
+    x, weight = (RANDOM.standard_normal(shape).astype(np.float32) for shape in ((8, 30), (30, 30)))
+    y = Tensor(stream) + F.linear(Tensor(x), Tensor(weight), Tensor.zeros(30))
+    assert relative_error(y.numpy(), stream + x.astype(np.float64) @ weight) < HALF_A_UNIT
+
+
+def test_bfloat16_product_is_rounded_once() -> None:
+    """After the bias is added, and so are its gradients. Of powers of two, as a CPU rounds what goes into a sum too."""
+    x, above = (
+        2.0 ** RANDOM.integers(-2, 3, shape) * RANDOM.choice([-1, 1], shape) for shape in ((2, 5, 24), (2, 5, 16))
+    )
+    weight, bias = (
+        Tensor(RANDOM.standard_normal(shape).astype(np.float32)).cast(dtypes.bfloat16).float().numpy()
+        for shape in ((24, 16), (16,))
+    )
+    given = [Tensor(array.astype(np.float32)) for array in (x, weight, bias)]
+    with F.autocast(dtypes.bfloat16):
+        y = F.linear(*given)
+    gradients = y.gradient(*given, gradient=Tensor(above.astype(np.float32)).cast(dtypes.bfloat16))
+    exact = (x @ weight + bias, above @ weight.T, np.einsum("bti,bto->io", x, above), above.sum((0, 1)))
+    for ours, theirs in zip((y, *gradients), exact, strict=True):
+        nearest = Tensor(theirs.astype(np.float32)).cast(dtypes.bfloat16)
+        np.testing.assert_array_equal(ours.float().numpy(), nearest.float().numpy())
+
+
+@pytest.mark.parametrize("scale", [0.1, 1, 3, 10])
+def test_gelu_and_its_derivative(scale: float) -> None:
+    x = (scale * RANDOM.standard_normal(10_000)).astype(np.float32)
+    given = Tensor(x)
+    y = F.gelu(given, approximate="tanh")
+    slope = y.sum().gradient(given)[0]
+    z = x.astype(np.float64)
+    u, du = (np.sqrt(2 / np.pi) * v for v in (z + 0.044715 * z**3, 1 + 3 * 0.044715 * z**2))
+    assert relative_error(y.numpy(), 0.5 * z * (1 + np.tanh(u))) < HALF_A_UNIT
+    derivative = 0.5 * (1 + np.tanh(u)) + 0.5 * z * du / np.cosh(u) ** 2
+    assert relative_error(slope.numpy(), derivative) < 2 * HALF_A_UNIT
+
+
 def test_layer_norm_in_blocks() -> None:
     """Of 640 numbers, in five blocks: tinygrad's own layer norm in float64, and its gradients."""
     x, above = RANDOM.standard_normal((2, 3, 640)) + 5, RANDOM.standard_normal((2, 3, 640))
