@@ -85,6 +85,6 @@ def test_reference_is_hugging_face(small: Path) -> None:
 @pytest.mark.slow
 def test_full(full: Path) -> None:
     setting = Setting(*load(full), "float32", "CPU")
-    batches = random_batches(setting.config, 1, 16, seed=16, count=1)
-    assert_reference_is_hugging_face(full, batches)
+    batches = random_batches(setting.config, 1, 16, seed=16, count=4)
+    assert_reference_is_hugging_face(full, batches[:1])
     assert_passes_equal(setting, batches, flows=False)
