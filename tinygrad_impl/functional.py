@@ -17,7 +17,7 @@ from tinygrad.dtype import DType
 from tinygrad.uop.ops import AxisType, KernelInfo, UOp
 
 VOCAB_TILE = 128  # 50257 = 29 * 1733 has no factor to tile by; 393 * 128 = 50304 has many
-ROWS = 256  # of a block: what is summed over more rows than that, as gradients of parameters are, is so in blocks
+ROWS = 64  # of a block: what is summed over more rows than that, as gradients of parameters are, is so in blocks
 
 compute_dtype: DType | None = None  # what products run in; None is the parameters' own dtype
 
@@ -201,7 +201,7 @@ def tied_head(x: Tensor, weight: Tensor) -> Tensor:
     else:
         # The gradient of x is then a sum over the tiles, and that of the table one over blocks of r rows. A CPU is
         # faster so too: a tile is small enough for its cache.
-        r = min(B * T, 2 * ROWS)  # each block has a gradient of the whole table
+        r = min(B * T, max(2 * ROWS, -(-B * T // 16)))  # each block has a gradient of the whole table: 16 at most
         x = cast(x).reshape(B * T, C).pad(((0, -(B * T) % r), None)).reshape(1, -1, r, C)
         x = x.expand(tiles, -1, -1, -1).contiguous_backward()
         table = table.reshape(tiles, 1, VOCAB_TILE, C).expand(-1, x.shape[1], -1, -1).contiguous_backward()
