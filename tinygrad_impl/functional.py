@@ -3,7 +3,7 @@
 Four things are added: bfloat16 products with everything that needs it kept in float32 (`autocast`); layouts that stay
 fast, by `contiguous` where fusing on would compute the same thing many times over and by a padded vocabulary; an
 embedding gradient that adds rows up instead of multiplying with a one-hot matrix; and sums in blocks, products rounded
-once and a GELU with a derivative of its own, without which float32 and bfloat16 are further from the truth than PyTorch.
+once and a GELU with a derivative of its own, without which float32 and bfloat16 stray further than PyTorch does.
 
 In the comments B is the batch, T the sequence length, C = n_embd, H = n_head, D = C / H, V = vocab_size.
 """
