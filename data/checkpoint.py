@@ -1,9 +1,11 @@
 """GPT-2 weights as numpy arrays, in Hugging Face's format: from the hub, a folder or a run, and back to a folder.
 
 A checkpoint folder holds config.json and model.safetensors (or shards of it and their index), and `transformers` loads
-what `save` writes. Pickles are never read: they can run code.
+what `save` writes, the tokenizer with it. Pickles are never read: they can run code. Where a folder has SHA256SUMS
+(`sha256sum --check` reads it), what is loaded has to agree with it.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -20,10 +22,13 @@ from safetensors.numpy import save as serialize
 from data.cli import InputError
 from data.config import GPT2Config, from_hf, parameter_shapes, to_hf
 from data.files import atomic_write, sync_folder
+from data.tokenizer import VOCAB_SIZE, hugging_face_files
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SUMS = "SHA256SUMS"
+SUMS_LINE = re.compile(r"([0-9a-f]{64})  ([\w.-]+)\n")
 HUB_TIMEOUT = 5  # seconds until the cache, or a sentence, takes the hub's place
 
 # safetensors' names of the element types that numpy has; BF16, which numpy has not, is widened on reading.
@@ -42,6 +47,8 @@ def load(name_or_folder: str | Path) -> tuple[GPT2Config, dict[str, np.ndarray]]
     when its files are missing, damaged, or do not belong together.
     """
     folder = resolve(name_or_folder)
+    if (folder / SUMS).exists():
+        verify(folder, CONFIG, WEIGHTS)
     config = read_config(folder)
     weights: dict[str, np.ndarray] = {}
     for name, array in read_weights(folder).items():
@@ -59,7 +66,8 @@ def load(name_or_folder: str | Path) -> tuple[GPT2Config, dict[str, np.ndarray]]
 
 
 def save(folder: str | Path, config: GPT2Config, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes `arrays`, named and shaped as `parameter_shapes(config)`, and `config` to `folder`, making it if need be.
+    """Writes `arrays`, named and shaped as `parameter_shapes(config)`, and `config` to `folder`, making it if need be;
+    and where the model has the tokenizer's vocabulary, the tokenizer.
 
     Each file is whole or not there. Raises `InputError` when the arrays are not the configuration's.
     """
@@ -74,6 +82,59 @@ def save(folder: str | Path, config: GPT2Config, arrays: Mapping[str, np.ndarray
     write_safetensors(folder / WEIGHTS, {name: arrays[name] for name in parameter_shapes(config)}, {"format": "pt"})
     with atomic_write(folder / CONFIG, "w") as f:
         f.write(json.dumps(to_hf(config), indent=2) + "\n")
+    if config.vocab_size == VOCAB_SIZE:
+        for name, text in hugging_face_files().items():
+            with atomic_write(folder / name, "w") as f:
+                f.write(text)
+
+
+def write_sums(folder: Path) -> None:
+    """Writes the SHA-256 of every file in `folder` to SHA256SUMS there."""
+    lines = []
+    for path in sorted(folder.iterdir()):
+        with open(path, "rb") as f:
+            lines.append(f"{hashlib.file_digest(f, 'sha256').hexdigest()}  {path.name}\n")
+    with atomic_write(folder / SUMS, "w") as f:
+        f.writelines(lines)
+
+
+def verify(folder: Path, *names: str) -> None:
+    """Raises `InputError` unless the files of these names, or all that SHA256SUMS lists, are what it says."""
+    if fault := damage(folder, *names):
+        raise InputError(f"{fault}; {remedy(folder)}")
+
+
+def damage(folder: Path, *names: str) -> str | None:
+    """What `verify` finds, in words."""
+    try:
+        content = (folder / SUMS).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return f"{folder} is no whole checkpoint ({SUMS} is missing)"
+    if not re.fullmatch(f"({SUMS_LINE.pattern})+", content):
+        return f"{folder / SUMS} is damaged"
+    sums = {name: digest for digest, name in SUMS_LINE.findall(content)}
+    for name in names or sums:
+        try:
+            with open(folder / name, "rb") as f:
+                digest = hashlib.file_digest(f, "sha256").hexdigest()
+        except FileNotFoundError:
+            return f"{folder / name} is missing"
+        if digest != sums.get(name):
+            return f"{folder / name} is damaged (its SHA-256 is not the one in {SUMS})"
+    return None
+
+
+def remedy(folder: Path) -> str:
+    """What to do about a damaged checkpoint: take the newest good one of its run, if there is one."""
+    others = (other for other in reversed(checkpoints(folder.parent)) if other != folder)
+    good = next((other for other in others if not damage(other)), None)
+    return f"the newest good checkpoint of the run is {good}, pass that" if good else "download or copy it again"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder of them, by their steps."""
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{1,18}", path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def resolve(name_or_folder: str | Path) -> Path:
@@ -98,12 +159,12 @@ def resolve(name_or_folder: str | Path) -> Path:
 def latest_checkpoint(run: Path) -> Path:
     """The checkpoint folder that `run`/checkpoints/latest names. Raises `InputError` when it names none."""
     latest = run / "checkpoints" / "latest"
-    if not latest.is_file():
+    if not checkpoints(latest.parent):
         raise InputError(f"{run} has no checkpoint yet ({latest} is missing); train further or pass another folder")
-    name = latest.read_text(encoding="utf-8", errors="replace").strip()
-    if not re.fullmatch(r"\w[\w.-]*", name) or not os.path.isdir(latest.parent / name):
+    name = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
+    if latest.parent / name not in checkpoints(latest.parent):
         raise InputError(
-            f"{latest} does not name a folder beside it ({name[:40]!r}); pass one of the checkpoint folders there"
+            f"{latest} does not name a checkpoint beside it ({name[:40]!r}); {remedy(latest.parent / 'latest')}"
         )
     return latest.parent / name
 

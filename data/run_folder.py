@@ -1,29 +1,48 @@
 """The run folder: what a training run leaves behind, and what it resumes from.
 
-    run.json             every option, versions, seed, device, data checksum
+    run.json             every option, versions, seed, device, checksums of data and weights, and of run.json itself;
+                         a run that was continued lists in "continued" from which step, and with what
     metrics.jsonl        one object a step: step, loss, lr, grad_norm, tokens, seconds, tokens_per_second, and val_loss
                          where it was measured; step 0, before training, has step, tokens, seconds and val_loss alone
     samples.md           what the model wrote, step by step
     loss.png             training and validation loss
+    tensorboard/         events, where --tensorboard was given
     checkpoints/latest   the name of the newest checkpoint
-    checkpoints/step-N/  the model after N steps as a Hugging Face folder (config.json, model.safetensors), with
-      optimizer.safetensors   AdamW's moments: exp_avg.NAME and exp_avg_sq.NAME, shaped like parameter NAME
-      trainer.json            step, tokens, seconds, and the loader's state
+    checkpoints/best     the name of the one with the lowest validation loss
+    checkpoints/step-N/  the model after N steps as a Hugging Face folder (config.json, model.safetensors, and the
+      tokenizer's files), with
+      optimizer.safetensors   AdamW's moments: exp_avg.NAME and exp_avg_sq.NAME, shaped like parameter NAME, float32
+      trainer.json            step, tokens, seconds, the loader's state, the run's options, and the SHA-256 of
+                              metrics.jsonl up to this step
+      SHA256SUMS              of all the other files in it
 
-`step` counts updates done; `tokens` and `seconds` count from the run's beginning.
+`step` counts updates done; `tokens` and `seconds` count from the run's beginning. This is all the state that a run has:
+whichever implementation wrote a checkpoint, the other can go on from it.
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 
-from data.checkpoint import latest_checkpoint, load, read_json, read_safetensors, save, write_safetensors
+from data.checkpoint import (
+    checkpoints,
+    load,
+    read_json,
+    read_safetensors,
+    remedy,
+    save,
+    verify,
+    write_safetensors,
+    write_sums,
+)
 from data.cli import InputError
 from data.config import GPT2Config
 from data.files import atomic_write, sync_folder
@@ -39,11 +58,30 @@ def section(step: int, text: str) -> str:
     return f"## Step {step}\n\n{text}{END}"
 
 
+def digest(run: dict[str, Any]) -> str:
+    """The SHA-256 of what run.json says."""
+    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+
+
+def write_run(path: Path, run: dict[str, Any]) -> None:
+    with atomic_write(path / "run.json", "w") as f:
+        f.write(json.dumps(run | {"sha256": digest(run)}, indent=2) + "\n")
+
+
+def read_run(file: Path) -> dict[str, Any]:
+    """What a run.json says. Raises `InputError` when it is missing, damaged, or not as it was written."""
+    run = read_json(file)
+    if run.pop("sha256", None) != digest(run):
+        raise InputError(f"{file} is damaged or was changed (its SHA-256 differs); give the options themselves")
+    return run
+
+
 def refuse_occupied(path: Path) -> None:
     """Raises `InputError` unless a run can be written to `path`: nothing is there, or an empty folder."""
     if (path / "run.json").exists():
         raise InputError(f"{path} holds a run; pass `--resume {path}` to continue it, or another --out")
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    # a run that was killed at its very beginning left no more than a temporary file
+    if path.exists() and not (path.is_dir() and set(os.listdir(path)) <= {"run.json.tmp"}):
         raise InputError(f"{path} is there and is not empty; pass another --out")
 
 
@@ -54,45 +92,61 @@ class RunFolder:
         self.path = path
         self.metrics: list[dict[str, Any]] = []
         self.samples: list[tuple[int, str]] = []  # (step, text)
+        self._sha256 = hashlib.sha256()  # of metrics.jsonl
 
     @classmethod
     def create(cls, path: Path, run: dict[str, Any]) -> "RunFolder":
         """Makes the folder and its run.json. Raises `InputError` as `refuse_occupied` does."""
         refuse_occupied(path)
-        (path / "checkpoints").mkdir(parents=True)
-        with atomic_write(path / "run.json", "w") as f:
-            f.write(json.dumps(run, indent=2) + "\n")
+        path.mkdir(parents=True, exist_ok=True)
+        write_run(path, run)
         return cls(path)
 
     @classmethod
-    def resume(cls, path: Path, step: int) -> "RunFolder":
-        """Opens the folder of a stopped run and forgets what it wrote after `step`, its newest checkpoint."""
+    def resume(cls, path: Path, state: dict[str, Any] | None, origin: dict[str, Any]) -> "RunFolder":
+        """Opens the folder of a stopped run at a checkpoint, whose trainer.json says `state`, and forgets what was
+        written after it; without a state, at the very beginning. `origin` is added to run.json's "continued".
+        """
         folder = cls(path)
-        try:
-            lines = (path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-            # a run that was killed may have left half a line at the end
-            folder.metrics = [json.loads(line) for line in lines if line.endswith(b"\n")]
-            folder.metrics = [row for row in folder.metrics if row["step"] <= step]
-            if [row["step"] for row in folder.metrics] != list(range(step + 1)):
-                raise ValueError("a step is missing")
-        except (OSError, ValueError, TypeError, KeyError):
-            raise InputError(f"{path / 'metrics.jsonl'} is missing or damaged; start a new run") from None
-        with atomic_write(path / "metrics.jsonl", "w") as f:
-            f.writelines(json.dumps(row) + "\n" for row in folder.metrics)
+        run = read_run(path / "run.json")
+        kept = b""
+        if state:
+            try:
+                # a run that was killed may have left half a line at the end
+                lines = (path / "metrics.jsonl").read_bytes().splitlines(keepends=True)[: state["step"] + 1]
+                kept = b"".join(lines)
+                folder._sha256.update(kept)
+                if folder._sha256.hexdigest() != state["metrics"]:
+                    raise ValueError("other bytes than were written")
+                folder.metrics = [json.loads(line) for line in lines]
+            except (OSError, ValueError):
+                whole = path / "checkpoints" / f"step-{state['step']}"
+                raise InputError(
+                    f"{path / 'metrics.jsonl'} is missing or damaged; begin a run with `--init {whole}`, which is whole"
+                ) from None
+            # first, because of what comes after it no metrics will be left
+            folder.name("latest", f"step-{state['step']}")
+        for left in path.glob("checkpoints/*.partial"):
+            shutil.rmtree(left)
+        write_run(path, run | {"continued": [*run.get("continued", []), origin]})
+        with atomic_write(path / "metrics.jsonl") as f:
+            f.write(kept)
         if (path / "samples.md").exists():
-            text = (path / "samples.md").read_text(encoding="utf-8")
-            parts = re.split(r"(?m)^## Step (\d+)\n\n", text)[1:]  # step, sample, step, sample, ...
+            text = (path / "samples.md").read_text(encoding="utf-8", errors="replace")
+            parts = re.split(r"(?m)^## Step (\d{1,18})\n\n", text)[1:]  # step, sample, step, sample, ...
             written = [(int(at), s.removesuffix(END)) for at, s in zip(parts[::2], parts[1::2], strict=True)]
-            folder.samples = [(at, sample) for at, sample in written if at <= step]
+            folder.samples = [(at, sample) for at, sample in written if state and at <= state["step"]]
             with atomic_write(path / "samples.md", "w") as f:
                 f.writelines(section(*sample) for sample in folder.samples)
         return folder
 
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Appends one step's object to metrics.jsonl."""
-        self.metrics.append(row)
+        line = json.dumps(row) + "\n"
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
-            f.write(json.dumps(row) + "\n")
+            f.write(line)
+        self.metrics.append(row)
+        self._sha256.update(line.encode())
 
     def add_sample(self, step: int, text: str) -> None:
         """Appends what the model wrote after `step` steps to samples.md."""
@@ -120,38 +174,56 @@ class RunFolder:
         self, config: GPT2Config, arrays: dict[str, np.ndarray], moments: dict[str, np.ndarray], state: dict[str, Any]
     ) -> Path:
         """Writes checkpoints/step-N, N being state["step"], and then names it in `latest`. Whole, or not there."""
-        checkpoints = self.path / "checkpoints"
-        folder = checkpoints / f"step-{state['step']}"
-        partial = checkpoints / f"{folder.name}.partial"
+        folder = self.path / "checkpoints" / f"step-{state['step']}"
+        partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while it saved
         try:
+            partial.mkdir(parents=True)
+            with open(self.path / "metrics.jsonl", "ab") as f:  # the checkpoint says what is in it
+                os.fsync(f.fileno())
             save(partial, config, arrays)
             write_safetensors(partial / "optimizer.safetensors", moments, {"format": "pt"})
             with atomic_write(partial / "trainer.json", "w") as f:
-                f.write(json.dumps(state, indent=2) + "\n")
+                f.write(json.dumps(state | {"metrics": self._sha256.hexdigest()}, indent=2) + "\n")
+            write_sums(partial)
             shutil.rmtree(folder, ignore_errors=True)  # written before, and not named in `latest`
             os.rename(partial, folder)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        sync_folder(checkpoints)
-        with atomic_write(checkpoints / "latest", "w") as f:
-            f.write(folder.name + "\n")
+        sync_folder(folder.parent)
+        self.name("latest", folder.name)
         return folder
+
+    def name(self, role: str, checkpoint: str) -> None:
+        """Has the file `latest` or `best` name a checkpoint."""
+        with atomic_write(self.path / "checkpoints" / role, "w") as f:
+            f.write(checkpoint + "\n")
+
+    def prune(self, steps: Collection[int]) -> None:
+        """Removes all checkpoints but those of these steps."""
+        for path in checkpoints(self.path / "checkpoints"):
+            if int(path.name.removeprefix("step-")) not in steps:
+                gone = path.with_name(f"{path.name}.partial")
+                os.rename(path, gone)  # a run that is killed meanwhile leaves no half checkpoint of this name
+                shutil.rmtree(gone)
 
 
 def load_checkpoint(
-    run: Path,
+    folder: Path,
 ) -> tuple[GPT2Config, dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
-    """A run's newest checkpoint: configuration, parameters, AdamW's moments, and trainer.json."""
-    folder = latest_checkpoint(run)
+    """A checkpoint of a run: configuration, parameters, AdamW's moments, and trainer.json. Raises `InputError` where
+    it is not as it was written, naming the newest one that is.
+    """
+    verify(folder)
     config, arrays = load(folder)
     moments = read_safetensors(folder / "optimizer.safetensors")
     shapes = {f"{moment}.{name}": a.shape for moment in ("exp_avg", "exp_avg_sq") for name, a in arrays.items()}
     if {name: a.shape for name, a in moments.items()} != shapes:
-        raise InputError(f"{folder / 'optimizer.safetensors'} does not fit the model beside it; start a new run")
+        raise InputError(f"{folder / 'optimizer.safetensors'} does not fit the model beside it; {remedy(folder)}")
     state = read_json(folder / "trainer.json")
-    kinds: dict[str, Any] = {"step": int, "tokens": int, "seconds": (int, float), "loader": dict}
+    kinds: dict[str, Any] = {"step": int, "tokens": int, "seconds": (int, float), "metrics": str}
+    kinds |= {"loader": dict, "options": dict}
     if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
-        raise InputError(f"{folder / 'trainer.json'} is damaged; start a new run")
+        raise InputError(f"{folder / 'trainer.json'} is damaged; {remedy(folder)}")
     return config, arrays, moments, state

@@ -297,7 +297,7 @@ for name, named, *changes in (
     ("beta1 0.8", r"AdamW's exp_avg:", ("beta1, beta2 = self.betas", "beta1, beta2 = 0.8, self.betas[1]")),
     ("betas exchanged", (r"AdamW's exp_avg:", r"AdamW's exp_avg_sq:"), ("beta1, beta2 =", "beta2, beta1 =")),
     ("exp_avg_sq of the unclipped gradient", (r"AdamW's exp_avg_sq:", CLIPPING), ("* g * g", "* (g / scale * share) ** 2")),
-    ("exp_avg in bfloat16", r"AdamW's exp_avg:", ("m.assign(beta1 * m + (1 - beta1) * g)", "m.assign((beta1 * m + (1 - beta1) * g).cast('bfloat16').cast(m.dtype))")),
+    ("exp_avg in bfloat16", r"AdamW's exp_avg:", ("where(beta1 * m + (1 - beta1) * g,", "where((beta1 * m + (1 - beta1) * g).cast('bfloat16').cast(m.dtype),")),
     ("clipping of the step, not the gradient", CLIPPING, (scaled, "self.gradients[name] * share"), (m_hat, f"{m_hat} * (scale / share)")),
     ("clipping by each tensor's norm", CLIPPING, (scaled, "self.gradients[name] * share * (self.clip / (self.gradients[name].square().sum().sqrt() * share + 1e-6)).minimum(1)")),
     ("norm without wte", ("AdamW's norm", CLIPPING), ("in self.gradients.values()]", "in list(self.gradients.values())[1:]]")),
@@ -315,7 +315,7 @@ init, update = (T.Trainer, "__init__"), (T.Trainer, "update")
 mutant("beta2 0.999", r"AdamW's exp_avg_sq:", (*init, ("(0.9, 0.95)", "(0.9, 0.999)")))
 mutant("eps 1e-6", UPDATE, (*init, ("eps: float = 1e-8", "eps: float = 1e-6")))
 mutant("weight decay 0.01", DECAY, (*init, ("weight_decay: float = 0.1", "weight_decay: float = 0.01")))
-ahead = (("beta1**self.steps", "beta1 ** (self.steps + 1)"), ("beta2**self.steps", "beta2 ** (self.steps + 1)"))
+ahead = (("beta1**step", "beta1 ** (step + 1)"), ("beta2**step", "beta2 ** (step + 1)"))
 mutant("bias correction off by one step", UPDATE, *((*update, change) for change in ahead))
 frozen = "self.__dict__.setdefault('frozen', lr)"
 mutant(

@@ -61,7 +61,7 @@ class Trainer:
 
     def step(self, batches: Sequence[tuple[np.ndarray, np.ndarray]], lr: float) -> tuple[float, float]:
         """One update from micro-batches (x, y) of integers (B, T). Returns their mean loss and the gradient's norm,
-        both from before the update, the norm from before clipping.
+        both from before the update, the norm from before clipping. If one of them is not finite, nothing is updated.
         """
         self.accumulate(batches)
         return self.update(lr)
@@ -73,12 +73,14 @@ class Trainer:
             self._add_gradients(self._tensor(x), self._tensor(y), self._tensor(np.array([i > 0])))
 
     def update(self, lr: float) -> tuple[float, float]:
-        """AdamW's step from the means, clipped. Returns the mean loss, and the norm from before clipping."""
-        self.steps += 1
+        """AdamW's step from the means, clipped, if they are finite. Returns the mean loss, and the norm from before."""
+        step = self.steps + 1
         beta1, beta2 = self.betas
-        scalars = [1 / self.count, lr, 1 - beta1**self.steps, 1 - beta2**self.steps]  # in Python's float64
-        loss, norm = self._adamw(self._tensor(np.array(scalars, self.dtype)))
-        return loss.item(), norm.item()
+        scalars = [1 / self.count, lr, 1 - beta1**step, 1 - beta2**step]  # in Python's float64
+        loss, norm = (t.item() for t in self._adamw(self._tensor(np.array(scalars, self.dtype))))
+        if math.isfinite(loss + norm):
+            self.steps = step
+        return loss, norm
 
     def add_gradients(self, x: Tensor, y: Tensor, more: Tensor) -> None:
         """Adds the loss and gradients of (x, y) to the totals, or begins them anew unless `more`."""
@@ -98,14 +100,16 @@ class Trainer:
         norm = F.long_sum(Tensor.stack(*squares)).sqrt() * share
         scale = (share * (self.clip / (norm + 1e-6)).minimum(1)).contiguous()  # torch.nn.utils.clip_grad_norm_
         loss = self.loss * share
-        Tensor.realize(loss, norm, scale)
+        finite = (loss + norm).isfinite().contiguous()  # if not, nothing moves: a select, since 0 * NaN is NaN
+        Tensor.realize(loss, norm, scale, finite)
         beta1, beta2 = self.betas
         for name, p in self.parameters.items():
             g, m, v = self.gradients[name] * scale, self.exp_avg[name], self.exp_avg_sq[name]
-            m.assign(beta1 * m + (1 - beta1) * g)
-            v.assign(beta2 * v + (1 - beta2) * g * g)
+            m.assign(finite.where(beta1 * m + (1 - beta1) * g, m))
+            v.assign(finite.where(beta2 * v + (1 - beta2) * g * g, v))
             decay = self.weight_decay if p.ndim == 2 else 0.0
-            p.assign(p * (1 - lr * decay) - (lr / correction1) * m / ((v / correction2).sqrt() + self.eps))
+            moved = p * (1 - lr * decay) - (lr / correction1) * m / ((v / correction2).sqrt() + self.eps)
+            p.assign(finite.where(moved, p))
             Tensor.realize(m, v, p)
         return loss, norm
 

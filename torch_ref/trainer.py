@@ -1,7 +1,7 @@
 """One training step: accumulated gradients, clipping by global norm, AdamW. tinygrad_impl/trainer.py is its port."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ class Trainer:
         self.forward = torch.compile(self.model) if compile else self.model
         self.parameters = dict(self.model.named_parameters())
         self.clip, self.autocast, self.device = clip, autocast, device
+        self.steps, self.loss = 0, 0.0
         groups = [
             {"params": [p for p in self.parameters.values() if p.ndim == 2], "weight_decay": weight_decay},
             {"params": [p for p in self.parameters.values() if p.ndim != 2], "weight_decay": 0.0},
@@ -51,40 +52,54 @@ class Trainer:
 
     def step(self, batches: Sequence[tuple[np.ndarray, np.ndarray]], lr: float) -> tuple[float, float]:
         """One update from micro-batches (x, y) of integers (B, T). Returns their mean loss and the gradient's norm,
-        both from before the update, the norm from before clipping.
+        both from before the update, the norm from before clipping. If one of them is not finite, nothing is updated.
         """
-        loss = self.accumulate(batches)
-        return loss, self.update(lr)
+        return self.accumulate(batches), self.update(lr)
 
     def accumulate(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
         """Leaves the gradients of the batches' mean loss, which it returns, in the parameters."""
         self.optimizer.zero_grad()
-        total = 0.0
+        self.loss = 0.0
         for x, y in batches:
             with torch.autocast(self.device, self.autocast, enabled=self.autocast is not None):
                 _, loss = self.forward(torch.tensor(x, device=self.device), torch.tensor(y, device=self.device))
             (loss / len(batches)).backward()
-            total += loss.item() / len(batches)
-        return total
+            self.loss += loss.item() / len(batches)
+        return self.loss
 
     def update(self, lr: float) -> float:
-        """AdamW's step from the gradients, clipped. Returns their norm from before that."""
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        """AdamW's step from the gradients, clipped, if they and the loss are finite. Returns their norm from before."""
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip).item()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.step()
-        return norm.item()
+        if math.isfinite(self.loss + norm):
+            self.optimizer.step()
+            self.steps += 1
+        return norm
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+        """The mean loss a token in nats, over batches (x, y) of `data.loader.windows`; its exp is the perplexity."""
+        total, tokens = 0.0, 0
+        for x, y in batches:
+            with torch.autocast(self.device, self.autocast, enabled=self.autocast is not None):
+                _, loss = self.model(torch.tensor(x, device=self.device), torch.tensor(y, device=self.device))
+            count = int((y >= 0).sum())
+            total += loss.item() * count
+            tokens += count
+        return total / tokens
 
     def moments(self) -> dict[str, torch.Tensor]:
         """AdamW's state but for the number of steps: exp_avg.NAME and exp_avg_sq.NAME, shaped like parameter NAME."""
         return {
-            f"{moment}.{name}": self.optimizer.state[p][moment]
+            f"{moment}.{name}": self.optimizer.state[p].get(moment, torch.zeros_like(p.data))  # before the first step
             for moment in ("exp_avg", "exp_avg_sq")
             for name, p in self.parameters.items()
         }
 
     def restore(self, arrays: Mapping[str, Any], moments: Mapping[str, Any], steps: int) -> None:
         """Goes on from copies of these parameters and `moments()`, of `steps` steps; arrays of numpy or torch."""
+        self.steps = steps
         for name, p in self.parameters.items():
             p.data.copy_(torch.as_tensor(arrays[name]))
             self.optimizer.state[p] = {

@@ -320,17 +320,20 @@ def test_damaged_shards(sharded: Path) -> None:
 
 def test_a_run_stands_for_its_latest_checkpoint(tmp_path: Path, folder: Path, arrays: Arrays) -> None:
     run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"run has no checkpoint yet"):
+        resolve(run)
     save(run / "checkpoints" / "step-100", SMALL, {name: array + 1 for name, array in arrays.items()})
     shutil.copytree(folder, run / "checkpoints" / "step-300")
     latest = run / "checkpoints" / "latest"
-    with pytest.raises(InputError, match=r"run has no checkpoint yet"):
+    with pytest.raises(InputError, match=r"checkpoints/latest does not name a checkpoint beside it"):
         resolve(run)
     latest.write_text("step-300\n")
     assert resolve(run) == run / "checkpoints" / "step-300"
     assert_same(load(run)[1], arrays)
     for damaged in (b"", b"\n", b"step-200", b"..", b".", b"../..", b"step-300\nstep-100", b"\0\xff", b"9" * 10_000):
         latest.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"checkpoints/latest does not name a folder beside it"):
+        with pytest.raises(InputError, match=r"checkpoints/latest does not name a checkpoint beside it"):
             resolve(run)
 
 

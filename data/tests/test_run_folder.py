@@ -1,19 +1,24 @@
 import errno
+import hashlib
 import json
 import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from data.checkpoint import read_safetensors, write_safetensors
+from data.checkpoint import SUMS, latest_checkpoint, load, read_safetensors, verify, write_safetensors, write_sums
 from data.cli import InputError
 from data.config import GPT2Config
 from data.initialize import initial_weights
-from data.run_folder import RunFolder, load_checkpoint, refuse_occupied
+from data.run_folder import RunFolder, load_checkpoint, read_run, refuse_occupied
 
 CONFIG = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+ORIGIN = {"command": ["again"]}
+Change = Callable[[bytes], bytes]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -25,7 +30,13 @@ def parts(step: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict
     """The parameters, moments and trainer.json of a checkpoint, different for each step."""
     arrays = initial_weights(CONFIG, step)
     moments = {f"{m}.{name}": a + step for m in ("exp_avg", "exp_avg_sq") for name, a in arrays.items()}
-    return arrays, moments, {"step": step, "tokens": 10 * step, "seconds": 0.5, "loader": {"position": step}}
+    state = {"step": step, "tokens": 10 * step, "seconds": 0.5, "loader": {"position": step}, "options": {"seed": 1}}
+    return arrays, moments, state
+
+
+def state_of(run: RunFolder, step: int) -> dict[str, Any]:
+    """What trainer.json of a checkpoint says."""
+    return load_checkpoint(run.path / "checkpoints" / f"step-{step}")[3]
 
 
 @pytest.fixture
@@ -46,7 +57,7 @@ def rows(run: RunFolder) -> list[Any]:
 
 
 def test_what_a_run_leaves(run: RunFolder) -> None:
-    assert json.loads((run.path / "run.json").read_text(encoding="utf-8")) == {"seed": 1}
+    assert read_run(run.path / "run.json") == {"seed": 1}
     assert rows(run) == run.metrics == [row(step) for step in range(5)]
     assert sorted(os.listdir(run.path / "checkpoints")) == ["latest", "step-0", "step-2", "step-4"]
     samples = (run.path / "samples.md").read_text(encoding="utf-8")
@@ -54,9 +65,10 @@ def test_what_a_run_leaves(run: RunFolder) -> None:
 
 
 def test_checkpoints_come_back_exactly(run: RunFolder) -> None:
-    config, arrays, moments, state = load_checkpoint(run.path)
+    config, arrays, moments, state = load_checkpoint(latest_checkpoint(run.path))
     expected = parts(4)
-    assert (config, state) == (CONFIG, expected[2])
+    metrics = hashlib.sha256((run.path / "metrics.jsonl").read_bytes()).hexdigest()
+    assert (config, state) == (CONFIG, expected[2] | {"metrics": metrics})
     for ours, theirs in ((arrays, expected[0]), (moments, expected[1])):
         assert ours.keys() == theirs.keys()
         for name, array in ours.items():
@@ -71,7 +83,7 @@ def test_draw(run: RunFolder) -> None:
 def test_an_occupied_folder_is_refused(run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds a run; pass `--resume .*run`"):
         RunFolder.create(run.path, {})
-    assert json.loads((run.path / "run.json").read_text(encoding="utf-8")) == {"seed": 1}
+    assert read_run(run.path / "run.json") == {"seed": 1}
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path, tmp_path / "file"):
         with pytest.raises(InputError, match="is not empty; pass another --out"):
@@ -81,40 +93,129 @@ def test_an_occupied_folder_is_refused(run: RunFolder, tmp_path: Path) -> None:
     refuse_occupied(tmp_path / "new")
 
 
+def test_what_a_run_killed_at_its_beginning_left_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json.tmp").write_text("{")
+    assert read_run(RunFolder.create(tmp_path / "run", {"seed": 1}).path / "run.json") == {"seed": 1}
+
+
 def test_resuming_forgets_what_came_after_the_checkpoint(run: RunFolder) -> None:
-    resumed = RunFolder.resume(run.path, 2)
+    (run.path / "checkpoints" / "step-9.partial").mkdir()  # of a run that was killed while it saved
+    resumed = RunFolder.resume(run.path, state_of(run, 2), ORIGIN)
     assert rows(resumed) == resumed.metrics == [row(step) for step in range(3)]
     assert resumed.samples == [(0, "A text\n\nof step 0."), (2, "A text\n\nof step 2.")]
+    assert latest_checkpoint(run.path).name == "step-2"  # killed now, it goes on from here
+    assert not list(run.path.glob("checkpoints/*.partial"))
     resumed.add_metrics(row(3))
     resumed.add_sample(4, "new")
     assert rows(resumed) == [row(step) for step in range(4)]
     samples = (run.path / "samples.md").read_text(encoding="utf-8")
     assert samples.count("## Step") == 3
     assert samples.endswith("of step 2.\n\n---\n\n## Step 4\n\nnew\n\n---\n\n")
+    assert read_run(run.path / "run.json") == {"seed": 1, "continued": [ORIGIN]}
+
+
+def test_the_metrics_of_a_resumed_run_are_vouched_for_too(run: RunFolder) -> None:
+    resumed = RunFolder.resume(run.path, state_of(run, 2), ORIGIN)
+    for step in (3, 4):
+        resumed.add_metrics(row(step))
+    arrays, moments, state = parts(4)
+    resumed.save_checkpoint(CONFIG, arrays, moments, state)
+    assert RunFolder.resume(run.path, state_of(run, 4), ORIGIN).metrics == [row(step) for step in range(5)]
+
+
+def test_resuming_a_run_without_a_checkpoint_begins_it_anew(run: RunFolder) -> None:
+    resumed = RunFolder.resume(run.path, None, ORIGIN)
+    assert (rows(resumed), resumed.metrics, resumed.samples) == ([], [], [])
 
 
 def test_resuming_overlooks_half_a_line_at_the_end(run: RunFolder) -> None:
     """Such as a run leaves that was killed while it wrote."""
     with open(run.path / "metrics.jsonl", "a", encoding="utf-8") as f:
         f.write('{"step": 5, "lo')
-    assert RunFolder.resume(run.path, 4).metrics == [row(step) for step in range(5)]
+    assert RunFolder.resume(run.path, state_of(run, 4), ORIGIN).metrics == [row(step) for step in range(5)]
     assert rows(run) == [row(step) for step in range(5)]
 
 
-@pytest.mark.parametrize("line", ["{no JSON}\n", "[]\n", "3\n", '{"loss": 1}\n', '{"step": "x"}\n', "\xff\n"])
-def test_damaged_metrics_are_refused(line: str, run: RunFolder) -> None:
-    with open(run.path / "metrics.jsonl", "a", encoding="latin-1") as f:
-        f.write(line)
-    before = (run.path / "metrics.jsonl").read_bytes()
-    with pytest.raises(InputError, match=r"metrics\.jsonl is missing or damaged"):
-        RunFolder.resume(run.path, 4)
-    assert (run.path / "metrics.jsonl").read_bytes() == before
+def flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda c: flipped(c, 30), lambda c: flipped(c, len(c) - 2), lambda c: c[:-1], lambda c: c[:20], lambda c: b""],
+)
+def test_damaged_metrics_are_refused(damage: Change, run: RunFolder) -> None:
+    path = run.path / "metrics.jsonl"
+    path.write_bytes(damage(path.read_bytes()))
+    before, state = path.read_bytes(), state_of(run, 4)
+    with pytest.raises(InputError, match=r"metrics\.jsonl is missing or damaged; begin a run with `--init .*step-4`"):
+        RunFolder.resume(run.path, state, ORIGIN)
+    assert path.read_bytes() == before
 
 
 def test_missing_metrics_are_refused(run: RunFolder) -> None:
+    state = state_of(run, 4)
     (run.path / "metrics.jsonl").unlink()
     with pytest.raises(InputError, match=r"metrics\.jsonl is missing or damaged"):
-        RunFolder.resume(run.path, 4)
+        RunFolder.resume(run.path, state, ORIGIN)
+
+
+@pytest.mark.parametrize("change", [lambda c: c.replace(b"1", b"2"), lambda c: c[:-5], lambda c: b"{}"])
+def test_a_changed_run_json_is_refused(change: Change, run: RunFolder) -> None:
+    path = run.path / "run.json"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(InputError, match=r"run\.json is damaged"):
+        read_run(path)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "trainer.json", "config.json", SUMS])
+@pytest.mark.parametrize("change", [lambda c: flipped(c, len(c) // 2), lambda c: c[:-1], lambda c: c + b" ", None])
+def test_a_damaged_checkpoint_is_refused_and_a_good_one_named(file: str, change: Change | None, run: RunFolder) -> None:
+    """Whichever bit: most of them are of numbers, in which nothing else would notice it."""
+    folder = run.path / "checkpoints" / "step-4"
+    if change:
+        (folder / file).write_bytes(change((folder / file).read_bytes()))
+    else:
+        (folder / file).unlink()
+    with pytest.raises(InputError, match=r"step-4.*the newest good checkpoint of the run is .*step-2, pass that"):
+        load_checkpoint(folder)
+    if file in ("model.safetensors", "config.json"):  # all that is loaded to generate
+        with pytest.raises(InputError, match=r"the newest good checkpoint of the run is .*step-2, pass that"):
+            load(run.path)
+    assert load_checkpoint(run.path / "checkpoints" / "step-2")[3]["step"] == 2
+
+
+def test_the_newest_good_checkpoint_is_not_a_damaged_one(run: RunFolder) -> None:
+    for step in (2, 4):
+        os.truncate(run.path / "checkpoints" / f"step-{step}" / "model.safetensors", 100)
+    with pytest.raises(InputError, match=r"the newest good checkpoint of the run is .*step-0, pass that"):
+        load_checkpoint(run.path / "checkpoints" / "step-4")
+    os.truncate(run.path / "checkpoints" / "step-0" / "trainer.json", 5)
+    with pytest.raises(InputError, match="download or copy it again"):
+        load_checkpoint(run.path / "checkpoints" / "step-4")
+
+
+@pytest.mark.parametrize("named", [None, "", "step-7", "../step-4", "latest"])
+def test_where_latest_names_nothing_a_good_one_is_named(named: str | None, run: RunFolder) -> None:
+    latest = run.path / "checkpoints" / "latest"
+    if named is None:
+        latest.unlink()
+    else:
+        latest.write_text(named)
+    with pytest.raises(InputError, match=r"the newest good checkpoint of the run is .*step-4, pass that"):
+        latest_checkpoint(run.path)
+
+
+def test_sums_are_what_sha256sum_reads(run: RunFolder) -> None:
+    folder = run.path / "checkpoints" / "step-4"
+    assert subprocess.run(["sha256sum", "--check", "--quiet", SUMS], cwd=folder, check=False).returncode == 0
+    assert set(os.listdir(folder)) == {SUMS, *(line.split()[1] for line in (folder / SUMS).read_text().splitlines())}
+
+
+def test_pruning(run: RunFolder) -> None:
+    run.prune({0, 4})
+    assert sorted(os.listdir(run.path / "checkpoints")) == ["latest", "step-0", "step-4"]
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "trainer.json", "latest"])
@@ -134,7 +235,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(file: str, run: RunFolder, mo
     left = os.listdir(run.path / "checkpoints")
     assert not [name for name in left if name.endswith((".partial", ".tmp"))]
     assert ("step-6" in left) == (file == "latest")
-    assert load_checkpoint(run.path)[3]["step"] == 4
+    assert load_checkpoint(latest_checkpoint(run.path))[3]["step"] == 4
 
 
 def test_what_a_killed_run_left_does_not_hinder(run: RunFolder) -> None:
@@ -143,9 +244,9 @@ def test_what_a_killed_run_left_does_not_hinder(run: RunFolder) -> None:
         (run.path / "checkpoints" / name / "rubbish").write_text("")
     arrays, moments, state = parts(6)
     folder = run.save_checkpoint(CONFIG, arrays, moments, state)
-    assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors", "optimizer.safetensors", "trainer.json"]
+    assert "rubbish" not in os.listdir(folder)
     assert not (run.path / "checkpoints" / "step-6.partial").exists()
-    assert load_checkpoint(run.path)[3]["step"] == 6
+    assert load_checkpoint(latest_checkpoint(run.path))[3]["step"] == 6
 
 
 def test_moments_of_another_model_are_refused(run: RunFolder) -> None:
@@ -153,14 +254,20 @@ def test_moments_of_another_model_are_refused(run: RunFolder) -> None:
     moments = read_safetensors(folder / "optimizer.safetensors")
     moments.pop("exp_avg.ln_f.bias")
     write_safetensors(folder / "optimizer.safetensors", moments, {"format": "pt"})
+    (folder / SUMS).unlink()
+    write_sums(folder)
+    verify(folder)
     with pytest.raises(InputError, match="does not fit the model"):
-        load_checkpoint(run.path)
+        load_checkpoint(folder)
 
 
 @pytest.mark.parametrize(
     "state", [{}, {"step": "4", "tokens": 0, "loader": {}}, {"step": 4, "tokens": 0, "loader": []}]
 )
 def test_a_damaged_trainer_state_is_refused(state: dict[str, Any], run: RunFolder) -> None:
-    (run.path / "checkpoints" / "step-4" / "trainer.json").write_text(json.dumps(state))
+    folder = run.path / "checkpoints" / "step-4"
+    (folder / "trainer.json").write_text(json.dumps(state))
+    (folder / SUMS).unlink()
+    write_sums(folder)
     with pytest.raises(InputError, match=r"trainer\.json is damaged"):
-        load_checkpoint(run.path)
+        load_checkpoint(folder)

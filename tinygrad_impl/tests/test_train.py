@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -21,20 +22,25 @@ import transformers
 from huggingface_hub import constants
 from tinygrad import Tensor
 
+import data.training
 import tinygrad_impl
-from data.checkpoint import load, save
+from data.checkpoint import SUMS, load, save, write_sums
 from data.cli import InputError
 from data.config import PRESETS, GPT2Config, parameter_shapes
 from data.initialize import initial_weights
+from data.run_folder import read_run, write_run
 from data.shards import read_meta
+from data.training import RECIPES, UNRECORDED, Smoothed, complete, parse
 from tinygrad_impl import functional, train
 from tinygrad_impl.model import GPT2
 from tinygrad_impl.tests.support import SMALL, Result, call, refused, save_model, write_stories, write_tokens
+from tinygrad_impl.trainer import learning_rate
 
 STEPS = 6
 B, T, ACCUM = 2, 16, 2
 STEP_KEYS = {"step", "loss", "lr", "grad_norm", "tokens", "seconds", "tokens_per_second"}
-CHECKPOINT = ["config.json", "model.safetensors", "optimizer.safetensors", "trainer.json"]
+CHECKPOINT = [SUMS, "config.json", "merges.txt", "model.safetensors", "optimizer.safetensors", "tokenizer.json"]
+CHECKPOINT += ["tokenizer_config.json", "trainer.json", "vocab.json"]
 DAMAGED = b"{"
 
 Folders = tuple[Path, Path]  # where commands run, and a finished run in it
@@ -51,6 +57,10 @@ def options(**changed: object) -> list[object]:
 
 def training(folder: Path, out: str, **changed: object) -> Result:
     return call(train.main, *options(out=out, **changed), cwd=folder)
+
+
+def resume(run: Path | str, folder: Path, *more: object) -> Result:
+    return call(train.main, "--resume", run, *more, cwd=folder)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -90,7 +100,7 @@ def resumed(finished: tuple[Path, Path, Result]) -> tuple[Path, Result]:
     assert len(metrics(stopped)) == STEPS + 1  # with the lines after its checkpoint
     with open(stopped / "metrics.jsonl", "a", encoding="utf-8") as f:
         f.write('{"step": 7, "lo')
-    return stopped, call(train.main, "--resume", "stopped", cwd=folder)
+    return stopped, resume("stopped", folder)
 
 
 @pytest.fixture
@@ -114,9 +124,10 @@ def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_run_json(finished: tuple[Path, Path, Result]) -> None:
     folder, run, _ = finished
     said = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    known = set(vars(train.parser().parse_args([]))) - {"out", "resume"}
+    known = set(vars(train.parser().parse_args([]))) - {*UNRECORDED}
     assert said["options"].keys() == known
-    assert {name for name, value in said["options"].items() if value is None} == {"preset"}  # all others were filled in
+    unset = {name for name, value in said["options"].items() if value is None}
+    assert unset == {"preset", "keep"}  # all others were filled in
     assert (said["options"]["grad_accum"], said["options"]["min_lr"]) == (ACCUM, 0.002)
     assert said["seed"] == said["options"]["seed"] == 1337
     assert said["data"]["checksum"] == read_meta(folder / said["data"]["folder"])["checksum"]
@@ -135,7 +146,7 @@ def test_metrics(finished: tuple[Path, Path, Result]) -> None:
         assert row.keys() - {"val_loss"} == STEP_KEYS
         assert ("val_loss" in row) == (row["step"] % 2 == 0)
         assert row["tokens"] == row["step"] * B * T * ACCUM
-        assert row["lr"] == train.learning_rate(row["step"] - 1, STEPS, 0.02, 0.002, 1)
+        assert row["lr"] == learning_rate(row["step"] - 1, STEPS, 0.02, 0.002, 1)
         assert row["tokens_per_second"] > 0
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
 
@@ -157,8 +168,9 @@ def test_what_it_leaves_and_prints(finished: tuple[Path, Path, Result]) -> None:
     assert f"--- after {STEPS} steps (step {STEPS}) ---\n{stories[-1]}\n" in result.out
     assert stories[0] != stories[-1]
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert sorted(os.listdir(run / "checkpoints")) == ["latest", "step-0", "step-3", "step-6"]
+    assert sorted(os.listdir(run / "checkpoints")) == ["best", "latest", "step-0", "step-3", "step-6"]
     assert (run / "checkpoints" / "latest").read_text() == "step-6\n"
+    assert (run / "checkpoints" / "best").read_text() == "step-6\n"
     for step in (0, 3, 6):
         assert sorted(os.listdir(run / "checkpoints" / f"step-{step}")) == CHECKPOINT
     assert "\r" not in result.err
@@ -205,7 +217,7 @@ def test_a_resumed_run_is_the_run_that_went_through(
 @pytest.mark.usefixtures("stubbed")
 def test_resuming_where_no_validation_comes_next(place: Folders, tmp_path: Path) -> None:
     rewind(place[1], tmp_path / "stopped", 0)  # step 1 is not measured
-    assert call(train.main, "--resume", tmp_path / "stopped", cwd=place[0]).code == 0
+    assert resume(tmp_path / "stopped", place[0]).code == 0
 
 
 def test_the_gate(finished: tuple[Path, Path, Result], resumed: tuple[Path, Result]) -> None:
@@ -253,7 +265,7 @@ def test_the_gate_without_torch(place: Folders, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_finished_run_is_not_resumed(place: Folders) -> None:
-    refused(call(train.main, "--resume", "run", cwd=place[0]), "is finished, with all its 6 steps")
+    refused(resume("run", place[0]), "is finished, with all its 6 steps")
 
 
 def test_the_seed_decides(place: Folders) -> None:
@@ -283,7 +295,9 @@ def test_a_loss_that_is_no_number_ends_training(
     values: tuple[float, float], place: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def diverging(self: Any, batches: object, lr: float) -> tuple[float, float]:
-        self.steps += 1  # or a run that goes on regardless would never end
+        if len(self.__dict__.setdefault("tried", [])) > 9:
+            raise AssertionError("it goes on regardless")
+        self.tried.append(lr)
         return values
 
     monkeypatch.setattr(train.Trainer, "step", diverging)
@@ -291,7 +305,10 @@ def test_a_loss_that_is_no_number_ends_training(
     assert result.code == 2
     assert len(result.errors) == 1
     assert result.err.endswith(result.errors[0] + "\n")
-    assert f"the loss is {values[0]} and the gradient's norm {values[1]}" in result.errors[0]
+    assert (
+        f"the loss is {values[0]} and the gradient's norm {values[1]} at step 1, on windows 0 to 3" in result.errors[0]
+    )
+    assert "checkpoints/step-0 is good" in result.errors[0]
     assert "--lr below 0.02" in result.errors[0]
     assert [row["step"] for row in metrics(tmp_path / "run")] == [0]
 
@@ -308,7 +325,7 @@ def test_an_interrupted_run_can_be_resumed(place: Folders, tmp_path: Path, monke
     with monkeypatch.context() as patch:
         patch.setattr(train.Trainer, "step", interrupted)
         assert training(place[0], str(tmp_path / "run")).code == 130
-    assert call(train.main, "--resume", tmp_path / "run", cwd=place[0]).code == 0
+    assert resume(tmp_path / "run", place[0]).code == 0
     assert [row["step"] for row in metrics(tmp_path / "run")] == list(range(STEPS + 1))
 
 
@@ -328,11 +345,12 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
         result = training(place[0], str(tmp_path / "run"), eval_every=1)
     assert result.code == 2
     assert len(result.errors) == 1
-    assert "No space left on device" in result.errors[0]
-    assert sorted(os.listdir(checkpoints)) == ["latest", "step-0"]
+    assert "No space left on device: step 3 could not be saved" in result.errors[0]
+    assert f"--resume {tmp_path / 'run'}" in result.errors[0]
+    assert sorted(os.listdir(checkpoints)) == ["best", "latest", "step-0"]
     assert (checkpoints / "latest").read_text() == "step-0\n"
     load(tmp_path / "run")
-    assert call(train.main, "--resume", tmp_path / "run", cwd=place[0]).code == 0  # once there is space again
+    assert resume(tmp_path / "run", place[0]).code == 0  # once there is space again
 
 
 @pytest.mark.parametrize(
@@ -481,88 +499,101 @@ def test_without_a_compiler(place: Folders, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_resume_takes_no_other_options(place: Folders) -> None:
-    refused(call(train.main, "--resume", "run", "--steps", 9, cwd=place[0]), "goes without --steps")
+    refused(resume("run", place[0], "--steps", 9), "goes without --steps")
 
 
 def test_resuming_what_is_no_run(place: Folders) -> None:
     for name in ("init", "nowhere"):
-        refused(call(train.main, "--resume", name, cwd=place[0]), f"{name} holds no run")
+        refused(resume(name, place[0]), f"{name} holds no run")
 
 
-def with_options(**changed: object) -> Callable[[bytes], bytes]:
-    """A run.json with other options; a change to None takes one out."""
+def with_options(**changed: object) -> Callable[[Path], None]:
+    """A run.json with other options, written as if by the program; a change to None takes one out."""
 
-    def change(content: bytes) -> bytes:
-        said = json.loads(content)
+    def change(run: Path) -> None:
+        said = read_run(run / "run.json")
         said["options"] = {k: v for k, v in (said["options"] | changed).items() if changed.get(k, 0) is not None}
-        return json.dumps(said).encode()
+        write_run(run, said)
 
     return change
 
 
-def with_state(**changed: object) -> Callable[[bytes], bytes]:
-    """A trainer.json with other values; a change to None takes one out."""
+def with_state(**changed: object) -> Callable[[Path], None]:
+    """A trainer.json with other values, written as if by the program; a change to None takes one out."""
 
-    def change(content: bytes) -> bytes:
-        state = json.loads(content) | changed
-        return json.dumps({name: value for name, value in state.items() if value is not None}).encode()
+    def change(run: Path) -> None:
+        folder = run / "checkpoints" / "step-3"
+        state = json.loads((folder / "trainer.json").read_bytes()) | changed
+        state = {name: value for name, value in state.items() if value is not None}
+        (folder / "trainer.json").write_text(json.dumps(state))
+        (folder / SUMS).unlink()
+        write_sums(folder)
 
     return change
 
 
-STATE = "checkpoints/step-3/trainer.json"
+def with_file(name: str, change: Callable[[bytes], bytes] | None) -> Callable[[Path], None]:
+    """A file with other content, or without it."""
+
+    def damage(run: Path) -> None:
+        content = (run / name).read_bytes()
+        (run / name).unlink()
+        if change:
+            (run / name).write_bytes(change(content))
+
+    return damage
+
+
+STEP_3 = "checkpoints/step-3"
+OTHER = "the newest good checkpoint of the run is"
 
 
 @pytest.mark.usefixtures("stubbed")
 @pytest.mark.parametrize(
-    ("file", "change", "word"),
+    ("damage", "word"),
     [
-        ("run.json", lambda _: DAMAGED, "run.json is damaged"),
-        ("run.json", lambda _: b"{}", "run.json"),
-        ("run.json", with_options(steps=None), "run.json"),
-        ("run.json", with_options(spells=3), "run.json"),
-        ("run.json", with_options(steps="many"), "--steps"),
-        ("run.json", with_options(lr={}), "--lr"),
-        ("run.json", with_options(data="nowhere.txt"), "nowhere.txt"),
-        ("run.json", with_options(seed=1), "the seed was 1337"),
-        (STATE, lambda _: DAMAGED, "trainer.json is damaged"),
-        (STATE, lambda _: b"{}", "trainer.json is damaged"),
-        (STATE, with_state(step="3"), "trainer.json is damaged"),
-        (STATE, with_state(loader={}), ""),
-        (STATE, with_state(seconds=None), "trainer.json is damaged"),
-        (
-            "checkpoints/step-3/optimizer.safetensors",
-            lambda content: content[:-100],
-            "optimizer.safetensors is damaged",
-        ),
-        ("checkpoints/step-3/optimizer.safetensors", None, "optimizer.safetensors is missing"),
-        ("checkpoints/step-3/model.safetensors", lambda content: content[:50], "model.safetensors is damaged"),
-        ("checkpoints/latest", None, "has no checkpoint yet"),
-        ("checkpoints/latest", lambda _: b"step-9\n", "does not name a folder"),
-        ("metrics.jsonl", lambda _: b"x\n", "metrics.jsonl"),
-        ("metrics.jsonl", lambda _: b"", "metrics.jsonl"),
-        ("metrics.jsonl", None, "metrics.jsonl"),
+        (with_file("run.json", lambda _: DAMAGED), "run.json is damaged"),
+        (with_file("run.json", lambda _: b"{}"), "run.json is damaged"),
+        (with_file("run.json", lambda content: content.replace(b"0.02", b"0.03")), "run.json is damaged"),
+        (with_file("run.json", None), "holds no run"),
+        (with_options(steps=None), "another version"),
+        (with_options(spells=3), "another version"),
+        (with_options(steps="many"), "--steps"),
+        (with_options(lr={}), "--lr"),
+        (with_options(lr=0.03), "run.json is not the one that"),
+        (with_options(data="nowhere.txt"), "run.json is not the one that"),
+        (with_state(step="3"), "trainer.json is damaged"),
+        (with_state(seconds=None), "trainer.json is damaged"),
+        (with_state(options=None), "trainer.json is damaged"),
+        (with_state(loader={}), "the saved data position None"),
+        (with_file(f"{STEP_3}/trainer.json", lambda _: b"{}"), "trainer.json is damaged"),
+        (with_file(f"{STEP_3}/optimizer.safetensors", lambda content: content[:-100]), OTHER),
+        (with_file(f"{STEP_3}/optimizer.safetensors", None), "optimizer.safetensors is missing"),
+        (with_file(f"{STEP_3}/model.safetensors", lambda content: content[:50]), OTHER),
+        (with_file(f"{STEP_3}/{SUMS}", None), OTHER),
+        (with_file("checkpoints/latest", None), OTHER),
+        (with_file("checkpoints/latest", lambda _: b"step-9\n"), "does not name a checkpoint"),
+        (with_file("metrics.jsonl", lambda _: b"x\n"), "metrics.jsonl"),
+        (with_file("metrics.jsonl", lambda _: b""), "metrics.jsonl"),
+        (with_file("metrics.jsonl", None), "metrics.jsonl"),
     ],
 )
-def test_resuming_a_damaged_run(
-    file: str, change: Callable[[bytes], bytes] | None, word: str, place: Folders, tmp_path: Path
-) -> None:
+def test_resuming_a_damaged_run(damage: Callable[[Path], None], word: str, place: Folders, tmp_path: Path) -> None:
     run = rewind(place[1], tmp_path / "stopped", 3)
-    if change:
-        (run / file).write_bytes(change((run / file).read_bytes()))
-    else:
-        (run / file).unlink()
-    refused(call(train.main, "--resume", run, cwd=place[0]), word)
+    damage(run)
+    refused(resume(run, place[0]), word)
 
 
 @pytest.mark.usefixtures("stubbed")
 def test_a_refused_resume_changes_nothing(place: Folders, tmp_path: Path) -> None:
     """Data that has changed since, say: what was measured after the checkpoint must still be there."""
     run = rewind(place[1], tmp_path / "stopped", 3)
-    (run / "run.json").write_bytes(with_options(seed=1)((run / "run.json").read_bytes()))
-    before = [(run / name).read_bytes() for name in ("metrics.jsonl", "samples.md")]
-    refused(call(train.main, "--resume", run, cwd=place[0]), "cannot resume")
-    assert [(run / name).read_bytes() for name in ("metrics.jsonl", "samples.md")] == before
+    with_state(loader={})(run)
+    before = [(run / name).read_bytes() for name in ("metrics.jsonl", "samples.md", "run.json", "checkpoints/latest")]
+    refused(resume(run, place[0]), "the saved data position None")
+    assert before == [
+        (run / name).read_bytes() for name in ("metrics.jsonl", "samples.md", "run.json", "checkpoints/latest")
+    ]
 
 
 def test_without_options_a_gpu_fine_tunes_gpt2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -570,10 +601,10 @@ def test_without_options_a_gpu_fine_tunes_gpt2(monkeypatch: pytest.MonkeyPatch, 
     save_model(tmp_path / "gpt2")
     monkeypatch.chdir(tmp_path)  # where the name gpt2 finds a folder, it is not asked of the hub
     monkeypatch.setitem(PRESETS, "gpt2", SMALL)
-    args = train.parse([])
-    _, arrays = train.complete(args, "CUDA")
+    args = parse(train.parser(), [])
+    _, arrays = complete(args, "CUDA")
     assert (args.preset, args.init, args.data, args.dtype) == ("gpt2", "gpt2", "tinystories", "bfloat16")
-    assert args.lr == train.RECIPES["gpt2"].finetune_lr
+    assert args.lr == RECIPES["gpt2"].finetune_lr
     np.testing.assert_array_equal(arrays["wte.weight"], load(tmp_path / "gpt2")[1]["wte.weight"])
 
 
@@ -583,18 +614,197 @@ def test_without_options_and_hub_a_gpu_trains_from_random(
     def unreachable(name: str) -> Path:
         raise InputError("the hub cannot be reached")
 
-    monkeypatch.setattr(train, "resolve", unreachable)
+    monkeypatch.setattr(data.training, "resolve", unreachable)
     monkeypatch.setitem(PRESETS, "tinystories", SMALL)
-    args = train.parse([])
-    train.complete(args, "CUDA")
+    args = parse(train.parser(), [])
+    complete(args, "CUDA")
     assert (args.preset, args.init, args.data) == ("tinystories", "random", "stories")
-    assert args.lr == train.RECIPES["tinystories"].lr
+    assert args.lr == RECIPES["tinystories"].lr
     assert "Without the pretrained gpt2 (the hub cannot be reached)" in capsys.readouterr().out
 
 
 def test_without_options_a_cpu_trains_tiny() -> None:
-    args = train.parse([])
-    config, arrays = train.complete(args, "CPU")
+    args = parse(train.parser(), [])
+    config, arrays = complete(args, "CPU")
     assert (args.preset, args.init, args.data, args.dtype) == ("tiny", "random", "stories", "float32")
     assert config == PRESETS["tiny"]
     assert {name: array.shape for name, array in arrays.items()} == parameter_shapes(config)
+
+
+@pytest.mark.usefixtures("stubbed")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_request_to_stop_saves_first(
+    number: signal.Signals, code: int, place: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, before = train.Trainer.step, signal.getsignal(number)
+
+    def asked(self: train.Trainer, batches: Any, lr: float) -> tuple[float, float]:
+        if self.steps == 3:
+            os.kill(os.getpid(), number)
+        return step(self, batches, lr)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "step", asked)
+        result = training(place[0], str(tmp_path / "run"))
+    assert result.code == code
+    assert (
+        f"stopped after step 4, which is saved; go on with\n  python -m tinygrad_impl.train --resume {tmp_path}"
+        in result.err
+    )
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "step-4\n"
+    assert signal.getsignal(number) == before
+    assert resume(tmp_path / "run", place[0]).code == 0
+    assert [row["step"] for row in metrics(tmp_path / "run")] == list(range(STEPS + 1))
+    assert not (tmp_path / "run" / "checkpoints" / "step-4").exists()  # neither on schedule nor the best
+    assert [part["step"] for part in read_run(tmp_path / "run" / "run.json")["continued"]] == [4]
+
+
+@pytest.mark.usefixtures("stubbed")
+def test_the_newest_and_the_best_checkpoints_are_kept(
+    place: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([9.0, 5.0, 3.0, 4.0, 3.5])
+    monkeypatch.setattr(train.Evaluator, "__call__", lambda self, batches: next(losses))
+    changed = {"steps": 8, "eval_every": 2, "save_every": 2, "keep": 1}
+    assert training(place[0], str(tmp_path / "run"), **changed).code == 0
+    assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["best", "latest", "step-0", "step-4", "step-8"]
+    assert (tmp_path / "run" / "checkpoints" / "best").read_text() == "step-4\n"
+
+
+@pytest.mark.usefixtures("stubbed")
+def test_the_best_is_kept_off_schedule_too(place: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([9.0, 3.0, 4.0, 5.0])
+    monkeypatch.setattr(train.Evaluator, "__call__", lambda self, batches: next(losses))
+    assert training(place[0], str(tmp_path / "run"), eval_every=2, save_every=99).code == 0
+    assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["best", "latest", "step-0", "step-2", "step-6"]
+
+
+def test_going_on_from_an_earlier_checkpoint(place: Folders, tmp_path: Path) -> None:
+    """With the newest one damaged, say."""
+    run = tmp_path / "run"
+    shutil.copytree(place[1], run)
+    os.truncate(run / "checkpoints" / "step-6" / "model.safetensors", 1000)
+    (run / "run.json").write_bytes((run / "run.json").read_bytes())
+    refused(
+        call(train.main, "--init", run, "--out", tmp_path / "x", cwd=place[0]), f"is {run}/checkpoints/step-3, pass"
+    )
+    result = resume(run / "checkpoints" / "step-3", place[0])
+    assert result.code == 0, result
+    assert course(run) == course(place[1])
+    assert read_weights(run) == read_weights(place[1])
+
+
+def read_weights(run: Path) -> bytes:
+    return (run / "checkpoints" / f"step-{STEPS}" / "model.safetensors").read_bytes()
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(place: Folders, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(place[1], run)
+    shutil.rmtree(run / "checkpoints")
+    assert resume(run, place[0]).code == 0
+    assert course(run) == course(place[1])
+    assert read_weights(run) == read_weights(place[1])
+
+
+def test_a_configuration_repeats_a_run(place: Folders) -> None:
+    folder, run = place
+    result = call(train.main, "--config", run / "run.json", "--out", "repeated", "--parity", "off", cwd=folder)
+    assert result.code == 0, result
+    assert course(folder / "repeated") == course(run)
+    assert read_weights(folder / "repeated") == read_weights(run)
+    options = [read_run(r / "run.json")["options"] | {"parity": ""} for r in (run, folder / "repeated")]
+    assert options[0] == options[1]
+
+
+@pytest.mark.usefixtures("stubbed")
+def test_a_configuration_with_other_options(place: Folders, tmp_path: Path) -> None:
+    result = call(train.main, "--config", place[1] / "run.json", "--out", tmp_path / "run", "--steps", 2, cwd=place[0])
+    assert result.code == 0, result
+    assert len(metrics(tmp_path / "run")) == 3
+    assert read_run(tmp_path / "run" / "run.json")["options"]["lr"] == 0.02
+
+
+@pytest.mark.usefixtures("stubbed")
+def test_a_configuration_of_other_data_or_weights(place: Folders, tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    save_model(folder / "init")
+    (folder / "stories.txt").write_text("\n<|endoftext|>\n".join(f"Story {i}." * 9 for i in range(300)))
+    shutil.copy(place[1] / "run.json", folder)
+    argv = ("--config", "run.json", "--parity", "off", "--out", "run")
+    result = call(train.main, *argv, cwd=folder)
+    assert (result.code, result.errors) == (
+        2,
+        ["error: stories.txt is not the text that run.json was run on; give --data"],
+    )
+    assert call(train.main, *argv, "--data", "stories.txt", cwd=folder).code == 0
+    shutil.copy(place[0] / "stories.txt", folder / "stories.txt")
+    shutil.rmtree(folder / "init")
+    save_model(folder / "init", seed=2)
+    shutil.rmtree(folder / "run")
+    result = call(train.main, *argv, cwd=folder)
+    assert result.errors == ["error: init is not the weights that run.json began with; give --init"]
+
+
+def test_quiet(place: Folders, tmp_path: Path, stubbed: None) -> None:
+    result = training(place[0], str(tmp_path / "run"), steps=2)
+    silent = call(train.main, *options(out=tmp_path / "silent", steps=2), "--quiet", cwd=place[0])
+    assert result.out.count("\n") > 5
+    assert (silent.code, silent.err) == (0, "")
+    assert silent.out == "PARITY NOT CHECKED (--parity off): nothing is proven about what this device computes\n"
+
+
+def test_a_spike_is_told(place: Folders, tmp_path: Path, stubbed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = train.Trainer.step
+
+    def jumping(self: train.Trainer, batches: Any, lr: float) -> tuple[float, float]:
+        loss, norm = step(self, batches, lr)
+        return loss + 0.1 * (self.steps % 2) + 5 * (self.steps == 40), norm
+
+    monkeypatch.setattr(train.Trainer, "step", jumping)
+    result = training(place[0], str(tmp_path / "run"), steps=50, sample_every=99, save_every=99, eval_every=99)
+    assert result.code == 0, result
+    assert [line for line in result.out.splitlines() if "jumped" in line] == [
+        "step 40: the loss jumped from about 2.051 to 7.000, on windows 156 to 159 of the data"
+    ]
+    assert [row["step"] for row in metrics(tmp_path / "run") if "spike" in row] == [40]
+
+
+def test_the_smoothed_loss() -> None:
+    smoothed = Smoothed()
+    assert math.isnan(smoothed.value)
+    assert not any(smoothed.add(3.0) for _ in range(100))
+    assert smoothed.value == pytest.approx(3.0)
+    assert smoothed.add(3.1)  # next to no noise at all
+    assert not smoothed.add(2.0)
+
+
+def test_tensorboard(place: Folders, tmp_path: Path, stubbed: None) -> None:
+    assert call(train.main, *options(out=tmp_path / "run"), "--tensorboard", cwd=place[0]).code == 0
+    events = b"".join(path.read_bytes() for path in (tmp_path / "run" / "tensorboard").iterdir())
+    for tag in (b"loss", b"val_loss", b"lr", b"grad_norm", b"tokens_per_second", b"sample"):
+        assert tag in events
+
+
+def test_finding_a_learning_rate(place: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a loss that falls fastest about 1e-3 and grows from 1e-2 on."""
+
+    def step(self: train.Trainer, batches: Any, lr: float) -> tuple[float, float]:
+        self.steps += 1
+        return 6 - 2 * math.tanh(math.log10(lr / 1e-3)) + 20 * max(0.0, lr - 1e-2), 1.0
+
+    monkeypatch.setattr(train.Trainer, "step", step)
+    result = call(train.main, *options(out=tmp_path / "found"), "--find-lr", cwd=place[0])
+    assert result.code == 0, result
+    found = json.loads((tmp_path / "found" / "find-lr.json").read_text())
+    assert 5e-4 < found["proposed"] < 5e-3  # a smoothed loss lags behind
+    assert f"--lr {found['proposed']:.1e}" in result.out
+    assert len(found["loss"]) < 100  # it stops where the loss grows
+    assert (tmp_path / "found" / "find-lr.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "found" / "run.json").exists()
+
+
+@pytest.mark.parametrize("argv", [("--resume", "run", "--config", "run/run.json"), ("--config", "nowhere.json")])
+def test_bad_configurations(argv: tuple[str, ...], place: Folders) -> None:
+    refused(call(train.main, *argv, cwd=place[0]), "--config" if "--resume" in argv else "nowhere.json")

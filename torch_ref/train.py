@@ -1,0 +1,50 @@
+"""`python -m torch_ref.train`: trains the reference, with the options, loop and files of tinygrad_impl.train."""
+
+import sys
+
+import numpy as np
+import torch
+
+from data.cli import InputError, run
+from data.sampling import Sampler
+from data.tokenizer import EOT, tokenizer
+from data.training import Implementation, begin, find_learning_rate, parse, parser, train
+from torch_ref.generate import generate
+from torch_ref.trainer import Trainer, learning_rate
+
+
+def main() -> None:
+    args = parse(parser("python -m torch_ref.train", "PyTorch"), sys.argv[1:])
+    device = (args.device or ("CUDA" if torch.cuda.is_available() else "CPU")).upper()
+    if device not in ("CPU", "CUDA") or (device == "CUDA" and not torch.cuda.is_available()):
+        raise InputError(f"PyTorch has no device {device} here; leave --device out for the best there is")
+    start = begin(args, device)
+    trainer = Trainer(
+        start.config,
+        start.arrays,
+        betas=tuple(args.betas),
+        weight_decay=args.weight_decay,
+        clip=args.clip,
+        autocast=torch.bfloat16 if args.dtype == "bfloat16" else None,
+        device=device.lower(),
+    )
+    if start.moments:
+        trainer.restore(start.arrays, start.moments, start.state["step"])
+
+    def continued(prompt: str, tokens: int, sampler: Sampler) -> str:
+        ids = tokenizer().encode_ordinary(prompt) or [EOT]
+        return prompt + tokenizer().decode(generate(trainer.model, [ids], tokens, sampler)[0])
+
+    def moments() -> dict[str, np.ndarray]:
+        return {name: t.cpu().numpy() for name, t in trainer.moments().items()}
+
+    card = torch.cuda.get_device_name() if device == "CUDA" else f"CPU with {torch.get_num_threads()} threads"
+    pytorch = Implementation("torch_ref", trainer, moments, learning_rate, trainer.evaluate, continued, device, card)
+    if args.find_lr:
+        find_learning_rate(start, pytorch)
+    else:
+        train(start, pytorch, files={})
+
+
+if __name__ == "__main__":
+    run(main)
