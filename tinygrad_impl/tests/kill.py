@@ -1,0 +1,148 @@
+"""`python -m tinygrad_impl.tests.kill`: real training runs, killed at random moments and resumed, over and over.
+
+After every kill each checkpoint that is there has to be whole, `latest` has to name one, and none older than before; and
+every run has to end as the same run does that is left alone: with the same metrics and the same weights, bit for bit.
+Half of the kills come at a random time, the other half while a checkpoint is being written.
+"""
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from data.checkpoint import checkpoints, damage, latest_checkpoint
+from data.cli import ArgumentParser, Progress, run, whole
+from data.prepare import prepare
+from tinygrad_impl.tests.support import save_model, write_stories
+
+ROOT = Path(__file__).parents[2]
+STEPS = 60
+TRAIN = [sys.executable, "-m", "tinygrad_impl.train"]
+OPTIONS = "--init init --data data --batch-size 2 --seq-len 16 --lr 0.01 --eval-tokens 32 --device CPU --parity off"
+OPTIONS += f" --steps {STEPS} --save-every 1 --keep 2 --eval-every 7 --sample-every 20 --quiet"
+LONGEST = 600  # seconds that a process may take
+
+
+def start(folder: Path, run: Path) -> subprocess.Popen[bytes]:
+    """The run, from where it is."""
+    resumed = (run / "run.json").exists()
+    options = ["--resume", str(run), "--quiet"] if resumed else [*OPTIONS.split(), "--out", str(run)]
+    return subprocess.Popen(
+        [*TRAIN, *options],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def ended(run: Path) -> tuple[list[dict[str, Any]], str]:
+    """What a run has to have in common with one that was left alone."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    course = [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows]
+    sha256 = hashlib.sha256()
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        sha256.update((latest_checkpoint(run) / name).read_bytes())
+    return course, sha256.hexdigest()
+
+
+def torture(
+    folder: Path, run: Path, expected: tuple[list[dict[str, Any]], str], kills: int, seed: int, progress: Progress
+) -> dict[str, Any]:
+    """Kills the run `kills` times, in as many lives, and then lets it end; a run that ends before is followed by another."""
+    chance = random.Random(seed)
+    done, saving, runs, faults = 0, 0, 0, list[str]()
+    newest, out = -1, run
+    while True:
+        process = start(folder, out)
+        began = time.monotonic()
+        if done == kills:
+            pass
+        elif chance.random() < 0.5:
+            delay = chance.uniform(0, 12)
+            while process.poll() is None and time.monotonic() - began < delay:
+                time.sleep(0.005)
+        else:
+            saves, seen, partial = chance.randint(1, 8), 0, False
+            while process.poll() is None and seen < saves and time.monotonic() - began < LONGEST:
+                there = any(out.glob("checkpoints/*.partial"))
+                seen, partial = seen + (there and not partial), there
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0, 0.06))
+        if done == kills:
+            process.wait(LONGEST)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+            done += 1
+            progress.update()
+            saving += any(out.glob("checkpoints/*.partial"))
+            faults += [f"{out.name}: {fault}" for path in checkpoints(out / "checkpoints") if (fault := damage(path))]
+            if (out / "checkpoints" / "latest").exists():
+                step = int(latest_checkpoint(out).name.removeprefix("step-"))
+                if step < newest:
+                    faults.append(f"{out.name}: from step {newest} back to {step}")
+                newest = step
+            elif newest >= 0:
+                faults.append(f"{out.name}: the newest checkpoint is lost")
+            continue
+        if process.returncode:
+            assert process.stderr
+            faults.append(f"{out.name}: exit code {process.returncode}: {process.stderr.read().decode()[-300:]}")
+            break
+        runs += 1
+        if ended(out) != expected:
+            faults.append(f"{out.name}: ended otherwise than the run that was left alone")
+        if done == kills:
+            break
+        newest, out = -1, run.with_name(f"{run.name}-{runs}")
+    return {"kills": done, "while saving": saving, "runs finished": runs, "faults": faults}
+
+
+def main() -> None:
+    parser = ArgumentParser(
+        prog="python -m tinygrad_impl.tests.kill",
+        description="Kill training runs at random moments, resume them, and see whether anything is lost.",
+        epilog="example: python -m tinygrad_impl.tests.kill --kills 200",
+    )
+    parser.add_argument("--kills", type=whole(1), default=20, metavar="N", help="in all (20)")
+    parser.add_argument("--jobs", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="runs at a time")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the moments")
+    args = parser.parse_args()
+    jobs = min(args.jobs, args.kills)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        save_model(folder / "init")
+        prepare(str(write_stories(folder / "stories.txt")), folder / "data")
+        alone = start(folder, folder / "alone")
+        assert alone.stderr
+        error = alone.stderr.read().decode()
+        assert alone.wait() == 0, error
+        expected = ended(folder / "alone")
+        with Progress(total=args.kills, desc="kills", unit="kill") as progress, ThreadPoolExecutor(jobs) as pool:
+            shares = [args.kills // jobs + (i < args.kills % jobs) for i in range(jobs)]
+            results = list(
+                pool.map(
+                    lambda i: torture(folder, folder / f"run{i}", expected, shares[i], args.seed * 1000 + i, progress),
+                    range(jobs),
+                )
+            )
+    total = {name: sum((r[name] for r in results), start=[] if name == "faults" else 0) for name in results[0]}
+    for fault in total["faults"]:
+        print(fault)
+    print(
+        f"{total['kills']} kills, {total['while saving']} of them while a checkpoint was being written; "
+        f"{total['runs finished']} runs ended, {len(total['faults'])} faults"
+    )
+    sys.exit(bool(total["faults"]))
+
+
+if __name__ == "__main__":
+    run(main)
