@@ -47,6 +47,22 @@ def refuse_occupied(path: Path) -> None:
         raise InputError(f"{path} is there and is not empty; pass another --out")
 
 
+def read_metrics(path: Path) -> list[Any]:
+    """What the lines of a metrics.jsonl say. Overlooks half a line at its end: the run was killed, or is writing it.
+
+    Raises `ValueError` when a whole line is no JSON.
+    """
+    lines = path.read_bytes().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+
+def read_samples(path: Path) -> list[tuple[int, str]]:
+    """The (step, text) of each sample in a samples.md; the last may be cut short, as in `read_metrics`."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    parts = re.split(r"(?m)^## Step ([0-9]{1,15})\n\n", text)[1:]  # step, sample, step, sample, ...
+    return [(int(step), sample.removesuffix(END)) for step, sample in zip(parts[::2], parts[1::2], strict=True)]
+
+
 class RunFolder:
     """A run's folder, opened to write into."""
 
@@ -69,10 +85,7 @@ class RunFolder:
         """Opens the folder of a stopped run and forgets what it wrote after `step`, its newest checkpoint."""
         folder = cls(path)
         try:
-            lines = (path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-            # a run that was killed may have left half a line at the end
-            folder.metrics = [json.loads(line) for line in lines if line.endswith(b"\n")]
-            folder.metrics = [row for row in folder.metrics if row["step"] <= step]
+            folder.metrics = [row for row in read_metrics(path / "metrics.jsonl") if row["step"] <= step]
             if [row["step"] for row in folder.metrics] != list(range(step + 1)):
                 raise ValueError("a step is missing")
         except (OSError, ValueError, TypeError, KeyError):
@@ -80,10 +93,7 @@ class RunFolder:
         with atomic_write(path / "metrics.jsonl", "w") as f:
             f.writelines(json.dumps(row) + "\n" for row in folder.metrics)
         if (path / "samples.md").exists():
-            text = (path / "samples.md").read_text(encoding="utf-8")
-            parts = re.split(r"(?m)^## Step (\d+)\n\n", text)[1:]  # step, sample, step, sample, ...
-            written = [(int(at), s.removesuffix(END)) for at, s in zip(parts[::2], parts[1::2], strict=True)]
-            folder.samples = [(at, sample) for at, sample in written if at <= step]
+            folder.samples = [sample for sample in read_samples(path / "samples.md") if sample[0] <= step]
             with atomic_write(path / "samples.md", "w") as f:
                 f.writelines(section(*sample) for sample in folder.samples)
         return folder
