@@ -71,12 +71,15 @@ class Run:
 
 
 def fits(value: Any, shape: Any) -> bool:
-    """Whether a value out of JSON is of a type, or is an object with such keys at least, or a list of such elements."""
+    """Whether a value out of JSON is of a type, or an object with such keys at least, or a list of such elements.
+
+    A whole number has to be one that counts something, as those of any length could not be shown.
+    """
     if isinstance(shape, dict):
         return isinstance(value, dict) and all(key in value and fits(value[key], s) for key, s in shape.items())
     if isinstance(shape, list):
         return isinstance(value, list) and all(fits(element, shape[0]) for element in value)
-    return isinstance(value, shape)
+    return isinstance(value, shape) and not (isinstance(value, int) and abs(value) > 2**64)
 
 
 def load_run(folder: Path) -> Run:
@@ -100,12 +103,13 @@ def load_run(folder: Path) -> Run:
     path = folder / "metrics.jsonl"
     try:
         rows = read_metrics(path) if path.exists() else []
-        if not all(fits(row, {"step": int} | {key: NUMBER for key in row}) for row in rows):
-            raise ValueError("a row is no object of numbers")
-        steps = [row["step"] for row in rows]
-        if steps != sorted(set(steps)) or any(abs(step) > 2**53 for step in steps):
-            raise ValueError("a step comes twice, or too early")
-    except (ValueError, TypeError, RecursionError) as e:
+        for i, row in enumerate(rows):
+            numbers = {key: NUMBER for key in AXES + SERIES if fits(row, dict) and key in row}
+            if not fits(row, numbers | {"step": int}):
+                raise ValueError(f"line {i + 1} is no object with a step and other numbers")
+            if i and row["step"] <= rows[i - 1]["step"]:
+                raise ValueError(f"line {i + 1} is no later step than the line before")
+    except (ValueError, RecursionError) as e:
         raise InputError(f"{path} is damaged ({e}); copy it again") from None
     samples = folder / "samples.md"
     return Run(
@@ -443,9 +447,9 @@ def drawing(drawn: list[tuple[int, str, int, list[Point]]], axis: str, width: tu
         parts.append(f'<text x="{at_x(x):.1f}" y="{BOTTOM + 18}" text-anchor="middle">{label(x)}</text>')
     for i, key, style, found in drawn:
         kinds = f"{color(style)} run{i} {key}"
-        for y, weight in {"value": "thin", "mean": "bold mean"}.items() if key in NOISY else [("value", "bold")]:
-            inside = [p for p in found if axis in p and (p[y] > 0 or not log)]
-            places = [f"{at_x(p[axis]):.1f} {at_y(p[y]):.1f}" for p in inside]
+        for column, weight in {"value": "thin", "mean": "bold mean"}.items() if key in NOISY else [("value", "bold")]:
+            inside = [p for p in found if axis in p and (p[column] > 0 or not log)]
+            places = [f"{at_x(p[axis]):.1f} {at_y(p[column]):.1f}" for p in inside]
             if places:
                 parts.append(f'<path class="{weight} {kinds}" d="M{"L".join(places)}"/>')
             if places and key == "val_loss":
@@ -573,12 +577,13 @@ function exact(value) {
 function read(figure) {
   const axis = axes.findIndex(on), [left, right] = ranges[axes[axis]], x = left + cursor * (right - left);
   const away = (point) => Math.abs(point[axis] - x);
+  const closest = (points) => points.reduce((a, b) => away(b) < away(a) ? b : a, points[0]);
   const nearest = curves.flatMap((curve, run) => Object.entries(charts[figure.dataset.chart]).map(([key, name]) => {
     const points = on("run" + run) && on(key) ? curve[key].filter((point) => point[axis] !== null) : [];
     const style = "c" + (run + (names.length === 1 && key === "val_loss")) % 6;
-    return { run, name, style, point: points.reduce((best, point) => away(point) < away(best) ? point : best, points[0]) };
+    return { run, name, style, point: closest(points) };
   })).filter(({ point }) => point);
-  const point = nearest.map(({ point }) => point).reduce((a, b) => away(b) < away(a) ? b : a, nearest[0]?.point);
+  const point = closest(nearest.map(({ point }) => point));
   const at = point ? LEFT + (point[axis] - left) / (right - left) * (RIGHT - LEFT) : LEFT;
   for (const line of figure.querySelectorAll(".cursor")) line.setAttribute("d", `M${at} ${TOP}V${BOTTOM}`);
   const span = (text, kind) => Object.assign(document.createElement("span"), { textContent: text, className: kind });
