@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ SERIES = [key for _, series in CHARTS.values() for key in series]
 NOISY = {"loss", "grad_norm", "tokens_per_second"}  # drawn thin, with a running mean over it
 STRETCHES = 480  # of a long run, each drawn by its extremes
 SAMPLES = 60  # shown of a run, at most
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 270, 56, 472, 12, 244  # a chart, and the frame in it
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 270, 56, 462, 12, 244  # a chart, and the frame in it
 COLORS, DASHES = 6, 5  # as many as STYLE has; together they repeat after 30 runs
 MARKS = [  # of the validation loss: circle, square, triangle, diamond
     *("m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0", "m-2.7-2.7h5.4v5.4h-5.4z"),
@@ -236,7 +237,7 @@ def section(run: Run, named: bool) -> str:
 {parity(run.parity)}
 <h3>How to repeat this</h3>
 <div class="scroll" tabindex="0"><pre>{run.command}</pre></div>
-{pairs({"Versions": versions(run.facts)})}
+<p>With {versions(run.facts)}.</p>
 <details><summary>All options, and the data's checksum</summary>{pairs(options)}
 {pairs({f"SHA-256 of {run.facts['data']['folder']}": run.facts["data"]["checksum"]}, "hashes")}</details>
 </section>
@@ -277,8 +278,8 @@ def comparison(c: dict[str, Any]) -> str:
     return f"""<h3>Pretrained and fine-tuned</h3>
 <p>On {c["tokens"]:,} validation tokens of {c["data"]}, {c["seq_len"]} at a time.</p>
 {table(["model", "loss (nats a token)", "perplexity"], rows)}
-<p>Both continue the same prompts with the same random numbers: {sampling}. The darker a token's ground, the more it
-surprised the model that wrote it. The probability it had: <span class="text">{legend}</span></p>
+<p>Both continue the same prompts with the same random numbers: {sampling}. The stronger a token's shade, the less likely
+it was to the model that wrote it: <span class="text">{legend}</span></p>
 {texts}"""
 
 
@@ -287,7 +288,7 @@ def shaded(pieces: list[str], probabilities: list[float | None]) -> str:
     spans = []
     for piece, p in zip(pieces, probabilities, strict=True):
         strength = min(max(-math.log10(p) / 3, 0), 1) if p and 0 < p < math.inf else 1
-        visible = "".join(dict.get({"\n": "↵", "\t": "⇥"}, c, c) for c in piece)  # in the tooltip
+        visible = piece.replace("\n", "↵").replace("\t", "⇥")  # in the tooltip
         kind = "token newline" if "\n" in piece else "token"
         percent = "no probability" if p is None else f"{number(100 * p)} %"
         spans.append(f'<span class="{kind}" style="--s:{strength:.2f}" title="“{visible}” {percent}">{piece}</span>')
@@ -351,13 +352,13 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def points(metrics: list[dict[str, float]], key: str) -> list[Point]:
     """The points of a curve: all, or of many the least and the greatest value in each of `STRETCHES`."""
     rows = [row for row in metrics if key in row]
-    keep = max(0.0, 1 - 20 / max(len(rows), 1))  # the mean is exponential, over about the last 5 % of the rows
-    total = weight = 0.0
+    sums = [0.0, *accumulate(row[key] for row in rows)]
     found: list[Point] = []
-    for row in rows:
-        total, weight = keep * total + row[key], keep * weight + 1
-        places = {axis: row[axis] for axis in AXES if axis in row}
-        found.append({"value": row[key], "mean": total / weight} | places)
+    for i, row in enumerate(rows):
+        # the mean is over 4 % of the rows, half of them before; near the ends fewer, still as many before as after
+        reach = min(math.ceil(len(rows) / 50), i, len(rows) - 1 - i)
+        mean = (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)
+        found.append({"value": row[key], "mean": mean} | {axis: row[axis] for axis in AXES if axis in row})
     length = math.ceil(len(rows) / STRETCHES)
     if length <= 4:
         return found
@@ -375,11 +376,8 @@ def controls(runs: Sequence[Run]) -> str:
         for axis in AXES
     )
     validation = look(0, "val_loss", len(runs))
-    shown = {
-        "loss": f"{sign('thin', 0)} training (a batch)",
-        "val_loss": f"{sign('bold', validation, True)} validation",
-    }
-    shown["mean"] = f"{sign('bold', 0)} running mean"
+    shown = {"loss": f"{sign('thin', 0)} training (a batch)", "mean": f"{sign('bold', 0)} running mean"}
+    shown["val_loss"] = f"{sign('bold', validation, True)} validation"
     named = {f"run{i}": f"{sign('bold', i, True)} {run.name}" for i, run in enumerate(runs)} if len(runs) > 1 else {}
 
     def boxes(switches: dict[str, str]) -> str:
@@ -428,7 +426,7 @@ def chart(title: str, curves: list[dict[str, list[Point]]], ranges: dict[str, tu
 
 def drawing(drawn: list[tuple[int, str, int, list[Point]]], axis: str, width: tuple[float, float], log: bool) -> str:
     """Curves (run, column, style, points) in one frame; on a logarithmic scale without what is not above 0."""
-    heights = [p["value"] for *_, found in drawn for p in found if p["value"] > 0 or not log]
+    heights = [y for *_, found in drawn for p in found for y in (p["value"], p["mean"]) if y > 0 or not log]
     if log and not heights:
         return f'<p class="{axis} log">Nothing is above 0.</p>'
     low, high = spread([math.log10(y) for y in heights] if log else heights)
@@ -453,7 +451,8 @@ def drawing(drawn: list[tuple[int, str, int, list[Point]]], axis: str, width: tu
             if places:
                 parts.append(f'<path class="{weight} {kinds}" d="M{"L".join(places)}"/>')
             if places and key == "val_loss":
-                marks = "".join(f"M{place}{MARKS[style % len(MARKS)]}" for place in places)
+                some = places[:: math.ceil(len(places) / 25)]
+                marks = "".join(f"M{place}{MARKS[style % len(MARKS)]}" for place in some)
                 parts.append(f'<path class="mark {kinds}" d="{marks}"/>')
     scale = "log" if log else "linear"
     return f"""<svg class="{axis} {scale}" viewBox="0 0 {WIDTH} {HEIGHT}" tabindex="0" role="img"
@@ -487,9 +486,9 @@ def log_ticks(low: float, high: float) -> list[float]:
 def label(value: float) -> str:
     """A round number in few letters."""
     for letter, unit in {"G": 1e9, "M": 1e6, "k": 1e3}.items():
-        if unit <= abs(value) < 1e12 and abs(value) >= 1e4:
+        if unit <= abs(value) < 1e12:
             return f"{value / unit:g}{letter}"
-    return f"{value:g}" if value == 0 or 1e-3 <= abs(value) < 1e4 else number(value)
+    return f"{value:g}" if value == 0 or 1e-3 <= abs(value) < 1 else number(value).replace(".0e", "e")
 
 
 def main() -> None:
@@ -571,7 +570,7 @@ let cursor = 1;  // where the read-outs are, as a share of the x axis
 function exact(value) {
   const size = Math.abs(value);
   if (size && (size < 1e-3 || size >= 1e15)) return value.toExponential(2).replace("e+", "e");
-  return value.toLocaleString("en", { maximumFractionDigits: size < 1000 ? 4 : 0 });
+  return value.toLocaleString("en", size < 1000 ? { maximumSignificantDigits: 5 } : { maximumFractionDigits: 0 });
 }
 
 function read(figure) {
