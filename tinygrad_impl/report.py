@@ -141,6 +141,7 @@ def report_page(runs: Sequence[Run]) -> str:
         "ranges": ranges,
         "charts": {title: series for title, (_, series) in CHARTS.items()},
         "names": [run.name for run in runs],
+        "styles": [{key: color(look(i, key, len(runs))) for key in SERIES} for i in range(len(runs))],
         "curves": [
             {key: [[*map(p.get, AXES), p["value"]] for p in found] for key, found in of_run.items()}
             for of_run in curves
@@ -278,8 +279,8 @@ def comparison(c: dict[str, Any]) -> str:
     return f"""<h3>Pretrained and fine-tuned</h3>
 <p>On {c["tokens"]:,} validation tokens of {c["data"]}, {c["seq_len"]} at a time.</p>
 {table(["model", "loss (nats a token)", "perplexity"], rows)}
-<p>Both continue the same prompts with the same random numbers: {sampling}. The stronger a token's shade, the less likely
-it was to the model that wrote it: <span class="text">{legend}</span></p>
+<p>Both continue the same prompts with the same random numbers: {sampling}. The stronger a token's shade, the less
+likely it was to the model that wrote it: <span class="text">{legend}</span></p>
 {texts}"""
 
 
@@ -561,7 +562,7 @@ td { font-variant-numeric: tabular-nums; }
 SCRIPT = """
 "use strict";
 {
-const { frame: [LEFT, RIGHT, TOP, BOTTOM], ranges, charts, names, curves } =
+const { frame: [LEFT, RIGHT, TOP, BOTTOM], ranges, charts, names, styles, curves } =
   JSON.parse(document.getElementById("data").textContent);
 const figures = [...document.querySelectorAll("figure")], axes = Object.keys(ranges);
 const on = (id) => document.getElementById(id)?.checked ?? true;
@@ -579,8 +580,7 @@ function read(figure) {
   const closest = (points) => points.reduce((a, b) => away(b) < away(a) ? b : a, points[0]);
   const nearest = curves.flatMap((curve, run) => Object.entries(charts[figure.dataset.chart]).map(([key, name]) => {
     const points = on("run" + run) && on(key) ? curve[key].filter((point) => point[axis] !== null) : [];
-    const style = "c" + (run + (names.length === 1 && key === "val_loss")) % 6;
-    return { run, name, style, point: closest(points) };
+    return { run, name, style: styles[run][key], point: closest(points) };
   })).filter(({ point }) => point);
   const point = closest(nearest.map(({ point }) => point));
   const at = point ? LEFT + (point[axis] - left) / (right - left) * (RIGHT - LEFT) : LEFT;

@@ -261,13 +261,34 @@ def test_tokens_are_shaded_by_their_probability() -> None:
         *("“ exempt” 0.1 %", "“ed” 100 %"),
         *("“ sat” 10 %", "“.” no probability", "“↵” 0 %"),
     ]
+    assert [a["class"] for a in tokens[-2:]] == ["token", "token newline"]
     assert strengths[:-5] == pytest.approx([0, 0.33, 0.67, 1])  # the legend
     assert "The dog exempted" in Page(page).text
 
 
+def test_what_failed_in_parity_is_said(folder: Path) -> None:
+    """A NaN is nearer its bound than any number."""
+    rows = [*PARITY["rows"], PARITY["rows"][1] | {"name": "lost", "error": math.nan, "passed": False}]
+    certificate = PARITY | {"verdict": "different", "culprit": "h.0.ln_1 forward", "rows": rows}
+    (folder / "parity.json").write_text(json.dumps(certificate))
+    text = " ".join(Page(report_page([load_run(folder)])).text.split())
+    assert "Different. parity:" in text
+    assert "What is wrong: h.0.ln_1 forward" in text
+    assert "gradient 4 1 lost NaN" in text
+
+
+def test_of_many_samples_some_are_shown(folder: Path) -> None:
+    (folder / "samples.md").write_text("".join(section(step, f"text {step}.") for step in range(0, 2000, 10)))
+    page = report_page([load_run(folder)])
+    assert "Samples through time (60 of 200)" in page
+    steps = [int(step.replace(",", "")) for step in re.findall(r"<h4>Step ([\d,]+)</h4>", page)]
+    assert (len(steps), steps[0], steps[-1]) == (60, 0, 1990)
+    assert steps == sorted(set(steps))
+
+
 def spoiled(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: v if k in ("verdict", "check") else spoiled(v) for k, v in value.items()}
+        return {k: spoiled(v) for k, v in value.items()}
     if isinstance(value, list):
         return [spoiled(v) for v in value]
     return value + HOSTILE if isinstance(value, str) else value
@@ -291,6 +312,9 @@ def test_hostile_text_is_inert(folder: Path, tmp_path: Path) -> None:
         assert f"Step 0 {HOSTILE}" in Page(page).text  # and is still shown as it is
         assert embedded(page)["names"][0] == hostile.name
         page.encode()
+    alone = comparison_page(json.loads((hostile / "compare.json").read_text()))
+    assert "<script" not in alone
+    assert {tag for tag, _ in Page(alone).tags} <= tags
 
 
 def test_nothing_is_loaded(folder: Path) -> None:
