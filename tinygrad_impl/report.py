@@ -356,9 +356,10 @@ def points(metrics: list[dict[str, float]], key: str) -> list[Point]:
     sums = [0.0, *accumulate(row[key] for row in rows)]
     found: list[Point] = []
     for i, row in enumerate(rows):
-        # the mean is over 4 % of the rows, half of them before; near the ends fewer, still as many before as after
-        reach = min(math.ceil(len(rows) / 50), i, len(rows) - 1 - i)
-        mean = (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)
+        # the mean is over 2 % of the rows before and as many after; at first over fewer on both sides, as losses fall
+        reach = min(math.ceil(len(rows) / 50), i)
+        first, last = i - reach, min(i + reach + 1, len(rows))
+        mean = (sums[last] - sums[first]) / (last - first)
         found.append({"value": row[key], "mean": mean} | {axis: row[axis] for axis in AXES if axis in row})
     length = math.ceil(len(rows) / STRETCHES)
     if length <= 4:
@@ -553,10 +554,11 @@ body:not(.scripted) .live { display: none; } input { accent-color: var(--c0); ma
 .token:hover { outline: 1px solid var(--ink); } .newline::before { content: "↵"; color: var(--soft); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.9rem; margin: 0.75rem 0; }
 th, td { padding: 0.25rem 1.2rem 0.25rem 0; text-align: left; border-bottom: 1px solid var(--line); }
-th, td { white-space: nowrap; font-weight: 400; } thead th { color: var(--soft); } tbody th { font-weight: 600; }
+th, td { white-space: nowrap; font-weight: 400; } thead th { color: var(--soft); } tbody th { font-weight: 600; white-space: normal; min-width: 7rem; }
 td { font-variant-numeric: tabular-nums; }
 @media (max-width: 760px) { .charts, .sides { grid-template-columns: minmax(0, 1fr); } svg text { font-size: 14px; } }
-@media print { .live { display: none; } .scroll { overflow: visible; } th, td, pre { white-space: pre-wrap; } }
+@media print { .live { display: none; } .past { visibility: visible; } .scripted .samples { display: block; }
+  .token { print-color-adjust: exact; } .scroll { overflow: visible; } th, td, pre { white-space: pre-wrap; } }
 """
 
 SCRIPT = """
