@@ -554,7 +554,8 @@ body:not(.scripted) .live { display: none; } input { accent-color: var(--c0); ma
 .token:hover { outline: 1px solid var(--ink); } .newline::before { content: "↵"; color: var(--soft); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.9rem; margin: 0.75rem 0; }
 th, td { padding: 0.25rem 1.2rem 0.25rem 0; text-align: left; border-bottom: 1px solid var(--line); }
-th, td { white-space: nowrap; font-weight: 400; } thead th { color: var(--soft); } tbody th { font-weight: 600; white-space: normal; min-width: 7rem; }
+th, td { white-space: nowrap; font-weight: 400; } thead th { color: var(--soft); }
+tbody th { font-weight: 600; white-space: normal; min-width: 7rem; }
 td { font-variant-numeric: tabular-nums; }
 @media (max-width: 760px) { .charts, .sides { grid-template-columns: minmax(0, 1fr); } svg text { font-size: 14px; } }
 @media print { .live { display: none; } .past { visibility: visible; } .scripted .samples { display: block; }

@@ -101,6 +101,12 @@ def test_resuming_overlooks_half_a_line_at_the_end(run: RunFolder) -> None:
     assert rows(run) == [row(step) for step in range(5)]
 
 
+def test_resuming_overlooks_half_a_letter_of_a_sample(run: RunFolder) -> None:
+    with open(run.path / "samples.md", "ab") as f:
+        f.write("## Step 5\n\né".encode()[:-1])
+    assert [step for step, _ in RunFolder.resume(run.path, 4).samples] == [0, 2, 4]
+
+
 @pytest.mark.parametrize("line", ["{no JSON}\n", "[]\n", "3\n", '{"loss": 1}\n', '{"step": "x"}\n', "\xff\n"])
 def test_damaged_metrics_are_refused(line: str, run: RunFolder) -> None:
     with open(run.path / "metrics.jsonl", "a", encoding="latin-1") as f:
