@@ -58,22 +58,27 @@ def section(step: int, text: str) -> str:
     return f"## Step {step}\n\n{text}{END}"
 
 
-def digest(run: dict[str, Any]) -> str:
-    """The SHA-256 of what run.json says."""
-    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+def digest(content: dict[str, Any]) -> str:
+    """The SHA-256 of a JSON object, however it is written."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def write_run(path: Path, run: dict[str, Any]) -> None:
-    with atomic_write(path / "run.json", "w") as f:
-        f.write(json.dumps(run | {"sha256": digest(run)}, indent=2) + "\n")
+def write_sealed(file: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON object with its own SHA-256 in it."""
+    with atomic_write(file, "w") as f:
+        f.write(json.dumps(content | {"sha256": digest(content)}, indent=1) + "\n")
 
 
-def read_run(file: Path) -> dict[str, Any]:
-    """What a run.json says. Raises `InputError` when it is missing, damaged, or not as it was written."""
-    run = read_json(file)
-    if run.pop("sha256", None) != digest(run):
-        raise InputError(f"{file} is damaged or was changed (its SHA-256 differs); give the options themselves")
-    return run
+def read_sealed(file: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote. Raises `InputError` when it is missing, damaged, or not as it was written."""
+    content = read_json(file)
+    try:
+        whole = content.pop("sha256", None) == digest(content)
+    except RecursionError:
+        whole = False
+    if not whole:
+        raise InputError(f"{file} is damaged or was changed (its SHA-256 differs); put it back as it was written")
+    return content
 
 
 def refuse_occupied(path: Path) -> None:
@@ -83,6 +88,28 @@ def refuse_occupied(path: Path) -> None:
     # a run that was killed at its very beginning left no more than a temporary file
     if path.exists() and not (path.is_dir() and set(os.listdir(path)) <= {"run.json.tmp"}):
         raise InputError(f"{path} is there and is not empty; pass another --out")
+
+
+def read_metrics(run: Path) -> list[Any]:
+    """What the lines of a run's metrics.jsonl say. Overlooks half a line at its end: the run was killed, or is writing.
+
+    Raises `ValueError` when a whole line is no JSON, or other than it was when the newest checkpoint was written.
+    """
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    newest = next(reversed(checkpoints(run / "checkpoints")), None)
+    if newest:
+        state = read_json(newest / "trainer.json")
+        vouched = b"".join(lines[: state["step"] + 1])
+        if hashlib.sha256(vouched).hexdigest() != state["metrics"]:
+            raise ValueError("other bytes than were written")
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+
+def read_samples(path: Path) -> list[tuple[int, str]]:
+    """The (step, text) of each sample in a samples.md; the last may be cut short, as in `read_metrics`."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    parts = re.split(r"(?m)^## Step ([0-9]{1,15})\n\n", text)[1:]  # step, sample, step, sample, ...
+    return [(int(step), sample.removesuffix(END)) for step, sample in zip(parts[::2], parts[1::2], strict=True)]
 
 
 class RunFolder:
@@ -99,7 +126,7 @@ class RunFolder:
         """Makes the folder and its run.json. Raises `InputError` as `refuse_occupied` does."""
         refuse_occupied(path)
         path.mkdir(parents=True, exist_ok=True)
-        write_run(path, run)
+        write_sealed(path / "run.json", run)
         return cls(path)
 
     @classmethod
@@ -108,7 +135,7 @@ class RunFolder:
         written after it; without a state, at the very beginning. `origin` is added to run.json's "continued".
         """
         folder = cls(path)
-        run = read_run(path / "run.json")
+        run = read_sealed(path / "run.json")
         kept = b""
         if state:
             try:
@@ -128,14 +155,12 @@ class RunFolder:
             folder.name("latest", f"step-{state['step']}")
         for left in path.glob("checkpoints/*.partial"):
             shutil.rmtree(left)
-        write_run(path, run | {"continued": [*run.get("continued", []), origin]})
+        write_sealed(path / "run.json", run | {"continued": [*run.get("continued", []), origin]})
         with atomic_write(path / "metrics.jsonl") as f:
             f.write(kept)
         if (path / "samples.md").exists():
-            text = (path / "samples.md").read_text(encoding="utf-8", errors="replace")
-            parts = re.split(r"(?m)^## Step (\d{1,18})\n\n", text)[1:]  # step, sample, step, sample, ...
-            written = [(int(at), s.removesuffix(END)) for at, s in zip(parts[::2], parts[1::2], strict=True)]
-            folder.samples = [(at, sample) for at, sample in written if state and at <= state["step"]]
+            written = read_samples(path / "samples.md")
+            folder.samples = [sample for sample in written if state and sample[0] <= state["step"]]
             with atomic_write(path / "samples.md", "w") as f:
                 f.writelines(section(*sample) for sample in folder.samples)
         return folder

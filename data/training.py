@@ -28,7 +28,7 @@ from data.files import atomic_write
 from data.initialize import initial_weights
 from data.loader import Loader, windows
 from data.prepare import prepared
-from data.run_folder import RunFolder, load_checkpoint, read_run, refuse_occupied
+from data.run_folder import RunFolder, load_checkpoint, read_sealed, refuse_occupied, write_sealed
 from data.sampling import Sampler
 from data.shards import read_meta, verify_folder
 
@@ -134,7 +134,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
             raise InputError(f"{args.resume} holds no run ({file} is missing); pass the folder of one")
     else:
         file = args.config
-    said = read_run(file)
+    said = read_sealed(file)
     options = said.get("options")
     known = vars(args).keys() - {*UNRECORDED}
     # only the port has a gate
@@ -179,7 +179,7 @@ def begin(args: argparse.Namespace, device: str) -> Start:
         config, arrays, moments, state = load_checkpoint(checkpoint)
         of_run, of_checkpoint = (
             {name: value for name, value in options.items() if name not in FREE}
-            for options in (read_run(args.out / "run.json")["options"], state["options"])
+            for options in (read_sealed(args.out / "run.json")["options"], state["options"])
         )
         if of_run != of_checkpoint:
             raise InputError(f"{args.out / 'run.json'} is not the one that {checkpoint} was trained with; put it back")
@@ -340,8 +340,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         args.out = args.out or Path("runs", time.strftime(f"{args.preset or 'finetune'}-%Y%m%d-%H%M%S"))
         out = RunFolder.create(args.out, {**origin, **describe(start)})
     for name, content in files.items():
-        with atomic_write(out.path / name, "w") as f:
-            f.write(json.dumps(content, indent=1) + "\n")
+        write_sealed(out.path / name, content)
     options, resuming = recorded(args), f"python -m {by.package}.train --resume {out.path}"
     events = None
     if args.tensorboard:

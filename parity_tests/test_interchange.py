@@ -16,7 +16,7 @@ import torch_ref.train
 import torch_ref.trainer
 from data.checkpoint import load
 from data.config import GPT2Config
-from data.run_folder import RunFolder, load_checkpoint, read_run
+from data.run_folder import RunFolder, load_checkpoint, read_sealed
 from data.tokenizer import EOT_TEXT, tokenizer
 from parity_tests.assertions import assert_passed
 from parity_tests.proof import Setting, judge, random_batches
@@ -92,7 +92,7 @@ def assert_close(found: Path, expected: Path) -> None:
 
 def test_the_two_commands_train_the_same(runs: Path) -> None:
     assert_close(runs / "tinygrad_impl", runs / "torch_ref")
-    options = [read_run(runs / package / "run.json")["options"] for package in MAINS]
+    options = [read_sealed(runs / package / "run.json")["options"] for package in MAINS]
     assert options[0] == {name: value for name, value in options[1].items() if name != "parity"}
 
 
@@ -104,7 +104,7 @@ def test_either_goes_on_with_a_run_of_the_other(first: str, second: str, runs: P
     assert "continuing after step 4" in result.out
     assert metrics(tmp_path / "run")[:5] == metrics(runs / first)[:5]
     assert_close(tmp_path / "run", runs / first)
-    (continued,) = read_run(tmp_path / "run" / "run.json")["continued"]
+    (continued,) = read_sealed(tmp_path / "run" / "run.json")["continued"]
     assert continued["command"][2] == f"{second}.train"
 
 

@@ -14,7 +14,7 @@ from data.checkpoint import SUMS, latest_checkpoint, load, read_safetensors, ver
 from data.cli import InputError
 from data.config import GPT2Config
 from data.initialize import initial_weights
-from data.run_folder import RunFolder, load_checkpoint, read_run, refuse_occupied
+from data.run_folder import RunFolder, load_checkpoint, read_sealed, refuse_occupied
 
 CONFIG = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=1, n_head=2)
 ORIGIN = {"command": ["again"]}
@@ -57,7 +57,7 @@ def rows(run: RunFolder) -> list[Any]:
 
 
 def test_what_a_run_leaves(run: RunFolder) -> None:
-    assert read_run(run.path / "run.json") == {"seed": 1}
+    assert read_sealed(run.path / "run.json") == {"seed": 1}
     assert rows(run) == run.metrics == [row(step) for step in range(5)]
     assert sorted(os.listdir(run.path / "checkpoints")) == ["latest", "step-0", "step-2", "step-4"]
     samples = (run.path / "samples.md").read_text(encoding="utf-8")
@@ -83,7 +83,7 @@ def test_draw(run: RunFolder) -> None:
 def test_an_occupied_folder_is_refused(run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds a run; pass `--resume .*run`"):
         RunFolder.create(run.path, {})
-    assert read_run(run.path / "run.json") == {"seed": 1}
+    assert read_sealed(run.path / "run.json") == {"seed": 1}
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path, tmp_path / "file"):
         with pytest.raises(InputError, match="is not empty; pass another --out"):
@@ -96,7 +96,7 @@ def test_an_occupied_folder_is_refused(run: RunFolder, tmp_path: Path) -> None:
 def test_what_a_run_killed_at_its_beginning_left_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json.tmp").write_text("{")
-    assert read_run(RunFolder.create(tmp_path / "run", {"seed": 1}).path / "run.json") == {"seed": 1}
+    assert read_sealed(RunFolder.create(tmp_path / "run", {"seed": 1}).path / "run.json") == {"seed": 1}
 
 
 def test_resuming_forgets_what_came_after_the_checkpoint(run: RunFolder) -> None:
@@ -112,7 +112,7 @@ def test_resuming_forgets_what_came_after_the_checkpoint(run: RunFolder) -> None
     samples = (run.path / "samples.md").read_text(encoding="utf-8")
     assert samples.count("## Step") == 3
     assert samples.endswith("of step 2.\n\n---\n\n## Step 4\n\nnew\n\n---\n\n")
-    assert read_run(run.path / "run.json") == {"seed": 1, "continued": [ORIGIN]}
+    assert read_sealed(run.path / "run.json") == {"seed": 1, "continued": [ORIGIN]}
 
 
 def test_the_metrics_of_a_resumed_run_are_vouched_for_too(run: RunFolder) -> None:
@@ -135,6 +135,12 @@ def test_resuming_overlooks_half_a_line_at_the_end(run: RunFolder) -> None:
         f.write('{"step": 5, "lo')
     assert RunFolder.resume(run.path, state_of(run, 4), ORIGIN).metrics == [row(step) for step in range(5)]
     assert rows(run) == [row(step) for step in range(5)]
+
+
+def test_resuming_overlooks_half_a_letter_of_a_sample(run: RunFolder) -> None:
+    with open(run.path / "samples.md", "ab") as f:
+        f.write("## Step 5\n\né".encode()[:-1])
+    assert [step for step, _ in RunFolder.resume(run.path, state_of(run, 4), ORIGIN).samples] == [0, 2, 4]
 
 
 def flipped(content: bytes, at: int) -> bytes:
@@ -166,7 +172,7 @@ def test_a_changed_run_json_is_refused(change: Change, run: RunFolder) -> None:
     path = run.path / "run.json"
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(InputError, match=r"run\.json is damaged"):
-        read_run(path)
+        read_sealed(path)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "trainer.json", "config.json", SUMS])

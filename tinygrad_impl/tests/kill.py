@@ -1,6 +1,6 @@
 """`python -m tinygrad_impl.tests.kill`: real training runs, killed at random moments and resumed, over and over.
 
-After every kill each checkpoint that is there has to be whole, `latest` has to name one, and none older than before; and
+After every kill each checkpoint there is has to be whole, and `latest` has to name one, none older than before. And
 every run has to end as the same run does that is left alone: with the same metrics and the same weights, bit for bit.
 Half of the kills come at a random time, the other half while a checkpoint is being written.
 """
@@ -56,7 +56,7 @@ def ended(run: Path) -> tuple[list[dict[str, Any]], str]:
 def torture(
     folder: Path, run: Path, expected: tuple[list[dict[str, Any]], str], kills: int, seed: int, progress: Progress
 ) -> dict[str, Any]:
-    """Kills the run `kills` times, in as many lives, and then lets it end; a run that ends before is followed by another."""
+    """Kills the run `kills` times, then lets it end. One that ends before is followed by another."""
     chance = random.Random(seed)
     done, saving, runs, faults = 0, 0, 0, list[str]()
     newest, out = -1, run
@@ -134,14 +134,13 @@ def main() -> None:
                     range(jobs),
                 )
             )
-    total = {name: sum((r[name] for r in results), start=[] if name == "faults" else 0) for name in results[0]}
-    for fault in total["faults"]:
-        print(fault)
+    faults = [fault for result in results for fault in result["faults"]]
+    kills, saving, ended_runs = (sum(r[name] for r in results) for name in ("kills", "while saving", "runs finished"))
+    print(*faults, sep="\n", end="\n" * bool(faults))
     print(
-        f"{total['kills']} kills, {total['while saving']} of them while a checkpoint was being written; "
-        f"{total['runs finished']} runs ended, {len(total['faults'])} faults"
+        f"{kills} kills, {saving} while a checkpoint was being written; {ended_runs} runs ended; {len(faults)} faults"
     )
-    sys.exit(bool(total["faults"]))
+    sys.exit(bool(faults))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from data.checkpoint import SUMS, load, save, write_sums
 from data.cli import InputError
 from data.config import PRESETS, GPT2Config, parameter_shapes
 from data.initialize import initial_weights
-from data.run_folder import read_run, write_run
+from data.run_folder import read_sealed, write_sealed
 from data.shards import read_meta
 from data.training import RECIPES, UNRECORDED, Smoothed, complete, parse
 from tinygrad_impl import functional, train
@@ -511,9 +511,9 @@ def with_options(**changed: object) -> Callable[[Path], None]:
     """A run.json with other options, written as if by the program; a change to None takes one out."""
 
     def change(run: Path) -> None:
-        said = read_run(run / "run.json")
+        said = read_sealed(run / "run.json")
         said["options"] = {k: v for k, v in (said["options"] | changed).items() if changed.get(k, 0) is not None}
-        write_run(run, said)
+        write_sealed(run / "run.json", said)
 
     return change
 
@@ -656,7 +656,7 @@ def test_a_request_to_stop_saves_first(
     assert resume(tmp_path / "run", place[0]).code == 0
     assert [row["step"] for row in metrics(tmp_path / "run")] == list(range(STEPS + 1))
     assert not (tmp_path / "run" / "checkpoints" / "step-4").exists()  # neither on schedule nor the best
-    assert [part["step"] for part in read_run(tmp_path / "run" / "run.json")["continued"]] == [4]
+    assert [part["step"] for part in read_sealed(tmp_path / "run" / "run.json")["continued"]] == [4]
 
 
 @pytest.mark.usefixtures("stubbed")
@@ -713,7 +713,7 @@ def test_a_configuration_repeats_a_run(place: Folders) -> None:
     assert result.code == 0, result
     assert course(folder / "repeated") == course(run)
     assert read_weights(folder / "repeated") == read_weights(run)
-    options = [read_run(r / "run.json")["options"] | {"parity": ""} for r in (run, folder / "repeated")]
+    options = [read_sealed(r / "run.json")["options"] | {"parity": ""} for r in (run, folder / "repeated")]
     assert options[0] == options[1]
 
 
@@ -722,7 +722,7 @@ def test_a_configuration_with_other_options(place: Folders, tmp_path: Path) -> N
     result = call(train.main, "--config", place[1] / "run.json", "--out", tmp_path / "run", "--steps", 2, cwd=place[0])
     assert result.code == 0, result
     assert len(metrics(tmp_path / "run")) == 3
-    assert read_run(tmp_path / "run" / "run.json")["options"]["lr"] == 0.02
+    assert read_sealed(tmp_path / "run" / "run.json")["options"]["lr"] == 0.02
 
 
 @pytest.mark.usefixtures("stubbed")
