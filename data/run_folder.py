@@ -3,7 +3,8 @@
     run.json             every option, versions, seed, device, checksums of data and weights, and of run.json itself;
                          a run that was continued lists in "continued" from which step, and with what
     metrics.jsonl        one object a step: step, loss, lr, grad_norm, tokens, seconds, tokens_per_second, and val_loss
-                         where it was measured; step 0, before training, has step, tokens, seconds and val_loss alone
+                         where it was measured; step 0, before training, has step, tokens, seconds and val_loss alone;
+                         last on a line is crc32, of the line without it
     samples.md           what the model wrote, step by step
     loss.png             training and validation loss
     tensorboard/         events, where --tensorboard was given
@@ -25,6 +26,7 @@ import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ import numpy as np
 
 from data.checkpoint import (
     checkpoints,
+    latest_checkpoint,
     load,
     read_json,
     read_safetensors,
@@ -90,19 +93,32 @@ def refuse_occupied(path: Path) -> None:
         raise InputError(f"{path} is there and is not empty; pass another --out")
 
 
+def checked_line(row: dict[str, Any]) -> str:
+    """A line of metrics.jsonl."""
+    line = json.dumps(row)
+    return f'{line[:-1]}, "crc32": "{zlib.crc32(line.encode()):08x}"}}\n'
+
+
+def read_line(line: bytes) -> Any:
+    """What `checked_line` was given. Raises `ValueError` when it is not as it was written."""
+    row = json.loads(line)
+    if not isinstance(row, dict) or row.pop("crc32", None) is None or checked_line(row).encode() != line:
+        raise ValueError("a line is not as it was written")
+    return row
+
+
 def read_metrics(run: Path) -> list[Any]:
     """What the lines of a run's metrics.jsonl say. Overlooks half a line at its end: the run was killed, or is writing.
 
-    Raises `ValueError` when a whole line is no JSON, or other than it was when the newest checkpoint was written.
+    Raises `ValueError` when a line is not as it was written, or they are not those of the latest checkpoint.
     """
     lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    newest = next(reversed(checkpoints(run / "checkpoints")), None)
-    if newest:
-        state = read_json(newest / "trainer.json")
+    if (run / "checkpoints" / "latest").exists():
+        state = read_json(latest_checkpoint(run) / "trainer.json")
         vouched = b"".join(lines[: state["step"] + 1])
         if hashlib.sha256(vouched).hexdigest() != state["metrics"]:
             raise ValueError("other bytes than were written")
-    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+    return [read_line(line) for line in lines if line.endswith(b"\n")]
 
 
 def read_samples(path: Path) -> list[tuple[int, str]]:
@@ -145,7 +161,7 @@ class RunFolder:
                 folder._sha256.update(kept)
                 if folder._sha256.hexdigest() != state["metrics"]:
                     raise ValueError("other bytes than were written")
-                folder.metrics = [json.loads(line) for line in lines]
+                folder.metrics = [read_line(line) for line in lines]
             except (OSError, ValueError):
                 whole = path / "checkpoints" / f"step-{state['step']}"
                 raise InputError(
@@ -167,7 +183,7 @@ class RunFolder:
 
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Appends one step's object to metrics.jsonl."""
-        line = json.dumps(row) + "\n"
+        line = checked_line(row)
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
             f.write(line)
         self.metrics.append(row)

@@ -1,6 +1,5 @@
 """A run that one implementation began is gone on with by the other, and `transformers` takes any checkpoint of it."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch_ref.train
 import torch_ref.trainer
 from data.checkpoint import load
 from data.config import GPT2Config
-from data.run_folder import RunFolder, load_checkpoint, read_sealed
+from data.run_folder import RunFolder, load_checkpoint, read_metrics, read_sealed
 from data.tokenizer import EOT_TEXT, tokenizer
 from parity_tests.assertions import assert_passed
 from parity_tests.proof import Setting, judge, random_batches
@@ -56,10 +55,6 @@ def test_ten_steps_here_and_ten_there_are_twenty(first: str, tmp_path: Path) -> 
     assert_passed(judge("training", "float64", [(expected, found, expected)], None, setting.exact))
 
 
-def metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 MAINS = {"torch_ref": torch_ref.train.main, "tinygrad_impl": tinygrad_impl.train.main}
 
 
@@ -81,7 +76,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def assert_close(found: Path, expected: Path) -> None:
     """Of runs in float32, which go apart by their rounding."""
-    rows = [metrics(run) for run in (found, expected)]
+    rows = [read_metrics(run) for run in (found, expected)]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
     for ours, theirs in zip(*rows, strict=True):
         assert ours.keys() == theirs.keys()
@@ -102,7 +97,7 @@ def test_either_goes_on_with_a_run_of_the_other(first: str, second: str, runs: P
     result = call(MAINS[second], "--resume", tmp_path / "run" / "checkpoints" / "step-4", cwd=runs)
     assert result.code == 0, result
     assert "continuing after step 4" in result.out
-    assert metrics(tmp_path / "run")[:5] == metrics(runs / first)[:5]
+    assert read_metrics(tmp_path / "run")[:5] == read_metrics(runs / first)[:5]
     assert_close(tmp_path / "run", runs / first)
     (continued,) = read_sealed(tmp_path / "run" / "run.json")["continued"]
     assert continued["command"][2] == f"{second}.train"
@@ -113,7 +108,7 @@ def test_the_reference_resumes_bit_for_bit(runs: Path, tmp_path: Path) -> None:
     assert call(torch_ref.train.main, "--resume", tmp_path / "run" / "checkpoints" / "step-4", cwd=runs).code == 0
     times = {"seconds", "tokens_per_second"}
     courses = [
-        [{k: v for k, v in row.items() if k not in times} for row in metrics(run)]
+        [{k: v for k, v in row.items() if k not in times} for row in read_metrics(run)]
         for run in (tmp_path / "run", runs / "torch_ref")
     ]
     assert courses[0] == courses[1]

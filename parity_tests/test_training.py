@@ -1,6 +1,5 @@
 """AdamW steps of both trainers: trajectories in float64, single steps in float32, and a whole run of the command."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import tinygrad_impl.trainer
 import torch_ref.trainer
 from data.checkpoint import load
 from data.config import GPT2Config, parameter_shapes
+from data.run_folder import read_metrics
 from parity_tests.assertions import assert_passed
 from parity_tests.proof import Setting, clip_between, judge, random_batches, training_rows, training_steps
 from parity_tests.weights import random_weights
@@ -88,8 +88,7 @@ def test_the_command_trains_on_the_right_data_in_the_right_order(tmp_path: Path)
     argv = [word for name, value in options.items() for word in (f"--{name}", value)]
     result = call(train.main, *argv, cwd=tmp_path)
     assert result.code == 0, result
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines][1:]  # the first is from before training
+    rows = read_metrics(tmp_path / "run")[1:]  # the first is from before training
 
     config, began = load(tmp_path / "run" / "checkpoints" / "step-0")
     count = (len(tokens) - 1) // T

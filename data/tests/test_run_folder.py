@@ -2,6 +2,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from data.checkpoint import SUMS, latest_checkpoint, load, read_safetensors, ver
 from data.cli import InputError
 from data.config import GPT2Config
 from data.initialize import initial_weights
-from data.run_folder import RunFolder, load_checkpoint, read_sealed, refuse_occupied
+from data.run_folder import RunFolder, load_checkpoint, read_metrics, read_sealed, refuse_occupied
 
 CONFIG = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=1, n_head=2)
 ORIGIN = {"command": ["again"]}
@@ -53,7 +54,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def rows(run: RunFolder) -> list[Any]:
-    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return read_metrics(run.path)
 
 
 def test_what_a_run_leaves(run: RunFolder) -> None:
@@ -125,6 +126,7 @@ def test_the_metrics_of_a_resumed_run_are_vouched_for_too(run: RunFolder) -> Non
 
 
 def test_resuming_a_run_without_a_checkpoint_begins_it_anew(run: RunFolder) -> None:
+    shutil.rmtree(run.path / "checkpoints")
     resumed = RunFolder.resume(run.path, None, ORIGIN)
     assert (rows(resumed), resumed.metrics, resumed.samples) == ([], [], [])
 

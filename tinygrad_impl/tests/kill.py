@@ -6,7 +6,6 @@ Half of the kills come at a random time, the other half while a checkpoint is be
 """
 
 import hashlib
-import json
 import os
 import random
 import subprocess
@@ -20,6 +19,7 @@ from typing import Any
 from data.checkpoint import checkpoints, damage, latest_checkpoint
 from data.cli import ArgumentParser, Progress, run, whole
 from data.prepare import prepare
+from data.run_folder import read_metrics
 from tinygrad_impl.tests.support import save_model, write_stories
 
 ROOT = Path(__file__).parents[2]
@@ -45,8 +45,8 @@ def start(folder: Path, run: Path) -> subprocess.Popen[bytes]:
 
 def ended(run: Path) -> tuple[list[dict[str, Any]], str]:
     """What a run has to have in common with one that was left alone."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    course = [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows]
+    times = ("seconds", "tokens_per_second")
+    course = [{k: v for k, v in row.items() if k not in times} for row in read_metrics(run)]
     sha256 = hashlib.sha256()
     for name in ("model.safetensors", "optimizer.safetensors"):
         sha256.update((latest_checkpoint(run) / name).read_bytes())

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data.cli import InputError
-from data.run_folder import section, write_sealed
+from data.run_folder import checked_line, section, write_sealed
 from tinygrad_impl.report import SERIES, comparison_page, load_run, main, points, report_page, ticks
 from tinygrad_impl.tests.support import call, refused
 
@@ -67,7 +67,7 @@ def metrics(steps: int) -> list[dict[str, Any]]:
 def write_run(folder: Path, rows: list[dict[str, Any]], everything: bool = True) -> Path:
     folder.mkdir()
     write_sealed(folder / "run.json", FACTS)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "metrics.jsonl").write_text("".join(map(checked_line, rows)))
     if everything:
         (folder / "samples.md").write_text(section(0, "exempted clauses") + section(60, "Once upon a time"))
         write_sealed(folder / "parity.json", PARITY)

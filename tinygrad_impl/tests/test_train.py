@@ -28,7 +28,7 @@ from data.checkpoint import SUMS, load, save, write_sums
 from data.cli import InputError
 from data.config import PRESETS, GPT2Config, parameter_shapes
 from data.initialize import initial_weights
-from data.run_folder import read_sealed, write_sealed
+from data.run_folder import read_metrics, read_sealed, write_sealed
 from data.shards import read_meta
 from data.training import RECIPES, UNRECORDED, Smoothed, complete, parse
 from tinygrad_impl import functional, train
@@ -64,7 +64,7 @@ def resume(run: Path | str, folder: Path, *more: object) -> Result:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return read_metrics(run)
 
 
 def course(run: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,270 @@
+"""`python -m tinygrad_impl.tests.fuzz`: every file that the project reads, damaged in thousands of ways.
+
+Whatever reads it has to refuse it in one sentence, or to find in it exactly what was in the undamaged file: no
+traceback, no hang, no more than a gigabyte of memory, and no wrong number. Of metrics.jsonl the last lines may be lost,
+as a run that was killed loses them. A folder without SHA256SUMS, such as the hub's, cannot be told from one with other
+weights, epsilon or heads: of it, the arrays have to be the file's bytes, in the right shapes.
+"""
+
+import json
+import random
+import resource
+import shutil
+import signal
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.checkpoint import CONFIG, INDEX, WEIGHTS, load, save, write_safetensors
+from data.cli import ArgumentParser, InputError, Progress, run, whole
+from data.config import GPT2Config, to_hf
+from data.initialize import initial_weights
+from data.loader import Loader, windows
+from data.run_folder import RunFolder, load_checkpoint, write_sealed
+from data.shards import ShardWriter, verify_folder, write_meta
+from data.training import UNRECORDED, parse, parser
+from tinygrad_impl.report import load_run
+
+SMALL = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+MEMORY = 1 << 30
+SECONDS = 20
+LENGTHS = [0, 1, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1]
+WORDS = [b"1e999", b"-1", b"0", b"NaN", b"Infinity", b"null", b"{}", b"[]", b'""', b"true", b"9" * 400, b"[" * 3000]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A file of a folder, and what reads it: a function of the folder, whose results are compared."""
+
+    folder: str
+    file: str
+    read: Callable[[Path], Any]
+
+
+def read_prepared(folder: Path) -> Any:
+    verify_folder(folder)
+    loader = Loader(folder, "train", 2, 8, seed=0)
+    batches = [loader.next_batch() for _ in range(4)]
+    return batches, list(windows(folder, "valid", 2, 8)), loader.state()
+
+
+def read_weights(folder: Path) -> Any:
+    config, arrays = load(folder)
+    if (folder / WEIGHTS).exists():
+        raw = (folder / WEIGHTS).read_bytes()
+        start = 8 + int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8:start])
+        for name, array in arrays.items():
+            begin, end = header[name]["data_offsets"]
+            if header[name]["dtype"] == "F32" and array.tobytes() != raw[start + begin : start + end]:
+                return f"{name} is not what the file has"
+    return (config.vocab_size, config.n_positions, config.n_embd, config.n_layer), {
+        n: a.shape for n, a in arrays.items()
+    }
+
+
+def read_run(folder: Path) -> Any:
+    """All that resuming reads, and then what it left of the metrics; and what the report shows."""
+    args = parse(parser("fuzz", "none"), ["--resume", str(folder)])
+    shown = load_run(folder)
+    checkpoint = load_checkpoint(folder / "checkpoints" / "step-2")
+    state = checkpoint[3]
+    resumed = RunFolder.resume(folder, state, {"step": 2, "command": []})
+    if any(found != row(int(found["step"])) for found in shown.metrics):
+        return "a line that was never written"
+    facts = {name: value for name, value in vars(args).items() if name not in ("out", "resume")}
+    return facts, shown.facts, shown.metrics[:3], shown.parity, checkpoint, resumed.metrics
+
+
+def row(step: int) -> dict[str, Any]:
+    """Of metrics.jsonl."""
+    measured = {"loss": 4 - step / 9, "lr": 0.1, "grad_norm": 1.0} if step else {}
+    return {"step": step, "tokens": step, "seconds": step / 3, "val_loss": 3 - step / 7} | measured
+
+
+def build(root: Path) -> list[Target]:
+    """Small folders of every kind in `root`, and the files in them."""
+    tokens = np.random.default_rng(0).integers(0, 50257, 300).astype(np.uint16)
+    prepared = root / "prepared"
+    prepared.mkdir()
+    splits = {}
+    for split, part in {"train": tokens[:200], "valid": tokens[200:]}.items():
+        with ShardWriter(prepared, split, shard_tokens=120) as writer:
+            writer.write(part)
+        splits[split] = {"source": "", "documents": 1, "tokens": len(part), "shards": writer.shards}
+    write_meta(prepared, splits)
+
+    arrays = initial_weights(SMALL, 0)
+    save(root / "weights", SMALL, arrays)
+    (root / "sharded").mkdir()
+    names = list(arrays)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for shard, those in parts.items():
+        write_safetensors(root / "sharded" / shard, {name: arrays[name] for name in those}, {"format": "pt"})
+    weight_map = {name: shard for shard, those in parts.items() for name in those}
+    (root / "sharded" / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (root / "sharded" / CONFIG).write_text(json.dumps(to_hf(SMALL)))
+
+    options: dict[str, Any] = {
+        name: None for name in vars(parser("fuzz", "none").parse_args([])) if name not in UNRECORDED
+    }
+    options |= {"preset": "tiny", "steps": 4, "lr": 0.001, "betas": [0.9, 0.95], "seed": 7, "tensorboard": False}
+    facts = {"command": ["python"], "options": options, "parameters": 9, "device": "CPU", "card": "", "versions": {}}
+    facts |= {"config": to_hf(SMALL), "data": {"folder": "", "checksum": ""}, "weights": ""}
+    out = RunFolder.create(root / "run", facts)
+    parity: dict[str, Any] = {
+        "verdict": "equal",
+        "culprit": None,
+        "summary": "",
+        "dtype": "float32",
+        "device": "CPU",
+        "versions": {},
+    }
+    write_sealed(out.path / "parity.json", parity | {"model": {"sha256": ""}, "sources": {}, "rows": []})
+    for step in range(5):
+        out.add_metrics(row(step))
+        out.add_sample(step, f"A text of step {step}.")
+        if step in (0, 2):
+            state = {"step": step, "tokens": step, "seconds": 0.5, "loader": {"position": step}, "options": options}
+            moments = {f"{m}.{name}": a + step for m in ("exp_avg", "exp_avg_sq") for name, a in arrays.items()}
+            out.save_checkpoint(SMALL, arrays, moments, state)
+
+    targets = [Target("prepared", path.name, read_prepared) for path in prepared.iterdir()]
+    targets += [Target("weights", name, read_weights) for name in (CONFIG, WEIGHTS)]
+    targets += [Target("sharded", name, read_weights) for name in (INDEX, "a.safetensors")]
+    of_run = ["run.json", "metrics.jsonl", "samples.md", "parity.json", "checkpoints/latest"]
+    of_run += [f"checkpoints/step-2/{path.name}" for path in (out.path / "checkpoints" / "step-2").iterdir()]
+    return targets + [Target("run", name, read_run) for name in of_run]
+
+
+def damaged(content: bytes, chance: random.Random) -> tuple[str, bytes]:
+    """What was done to it, and the outcome."""
+    kinds = ["bits", "truncated", "header", "length", "bytes", "extended", "cut out", "word", "empty", "doubled"]
+    kind, data = chance.choices(kinds, [8, 3, 2, 2, 3, 1, 2, 4, 0.3, 0.5])[0], bytearray(content)
+    at = chance.randrange(len(data)) if data else 0
+    match kind if data else "extended":
+        case "bits":
+            for _ in range(chance.choice([1, 1, 1, 2, 8])):
+                data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        case "truncated":
+            del data[at:]
+        case "header":
+            for i in range(min(len(data), chance.choice([1, 4, 8, 64]))):
+                data[i] = chance.randrange(256)
+        case "length":  # of a safetensors header, of a shard, or somewhere
+            at = chance.choice([0, 8, 12, 16, at])
+            data[at : at + 8] = chance.choice(LENGTHS).to_bytes(8, "little")
+        case "bytes":
+            data[at : at + 16] = chance.randbytes(min(16, len(data) - at))
+        case "extended":
+            data += chance.randbytes(chance.choice([1, 8, 5000]))
+        case "cut out":
+            del data[at : at + chance.choice([1, 2, 64])]
+        case "word":  # in place of a value of JSON
+            ends = [i for i, byte in enumerate(data[:20000]) if byte in b",}]"] or [at]
+            end = chance.choice(ends)
+            begin = max(data.rfind(b":", 0, end), data.rfind(b",", 0, end), data.rfind(b"[", 0, end)) + 1
+            data[begin:end] = chance.choice(WORDS)
+        case "empty":
+            data.clear()
+        case "doubled":
+            data += bytes(data)
+    return kind, bytes(data)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal, bit by bit in arrays, and of the same types."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def out_of_time(number: int, frame: object) -> None:
+    raise TimeoutError(f"still reading after {SECONDS} s")
+
+
+def fuzz(count: int, seed: int, quiet: bool = False) -> tuple[Counter[str], list[str]]:
+    """Reads `count` damaged files. Returns how they ended, and what should not have been."""
+    ends: Counter[str] = Counter()
+    faults: list[str] = []
+    chance = random.Random(seed)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    handler = signal.signal(signal.SIGALRM, out_of_time)
+    with tempfile.TemporaryDirectory() as temporary:
+        whole_ones, place = Path(temporary, "whole"), Path(temporary, "place")
+        whole_ones.mkdir()
+        targets = build(whole_ones)
+        shutil.copytree(whole_ones, place)
+        expected = {}
+        for target in targets:  # the run is changed by its reading, so anew each time
+            shutil.rmtree(place / target.folder)
+            shutil.copytree(whole_ones / target.folder, place / target.folder)
+            expected[target] = target.read(place / target.folder)
+        try:
+            resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, limits[1]))
+            for i in Progress(iterable=range(count), desc="fuzz", unit="file", disable=quiet):
+                target = targets[i % len(targets)]
+                folder = place / target.folder
+                shutil.rmtree(folder)
+                shutil.copytree(whole_ones / target.folder, folder)
+                content = (folder / target.file).read_bytes()
+                kind, changed = damaged(content, chance)
+                if changed == content:
+                    ends["unchanged"] += 1
+                    continue
+                (folder / target.file).write_bytes(changed)
+                what = f"{target.folder}/{target.file}, {kind} (seed {seed}, number {i})"
+                signal.alarm(SECONDS)
+                try:
+                    found = target.read(folder)
+                except InputError as e:
+                    ends["refused"] += 1
+                    if "\n" in str(e) or len(str(e)) > 1500:
+                        faults.append(f"{what}: not one sentence: {str(e)[:200]!r}")
+                except BaseException as e:
+                    if isinstance(e, KeyboardInterrupt):
+                        raise
+                    faults.append(f"{what}: {type(e).__name__}: {str(e)[:200]}")
+                else:
+                    harmless = same(found, expected[target])
+                    ends["harmless"] += harmless
+                    if not harmless:
+                        faults.append(f"{what}: read as something else")
+                finally:
+                    signal.alarm(0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, limits)
+            signal.signal(signal.SIGALRM, handler)
+    return ends, faults
+
+
+def main() -> None:
+    parser = ArgumentParser(
+        prog="python -m tinygrad_impl.tests.fuzz",
+        description="Damage every file that the project reads, in thousands of ways, and see how each ends.",
+        epilog="example: python -m tinygrad_impl.tests.fuzz --count 10000",
+    )
+    parser.add_argument("--count", type=whole(1), default=1000, metavar="N", help="damaged files (1000)")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the damage")
+    args = parser.parse_args()
+    ends, faults = fuzz(args.count, args.seed)
+    for fault in faults[:50]:
+        print(fault)
+    print(f"{args.count} files: " + ", ".join(f"{n} {end}" for end, n in ends.items()) + f"; {len(faults)} faults")
+    raise SystemExit(bool(faults))
+
+
+if __name__ == "__main__":
+    run(main)
