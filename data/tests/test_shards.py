@@ -1,6 +1,7 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def test_round_trip(prepared: Path) -> None:
         verify(prepared / f"train-0000{i}.bin")
 
 
-def test_an_error_leaves_no_half_shard(tmp_path: Path) -> None:
+def test_a_half_shard_is_none(tmp_path: Path) -> None:
     def interrupted() -> None:
         with ShardWriter(tmp_path, "train", 400) as writer:
             writer.write(TOKENS[:500])
@@ -60,8 +61,26 @@ def test_an_error_leaves_no_half_shard(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert [p.name for p in tmp_path.iterdir()] == ["train-00000.bin"]
     verify(tmp_path / "train-00000.bin")
+    with pytest.raises(InputError, match="is no shard"):
+        open_shard(tmp_path / "train-00001.bin")
+
+
+@pytest.mark.parametrize("synced", [0, 1, 399, 400, 401, 999, 1000])
+def test_going_on_behind_what_was_synced(synced: int, tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    whole = write(tmp_path / "whole")
+    with suppress(KeyboardInterrupt), ShardWriter(tmp_path, "train", 400) as writer:
+        writer.write(TOKENS[:synced])
+        shards = writer.sync()
+        writer.write(TOKENS[::-1].copy())
+        raise KeyboardInterrupt
+    assert sum(shard["tokens"] for shard in shards) == synced
+    with ShardWriter(tmp_path, "train", 400, shards) as writer:
+        writer.write(TOKENS[synced:])
+    assert writer.shards == whole
+    for shard in whole:
+        assert (tmp_path / shard["name"]).read_bytes() == (tmp_path / "whole" / shard["name"]).read_bytes()
 
 
 def header(**changes: Any) -> bytes:
