@@ -25,7 +25,6 @@ import json
 import os
 import struct
 from collections.abc import Sequence
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -271,23 +270,29 @@ def verify_folder(folder: Path) -> None:
             verify(Path(shard.filename))  # type: ignore[arg-type]  # a memmap of a named file has its name
 
 
-def verify_in_background(folder: Path) -> Future[None]:
-    """`verify_folder` in a thread of its own: `result()` waits for the end of it, and raises what it raised.
+class Verification(Thread):
+    """`verify_folder` beside what needs not wait for it: training begins while gigabytes are read.
 
-    So training need not wait for gigabytes to be read. It asks after every step whether anything was found (`done()`),
-    and waits before it keeps anything that it trained.
+    A run asks after every step what was found so far, and waits for the end before it keeps anything that it trained.
     """
-    future: Future[None] = Future()
 
-    def work() -> None:
+    def __init__(self, folder: Path):
+        super().__init__(daemon=True)  # a program that ends does not wait for it
+        self._folder = folder
+        self._error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
         try:
-            verify_folder(folder)
-            future.set_result(None)
+            verify_folder(self._folder)
         except Exception as e:
-            future.set_exception(e)
+            self._error = e
 
-    Thread(target=work, daemon=True).start()  # not an executor's: the program may end before it does
-    return future
+    def check(self, timeout: float | None = 0) -> None:
+        """Raises what `verify_folder` raised, if it did. Waits `timeout` seconds for its end, or (None) until it comes."""
+        self.join(timeout)
+        if self._error:
+            raise self._error
 
 
 def _checksum(splits: dict[str, dict[str, Any]]) -> str:

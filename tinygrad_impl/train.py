@@ -24,7 +24,7 @@ from data.loader import Loader, windows
 from data.prepare import prepared
 from data.run_folder import RunFolder, load_checkpoint, refuse_occupied
 from data.sampling import Sampler
-from data.shards import read_meta, verify_folder
+from data.shards import Verification, read_meta
 from tinygrad_impl.device import card_name, open_device, peak_flops
 from tinygrad_impl.evaluate import Evaluator
 from tinygrad_impl.generate import Generator, write
@@ -218,7 +218,8 @@ def main() -> None:
         state = {"step": 0, "tokens": 0, "seconds": 0.0}
 
     folder = prepared(args.data)
-    verify_folder(folder)  # every token: a damaged one would be trained on in silence
+    verification = Verification(folder)  # of every token: a damaged one would be trained on in silence
+    verification.check(timeout=0.5)  # enough for most data; the rest is verified while it trains
     loader = Loader(folder, "train", args.batch_size * args.grad_accum, args.seq_len, args.seed)
     autocast = dtypes.bfloat16 if args.dtype == "bfloat16" else None
     trainer = Trainer(
@@ -253,6 +254,7 @@ def main() -> None:
         out.add_sample(trainer.steps, write(generator, PROMPT, SAMPLE_TOKENS, 1, sampler)[0])
 
     def save() -> None:
+        verification.check(timeout=None if trainer.steps else 0)  # nothing is kept that damaged tokens may have trained
         state = {"step": trainer.steps, "tokens": tokens, "seconds": seconds, "loader": loader.state()}
         out.save_checkpoint(config, trainer.model.arrays(), trainer.moments(), state)
 
@@ -282,6 +284,7 @@ def main() -> None:
             x, y = loader.next_batch()  # (grad_accum * B, T), in as many micro-batches
             batches = list(zip(np.split(x, args.grad_accum), np.split(y, args.grad_accum), strict=True))
             loss, grad_norm = trainer.step(batches, lr)
+            verification.check()
             if not math.isfinite(loss + grad_norm):
                 raise InputError(
                     f"the loss is {loss} and the gradient's norm {grad_norm} at step {trainer.steps}; "

@@ -3,13 +3,25 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
 
 from data.cli import InputError
-from data.shards import HEADER, ShardWriter, main, open_shard, open_split, read_meta, verify, write_meta
+from data.shards import (
+    HEADER,
+    ShardWriter,
+    Verification,
+    main,
+    open_shard,
+    open_split,
+    read_meta,
+    verify,
+    verify_folder,
+    write_meta,
+)
 from data.tokenizer import VOCAB_SIZE
 
 TOKENS = np.arange(1000, dtype=np.uint16) * 50  # 50 * 999 = 49950, a token of the vocabulary
@@ -125,6 +137,24 @@ def test_verify_reads_every_token(token: int, fault: str, prepared: Path, monkey
     monkeypatch.setattr(sys, "argv", ["shards", str(prepared)])
     with pytest.raises(InputError, match=rf"valid-00002\.bin .*{fault}"):
         main()
+
+
+def test_verification_in_the_background(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Verification(prepared).check(timeout=None)
+    np.memmap(prepared / "valid-00002.bin", "<u2", "r+", offset=64)[199] = 7
+    begin = Event()
+
+    def slow(folder: Path) -> None:
+        begin.wait()
+        verify_folder(folder)
+
+    monkeypatch.setattr("data.shards.verify_folder", slow)
+    verification = Verification(prepared)
+    verification.check()  # does not wait
+    begin.set()
+    for timeout in (None, 0):
+        with pytest.raises(InputError, match=r"valid-00002\.bin is corrupted"):
+            verification.check(timeout)
 
 
 def test_command_line(prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
