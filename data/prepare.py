@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -79,7 +80,6 @@ def prepare(
     if os.path.exists(out) and not (os.path.isdir(out) and not os.listdir(out)):
         raise InputError(f"{out} is there already, and is never overwritten; name another folder or remove it first")
 
-    encode(["a warm-up"])  # where a worker is the first to use tiktoken's regex, two of them are no faster than one
     jobs = _jobs(source, valid)
     with _partial_folder(out) as folder:
         checkpoint = _last_checkpoint(folder, jobs, shard_tokens)
@@ -266,18 +266,17 @@ def _encode_split(batch: tuple[list[str], int], fraction: float) -> dict[str, tu
 
 def _hash(document: str) -> float:
     """A number in [0, 1) that only the text decides."""
-    digest = hashlib.blake2b(document.encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") / 2**32
+    return zlib.crc32(document.encode()) / 2**32
 
 
 def encode(documents: list[str]) -> np.ndarray:
     """The tokens of the documents, uint16 of shape (tokens,), `EOT` after each of them and nowhere else."""
     encoding = tokenizer()
-    if any(EOT_TEXT in document for document in documents):  # as text it stays text, so the join below cannot be used
-        parts = [np.append(encoding.encode_to_numpy(document, disallowed_special=()), EOT) for document in documents]
-        return np.concatenate(parts).astype(np.uint16)
     # One long call works outside Python's global lock nearly all the time, a call a document only half of it.
     text = EOT_TEXT.join([*documents, ""])
+    if text.count(EOT_TEXT) > len(documents):  # some of it is text, and stays text
+        parts = [np.append(encoding.encode_to_numpy(document, disallowed_special=()), EOT) for document in documents]
+        return np.concatenate(parts).astype(np.uint16)
     return encoding.encode_to_numpy(text, allowed_special={EOT_TEXT}).astype(np.uint16)
 
 

@@ -289,7 +289,7 @@ class Verification(Thread):
             self._error = e
 
     def check(self, timeout: float | None = 0) -> None:
-        """Raises what `verify_folder` raised, if it did. Waits `timeout` seconds for its end, or (None) until it comes."""
+        """Raises what `verify_folder` raised. Waits for its end at most `timeout` seconds, or until it comes (None)."""
         self.join(timeout)
         if self._error:
             raise self._error

@@ -151,14 +151,17 @@ def _txt(path: Path, start: int) -> Documents:
             except UnicodeDecodeError as e:
                 raise _not_utf8(path, f.tell(), e) from None
             *whole, rest = END.split(rest)
-            texts = [piece for document in whole for piece in _pieces(document)]
+            texts = [piece for text in whole for piece in (_pieces(text) if len(text) > LONGEST_DOCUMENT else (text,))]
             if block:
                 *pieces, rest = _pieces(rest, spare)
             else:
                 pieces, rest = list(_pieces(rest.removesuffix(EOT_TEXT))), ""
             undecoded, _ = decoder.getstate()
             end = f.tell() - len(undecoded) - len(rest.encode())
-            yield [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts + pieces], end
+            texts += pieces
+            if any("\r" in text for text in texts):
+                texts = [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
+            yield texts, end
             if not block:
                 return
 
