@@ -61,14 +61,14 @@ def tiktoken_rate(path: Path) -> float:
     return len(text.encode()) / (time.perf_counter() - started)
 
 
-def measure_prepare(text: Path, out: Path) -> tuple[float, int]:
-    """Seconds that the preparation takes, and the most bytes of memory that this process then ever had."""
-    started = time.perf_counter()
+def measure_prepare(text: Path, out: Path) -> tuple[float, float, int]:
+    """Seconds that the preparation takes, those that cores work on it, and the most bytes of memory it ever has."""
+    started, worked = time.perf_counter(), time.process_time()
     prepare(str(text), out)
-    seconds = time.perf_counter() - started
+    seconds, worked = time.perf_counter() - started, time.process_time() - worked
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert peak
-    return seconds, int(peak[1]) << 10
+    return seconds, worked, int(peak[1]) << 10
 
 
 def measure_loader(folder: Path, cold: bool) -> tuple[float, float]:
@@ -105,7 +105,7 @@ def measure(size: int, material: list[str]) -> dict[str, float]:
         text, folder = Path(temporary, "text.txt"), Path(temporary, "prepared")
         write_text(text, size, material)
         before = apart(tiktoken_rate, text)
-        seconds, memory = apart(measure_prepare, text, folder)
+        seconds, worked, memory = apart(measure_prepare, text, folder)
         after = apart(tiktoken_rate, text)
         cold_start, cold = apart(measure_loader, folder, True)
         warm_start, warm = apart(measure_loader, folder, False)
@@ -119,6 +119,7 @@ def measure(size: int, material: list[str]) -> dict[str, float]:
         "tiktoken_bytes_per_second_before": before,
         "tiktoken_bytes_per_second_after": after,
         "prepare_seconds": seconds,
+        "prepare_cpu_seconds": worked,
         "prepare_bytes_per_second": written / seconds,
         "prepare_over_tiktoken_times_cores": written / seconds / (tiktoken * cores),
         "prepare_peak_bytes": memory,
@@ -149,7 +150,8 @@ def main() -> None:
         f"\ntiktoken     {tiktoken[0]:.1f} MB/s on one core before the preparation, {tiktoken[1]:.1f} MB/s after it"
         f"\npreparation  {found['prepare_bytes_per_second'] / 1e6:.1f} MB/s on {found['cores']} cores: "
         f"{found['prepare_over_tiktoken_times_cores']:.2f} x tiktoken x cores; "
-        f"{found['prepare_seconds']:.1f} s, {found['prepare_peak_bytes'] / 1e6:,.0f} MB of memory at most"
+        f"{found['prepare_seconds']:.1f} s, {found['prepare_peak_bytes'] / 1e6:,.0f} MB of memory at most, "
+        f"{found['prepare_cpu_seconds'] / found['prepare_seconds']:.1f} cores busy"
     )
     for state in ("cold", "warm"):
         rate = found[f"loader_{state}_tokens_per_second"] / 1e6
