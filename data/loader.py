@@ -126,8 +126,8 @@ class Loader:
 
 @lru_cache(maxsize=2)  # this epoch, and the next for a batch that runs over the end
 def _order(seed: int, epoch: int, windows: int) -> np.ndarray:
-    """The order of the windows in one epoch: int64 of shape (windows,)."""
-    return np.random.default_rng((seed, epoch)).permutation(windows)
+    """The order of the windows in one epoch, of shape (windows,): the only memory that grows with the data."""
+    return np.random.default_rng((seed, epoch)).permutation(np.arange(windows, dtype=np.min_scalar_type(windows)))
 
 
 def windows(

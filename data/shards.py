@@ -24,14 +24,17 @@ import hashlib
 import json
 import os
 import struct
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 
 from data.cli import ArgumentParser, InputError, run
-from data.files import atomic_write
+from data.files import atomic_write, sync_folder
 from data.tokenizer import RANKS_SHA256, VOCAB_SIZE
 
 MAGIC = b"GPT2TOKS"
@@ -39,7 +42,7 @@ VERSION = 1
 HEADER = struct.Struct("<8sIIQ32s8x")
 MAX_SHARD_TOKENS = 100_000_000
 SPLITS = ("train", "valid")
-VERIFY_BLOCK = 1 << 22  # tokens checked at a time
+VERIFY_BLOCK = 1 << 22  # bytes checked at a time
 
 AGAIN = "prepare it again with `python -m data.prepare`"
 
@@ -47,16 +50,29 @@ AGAIN = "prepare it again with `python -m data.prepare`"
 class ShardWriter:
     """Writes the tokens of one split as `SPLIT-00000.bin`, ... in `folder`, each of `shard_tokens` but the last.
 
-    A context manager. Every shard has a temporary name until it is whole and on disk; a shard that an error
-    interrupts is removed.
+    A context manager. A shard gets its header when it is whole and on disk: one that an error interrupts is none.
+    shards: what `sync` of another writer returned. What was written until then is kept, and this one goes on behind it;
+      raises `InputError` where it is not there any more.
     """
 
-    def __init__(self, folder: Path, split: str, shard_tokens: int = MAX_SHARD_TOKENS):
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        shard_tokens: int = MAX_SHARD_TOKENS,
+        shards: Sequence[dict[str, Any]] = (),
+    ):
         self.folder = folder
         self.split = split
         self.shard_tokens = shard_tokens
         self.shards: list[dict[str, Any]] = []  # the finished ones, as meta.json has them
         self._file: IO[bytes] | None = None
+        for shard in shards:
+            if shard["tokens"] == shard_tokens:
+                _open_listed(folder, shard)
+                self.shards.append(shard)
+            else:
+                self._reopen(shard)
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -65,7 +81,7 @@ class ShardWriter:
         if self._file and e is None:
             self._finish(self._file)
         elif self._file:
-            self._context.__exit__(kind, e, tb)
+            self._file.close()
 
     def write(self, tokens: np.ndarray) -> None:
         """Appends `tokens` (uint16, 1-d), each below `VOCAB_SIZE`."""
@@ -80,21 +96,50 @@ class ShardWriter:
                 self._finish(file)
             tokens = tokens[len(part) :]
 
+    def sync(self) -> list[dict[str, Any]]:
+        """Makes durable what was written, and returns all shards as meta.json would have them if they ended here."""
+        if not self._file:
+            return list(self.shards)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return [*self.shards, self._entry()]
+
     def _begin(self) -> IO[bytes]:
         self._name = f"{self.split}-{len(self.shards):05d}.bin"
         self._count = 0
         self._sha256 = hashlib.sha256()
-        self._context = atomic_write(self.folder / self._name)
-        self._file = self._context.__enter__()
+        self._file = (self.folder / self._name).open("wb")
         self._file.write(bytes(HEADER.size))  # the header says what follows, so it is written last
+        sync_folder(self.folder)
         return self._file
+
+    def _reopen(self, shard: dict[str, Any]) -> None:
+        """Goes on with an unfinished shard, and cuts off what was written after it was synced."""
+        path = self.folder / shard["name"]
+        if not os.path.isfile(path):
+            raise InputError(f"shard {path} is missing; {AGAIN}")
+        self._name, self._count = shard["name"], shard["tokens"]
+        self._file = path.open("r+b")
+        self._file.truncate(HEADER.size + 2 * self._count)
+        self._file.seek(HEADER.size)
+        self._sha256 = hashlib.sha256()
+        for block in iter(partial(self._file.read, VERIFY_BLOCK), b""):
+            self._sha256.update(block)
+        if self._entry() != shard:
+            self._file.close()
+            raise InputError(f"shard {path} is corrupted: its tokens differ from its checksum; {AGAIN}")
 
     def _finish(self, file: IO[bytes]) -> None:
         file.seek(0)
         file.write(HEADER.pack(MAGIC, VERSION, VOCAB_SIZE, self._count, self._sha256.digest()))
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
         self._file = None
-        self._context.__exit__(None, None, None)
-        self.shards.append({"name": self._name, "tokens": self._count, "sha256": self._sha256.hexdigest()})
+        self.shards.append(self._entry())
+
+    def _entry(self) -> dict[str, Any]:
+        return {"name": self._name, "tokens": self._count, "sha256": self._sha256.hexdigest()}
 
 
 def open_shard(path: Path) -> np.memmap:
@@ -108,12 +153,13 @@ def open_shard(path: Path) -> np.memmap:
 
 def verify(path: Path) -> None:
     """Reads all tokens of a shard; `InputError` where they differ from its checksum or lie beyond the vocabulary."""
-    tokens, expected = _open(path)
+    _, expected = _open(path)
     sha256 = hashlib.sha256()
-    for start in range(0, len(tokens), VERIFY_BLOCK):
-        block = tokens[start : start + VERIFY_BLOCK]
-        sha256.update(block.tobytes())
-        check_vocabulary(block, path)
+    with open(path, "rb") as f:  # not the map: what waits for the disk there holds up all threads
+        f.seek(HEADER.size)
+        for block in iter(partial(f.read, VERIFY_BLOCK), b""):
+            sha256.update(block)
+            check_vocabulary(np.frombuffer(block, "<u2"), path)
     if sha256.hexdigest() != expected:
         raise InputError(f"shard {path} is corrupted: its tokens differ from its checksum; {AGAIN}")
 
@@ -205,21 +251,48 @@ def open_split(folder: Path, split: str) -> list[np.memmap]:
     meta = read_meta(folder)
     if split not in SPLITS:
         raise InputError(f"there is no split {split!r}; the splits are {' and '.join(SPLITS)}")
-    shards = []
-    for shard in meta["splits"][split]["shards"]:
-        path = folder / shard["name"]
-        tokens, sha256 = _open(path)
-        if (len(tokens), sha256) != (shard["tokens"], shard["sha256"]):
-            raise InputError(f"shard {path} is not the one that meta.json lists; {AGAIN}")
-        shards.append(tokens)
-    return shards
+    return [_open_listed(folder, shard) for shard in meta["splits"][split]["shards"]]
+
+
+def _open_listed(folder: Path, shard: dict[str, Any]) -> np.memmap:
+    """`open_shard` of one that its folder lists. Raises `InputError` where the file is another one."""
+    path = folder / shard["name"]
+    tokens, sha256 = _open(path)
+    if (len(tokens), sha256) != (shard["tokens"], shard["sha256"]):
+        raise InputError(f"shard {path} is not the one that its folder lists; {AGAIN}")
+    return tokens
 
 
 def verify_folder(folder: Path) -> None:
-    """Reads all tokens of a prepared folder (about 0.4 GB/s). Raises `InputError` like `open_split` and `verify`."""
+    """Reads all tokens of a prepared folder. Raises `InputError` like `open_split` and `verify`."""
     for split in SPLITS:
         for shard in open_split(folder, split):
             verify(Path(shard.filename))  # type: ignore[arg-type]  # a memmap of a named file has its name
+
+
+class Verification(Thread):
+    """`verify_folder` beside what needs not wait for it: training begins while gigabytes are read.
+
+    A run asks after every step what was found so far, and waits for the end before it keeps anything that it trained.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__(daemon=True)  # a program that ends does not wait for it
+        self._folder = folder
+        self._error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            verify_folder(self._folder)
+        except Exception as e:
+            self._error = e
+
+    def check(self, timeout: float | None = 0) -> None:
+        """Raises what `verify_folder` raised. Waits for its end at most `timeout` seconds, or until it comes (None)."""
+        self.join(timeout)
+        if self._error:
+            raise self._error
 
 
 def _checksum(splits: dict[str, dict[str, Any]]) -> str:

@@ -8,9 +8,10 @@ FILE.jsonl       one JSON object a line, its document in the string field `text`
 """
 
 import codecs
-import io
+import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +20,8 @@ from pathlib import Path
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from data import stories
 from data.cli import InputError
-from data.stories import stories
 from data.tokenizer import EOT_TEXT
 
 ACCEPTED = "`stories`, `tinystories`, `tinystories-v1`, or a file that ends in .txt or .jsonl"
@@ -38,30 +39,35 @@ BLOCK = 1 << 16  # bytes read at a time; strings of a MiB would leave holes in t
 LONGEST_DOCUMENT = 1 << 16  # characters: some 16,000 tokens, many times the context of any GPT-2
 LONGEST_LINE = 64 << 20  # bytes of one JSON line, which has to be parsed whole
 
-Advance = Callable[[int], object]
-"""Called with the number of bytes consumed since the last call."""
+END = re.compile(re.escape(EOT_TEXT) + r"[\r\n]")  # of a document; the LF of a CRLF is white space before the next
+
+Documents = Iterator[tuple[list[str], int]]
+"""Some documents, and the byte where those after them begin."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One readable stream of documents: `name` for people, `size` in bytes of text."""
+    """One readable stream of documents: `name` for people, `size` in bytes of text, `identity` of its content."""
 
     name: str
     size: int
-    read: Callable[[Advance], Iterator[str]]
+    identity: str
+    read: Callable[[int], Documents]
 
-    def documents(self, advance: Advance = lambda n: None) -> Iterator[str]:
-        """The documents in order, without surrounding white space; empty ones are left out.
+    def documents(self, start: int = 0) -> Documents:
+        """The documents in order, without surrounding white space, empty ones left out; a few at a time.
+
+        With each few comes the byte where the next begin: from there as `start`, the same documents follow.
 
         A document longer than `LONGEST_DOCUMENT` characters comes as several, cut after the last line end, else the
         last space, that fits (else in mid-word), so that memory stays bounded whatever the file. Raises `InputError`
         for bytes that are no UTF-8, for a bad JSON line, and at the end where there was no document at all.
         """
-        empty = True
-        for text in self.read(advance):
-            if document := text.strip():
-                empty = False
-                yield document
+        empty = start == 0
+        for texts, end in self.read(start):
+            documents = [document for text in texts if (document := text.strip())]
+            empty = empty and not documents
+            yield documents, end
         if empty:
             raise InputError(f"{self.name} holds no document; give a file with some text in it")
 
@@ -73,10 +79,12 @@ def stream(source: str, split: str) -> Stream | None:
     """
     if source == "stories":
         seed, size = STORIES[split]
-        return Stream(f"stories (seed {seed})", size, partial(_generated, seed, size))
+        generator = Path(stories.__file__).read_bytes()  # another generator, other stories
+        identity = f"{seed} {size} {hashlib.sha256(generator).hexdigest()}"
+        return Stream(f"stories (seed {seed})", size, identity, partial(_generated, seed, size))
     if source in HUB_FILES:
         path = _download(HUB_FILES[source][split])
-        return Stream(f"{HUB_REPO}/{path.name}", path.stat().st_size, partial(_txt, path))
+        return Stream(f"{HUB_REPO}/{path.name}", path.stat().st_size, _identity(path), partial(_txt, path))
 
     readers = {".txt": _txt, ".jsonl": _jsonl}
     path = Path(source)
@@ -87,19 +95,26 @@ def stream(source: str, split: str) -> Stream | None:
         raise InputError(f"{source!r} is not a source of text; the sources are {ACCEPTED}")
     if not os.path.isfile(path):
         raise InputError(f"there is no file {source}; the sources are {ACCEPTED}")
-    return Stream(source, path.stat().st_size, partial(reader, path)) if split == "train" else None
+    if split == "valid":
+        return None
+    return Stream(source, path.stat().st_size, _identity(path), partial(reader, path))
 
 
-def _generated(seed: int, size: int, advance: Advance) -> Iterator[str]:
+def _identity(path: Path) -> str:
+    """What tells a file from any other, and from itself before it was changed."""
+    stat = path.stat()
+    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def _generated(seed: int, size: int, start: int) -> Documents:
     """Stories until `size` characters are reached (ASCII: as many bytes); the last one is whole."""
-    written = 0
-    for story in stories(seed):
-        step = min(len(story), size - written)  # the progress ends at `size`, not beyond
-        written += step
-        advance(step)
-        yield story
-        if written == size:
-            return
+    tales = stories.stories(seed)
+    end = 0
+    while end < size:
+        story = next(tales)
+        end = min(end + len(story), size)  # the progress ends at `size`, not beyond
+        if end > start:
+            yield [story], end
 
 
 def _download(name: str) -> Path:
@@ -122,32 +137,33 @@ def _download(name: str) -> Path:
         ) from None
 
 
-def _txt(path: Path, advance: Advance) -> Iterator[str]:
-    """Documents of a text file; CRLF reads as LF."""
-    end = EOT_TEXT + "\n"
+def _txt(path: Path, start: int) -> Documents:
+    """Documents of a text file; CRLF and CR read as LF."""
+    spare = len(EOT_TEXT) + 1  # characters at the end of a block may be the first half of an `END`
+    decoder = codecs.getincrementaldecoder("utf-8" if start else "utf-8-sig")()
     rest = ""
-    for text in _decoded(path, advance):
-        *whole, rest = (rest + text).split(end)
-        for document in whole:
-            yield from _pieces(document)
-        *pieces, rest = _pieces(rest, spare=len(end))  # spare: the last characters may be the first half of an `end`
-        yield from pieces
-    yield from _pieces(rest.removesuffix(EOT_TEXT))
-
-
-def _decoded(path: Path, advance: Advance) -> Iterator[str]:
-    """The text of a UTF-8 file in blocks, with "\\n" for every line end and without a byte order mark."""
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
     with open(path, "rb") as f:
+        f.seek(start)
         while True:
             block = f.read(BLOCK)
             try:
-                yield decoder.decode(block, final=not block)
+                rest += decoder.decode(block, final=not block)
             except UnicodeDecodeError as e:
                 raise _not_utf8(path, f.tell(), e) from None
+            *whole, rest = END.split(rest)
+            texts = [piece for text in whole for piece in (_pieces(text) if len(text) > LONGEST_DOCUMENT else (text,))]
+            if block:
+                *pieces, rest = _pieces(rest, spare)
+            else:
+                pieces, rest = list(_pieces(rest.removesuffix(EOT_TEXT))), ""
+            undecoded, _ = decoder.getstate()
+            end = f.tell() - len(undecoded) - len(rest.encode())
+            texts += pieces
+            if any("\r" in text for text in texts):
+                texts = [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
+            yield texts, end
             if not block:
                 return
-            advance(len(block))
 
 
 def _pieces(document: str, spare: int = 0) -> Iterator[str]:
@@ -160,29 +176,48 @@ def _pieces(document: str, spare: int = 0) -> Iterator[str]:
     yield document
 
 
-def _jsonl(path: Path, advance: Advance) -> Iterator[str]:
+def _jsonl(path: Path, start: int) -> Documents:
     """The `text` of every line; blank lines are skipped."""
+    end = start
     with open(path, "rb") as f:
-        for number, line in enumerate(iter(partial(f.readline, LONGEST_LINE + 1), b""), start=1):
-            where = f"line {number} of {path}"
-            if len(line) > LONGEST_LINE:
-                raise InputError(f"{where} is longer than {LONGEST_LINE >> 20} MiB; split its text over several lines")
+        f.seek(start)
+        for line in iter(partial(f.readline, LONGEST_LINE + 1), b""):
+            end += len(line)
             try:
-                text = line.decode("utf-8-sig")
-                document = json.loads(text)["text"] if text.strip() else ""
-                document.encode()  # JSON can spell what no UTF-8 can
+                text = _text(line)
             except UnicodeDecodeError as e:
-                raise _not_utf8(path, f.tell(), e) from None
-            except UnicodeEncodeError:
-                raise InputError(f"{where} has half a surrogate pair in its text; repair or remove the line") from None
-            except (KeyError, TypeError, AttributeError):
-                raise InputError(
-                    f'{where} has no string field `text`; every line must read {{"text": "..."}}'
-                ) from None
-            except (ValueError, RecursionError):
-                raise InputError(f'{where} is not valid JSON; every line must read {{"text": "..."}}') from None
-            yield from _pieces(document)
-            advance(len(line))
+                raise _not_utf8(path, end, e) from None
+            except InputError as e:
+                raise InputError(f"line {_line_number(path, end - len(line))} of {path} {e}") from None
+            yield list(_pieces(text)), end
+
+
+def _text(line: bytes) -> str:
+    """The `text` of a JSON line, "" for a blank one. Raises `InputError` with what is wrong with it."""
+    if len(line) > LONGEST_LINE:
+        raise InputError(f"is longer than {LONGEST_LINE >> 20} MiB; split its text over several lines")
+    decoded = line.decode("utf-8-sig")
+    try:
+        text = json.loads(decoded)["text"] if decoded.strip() else ""
+        text.encode()  # JSON can spell what no UTF-8 can
+    except UnicodeEncodeError:
+        raise InputError("has half a surrogate pair in its text; repair or remove the line") from None
+    except (KeyError, TypeError, AttributeError):
+        raise InputError('has no string field `text`; every line must read {"text": "..."}') from None
+    except (ValueError, RecursionError):
+        raise InputError('is not valid JSON; every line must read {"text": "..."}') from None
+    return text
+
+
+def _line_number(path: Path, offset: int) -> int:
+    """The number of the line that begins at byte `offset`: counted when there is something to say about it only."""
+    number = 1
+    with open(path, "rb") as f:
+        while offset:
+            block = f.read(min(offset, BLOCK))
+            number += block.count(b"\n")
+            offset -= len(block)
+    return number
 
 
 def _not_utf8(path: Path, read: int, error: UnicodeDecodeError) -> InputError:

@@ -30,7 +30,7 @@ from data.loader import Loader, windows
 from data.prepare import prepared
 from data.run_folder import RunFolder, load_checkpoint, read_sealed, refuse_occupied, write_sealed
 from data.sampling import Sampler
-from data.shards import read_meta, verify_folder
+from data.shards import Verification, read_meta
 
 matplotlib.use("Agg")  # draw to files: a training machine has no screen
 import matplotlib.pyplot as plt
@@ -162,6 +162,7 @@ class Start:
     state: dict[str, Any]
     folder: Path  # of prepared data
     loader: Loader
+    verification: Verification
 
 
 def begin(args: argparse.Namespace, device: str) -> Start:
@@ -191,7 +192,8 @@ def begin(args: argparse.Namespace, device: str) -> Start:
         config, arrays = complete(args, device)
         state = {"step": 0, "tokens": 0, "seconds": 0.0}
     folder = prepared(args.data)
-    verify_folder(folder)  # every token: a damaged one would be trained on in silence
+    verification = Verification(folder)  # of every token: a damaged one would be trained on in silence
+    verification.check(timeout=0.5)  # enough for most data; the rest is verified while it trains
     loader = Loader(folder, "train", args.batch_size * args.grad_accum, args.seq_len, args.seed)
     if checkpoint:
         loader.restore(state["loader"])
@@ -200,7 +202,7 @@ def begin(args: argparse.Namespace, device: str) -> Start:
         raise InputError(f"{args.data} is not the text that {args.config} was run on; give --data")
     if weights and weights != checksum(arrays):
         raise InputError(f"{args.init} is not the weights that {args.config} began with; give --init")
-    return Start(args, config, arrays, moments, state, folder, loader)
+    return Start(args, config, arrays, moments, state, folder, loader, verification)
 
 
 def complete(args: argparse.Namespace, device: str) -> tuple[GPT2Config, dict[str, np.ndarray]]:
@@ -378,6 +380,8 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
     def save() -> None:
         """A checkpoint, after which only those are left that are to be kept."""
         nonlocal saved
+        # nothing is kept that damaged tokens may have trained
+        start.verification.check(timeout=None if trainer.steps else 0)
         step = trainer.steps
         state = {"step": step, "tokens": tokens, "seconds": seconds, "loader": loader.state(), "options": options}
         try:
@@ -421,6 +425,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
             x, y = loader.next_batch()  # (grad_accum * B, T), in as many micro-batches
             batches = list(zip(np.split(x, accumulated), np.split(y, accumulated), strict=True))
             loss, grad_norm = trainer.step(batches, lr)
+            start.verification.check()
             if not math.isfinite(loss + grad_norm):
                 raise InputError(
                     f"the loss is {loss} and the gradient's norm {grad_norm} at step {trainer.steps + 1}, on {place}; "

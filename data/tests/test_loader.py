@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data import loader
 from data.cli import InputError
 from data.loader import IGNORED, Loader, windows
 from data.shards import ShardWriter, write_meta
@@ -66,6 +67,14 @@ def test_every_window_once_an_epoch(data: Path) -> None:
 def test_the_seed_decides(data: Path) -> None:
     orders = [starts(Loader(data, "train", 50, T, seed).next_batch()[0]) for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("windows", [1, 255, 256, 65_536, 100_000])
+def test_the_order_is_numpys(windows: int) -> None:
+    """So that a saved run goes on in the order that it began with, whatever this is stored in."""
+    order = loader._order(3, 5, windows)
+    np.testing.assert_array_equal(order, np.random.default_rng((3, 5)).permutation(windows))
+    assert order.nbytes <= 4 * windows
 
 
 def test_ranks_partition_the_batch(data: Path) -> None:

@@ -2,7 +2,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from data import cli, prepare, sources
 from data.cli import InputError
 from data.prepare import encode
-from data.shards import open_split, verify
+from data.shards import ShardWriter, open_split, verify
 from data.tokenizer import EOT, EOT_TEXT, tokenizer
 
 REPOSITORY = Path(__file__).parents[2]
@@ -106,35 +108,216 @@ def test_end_of_text_in_a_document_stays_text() -> None:
 def test_joined_encoding_is_that_of_each_document() -> None:
     text = sources.stream(str(TINYSTORIES), "train")
     assert text
-    documents = list(text.documents())[:500]
+    documents = [document for group, _ in text.documents() for document in group][:500]
     expected = [token for d in documents for token in [*tokenizer().encode_ordinary(d), EOT]]
     assert encode(documents).tolist() == expected
 
 
-def test_interrupted_run_leaves_nothing(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[bool] = []
+class Stopped(BaseException):
+    """Ctrl-C, or whatever else may stop a run at any moment."""
 
-    def interrupted(documents: list[str], fraction: float) -> Any:
-        written.append((tmp_path / "out.partial").is_dir())
-        if len(written) > 20:
-            raise KeyboardInterrupt
-        return {"train": (len(documents), encode(documents))}
 
-    monkeypatch.setattr(prepare, "_encode_split", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        prepare.prepare(str(text), tmp_path / "out", workers=1, shard_tokens=100)
-    assert all(written)
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], None]:
+    """Sets the moment at which an error stops the run: the n-th call of whatever writes, syncs or renames from now."""
+    left = 0
+    raised: BaseException = Stopped()
+
+    def stopping(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise raised
+            return function(*args, **kwargs)
+
+        return call
+
+    def stop(n: int, error: BaseException) -> None:
+        nonlocal left, raised
+        left, raised = n, error
+
+    monkeypatch.setattr(ShardWriter, "write", stopping(ShardWriter.write))
+    monkeypatch.setattr(os, "fsync", stopping(lambda fd: None))
+    for name in ("replace", "rename"):
+        monkeypatch.setattr(os, name, stopping(getattr(os, name)))
+    return stop
+
+
+@pytest.fixture
+def sources_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, str | float | None]]:
+    """A source of every kind, with what goes to validation."""
+    monkeypatch.setattr(sources, "STORIES", {"train": (0, 5_000), "valid": (1, 3_000)})
+    monkeypatch.setattr(sources, "BLOCK", 300)  # a group of documents
+    monkeypatch.setattr(sources, "LONGEST_DOCUMENT", 500)
+    monkeypatch.setattr(prepare, "CHECKPOINT_EVERY", 1000)
+    texts = [*DOCUMENTS[:60], "a long one " * 100, "\u65e5\u672c" * 300, *DOCUMENTS[60:90]]
+    (tmp_path / "text.txt").write_text(f"\r\n{EOT_TEXT}\r\n".join(texts))
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n\n" for text in texts))
+    txt, jsonl = str(tmp_path / "text.txt"), str(tmp_path / "text.jsonl")
+    return {"txt": (txt, 0.3), "jsonl": (jsonl, 0.3), "two": (txt, jsonl), "stories": ("stories", None)}
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "two", "stories"])
+def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
+    kind: str,
+    tmp_path: Path,
+    sources_to_stop: dict[str, tuple[str, str | float | None]],
+    stop_at: Callable[[int, BaseException], None],
+) -> None:
+    source, valid = sources_to_stop[kind]
+    prepare.prepare(source, tmp_path / "whole", valid, shard_tokens=300)
+    whole = contents(tmp_path / "whole")
+    assert {"train-00002.bin", "valid-00001.bin"} < whole.keys()
+    stops = 0
+    for first in count(1, 2):
+        stops_before = stops
+        out = tmp_path / str(first)
+        for n in (first, first // 2, 0):  # the second stop is in what goes on after the first
+            stop_at(n, Stopped() if first % 4 == 1 else OSError(28, "No space left on device"))
+            try:
+                prepare.prepare(source, out, valid, workers=1 + n % 3, shard_tokens=300)
+            except (Stopped, OSError):
+                stops += 1
+            if out.exists():
+                break
+        left = contents(out)
+        left.pop(prepare.CHECKPOINT, None)  # where the stop came between the folder's rename and the end
+        assert left == whole
+        assert not out.with_name(f"{first}.partial").exists()
+        if stops == stops_before:
+            break
+    assert stops > 30
+
+
+def test_what_a_checkpoint_holds_is_not_done_again(
+    tmp_path: Path,
+    sources_to_stop: dict[str, tuple[str, str | float | None]],
+    stop_at: Callable[[int, BaseException], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source, valid = sources_to_stop["two"]
+    encoded: list[str] = []
+
+    def counted(documents: list[str]) -> np.ndarray:
+        encoded.extend(documents)
+        return encode(documents)
+
+    monkeypatch.setattr(prepare, "encode", counted)
+    prepare.prepare(source, tmp_path / "whole", valid, shard_tokens=300)
+    size = sum(map(len, encoded))
+    encoded.clear()
+    for n in (50, 40, 0):
+        stop_at(n, Stopped())
+        with suppress(Stopped):
+            prepare.prepare(source, tmp_path / "out", valid, workers=1, shard_tokens=300)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    waiting = 3 * (prepare.BATCH + 500)  # batches ahead, each of up to one long document more
+    assert size < sum(map(len, encoded)) < size + 2 * (prepare.CHECKPOINT_EVERY + waiting) + 100
+    err = capsys.readouterr().err
+    assert err.count("the same command goes on from") == err.count("going on from") == 2
+
+
+@pytest.mark.parametrize("change", ["text", "shard_tokens", "valid"])
+def test_other_inputs_start_anew(
+    change: str,
+    tmp_path: Path,
+    sources_to_stop: dict[str, tuple[str, str | float | None]],
+    stop_at: Callable[[int, BaseException], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source, valid = sources_to_stop["txt"]
+    stop_at(30, Stopped())
+    with pytest.raises(Stopped):
+        prepare.prepare(source, tmp_path / "out", valid, shard_tokens=300)
+    shard_tokens = 300
+    if change == "text":
+        Path(source).write_bytes(Path(source).read_bytes().replace(b"bear", b"wolf"))
+        os.utime(source, ns=(0, 0))
+    elif change == "shard_tokens":
+        shard_tokens = 400
+    else:
+        valid = 0.4
+    prepare.prepare(source, tmp_path / "out", valid, shard_tokens=shard_tokens)
+    assert capsys.readouterr().err.count("starting anew: ") == 1
+    prepare.prepare(source, tmp_path / "whole", valid, shard_tokens=shard_tokens)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["byte", "short", "missing", "header"])
+def test_damage_since_the_checkpoint_is_found(
+    damage: str,
+    tmp_path: Path,
+    sources_to_stop: dict[str, tuple[str, str | float | None]],
+    stop_at: Callable[[int, BaseException], None],
+) -> None:
+    source, valid = sources_to_stop["txt"]
+    stop_at(30, Stopped())
+    with pytest.raises(Stopped):
+        prepare.prepare(source, tmp_path / "out", valid, shard_tokens=300)
+    partial = tmp_path / "out.partial"
+    shards = json.loads((partial / prepare.CHECKPOINT).read_text())["shards"]["train"]
+    assert [shard["tokens"] < 300 for shard in shards[-2:]] == [False, True]
+    unfinished = partial / shards[-1]["name"]
+    if damage == "byte":
+        with unfinished.open("r+b") as f:
+            f.seek(70)
+            f.write(b"\0\1")
+    elif damage == "short":
+        os.truncate(unfinished, 70)
+    elif damage == "missing":
+        unfinished.unlink()
+    else:
+        os.truncate(partial / shards[-2]["name"], 10)
+    with pytest.raises(InputError, match=r"shard .*train-0.*prepare it again"):
+        prepare.prepare(source, tmp_path / "out", valid, shard_tokens=300)
+    assert not partial.exists()
+
+
+def test_a_run_without_a_checkpoint_leaves_nothing(
+    text: Path, tmp_path: Path, stop_at: Callable[[int, BaseException], None]
+) -> None:
+    stop_at(20, Stopped())
+    with pytest.raises(Stopped):
+        prepare.prepare(str(text), tmp_path / "out", shard_tokens=100)
     assert os.listdir(tmp_path) == [text.name]
 
 
-def test_parts_of_a_killed_run_are_replaced(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parts_without_a_checkpoint_are_replaced(text: Path, tmp_path: Path) -> None:
     partial = tmp_path / "out.partial"
     partial.mkdir()
     (partial / "train-00007.bin").write_bytes(b"half")
-    (partial / "train-00008.bin.tmp").write_bytes(b"half")
+    (partial / "checkpoint.json.tmp").write_bytes(b"half")
     prepare.prepare(str(text), tmp_path / "out", valid=0.2)
-    assert "replacing" in capsys.readouterr().err
     assert sorted(contents(tmp_path / "out")) == ["meta.json", "train-00000.bin", "valid-00000.bin"]
+
+
+def test_killed_as_a_process(tmp_path: Path, sources_to_stop: dict[str, tuple[str, str | float | None]]) -> None:
+    """`kill -9` while it writes, where no line of ours runs any more."""
+    source, _ = sources_to_stop["txt"]
+    out = tmp_path / "out"
+    program = (
+        "import os, signal; from data import prepare, sources\n"
+        "sources.BLOCK, sources.LONGEST_DOCUMENT, prepare.BATCH, prepare.CHECKPOINT_EVERY = 300, 500, 200, 1000\n"
+        "write, left = prepare.ShardWriter.write, {left}\n"
+        "def killed(*args):\n"
+        "    global left\n"
+        "    left -= 1\n"
+        "    write(*args)\n"
+        "    left or os.kill(os.getpid(), signal.SIGKILL)\n"
+        "prepare.ShardWriter.write = killed\n"
+        "prepare.prepare({source!r}, {out!r}, 0.3, shard_tokens=300)\n"
+    )
+    codes = []
+    for left in (12, 12, 0):
+        line = [sys.executable, "-c", program.format(left=left, source=source, out=str(out))]
+        ended = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True)
+        codes.append(ended.returncode)
+    assert codes == [-9, -9, 0]
+    assert "going on from" in ended.stderr
+    prepare.prepare(source, tmp_path / "whole", 0.3, shard_tokens=300)
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_never_deletes_what_is_not_its_own(text: Path, tmp_path: Path) -> None:

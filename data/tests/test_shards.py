@@ -1,14 +1,27 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
 
 from data.cli import InputError
-from data.shards import HEADER, ShardWriter, main, open_shard, open_split, read_meta, verify, write_meta
+from data.shards import (
+    HEADER,
+    ShardWriter,
+    Verification,
+    main,
+    open_shard,
+    open_split,
+    read_meta,
+    verify,
+    verify_folder,
+    write_meta,
+)
 from data.tokenizer import VOCAB_SIZE
 
 TOKENS = np.arange(1000, dtype=np.uint16) * 50  # 50 * 999 = 49950, a token of the vocabulary
@@ -52,7 +65,7 @@ def test_round_trip(prepared: Path) -> None:
         verify(prepared / f"train-0000{i}.bin")
 
 
-def test_an_error_leaves_no_half_shard(tmp_path: Path) -> None:
+def test_a_half_shard_is_none(tmp_path: Path) -> None:
     def interrupted() -> None:
         with ShardWriter(tmp_path, "train", 400) as writer:
             writer.write(TOKENS[:500])
@@ -60,8 +73,26 @@ def test_an_error_leaves_no_half_shard(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert [p.name for p in tmp_path.iterdir()] == ["train-00000.bin"]
     verify(tmp_path / "train-00000.bin")
+    with pytest.raises(InputError, match="is no shard"):
+        open_shard(tmp_path / "train-00001.bin")
+
+
+@pytest.mark.parametrize("synced", [0, 1, 399, 400, 401, 999, 1000])
+def test_going_on_behind_what_was_synced(synced: int, tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    whole = write(tmp_path / "whole")
+    with suppress(KeyboardInterrupt), ShardWriter(tmp_path, "train", 400) as writer:
+        writer.write(TOKENS[:synced])
+        shards = writer.sync()
+        writer.write(TOKENS[::-1].copy())
+        raise KeyboardInterrupt
+    assert sum(shard["tokens"] for shard in shards) == synced
+    with ShardWriter(tmp_path, "train", 400, shards) as writer:
+        writer.write(TOKENS[synced:])
+    assert writer.shards == whole
+    for shard in whole:
+        assert (tmp_path / shard["name"]).read_bytes() == (tmp_path / "whole" / shard["name"]).read_bytes()
 
 
 def header(**changes: Any) -> bytes:
@@ -106,6 +137,24 @@ def test_verify_reads_every_token(token: int, fault: str, prepared: Path, monkey
     monkeypatch.setattr(sys, "argv", ["shards", str(prepared)])
     with pytest.raises(InputError, match=rf"valid-00002\.bin .*{fault}"):
         main()
+
+
+def test_verification_in_the_background(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Verification(prepared).check(timeout=None)
+    np.memmap(prepared / "valid-00002.bin", "<u2", "r+", offset=64)[199] = 7
+    begin = Event()
+
+    def slow(folder: Path) -> None:
+        begin.wait()
+        verify_folder(folder)
+
+    monkeypatch.setattr("data.shards.verify_folder", slow)
+    verification = Verification(prepared)
+    verification.check()  # does not wait
+    begin.set()
+    for timeout in (None, 0):
+        with pytest.raises(InputError, match=r"valid-00002\.bin is corrupted"):
+            verification.check(timeout)
 
 
 def test_command_line(prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,20 +7,32 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from data import sources
 from data.cli import InputError
-from data.sources import LONGEST_DOCUMENT, stream
+from data.sources import LONGEST_DOCUMENT, Stream, stream
 from data.tokenizer import EOT_TEXT
 
 TINYSTORIES = Path(__file__).parents[3] / "shared" / "data" / "tinystories" / "valid.txt"
 
 
 def documents(path: Path, content: bytes) -> list[str]:
-    """What a file with `content` reads as; its progress must end at its size."""
+    """What a file with `content` reads as, from its beginning, and from each place where reading may begin again."""
     path.write_bytes(content)
     text = stream(str(path), "train")
     assert text
-    steps: list[int] = []
-    result = list(text.documents(steps.append))
-    assert sum(steps) == text.size == len(content)
+    assert text.size == len(content)
+    return checked(text)
+
+
+def checked(text: Stream) -> list[str]:
+    groups = list(text.documents())
+    ends = [end for _, end in groups]
+    assert ends == sorted(ends)
+    assert ends[-1] == text.size
+    result = [document for group, _ in groups for document in group]
+    done = 0
+    for group, end in groups:
+        done += len(group)
+        if end:
+            assert [document for rest, _ in text.documents(end) for document in rest] == result[done:]
     return result
 
 
@@ -46,9 +58,10 @@ def test_separator_within_a_line_is_text(tmp_path: Path) -> None:
 
 def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Separators, line ends and characters that straddle two blocks."""
-    content = "".join(f"é{i}\r\n日本<|endoftext|>\r\n" for i in range(20)).encode()
+    line_ends = ("\r\n", "\n") * 10
+    content = "".join(f"\ufeffé{i}\r\n日本<|endoftext|>{end}" for i, end in enumerate(line_ends)).encode()
     whole = documents(tmp_path / "a.txt", content)
-    assert whole == [f"é{i}\n日本" for i in range(20)]
+    assert whole == ["é0\n日本", *(f"\ufeffé{i}\n日本" for i in range(1, 20))]  # a byte order mark is one at the start
     for block in (1, 2, 3, 7):
         monkeypatch.setattr(sources, "BLOCK", block)
         assert documents(tmp_path / "a.txt", content) == whole
@@ -107,6 +120,15 @@ def test_bad_content(name: str, content: bytes, fault: str, tmp_path: Path) -> N
         documents(tmp_path / name, content)
 
 
+def test_lines_are_counted_from_the_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n\n{"text": 1}\n')
+    text = stream(str(path), "train")
+    assert text
+    with pytest.raises(InputError, match="line 3 of"):
+        list(text.documents(14))
+
+
 def test_line_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "LONGEST_LINE", 20)
     with pytest.raises(InputError, match=r"line 2 of .* is longer"):
@@ -127,11 +149,9 @@ def test_stories_have_their_own_validation(monkeypatch: pytest.MonkeyPatch) -> N
     train, valid = stream("stories", "train"), stream("stories", "valid")
     assert train
     assert valid
-    steps: list[int] = []
-    stories = list(train.documents(steps.append))
-    assert sum(steps) == train.size <= sum(map(len, stories))
-    assert stories == list(train.documents())
-    assert not set(stories) & set(valid.documents())
+    stories = checked(train)
+    assert train.size <= sum(map(len, stories))
+    assert not set(stories) & set(checked(valid))
 
 
 def unreachable(*args: Any, **kwargs: Any) -> None:
@@ -158,7 +178,7 @@ def test_hub_file_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(sources, "hf_hub_download", cached)
     valid = stream("tinystories", "valid")
     assert valid
-    assert list(valid.documents()) == ["a story"]
+    assert checked(valid) == ["a story"]
 
 
 def test_a_full_disk_is_not_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +195,6 @@ def test_a_full_disk_is_not_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tinystories() -> None:
     text = stream(str(TINYSTORIES), "train")
     assert text
-    stories = list(text.documents())
+    stories = checked(text)
     assert len(stories) == 6456
     assert not any(EOT_TEXT in story for story in stories)

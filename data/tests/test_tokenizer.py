@@ -1,10 +1,11 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from data import tokenizer as module
 from data.cli import InputError
-from data.tokenizer import EOT, EOT_TEXT, VOCAB_SIZE, tokenizer
+from data.tokenizer import EOT, EOT_TEXT, VOCAB_SIZE, read_encoding, tokenizer
 
 
 def test_known_tokens() -> None:
@@ -28,4 +29,12 @@ def test_bad_rank_file(content: bytes | None, fault: str, tmp_path: Path, monkey
     if content:
         (tmp_path / "ranks").write_bytes(content)
     with pytest.raises(InputError, match=fault):
-        tokenizer.__wrapped__()
+        read_encoding()
+
+
+def test_every_thread_has_its_own() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(tokenizer).result()
+        assert other is pool.submit(tokenizer).result()
+    assert other is not tokenizer()
+    assert tokenizer() is tokenizer()

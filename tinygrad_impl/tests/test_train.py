@@ -13,6 +13,9 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from threading import Event
+from threading import enumerate as enumerate_threads
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,7 @@ from tinygrad import Tensor
 
 import data.training
 import tinygrad_impl
+from data import shards
 from data.checkpoint import SUMS, load, save, write_sums
 from data.cli import InputError
 from data.config import PRESETS, GPT2Config, parameter_shapes
@@ -432,10 +436,10 @@ def damaged_meta(folder: Path) -> None:
         (without("train-00000.bin"), "train-00000.bin is missing"),
         (without("valid-00000.bin"), "valid-00000.bin is missing"),
         (truncated, "train-00000.bin is truncated"),
-        (corrupted, "train-00000.bin is not the one that meta.json lists"),
+        (corrupted, "train-00000.bin is not the one that its folder lists"),
         (one_bit, "train-00000.bin is corrupted"),
         (foreign, "train-00000.bin is no shard of tokens"),
-        (of_another_folder, "valid-00000.bin is not the one that meta.json lists"),
+        (of_another_folder, "valid-00000.bin is not the one that its folder lists"),
         (damaged_meta, "meta.json is damaged"),
     ],
 )
@@ -445,6 +449,35 @@ def test_damaged_data(
     shutil.copytree(prepared_folder, tmp_path / "data")
     damage(tmp_path / "data")
     refused(training(place[0], str(tmp_path / "run"), data=tmp_path / "data"), word)
+
+
+@pytest.mark.usefixtures("stubbed")
+@pytest.mark.parametrize("when", ["in the first step", "while the checkpoint waits"])
+def test_damage_found_late(when: str, place: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In so much data that training began before all of it was read: no trained weights are kept."""
+    trained = Event()
+    step = train.Trainer.step
+
+    def verify(folder: Path) -> None:
+        trained.wait()
+        sleep(0.1)
+        raise InputError(f"shard {folder} is corrupted")
+
+    def stepping(*args: Any) -> tuple[float, float]:
+        trained.set()
+        if when == "in the first step":
+            for thread in enumerate_threads():
+                if isinstance(thread, shards.Verification):
+                    thread.join()
+        return step(*args)
+
+    monkeypatch.setattr(shards, "verify_folder", verify)
+    monkeypatch.setattr(train.Trainer, "step", stepping)
+    result = training(place[0], str(tmp_path / "run"), save_every=1)
+    assert (result.code, len(result.errors)) == (2, 1)
+    assert "is corrupted" in result.errors[0]
+    assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["best", "latest", "step-0"]
+    assert len(metrics(tmp_path / "run")) == (1 if when == "in the first step" else 2)
 
 
 @pytest.mark.usefixtures("stubbed")
