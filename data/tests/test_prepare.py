@@ -33,6 +33,8 @@ def text(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def many_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "BATCH", 200)
+    encoding = tokenizer()  # one for all threads of all runs: making them would take longer than all else
+    monkeypatch.setattr(prepare, "tokenizer", lambda: encoding)
 
 
 def decoded(folder: Path, split: str) -> list[str]:
