@@ -1,6 +1,8 @@
 """Sampling from the port, and `python -m tinygrad_impl.generate`. torch_ref/generate.py is its reference."""
 
+import codecs
 import sys
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from tinygrad import Tensor, TinyJit
@@ -10,13 +12,38 @@ from data.cli import ArgumentParser, InputError, real, run, whole
 from data.sampling import Sampler
 from data.tokenizer import EOT, VOCAB_SIZE, tokenizer
 from tinygrad_impl.device import open_device
-from tinygrad_impl.model import GPT2
+from tinygrad_impl.model import GPT2, KVCache
+
+CHUNK = 32  # tokens of a prompt at a time
+
+Drawn = tuple[int, float]  # a token, and how probable the model found it
+
+
+class CachedModel:
+    """A model with the cache of N rows, and the two compiled graphs that work on it, for texts of any length."""
+
+    def __init__(self, model: GPT2, N: int):
+        self.model, self.cache = model, KVCache(model, N)
+        self.prefill, self.decode = TinyJit(self._prefill), TinyJit(self._decode)
+
+    def _prefill(self, tokens: Tensor, lengths: Tensor) -> None:
+        """Adds tokens (N, CHUNK) to the cache, after the `lengths` (N,) tokens that each row has there."""
+        self.cache.lengths = lengths
+        self.model.hidden(tokens, self.cache)
+        Tensor.realize(*self.cache.keys, *self.cache.values)
+
+    def _decode(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """The same with tokens (N, 1). Returns the logits (N, VOCAB_SIZE) of what comes after them."""
+        self.cache.lengths = lengths
+        logits = self.model.head(self.model.hidden(tokens, self.cache))[:, 0, :VOCAB_SIZE].float()
+        Tensor.realize(logits, *self.cache.keys, *self.cache.values)
+        return logits
 
 
 class Generator:
-    """Samples from a model, with one compiled graph for each size of the token array, kept from call to call.
+    """Samples from a model, one text or batch of texts at a time, with a cache of their keys and values.
 
-    Raises `InputError` for a model with fewer tokens than the tokenizer.
+    The cache and the graphs that fill it are kept from call to call, for each batch size. Raises `InputError` for a model with fewer tokens than the tokenizer.
     """
 
     def __init__(self, model: GPT2):
@@ -25,43 +52,85 @@ class Generator:
                 f"the model has {model.config.vocab_size} tokens, the tokenizer {VOCAB_SIZE}; choose other weights"
             )
         self.model = model
-        self._graphs: dict[tuple[int, int], TinyJit] = {}
+        self._models: dict[int, CachedModel] = {}  # by batch size
 
     def __call__(self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler) -> list[list[int]]:
+        """The tokens of `stream`, row by row."""
+        new: list[list[int]] = [[] for _ in prompts]
+        for step in self.stream(prompts, max_new_tokens, sampler):
+            for row, drawn in zip(new, step, strict=True):
+                if drawn:
+                    row.append(drawn[0])
+        return new
+
+    def stream(self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler) -> Iterator[list[Drawn | None]]:
         """Continues each prompt (at least one token) by up to max_new_tokens; a row ends before `EOT`.
 
-        Returns the new tokens of each row. Beyond n_positions the model sees the last n_positions tokens.
+        Gives, step by step, the token that each row drew with its probability, or None for a row that has ended, until
+        all have. The probability is the model's own: the softmax of its logits, without temperature, top-k and top-p.
+        A row of more tokens than n_positions, be it by its prompt, goes on from its last n_positions // 2 (from its
+        last one, if that is none), which then grow to n_positions again, and so on.
         """
+        N, n_positions = len(prompts), self.model.config.n_positions
         rows = [list(prompt) for prompt in prompts]
-        ended = [False] * len(rows)
-        longest = max(map(len, rows)) + max_new_tokens
-        # what is right of a position does not reach it, so rows are padded there, all to one of a few lengths
-        length = min(self.model.config.n_positions, 1 << (longest - 1).bit_length())
-        graph = self._graphs.setdefault((len(rows), length), TinyJit(self._logits))
+        ended = [False] * N
+        starts = [0] * N  # where in its row begins what the model sees
+        held = [0] * N  # how many tokens from there on the cache has
+        model = self._models.get(N) or self._models.setdefault(N, CachedModel(self.model, N))
         for _ in range(max_new_tokens):
-            seen = [row[-length:] for row in rows]
-            tokens = np.array([row + [EOT] * (length - len(row)) for row in seen], np.int32)
-            last = np.array([[len(row) - 1] for row in seen], np.int32)
-            logits = graph(Tensor(tokens).realize(), Tensor(last).realize()).numpy()
+            for i, row in enumerate(rows):
+                if len(row) - starts[i] > n_positions:
+                    # no key or value can stay: every token has another position now
+                    starts[i], held[i] = len(row) - max(1, n_positions // 2), 0
+            while any(chunks := [rows[i][starts[i] + held[i] : -1][:CHUNK] for i in range(N)]):
+                # what is right of a position does not reach it, so shorter rows are padded there
+                tokens = np.array([chunk + [EOT] * (CHUNK - len(chunk)) for chunk in chunks], np.int32)
+                model.prefill(Tensor(tokens).realize(), Tensor(np.array(held, np.int32)).realize())
+                held = [has + len(chunk) for has, chunk in zip(held, chunks, strict=True)]
+            tokens = np.array([[row[-1]] for row in rows], np.int32)
+            logits = model.decode(Tensor(tokens).realize(), Tensor(np.array(held, np.int32)).realize()).numpy()
+            step: list[Drawn | None] = [None] * N
             for i, token in enumerate(sampler(logits)):
                 ended[i] = ended[i] or token == EOT
                 if not ended[i]:
                     rows[i].append(int(token))
+                    held[i] += 1
+                    step[i] = int(token), probability(logits[i], token)
             if all(ended):
                 break
-        return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
-
-    def _logits(self, tokens: Tensor, last: Tensor) -> Tensor:
-        """tokens (N, T), last (N, 1) -> the logits (N, VOCAB_SIZE) after position `last` of each row."""
-        at_last = (Tensor.arange(tokens.shape[1]) == last).unsqueeze(-1)  # (N, T, 1)
-        x = at_last.where(self.model.hidden(tokens), 0).sum(1, keepdim=True)  # (N, 1, C)
-        return self.model.head(x)[:, 0, :VOCAB_SIZE].float().realize()
+            yield step
 
 
-def write(generator: Generator, prompt: str, max_new_tokens: int, num_samples: int, sampler: Sampler) -> list[str]:
-    """`num_samples` continuations of a prompt, the prompt included. An empty prompt begins a new document."""
-    tokens = tokenizer().encode_ordinary(prompt) or [EOT]
-    return [prompt + tokenizer().decode(new) for new in generator([tokens] * num_samples, max_new_tokens, sampler)]
+def probability(logits: np.ndarray, token: int) -> float:
+    """softmax(logits)[token], computed in float64."""
+    odds = np.exp(logits.astype(np.float64) - logits.max())
+    return float(odds[token] / odds.sum())
+
+
+def encode(prompt: str) -> list[int]:
+    """The tokens of a prompt. An empty one begins a new document."""
+    return tokenizer().encode_ordinary(prompt) or [EOT]
+
+
+def pieces(drawn: Iterable[Drawn]) -> Iterator[tuple[str, float]]:
+    """The text of tokens as they come, each piece with its probability; together what decoding all at once gives.
+
+    A character whose bytes are spread over several tokens comes with the last of them, and with their product.
+    """
+    decoder, product = codecs.getincrementaldecoder("utf-8")("replace"), 1.0
+    for token, p in drawn:
+        product *= p
+        if text := decoder.decode(tokenizer().decode_single_token_bytes(token)):
+            yield text, product
+            product = 1.0
+    if text := decoder.decode(b"", final=True):
+        yield text, product
+
+
+def write(generator: Generator, prompts: list[str], max_new_tokens: int, sampler: Sampler) -> list[str]:
+    """The prompts continued, each with its beginning."""
+    new = generator([encode(prompt) for prompt in prompts], max_new_tokens, sampler)
+    return [prompt + tokenizer().decode(tokens) for prompt, tokens in zip(prompts, new, strict=True)]
 
 
 def add_sampling_options(parser: ArgumentParser) -> None:
