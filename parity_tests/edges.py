@@ -151,7 +151,7 @@ def flow_in_tinygrad(
         def __init__(self, module: Callable[..., Tensor], name: str, after: bool):
             self.module, self.name, self.after = module, name, after
 
-        def __call__(self, x: Tensor, *more: None) -> Tensor:
+        def __call__(self, x: Tensor, *more: Any) -> Tensor:
             out = self.module(edge(f"{self.name}.input", x), *more)
             return edge(self.name, out) if self.after else out
 

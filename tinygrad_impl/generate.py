@@ -41,9 +41,10 @@ class CachedModel:
 
 
 class Generator:
-    """Samples from a model, one text or batch of texts at a time, with a cache of their keys and values.
+    """Samples from a model with a cache of keys and values, one batch of texts at a time.
 
-    The cache and the graphs that fill it are kept from call to call, for each batch size. Raises `InputError` for a model with fewer tokens than the tokenizer.
+    Cache and graphs are kept from call to call, for each size of a batch. Raises `InputError` for a model with fewer
+    tokens than the tokenizer.
     """
 
     def __init__(self, model: GPT2):
@@ -86,7 +87,8 @@ class Generator:
                 # what is right of a position does not reach it, so shorter rows are padded there
                 tokens = np.array([chunk + [EOT] * (CHUNK - len(chunk)) for chunk in chunks], np.int32)
                 model.prefill(Tensor(tokens).realize(), Tensor(np.array(held, np.int32)).realize())
-                held = [has + len(chunk) for has, chunk in zip(held, chunks, strict=True)]
+                for i, chunk in enumerate(chunks):
+                    held[i] += len(chunk)
             tokens = np.array([[row[-1]] for row in rows], np.int32)
             logits = model.decode(Tensor(tokens).realize(), Tensor(np.array(held, np.int32)).realize()).numpy()
             step: list[Drawn | None] = [None] * N
@@ -135,48 +137,57 @@ def write(generator: Generator, prompts: list[str], max_new_tokens: int, sampler
 
 def add_sampling_options(parser: ArgumentParser) -> None:
     """The options that `generate` and `compare` share."""
-    parser.add_argument(
+    group = parser.add_argument_group(
+        "sampling", "A text of more tokens than the model's context goes on from its last half a context of tokens."
+    )
+    group.add_argument(
         "--max-new-tokens", type=whole(1), default=200, metavar="N", help="stop there, or at the end of the text"
     )
-    parser.add_argument(
+    group.add_argument(
         "--temperature", type=real(0), default=0.8, metavar="X", help="0 takes the likeliest token each time"
     )
-    parser.add_argument("--top-k", type=whole(1), metavar="N", help="draw from the k likeliest tokens only")
-    parser.add_argument(
+    group.add_argument("--top-k", type=whole(1), metavar="N", help="draw from the k likeliest tokens only")
+    group.add_argument(
         "--top-p",
         type=real(0, closed=False),
         metavar="X",
         help="draw from the fewest tokens that reach this probability only",
     )
-    parser.add_argument("--seed", type=whole(0), metavar="N", default=0, help="the same seed gives the same text")
-    parser.add_argument("--device", help="CPU, CUDA, METAL, ...; by default the best there is")
+    group.add_argument("--seed", type=whole(0), metavar="N", default=0, help="the same seed gives the same text")
+    group.add_argument("--device", help="CPU, CUDA, METAL, ...; by default the best there is")
 
 
 def main() -> None:
     parser = ArgumentParser(
         prog="python -m tinygrad_impl.generate",
-        description="Continue a prompt. A text longer than the model's context goes on from its last tokens.",
+        description="Continue a prompt. One text is written as it comes, several when all of them are done.",
         epilog='example: python -m tinygrad_impl.generate --model runs/mine --prompt "One day" --num-samples 3',
     )
     parser.add_argument(
         "--model", required=True, help="a run, a folder with config.json and model.safetensors, or gpt2"
     )
-    parser.add_argument("--prompt", default="Once upon a time", help="the text to continue")
-    parser.add_argument("--num-samples", type=whole(1), default=1, metavar="N", help="texts to write")
+    parser.add_argument(
+        "--prompt", action="append", help="the text to continue, by default Once upon a time; may be given many times"
+    )
+    parser.add_argument("--num-samples", type=whole(1), default=1, metavar="N", help="texts to write for each prompt")
     add_sampling_options(parser)
     args = parser.parse_args()
     sampler = Sampler(args.temperature, args.top_k, args.top_p, args.seed)
     config, arrays = load(args.model)
     open_device(args.device)
     generator = Generator(GPT2(config, {name: a.astype(np.float32) for name, a in arrays.items()}))
-    length = len(tokenizer().encode_ordinary(args.prompt)) + args.max_new_tokens
-    if length > config.n_positions:
-        print(
-            f"note: beyond {config.n_positions} tokens the model sees only the last {config.n_positions}",
-            file=sys.stderr,
-        )
-    for i, text in enumerate(write(generator, args.prompt, args.max_new_tokens, args.num_samples, sampler)):
-        print(text if i == 0 else f"\n---\n{text}")
+    prompts = [prompt for prompt in args.prompt or ["Once upon a time"] for _ in range(args.num_samples)]
+    if max(len(encode(prompt)) for prompt in prompts) + args.max_new_tokens > config.n_positions:
+        last = max(1, config.n_positions // 2)
+        print(f"note: a text of more than {config.n_positions} tokens goes on from its last {last}", file=sys.stderr)
+    if len(prompts) == 1:
+        print(prompts[0], end="", flush=True)
+        steps = generator.stream([encode(prompts[0])], args.max_new_tokens, sampler)
+        for text, _ in pieces(drawn for [drawn] in steps if drawn):
+            print(text, end="", flush=True)
+        print()
+    else:
+        print("\n\n---\n".join(write(generator, prompts, args.max_new_tokens, sampler)))
 
 
 if __name__ == "__main__":

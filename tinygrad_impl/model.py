@@ -53,10 +53,11 @@ class KVCache:
         """
         T = k.shape[2]
         nth = self.slots - self.lengths[:, None]  # (B, n_positions): which of the T tokens a slot is for
-        new = ((nth >= 0) & (nth < T))[:, None, :, None]
-        index = nth.clamp(0, T - 1)[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
-        self.keys[layer].assign(new.where(k.gather(2, index), self.keys[layer]))
-        self.values[layer].assign(new.where(v.gather(2, index), self.values[layer]))
+        index = nth.clamp(0, T - 1)
+        kept = (index != nth)[:, None, :, None]  # where it is for none of them
+        index = index[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])  # (B, H, n_positions, D)
+        self.keys[layer].assign(kept.where(self.keys[layer], k.gather(2, index)))
+        self.values[layer].assign(kept.where(self.values[layer], v.gather(2, index)))
         seen = self.slots <= self.positions(T)[:, None, :, None]
         return self.keys[layer], self.values[layer], seen
 

@@ -250,7 +250,7 @@ def main() -> None:
 
     def sample() -> None:
         sampler = Sampler(temperature=0.6, top_k=40, seed=args.seed)
-        out.add_sample(trainer.steps, write(generator, PROMPT, SAMPLE_TOKENS, 1, sampler)[0])
+        out.add_sample(trainer.steps, write(generator, [PROMPT], SAMPLE_TOKENS, sampler)[0])
 
     def save() -> None:
         state = {"step": trainer.steps, "tokens": tokens, "seconds": seconds, "loader": loader.state()}
