@@ -4,6 +4,7 @@ torch_ref computes whole rows anew at every step, or with a cache; tinygrad alwa
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ class Recording(Sampler):
     ],
     ids=["greedy", "sampled", "top-k", "top-p"],
 )
-def test_same_tokens(float64: Pair, settings: dict) -> None:
+def test_same_tokens(float64: Pair, settings: dict[str, Any]) -> None:
     """In float64: many of 50257 tokens are so nearly as likely that float32's rounding now and then swaps two."""
     reference, generator = float64
     theirs = generate(reference, PROMPTS, BEYOND, Sampler(**settings))
@@ -83,12 +84,13 @@ def test_contexts_of_any_length(n_positions: int, monkeypatch: pytest.MonkeyPatc
     reference, generator = pair(config, random_weights(config, 0, 0.2), "float64")
     long = np.random.default_rng(n_positions).integers(0, EOT, n_positions + 5).tolist()  # beyond the context
     new = 3 * n_positions + 1
-    for prompts, settings in (
+    cases: list[tuple[list[list[int]], dict[str, Any]]] = [
         ([PROMPTS[0], long, [7454]], {"temperature": 1.0, "seed": 4}),
         ([PROMPTS[1], [3290], long[:5]], {"temperature": 0.0}),
         ([long], {"temperature": 1.0, "top_k": 9, "seed": 5}),
         ([[464]], {"temperature": 1.0, "seed": 6}),
-    ):
+    ]
+    for prompts, settings in cases:
         theirs = generate(reference, prompts, new, Sampler(**settings))
         assert [len(row) for row in theirs] == [new] * len(prompts)
         assert generate(reference, prompts, new, Sampler(**settings), cached=True) == theirs
