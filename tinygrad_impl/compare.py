@@ -16,7 +16,7 @@ from data.sampling import Sampler
 from data.shards import read_meta
 from tinygrad_impl.device import open_device
 from tinygrad_impl.evaluate import Evaluator
-from tinygrad_impl.generate import Drawn, Generator, add_sampling_options, encode, pieces
+from tinygrad_impl.generate import Generator, add_sampling_options, encode, pieces
 from tinygrad_impl.model import GPT2
 
 PROMPTS = ["Once upon a time", "One day, a little girl named Lily", "The dog was sad because"]
@@ -85,13 +85,10 @@ def main() -> None:
         steps = math.ceil(measured / (BATCH_SIZE * seq_len))
         loss = Evaluator(model)(Progress(iterable=batches, total=steps, desc=f"{side} loss", unit="batch"))
         found[side] = {"name": names[side], "loss": loss, "perplexity": math.exp(loss)}
-        rows: list[list[Drawn]] = [[] for _ in prompts]
         new = Generator(model).stream([encode(prompt) for prompt in prompts], args.max_new_tokens, Sampler(*settings))
-        for step in Progress(iterable=new, total=args.max_new_tokens, desc=f"{side} texts", unit="token"):
-            for row, drawn in zip(rows, step, strict=True):
-                row += [drawn] if drawn else []
-        for text, row in zip(found["texts"], rows, strict=True):
-            written = list(pieces(row))
+        drawn = list(Progress(iterable=new, total=args.max_new_tokens, desc=f"{side} texts", unit="token"))
+        for i, text in enumerate(found["texts"]):
+            written = list(pieces(step[i] for step in drawn if step[i]))
             text[side] = {"pieces": [piece for piece, _ in written], "probabilities": [p for _, p in written]}
 
     page = f"# {args.pretrained} and {args.finetuned}\n\n"

@@ -57,12 +57,8 @@ class Generator:
 
     def __call__(self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler) -> list[list[int]]:
         """The tokens of `stream`, row by row."""
-        new: list[list[int]] = [[] for _ in prompts]
-        for step in self.stream(prompts, max_new_tokens, sampler):
-            for row, drawn in zip(new, step, strict=True):
-                if drawn:
-                    row.append(drawn[0])
-        return new
+        steps = list(self.stream(prompts, max_new_tokens, sampler))
+        return [[drawn[0] for step in steps if (drawn := step[i])] for i in range(len(prompts))]
 
     def stream(self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler) -> Iterator[list[Drawn | None]]:
         """Continues each prompt (at least one token) by up to max_new_tokens; a row ends before `EOT`.
@@ -137,8 +133,11 @@ def write(generator: Generator, prompts: list[str], max_new_tokens: int, sampler
 
 def add_sampling_options(parser: ArgumentParser) -> None:
     """The options that `generate` and `compare` share."""
+    parser.add_argument("--device", help="CPU, CUDA, METAL, ...; by default the best there is")
     group = parser.add_argument_group(
-        "sampling", "A text of more tokens than the model's context goes on from its last half a context of tokens."
+        "sampling",
+        "Where a text has more tokens than the model's context (gpt2: 1024), it goes on from the last half of a "
+        "context (512), until that is full again, and so on.",
     )
     group.add_argument(
         "--max-new-tokens", type=whole(1), default=200, metavar="N", help="stop there, or at the end of the text"
@@ -154,7 +153,6 @@ def add_sampling_options(parser: ArgumentParser) -> None:
         help="draw from the fewest tokens that reach this probability only",
     )
     group.add_argument("--seed", type=whole(0), metavar="N", default=0, help="the same seed gives the same text")
-    group.add_argument("--device", help="CPU, CUDA, METAL, ...; by default the best there is")
 
 
 def main() -> None:

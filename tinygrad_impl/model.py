@@ -30,8 +30,8 @@ class Conv1D:
 class KVCache:
     """The keys and values of the tokens before, so that each is computed once: of B rows, in n_positions slots a layer.
 
-    A token's slot is its position. `lengths`, integers (B,), says how many tokens each row has: to be set before every
-    call of `GPT2.hidden`. Slots from there on are written before they are seen, so that any number may be taken back.
+    A token's slot is its position. `lengths`, integers (B,), is how many tokens each row has; the caller sets it before
+    every call of `GPT2.hidden`. No slot from there on is seen before it is written, so 0 begins a row anew.
     """
 
     def __init__(self, model: "GPT2", B: int):
@@ -41,7 +41,7 @@ class KVCache:
         zeros = Tensor.zeros(shape, dtype=model.wte.weight.dtype)
         self.keys = [zeros.clone().realize() for _ in range(config.n_layer)]
         self.values = [zeros.clone().realize() for _ in range(config.n_layer)]
-        self.lengths = self.slots[:1].expand(B)
+        self.lengths = Tensor.zeros(B, dtype=self.slots.dtype)
 
     def positions(self, T: int) -> Tensor:
         """Those of each row's next T tokens: (B, T). What is past the last position is padding."""

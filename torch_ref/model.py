@@ -32,8 +32,8 @@ class Conv1D(nn.Module):
 class KVCache:
     """The keys and values of the tokens before, so that each is computed once: of B rows, in n_positions slots a layer.
 
-    A token's slot is its position. `lengths`, integers (B,), says how many tokens each row has: to be set before every
-    call of `GPT2.hidden`. Slots from there on are written before they are seen, so that any number may be taken back.
+    A token's slot is its position. `lengths`, integers (B,), is how many tokens each row has; the caller sets it before
+    every call of `GPT2.hidden`. No slot from there on is seen before it is written, so 0 begins a row anew.
     """
 
     def __init__(self, model: "GPT2", B: int):
@@ -43,7 +43,7 @@ class KVCache:
         zeros = torch.zeros(shape, dtype=model.wte.weight.dtype, device=model.wte.weight.device)
         self.keys = [zeros.clone() for _ in range(config.n_layer)]
         self.values = [zeros.clone() for _ in range(config.n_layer)]
-        self.lengths = self.slots[:1].expand(B)
+        self.lengths = self.slots.new_zeros(B)
 
     def positions(self, T: int) -> Tensor:
         """Those of each row's next T tokens: (B, T). What is past the last position is padding."""
