@@ -148,11 +148,11 @@ def flow_in_tinygrad(
         return leaves[name]
 
     class Watched:
-        def __init__(self, module: Callable[[Tensor], Tensor], name: str, after: bool):
+        def __init__(self, module: Callable[..., Tensor], name: str, after: bool):
             self.module, self.name, self.after = module, name, after
 
-        def __call__(self, x: Tensor) -> Tensor:
-            out = self.module(edge(f"{self.name}.input", x))
+        def __call__(self, x: Tensor, *more: Any) -> Tensor:
+            out = self.module(edge(f"{self.name}.input", x), *more)
             return edge(self.name, out) if self.after else out
 
     for name, after in reversed(watched(config).items()):  # what is inside a block before the block itself

@@ -184,7 +184,7 @@ for name, function, change in (
 ):
     mutant(name, PRODUCTS, (F, function, change), dtypes=("bfloat16",))
 
-attend, think = "x = x + self.attn(self.ln_1(x))", "x = x + self.mlp(self.ln_2(x))"
+attend, think = "x = x + self.attn(self.ln_1(x), cache)", "x = x + self.mlp(self.ln_2(x))"
 after = ((attend, "x = self.ln_1(x + self.attn(x))"), (think, "x = self.ln_2(x + self.mlp(x))"))
 block = (M.Block, "__call__")
 mutant("post-norm", WIRING, *((*block, change) for change in after))
@@ -204,18 +204,18 @@ mutant("residual detached", RESIDUAL, (*block, (think, "x = x.detach() + self.ml
 hidden = (M.GPT2, "hidden")
 mutant("no ln_f", "ln_f", (*hidden, ("self.ln_f(x)", "x")))
 mutant("positions shifted by one", EMBEDDING, (*hidden, ("weight[:T]", "weight[1 : T + 1]")))
-mutant("no position embedding", EMBEDDING, (*hidden, (" + self.wpe.weight[:T]", " + 0 * self.wpe.weight[:T]")))
+mutant("no position embedding", EMBEDDING, (*hidden, ("self.wpe.weight[:T]", "0 * self.wpe.weight[:T]")))
 mutant(
     "embeddings times sqrt(C)",
     EMBEDDING,
-    (*hidden, ("F.embedding(", "x = self.wpe.weight.shape[1]**0.5 * F.embedding(".removeprefix("x = "))),
+    (*hidden, ("F.embedding(tokens", "self.wpe.weight.shape[1]**0.5 * F.embedding(tokens")),
 )
 mutant("layers in the wrong order", r"h \(its wiring\)", (*hidden, ("in self.h:", "in reversed(self.h):")))
 mutant("layer 0 in place of layer 1", r"h\.1", (*hidden, ("in self.h:", "in [self.h[0]] * len(self.h):")))
 mutant(
     "one block for all layers",
     (r"h\.0\.", r"h\.1"),
-    (M.GPT2, "__init__", ("[Block(config) for _ in range(config.n_layer)]", "[Block(config)] * config.n_layer")),
+    (M.GPT2, "__init__", ("[Block(config, i) for i in range(config.n_layer)]", "[Block(config, 0)] * config.n_layer")),
 )
 mutant(
     "layer 1 has layer 0's weights",
@@ -406,7 +406,7 @@ for name, named, *edits in (
     ("exp_avg and exp_avg_sq exchanged", "moments", (*restore, (first, "moments[f'exp_avg_sq.{name}']")), (*restore, (second, "moments[f'exp_avg.{name}']"))),
     ("moments in float16", "moments", (R.RunFolder, "save_checkpoint", ('"optimizer.safetensors", moments,', '"optimizer.safetensors", {n: a.astype("float16") for n, a in moments.items()},'))),
     ("step lost", "step", (*restore, ("self.steps = steps", "self.steps = 0"))),
-    ("step saved one early", "step", (R.RunFolder, "save_checkpoint", ("json.dumps(state,", "json.dumps(state | {'step': state['step'] - 1},"))),
+    ("step saved one early", "step", (R.RunFolder, "save_checkpoint", ("json.dumps(state |", "json.dumps(state | {'step': state['step'] - 1} |"))),
     ("weights saved in the other order", "weights", (R, "save", (written, "name: arrays[name].T.reshape(arrays[name].shape) for name in"))),
     ("a tensor left out", "weights", (R, "save", ("in parameter_shapes(config)}", "in parameter_shapes(config) if name != 'ln_f.bias'}"))),
     ("tensors renamed", "weights", (R, "save", (written, "name.replace('h.', 'layers.'): arrays[name] for name in"))),
@@ -425,18 +425,38 @@ for name, named, *edits in (
 
 # --- sampling ------------------------------------------------------------------------------------------------------
 
-for name, named, change in (
-    ("logits of the padded end", "inside", ("== last)", "== tokens.shape[1] - 1)")),
-    ("logits of the token before", "inside", ("[len(row) - 1]", "[max(0, len(row) - 2)]")),
-    ("logits of the first row's end", "inside", ("[len(row) - 1] for row", "[len(seen[0]) - 1] for row")),
-    ("the window holds one token less", "beyond", ("row[-length:]", "row[-(length - 1) :]")),
-    ("the window never slides", "beyond", ("row[-length:]", "row[:length]")),
-    ("end of text ignored", "end", (" or token == EOT", "")),
-    ("end of text forgotten", "end", ("ended[i] or token == EOT", "token == EOT")),
-    ("end of text in the text", "end", ("ended[i] = ended[i] or token == EOT", "ended[i] = ended[i] or EOT in rows[i][len(prompts[i]) :]")),
+for name, named, owner, function, change in (
+    ("logits of the token before", "inside", G.Generator, "stream", ("[row[-1]]", "[row[-2:][0]]")),
+    ("only the first chunk of a prompt", "inside", G.Generator, "stream", ("while any(", "if any(")),
+    ("padding counted as text", "inside", G.Generator, "stream", ("+= len(chunk)", "+= CHUNK")),
+    ("the cache not emptied for another call", "another call", G.Generator, "stream", ("    held = [0] * N", "    held = self.__dict__.setdefault('held', [0] * N)")),
+    ("the window never slides", "beyond", G.Generator, "stream", ("if len(row) - starts[i] > n_positions:", "if False:")),
+    ("the window slides early", "beyond", G.Generator, "stream", ("> n_positions", ">= n_positions")),
+    ("the window slides late", "beyond", G.Generator, "stream", ("> n_positions", "> n_positions + 1")),
+    ("the window slides by one", "beyond", G.Generator, "stream", ("max(1, n_positions // 2)", "n_positions")),
+    ("rows slide together", "beyond", G.Generator, "stream", ("if len(row) - starts[i]", "if max(map(len, rows)) - starts[i]")),
+    ("keys stay where the window slid", "beyond", G.Generator, "stream", ("n_positions // 2), 0", "n_positions // 2), n_positions // 2 - 1")),
+    ("end of text ignored", "end", G.Generator, "stream", (" or token == EOT", "")),
+    ("end of text forgotten", "end", G.Generator, "stream", ("ended[i] or token == EOT", "token == EOT")),
+    ("end of text in the text", "end", G.Generator, "stream", ("ended[i] = ended[i] or token == EOT", "ended[i] = ended[i] or EOT in rows[i][len(prompts[i]) :]")),
+    ("cached positions off by one", "inside", M.KVCache, "positions", ("lengths[:, None] +", "lengths[:, None] + 1 +")),
+    ("positions of the first row for all", "inside", M.KVCache, "positions", ("self.lengths[:, None]", "self.lengths[:1, None]")),
+    ("slots of the first row for all", "inside", M.KVCache, "update", ("self.lengths[:, None]", "(0 * self.lengths + self.lengths[:1])[:, None]")),
+    ("slots off by one", "inside", M.KVCache, "update", ("self.slots - ", "self.slots - 1 - ")),
+    ("a stale slot seen", "inside", M.KVCache, "update", ("self.slots <= self.positions(T)[:, None, :, None]", "(self.slots <= self.positions(T)[:, None, :, None]) | (self.keys[layer][:, :1, :, 0] != 0).unsqueeze(1)")),
+    ("the next slot seen", "inside", M.KVCache, "update", ("self.slots <= ", "self.slots <= 1 + ")),
+    ("keys of another row", "inside", M.KVCache, "update", ("return self.keys[layer]", "return self.keys[layer].flip(0)")),
+    ("keys in place of values", "inside", M.KVCache, "update", ("self.values[layer], seen", "self.keys[layer], seen")),
+    ("one cache for all layers", "inside", M.CausalSelfAttention, "__call__", ("cache.update(self.layer", "cache.update(0")),
 ):  # fmt: skip
-    place = (G.Generator, "_logits" if "== last" in change[0] else "__call__")
-    mutant(name, f"generation: {named}", (*place, change), where="generation")
+    mutant(name, f"generation: {named}", (owner, function, change), where="generation")
+mutant(
+    "lengths frozen in the graph",
+    "generation: inside",
+    (G.Generator, "stream", (".decode(Tensor(tokens).realize(), Tensor(np.array(held, np.int32)).realize())", ".decode(Tensor(tokens).realize(), held)")),
+    (G.CachedModel, "_decode", ("= lengths", "= Tensor(lengths)")),
+    where="generation",
+)  # fmt: skip
 
 # --- the checks: None, or a sentence that names what is wrong ------------------------------------------------------
 
@@ -509,11 +529,11 @@ def check_checkpoint(_: str, seed: int, __: int) -> str | None:
     began = random_weights(config, seed, 0.2)
     through = train(T.Trainer(config, began), batches[:2])
     with tempfile.TemporaryDirectory() as temporary:
-        state = {"step": through.steps, "tokens": 48, "seconds": 1.0, "loader": {"position": 4}}
+        state = {"step": through.steps, "tokens": 48, "seconds": 1.0, "loader": {"position": 4}, "options": {}}
         out = R.RunFolder.create(Path(temporary) / "run", {})
         folder = out.save_checkpoint(config, through.model.arrays(), through.moments(), state)
         try:
-            found, arrays, moments, read = R.load_checkpoint(out.path)
+            found, arrays, moments, read = R.load_checkpoint(folder)
         except InputError as e:
             return f"checkpoint: weights or moments cannot be read: {str(e).rpartition('/')[2]}"
         model = hugging_face(folder, torch.float32)
@@ -521,7 +541,7 @@ def check_checkpoint(_: str, seed: int, __: int) -> str | None:
         return f"checkpoint: weights in the file: {wrong[0]}"
     if found != config:
         return "checkpoint: configuration in the file"
-    if read != state:
+    if {name: read[name] for name in state} != state:
         return f"checkpoint: {'step' if read['step'] != state['step'] else 'state'} in the file"
     theirs = {n.removeprefix("transformer."): p.detach().numpy() for n, p in model.named_parameters()}
     reference = torch_ref.model.GPT2(config, through.model.arrays())
@@ -549,22 +569,26 @@ def check_checkpoint(_: str, seed: int, __: int) -> str | None:
 
 
 def check_generation(_: str, seed: int, __: int) -> str | None:
-    """The tokens of torch_ref, after prompts of different lengths: in the context, beyond it, up to end-of-text."""
-    config = GPT2Config(vocab_size=VOCAB_SIZE, n_layer=1, n_head=2, n_embd=16, n_positions=16)
+    """The tokens of torch_ref, which computes every row anew at every step, after prompts of different lengths: in the
+    context, beyond it, up to end-of-text, and after other prompts.
+    """
+    config = GPT2Config(vocab_size=VOCAB_SIZE, n_layer=2, n_head=2, n_embd=16, n_positions=16)
     # in float64: rounding decides between two nearly equal ones of so many tokens
     arrays = {n: a.astype(np.float64) for n, a in random_weights(config, seed, 0.2).items()}
     reference, generator = torch_ref.model.GPT2(config, arrays), G.Generator(M.GPT2(config, arrays))
-    prompts = [[464, 3290, 318, 257, 922], [EOT, 7454]]
+    prompts = [[464, 3290, 318, 257, 922, 3290, 13], [EOT, 7454]]
     script = [[5, 6], [EOT, 7], [8, 9], [10, EOT], [11, 12], [13, 14]]
-    for case, new, sampler in (
-        ("inside the context, greedy", 10, lambda: Sampler(0)),
-        ("inside the context, sampled", 10, lambda: Sampler(1.0, seed=seed)),
-        ("beyond the context, greedy", 24, lambda: Sampler(0)),
-        ("beyond the context, sampled", 24, lambda: Sampler(1.0, 40, 0.9, seed)),
-        ("end of text", len(script), lambda: Scripted(script)),
+    for case, given, new, sampler in (
+        ("inside the context, greedy", prompts, 9, lambda: Sampler(0)),
+        ("another call", [[7454], [318, 922]], 9, lambda: Sampler(0)),
+        ("inside the context, sampled", prompts, 9, lambda: Sampler(1.0, seed=seed)),
+        ("beyond the context, greedy", prompts, 34, lambda: Sampler(0)),
+        ("beyond the context, sampled", prompts[::-1], 34, lambda: Sampler(1.0, 40, 0.9, seed)),
+        ("end of text", prompts, len(script), lambda: Scripted(script)),
     ):
-        theirs = torch_ref.generate.generate(reference, prompts, new, sampler())
-        ours = generator(prompts, new, sampler())
+        theirs = torch_ref.generate.generate(reference, given, new, sampler())
+        with patch.object(G, "CHUNK", 4):
+            ours = generator(given, new, sampler())
         if ours != theirs:
             return f"generation: {case}: {ours[0][:9]}... for {theirs[0][:9]}..."
     return None
@@ -669,7 +693,7 @@ def parser() -> ArgumentParser:
     )
     parser.add_argument("--jobs", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="processes")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the tokens and random models")
-    parser.add_argument("--steps", type=whole(1), default=4, metavar="N", help="AdamW steps of each proof")
+    parser.add_argument("--steps", type=whole(1), default=6, metavar="N", help="AdamW steps of each proof")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every result there")
     return parser
 

@@ -476,8 +476,9 @@ def training_culprit(setting: Setting, batches: Sequence[Batch], count: int) -> 
         return training_rows(setting, setting.trainer(**options), setting.references(**options), steps, free=False)
 
     steps = training_steps(batches, count, 2)
-    if wrong := next((i for i, (_, lr, port_lr) in enumerate(steps) if lr != port_lr), None):
-        return f"learning_rate: {steps[wrong][2]:.3e} at step {wrong}, not {steps[wrong][1]:.3e}"
+    for i, (_, lr, port_lr) in enumerate(steps):
+        if lr != port_lr:
+            return f"learning_rate: {port_lr:.3e} at step {i}, not {lr:.3e}"
     found = rows()
     failed = [row for row in found if not row.passed]
     if not failed:

@@ -2,20 +2,23 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data.checkpoint import load, read_json
+from data.checkpoint import load
 from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.files import atomic_write
 from data.loader import windows
 from data.prepare import prepared
+from data.run_folder import read_sealed, write_sealed
 from data.sampling import Sampler
 from data.shards import read_meta
 from tinygrad_impl.device import open_device
 from tinygrad_impl.evaluate import Evaluator
-from tinygrad_impl.generate import Generator, add_sampling_options, write
+from tinygrad_impl.generate import Generator, add_sampling_options, encode, pieces
 from tinygrad_impl.model import GPT2
+from tinygrad_impl.report import comparison_page
 
 PROMPTS = ["Once upon a time", "One day, a little girl named Lily", "The dog was sad because"]
 BATCH_SIZE = 4
@@ -33,7 +36,12 @@ def main() -> None:
     parser.add_argument("--data", help="prepared folder or source to measure on; by default the run's, else stories")
     parser.add_argument("--eval-tokens", type=whole(0), default=16_384, metavar="N", help="its first N; 0: all of it")
     parser.add_argument("--seq-len", type=whole(1), metavar="N", help="tokens in a window; by default as in the run")
-    parser.add_argument("--out", type=Path, help="the Markdown file; by default compare.md in the run, else here")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="the Markdown file; by default compare.md in the run, else here; a .json lies beside it",
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write it as an HTML page too")
     add_sampling_options(parser)
     args = parser.parse_args()
     settings = (args.temperature, args.top_k, args.top_p, args.seed)
@@ -41,15 +49,20 @@ def main() -> None:
     trained = Path(args.finetuned, "run.json")
     if trained.is_file():
         try:
-            facts = read_json(trained)
+            facts = read_sealed(trained)
             source, seq_len, beside = str(facts["data"]["folder"]), int(facts["options"]["seq_len"]), trained.parent
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{trained} is damaged; pass one of the run's checkpoints instead") from None
     else:
         source, seq_len, beside = "stories", None, Path()
     out = args.out or beside / "compare.md"
-    if not out.parent.is_dir():
-        raise InputError(f"there is no folder {out.parent} to write {out.name} into; name another --out")
+    if out.suffix == ".json":
+        raise InputError(
+            f"--out {out} names the Markdown file, beside which a .json is written; give it another suffix"
+        )
+    for option, path in (("--out", out), ("--html", args.html or out)):
+        if not path.parent.is_dir():
+            raise InputError(f"there is no folder {path.parent} to write {path.name} into; name another {option}")
 
     models = {"pretrained": load(args.pretrained), "finetuned": load(args.finetuned)}
     open_device(args.device)
@@ -62,33 +75,41 @@ def main() -> None:
         )
     targets = read_meta(folder)["splits"]["valid"]["tokens"] - 1
     measured = min(targets, args.eval_tokens or targets)
-    losses: dict[str, float] = {}
-    texts: dict[str, list[str]] = {}
+    prompts = args.prompt or PROMPTS
+    names = {"pretrained": args.pretrained, "finetuned": args.finetuned}
+    sampling = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "seed", "max_new_tokens")}
+    found: dict[str, Any] = {"data": str(folder), "tokens": measured, "seq_len": seq_len, "sampling": sampling}
+    found["texts"] = [{"prompt": prompt} for prompt in prompts]
     for side, (config, arrays) in models.items():
         model = GPT2(config, {name: array.astype(np.float32) for name, array in arrays.items()})
         batches = windows(folder, "valid", BATCH_SIZE, seq_len, measured)
         steps = math.ceil(measured / (BATCH_SIZE * seq_len))
-        losses[side] = Evaluator(model)(Progress(iterable=batches, total=steps, desc=f"{side} loss", unit="batch"))
-        generator = Generator(model)
-        texts[side] = [
-            write(generator, prompt, args.max_new_tokens, 1, Sampler(*settings))[0]
-            for prompt in Progress(iterable=args.prompt or PROMPTS, desc=f"{side} texts", unit="text")
-        ]
+        loss = Evaluator(model)(Progress(iterable=batches, total=steps, desc=f"{side} loss", unit="batch"))
+        found[side] = {"name": names[side], "loss": loss, "perplexity": math.exp(loss)}
+        new = Generator(model).stream([encode(prompt) for prompt in prompts], args.max_new_tokens, Sampler(*settings))
+        drawn = list(Progress(iterable=new, total=args.max_new_tokens, desc=f"{side} texts", unit="token"))
+        for i, text in enumerate(found["texts"]):
+            written = list(pieces(step[i] for step in drawn if step[i]))
+            text[side] = {"pieces": [piece for piece, _ in written], "probabilities": [p for _, p in written]}
 
     page = f"# {args.pretrained} and {args.finetuned}\n\n"
     page += f"On {folder}, the first {measured:,} of {targets:,} validation tokens, {seq_len} at a time:\n\n"
     page += "| | loss (nats a token) | perplexity |\n|---|---|---|\n"
-    for side, name in (("pretrained", args.pretrained), ("finetuned", args.finetuned)):
-        page += f"| {side}: {name} | {losses[side]:.4f} | {math.exp(losses[side]):.2f} |\n"
-    for i, prompt in enumerate(args.prompt or PROMPTS):
-        page += f"\n## {prompt}\n"
+    for side, name in names.items():
+        page += f"| {side}: {name} | {found[side]['loss']:.4f} | {found[side]['perplexity']:.2f} |\n"
+    for text in found["texts"]:
+        page += f"\n## {text['prompt']}\n"
         for side in models:
-            quoted = texts[side][i].strip().replace("\n", "\n> ")
+            quoted = "".join([text["prompt"], *text[side]["pieces"]]).strip().replace("\n", "\n> ")
             page += f"\n**{side}**\n\n> {quoted}\n"
     page += f"\nThe same for both: temperature {args.temperature}, top-k {args.top_k}, top-p {args.top_p}, "
     page += f"seed {args.seed}, at most {args.max_new_tokens} new tokens.\n"
     with atomic_write(out, "w") as f:
         f.write(page)
+    write_sealed(out.with_suffix(".json"), found)
+    if args.html:
+        with atomic_write(args.html, "w") as f:
+            f.write(comparison_page(found))
     print(f"{page}\nWritten to {out}")
 
 

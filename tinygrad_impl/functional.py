@@ -177,13 +177,20 @@ def gelu(x: Tensor, approximate: str) -> Tensor:
     return (y.detach() + (x - x.detach()) * slope.detach()).cast(dtype)  # y, with slope as its derivative
 
 
-def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
-    """softmax(q @ k.T / sqrt(D)) @ v for q, k, v (B, H, T, D); the scores and their softmax are at least float32."""
+def scaled_dot_product_attention(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """softmax(q @ k.T / sqrt(D)) @ v for q, k, v (B, H, T, D); the scores and their softmax are at least float32.
+
+    With attn_mask, bool (B, 1, T, S), k and v are (B, H, S, D), of which a query takes those where it is true.
+    """
     q, k, v = (t.contiguous().contiguous_backward() for t in (q, k, v))
     scores = q.matmul(k.transpose(-2, -1), dtype=at_least_float32(q).dtype) / math.sqrt(q.shape[-1])  # (B, H, T, T)
     if is_causal:
         seen = Tensor.ones(*scores.shape[-2:], dtype=dtypes.bool).tril()
         scores = seen.where(scores, -math.inf)
+    if attn_mask is not None:
+        scores = attn_mask.where(scores, -math.inf)
     return scores.softmax(-1).cast(v.dtype).contiguous() @ v
 
 

@@ -1,6 +1,8 @@
 """Sampling from the port, and `python -m tinygrad_impl.generate`. torch_ref/generate.py is its reference."""
 
+import codecs
 import sys
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from tinygrad import Tensor, TinyJit
@@ -10,13 +12,39 @@ from data.cli import ArgumentParser, InputError, real, run, whole
 from data.sampling import Sampler
 from data.tokenizer import EOT, VOCAB_SIZE, tokenizer
 from tinygrad_impl.device import open_device
-from tinygrad_impl.model import GPT2
+from tinygrad_impl.model import GPT2, KVCache
+
+CHUNK = 32  # tokens of a prompt at a time
+
+Drawn = tuple[int, float]  # a token, and how probable the model found it
+
+
+class CachedModel:
+    """A model with the cache of N rows, and the two compiled graphs that work on it, for texts of any length."""
+
+    def __init__(self, model: GPT2, N: int):
+        self.model, self.cache = model, KVCache(model, N)
+        self.prefill, self.decode = TinyJit(self._prefill), TinyJit(self._decode)
+
+    def _prefill(self, tokens: Tensor, lengths: Tensor) -> None:
+        """Adds tokens (N, CHUNK) to the cache, after the `lengths` (N,) tokens that each row has there."""
+        self.cache.lengths = lengths
+        self.model.hidden(tokens, self.cache)
+        Tensor.realize(*self.cache.keys, *self.cache.values)
+
+    def _decode(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """The same with tokens (N, 1). Returns the logits (N, VOCAB_SIZE) of what comes after them."""
+        self.cache.lengths = lengths
+        logits = self.model.head(self.model.hidden(tokens, self.cache))[:, 0, :VOCAB_SIZE].float()
+        Tensor.realize(logits, *self.cache.keys, *self.cache.values)
+        return logits
 
 
 class Generator:
-    """Samples from a model, with one compiled graph for each size of the token array, kept from call to call.
+    """Samples from a model with a cache of keys and values, one batch of texts at a time.
 
-    Raises `InputError` for a model with fewer tokens than the tokenizer.
+    Cache and graphs are kept from call to call, for each size of a batch. Raises `InputError` for a model with fewer
+    tokens than the tokenizer.
     """
 
     def __init__(self, model: GPT2):
@@ -25,89 +53,139 @@ class Generator:
                 f"the model has {model.config.vocab_size} tokens, the tokenizer {VOCAB_SIZE}; choose other weights"
             )
         self.model = model
-        self._graphs: dict[tuple[int, int], TinyJit] = {}
+        self._models: dict[int, CachedModel] = {}  # by batch size
 
     def __call__(self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler) -> list[list[int]]:
+        """The tokens of `stream`, row by row."""
+        steps = list(self.stream(prompts, max_new_tokens, sampler))
+        return [[drawn[0] for step in steps if (drawn := step[i])] for i in range(len(prompts))]
+
+    def stream(self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler) -> Iterator[list[Drawn | None]]:
         """Continues each prompt (at least one token) by up to max_new_tokens; a row ends before `EOT`.
 
-        Returns the new tokens of each row. Beyond n_positions the model sees the last n_positions tokens.
+        Gives, step by step, the token that each row drew with its probability, or None for a row that has ended, until
+        all have. The probability is the model's own: the softmax of its logits, without temperature, top-k and top-p.
+        A row of more tokens than n_positions, be it by its prompt, goes on from its last n_positions // 2 (from its
+        last one, if that is none), which then grow to n_positions again, and so on.
         """
+        N, n_positions = len(prompts), self.model.config.n_positions
         rows = [list(prompt) for prompt in prompts]
-        ended = [False] * len(rows)
-        longest = max(map(len, rows)) + max_new_tokens
-        # what is right of a position does not reach it, so rows are padded there, all to one of a few lengths
-        length = min(self.model.config.n_positions, 1 << (longest - 1).bit_length())
-        graph = self._graphs.setdefault((len(rows), length), TinyJit(self._logits))
+        ended = [False] * N
+        starts = [0] * N  # where in its row begins what the model sees
+        held = [0] * N  # how many tokens from there on the cache has
+        model = self._models.get(N) or self._models.setdefault(N, CachedModel(self.model, N))
         for _ in range(max_new_tokens):
-            seen = [row[-length:] for row in rows]
-            tokens = np.array([row + [EOT] * (length - len(row)) for row in seen], np.int32)
-            last = np.array([[len(row) - 1] for row in seen], np.int32)
-            logits = graph(Tensor(tokens).realize(), Tensor(last).realize()).numpy()
+            for i, row in enumerate(rows):
+                if len(row) - starts[i] > n_positions:
+                    # no key or value can stay: every token has another position now
+                    starts[i], held[i] = len(row) - max(1, n_positions // 2), 0
+            while any(chunks := [rows[i][starts[i] + held[i] : -1][:CHUNK] for i in range(N)]):
+                # what is right of a position does not reach it, so shorter rows are padded there
+                tokens = np.array([chunk + [EOT] * (CHUNK - len(chunk)) for chunk in chunks], np.int32)
+                model.prefill(Tensor(tokens).realize(), Tensor(np.array(held, np.int32)).realize())
+                for i, chunk in enumerate(chunks):
+                    held[i] += len(chunk)
+            tokens = np.array([[row[-1]] for row in rows], np.int32)
+            logits = model.decode(Tensor(tokens).realize(), Tensor(np.array(held, np.int32)).realize()).numpy()
+            step: list[Drawn | None] = [None] * N
             for i, token in enumerate(sampler(logits)):
                 ended[i] = ended[i] or token == EOT
                 if not ended[i]:
                     rows[i].append(int(token))
+                    held[i] += 1
+                    step[i] = int(token), probability(logits[i], token)
             if all(ended):
                 break
-        return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
-
-    def _logits(self, tokens: Tensor, last: Tensor) -> Tensor:
-        """tokens (N, T), last (N, 1) -> the logits (N, VOCAB_SIZE) after position `last` of each row."""
-        at_last = (Tensor.arange(tokens.shape[1]) == last).unsqueeze(-1)  # (N, T, 1)
-        x = at_last.where(self.model.hidden(tokens), 0).sum(1, keepdim=True)  # (N, 1, C)
-        return self.model.head(x)[:, 0, :VOCAB_SIZE].float().realize()
+            yield step
 
 
-def write(generator: Generator, prompt: str, max_new_tokens: int, num_samples: int, sampler: Sampler) -> list[str]:
-    """`num_samples` continuations of a prompt, the prompt included. An empty prompt begins a new document."""
-    tokens = tokenizer().encode_ordinary(prompt) or [EOT]
-    return [prompt + tokenizer().decode(new) for new in generator([tokens] * num_samples, max_new_tokens, sampler)]
+def probability(logits: np.ndarray, token: int) -> float:
+    """softmax(logits)[token], computed in float64."""
+    odds = np.exp(logits.astype(np.float64) - logits.max())
+    return float(odds[token] / odds.sum())
+
+
+def encode(prompt: str) -> list[int]:
+    """The tokens of a prompt. An empty one begins a new document."""
+    return tokenizer().encode_ordinary(prompt) or [EOT]
+
+
+def pieces(drawn: Iterable[Drawn]) -> Iterator[tuple[str, float]]:
+    """The text of tokens as they come, each piece with its probability; together what decoding all at once gives.
+
+    A character whose bytes are spread over several tokens comes with the last of them, and with their product.
+    """
+    decoder, product = codecs.getincrementaldecoder("utf-8")("replace"), 1.0
+    for token, p in drawn:
+        product *= p
+        if text := decoder.decode(tokenizer().decode_single_token_bytes(token)):
+            yield text, product
+            product = 1.0
+    if text := decoder.decode(b"", final=True):
+        yield text, product
+
+
+def write(generator: Generator, prompts: list[str], max_new_tokens: int, sampler: Sampler) -> list[str]:
+    """The prompts continued, each with its beginning."""
+    new = generator([encode(prompt) for prompt in prompts], max_new_tokens, sampler)
+    return [prompt + tokenizer().decode(tokens) for prompt, tokens in zip(prompts, new, strict=True)]
 
 
 def add_sampling_options(parser: ArgumentParser) -> None:
     """The options that `generate` and `compare` share."""
-    parser.add_argument(
+    parser.add_argument("--device", help="CPU, CUDA, METAL, ...; by default the best there is")
+    group = parser.add_argument_group(
+        "sampling",
+        "Where a text has more tokens than the model's context (gpt2: 1024), it goes on from the last half of a "
+        "context (512), until that is full again, and so on.",
+    )
+    group.add_argument(
         "--max-new-tokens", type=whole(1), default=200, metavar="N", help="stop there, or at the end of the text"
     )
-    parser.add_argument(
+    group.add_argument(
         "--temperature", type=real(0), default=0.8, metavar="X", help="0 takes the likeliest token each time"
     )
-    parser.add_argument("--top-k", type=whole(1), metavar="N", help="draw from the k likeliest tokens only")
-    parser.add_argument(
+    group.add_argument("--top-k", type=whole(1), metavar="N", help="draw from the k likeliest tokens only")
+    group.add_argument(
         "--top-p",
         type=real(0, closed=False),
         metavar="X",
         help="draw from the fewest tokens that reach this probability only",
     )
-    parser.add_argument("--seed", type=whole(0), metavar="N", default=0, help="the same seed gives the same text")
-    parser.add_argument("--device", help="CPU, CUDA, METAL, ...; by default the best there is")
+    group.add_argument("--seed", type=whole(0), metavar="N", default=0, help="the same seed gives the same text")
 
 
 def main() -> None:
     parser = ArgumentParser(
         prog="python -m tinygrad_impl.generate",
-        description="Continue a prompt. A text longer than the model's context goes on from its last tokens.",
+        description="Continue a prompt. One text is written as it comes, several when all of them are done.",
         epilog='example: python -m tinygrad_impl.generate --model runs/mine --prompt "One day" --num-samples 3',
     )
     parser.add_argument(
         "--model", required=True, help="a run, a folder with config.json and model.safetensors, or gpt2"
     )
-    parser.add_argument("--prompt", default="Once upon a time", help="the text to continue")
-    parser.add_argument("--num-samples", type=whole(1), default=1, metavar="N", help="texts to write")
+    parser.add_argument(
+        "--prompt", action="append", help="the text to continue, by default Once upon a time; may be given many times"
+    )
+    parser.add_argument("--num-samples", type=whole(1), default=1, metavar="N", help="texts to write for each prompt")
     add_sampling_options(parser)
     args = parser.parse_args()
     sampler = Sampler(args.temperature, args.top_k, args.top_p, args.seed)
     config, arrays = load(args.model)
     open_device(args.device)
     generator = Generator(GPT2(config, {name: a.astype(np.float32) for name, a in arrays.items()}))
-    length = len(tokenizer().encode_ordinary(args.prompt)) + args.max_new_tokens
-    if length > config.n_positions:
-        print(
-            f"note: beyond {config.n_positions} tokens the model sees only the last {config.n_positions}",
-            file=sys.stderr,
-        )
-    for i, text in enumerate(write(generator, args.prompt, args.max_new_tokens, args.num_samples, sampler)):
-        print(text if i == 0 else f"\n---\n{text}")
+    prompts = [prompt for prompt in args.prompt or ["Once upon a time"] for _ in range(args.num_samples)]
+    if max(len(encode(prompt)) for prompt in prompts) + args.max_new_tokens > config.n_positions:
+        last = max(1, config.n_positions // 2)
+        print(f"note: a text of more than {config.n_positions} tokens goes on from its last {last}", file=sys.stderr)
+    if len(prompts) == 1:
+        print(prompts[0], end="", flush=True)
+        steps = generator.stream([encode(prompts[0])], args.max_new_tokens, sampler)
+        for text, _ in pieces(drawn for [drawn] in steps if drawn):
+            print(text, end="", flush=True)
+        print()
+    else:
+        print("\n\n---\n".join(write(generator, prompts, args.max_new_tokens, sampler)))
 
 
 if __name__ == "__main__":

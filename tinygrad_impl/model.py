@@ -27,19 +27,58 @@ class Conv1D:
         return F.linear(x, self.weight, self.bias)  # (..., in) -> (..., out)
 
 
+class KVCache:
+    """The keys and values of the tokens before, so that each is computed once: of B rows, in n_positions slots a layer.
+
+    A token's slot is its position. `lengths`, integers (B,), is how many tokens each row has; the caller sets it before
+    every call of `GPT2.hidden`. No slot from there on is seen before it is written, so 0 begins a row anew.
+    """
+
+    def __init__(self, model: "GPT2", B: int):
+        config = model.config
+        self.slots = Tensor.arange(config.n_positions)
+        shape = (B, config.n_head, config.n_positions, config.n_embd // config.n_head)
+        zeros = Tensor.zeros(shape, dtype=model.wte.weight.dtype)
+        self.keys = [zeros.clone().realize() for _ in range(config.n_layer)]
+        self.values = [zeros.clone().realize() for _ in range(config.n_layer)]
+        self.lengths = Tensor.zeros(B, dtype=self.slots.dtype)
+
+    def positions(self, T: int) -> Tensor:
+        """Those of each row's next T tokens: (B, T). What is past the last position is padding."""
+        return (self.lengths[:, None] + Tensor.arange(T)).clamp(max_=len(self.slots) - 1)
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keeps k, v (B, H, T, D) of the next T tokens. Gives those of all slots, (B, H, n_positions, D), and which of
+        the slots each token sees: (B, 1, T, n_positions).
+        """
+        T = k.shape[2]
+        nth = self.slots - self.lengths[:, None]  # (B, n_positions): which of the T tokens a slot is for
+        index = nth.clamp(0, T - 1)
+        kept = (index != nth)[:, None, :, None]  # where it is for none of them
+        index = index[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])  # (B, H, n_positions, D)
+        self.keys[layer].assign(kept.where(self.keys[layer], k.gather(2, index)))
+        self.values[layer].assign(kept.where(self.values[layer], v.gather(2, index)))
+        seen = self.slots <= self.positions(T)[:, None, :, None]
+        return self.keys[layer], self.values[layer], seen
+
+
 class CausalSelfAttention:
     """Multi-head attention in which a position sees itself and what came before (Vaswani et al. 2017, section 3.2)."""
 
-    def __init__(self, config: GPT2Config):
-        self.n_head = config.n_head
+    def __init__(self, config: GPT2Config, layer: int):
+        self.n_head, self.layer = config.n_head, layer
         self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         B, T, C = x.shape
         qkv = self.c_attn(x)  # (B, T, C) -> (B, T, 3C)
         q, k, v = (t.reshape(B, T, self.n_head, -1).transpose(1, 2) for t in qkv.split(C, dim=2))  # each (B, H, T, D)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # softmax(q @ k.T / sqrt(D)) @ v: (B, H, T, D)
+        seen = None
+        if cache is not None:
+            k, v, seen = cache.update(self.layer, k, v)
+        # softmax(q @ k.T / sqrt(D)) @ v: (B, H, T, D)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.c_proj(y)
 
@@ -59,14 +98,14 @@ class MLP:
 class Block:
     """One layer: attention, then MLP, each on the normalised stream and added to it (pre-norm)."""
 
-    def __init__(self, config: GPT2Config):
+    def __init__(self, config: GPT2Config, layer: int):
         self.ln_1 = F.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.attn = CausalSelfAttention(config)
+        self.attn = CausalSelfAttention(config, layer)
         self.ln_2 = F.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
+    def __call__(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -82,7 +121,7 @@ class GPT2:
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
-        self.h = [Block(config) for _ in range(config.n_layer)]
+        self.h = [Block(config, i) for i in range(config.n_layer)]
         self.ln_f = F.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         nn.state.load_state_dict(self, {name: Tensor(array) for name, array in arrays.items()}, verbose=False)
 
@@ -96,12 +135,15 @@ class GPT2:
         loss = F.cross_entropy(logits, targets, ignore_index=-100)
         return logits[:, :, : self.config.vocab_size], loss
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """tokens (B, T) -> the stream after the last layer, normalised: (B, T, C)."""
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """tokens (B, T) -> the stream after the last layer, normalised: (B, T, C). With a cache they are the next T
+        tokens of each row, after the `cache.lengths` that it has already.
+        """
         T = tokens.shape[1]
-        x = F.embedding(tokens, self.wte.weight) + self.wpe.weight[:T]  # (B, T, C) + (T, C)
+        positions = self.wpe.weight[:T] if cache is None else F.embedding(cache.positions(T), self.wpe.weight)
+        x = F.embedding(tokens, self.wte.weight) + positions  # (B, T, C) + (T, C) or (B, T, C)
         for block in self.h:
-            x = block(x)
+            x = block(x, cache)
         return self.ln_f(x)
 
     def head(self, x: Tensor) -> Tensor:

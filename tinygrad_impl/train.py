@@ -63,7 +63,7 @@ def main() -> None:
         trainer.restore(start.arrays, start.moments, start.state["step"])
 
     def continued(prompt: str, tokens: int, sampler: Sampler) -> str:
-        return write(generator, prompt, tokens, 1, sampler)[0]
+        return write(generator, [prompt], tokens, sampler)[0]
 
     card = card_name(device)
     tinygrad = Implementation(

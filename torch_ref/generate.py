@@ -4,24 +4,38 @@ import torch
 
 from data.sampling import Sampler
 from data.tokenizer import EOT, VOCAB_SIZE
-from torch_ref.model import GPT2
+from torch_ref.model import GPT2, KVCache
 
 
 @torch.no_grad()
-def generate(model: GPT2, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler) -> list[list[int]]:
+def generate(
+    model: GPT2, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler, cached: bool = False
+) -> list[list[int]]:
     """Continues each prompt (at least one token) by up to max_new_tokens; a row ends before `EOT`.
 
-    Returns the new tokens of each row. Beyond n_positions the model sees the last n_positions tokens.
+    Returns the new tokens of each row. A row of more tokens than n_positions, be it by its prompt, goes on from its
+    last n_positions // 2 (from its last one, if that is none), which then grow to n_positions again, and so on.
+    `cached` computes each token once instead of the whole row at every step: for equal tokens, but for rounding.
     """
     rows = [list(prompt) for prompt in prompts]
     ended = [False] * len(rows)
-    device = model.wte.weight.device
+    starts = [0] * len(rows)  # where in its row begins what the model sees
+    held = [0] * len(rows)  # how many tokens from there on the cache has
+    device, n_positions = model.wte.weight.device, model.config.n_positions
+    cache = KVCache(model, len(rows)) if cached else None
     for _ in range(max_new_tokens):
-        seen = [row[-model.config.n_positions :] for row in rows]
+        for i, row in enumerate(rows):
+            if len(row) - starts[i] > n_positions:
+                # no key or value can stay: every token has another position now
+                starts[i], held[i] = len(row) - max(1, n_positions // 2), 0
+        fed = [row[start + has :] for row, start, has in zip(rows, starts, held, strict=True)]
         # what is right of a position does not reach it, so shorter rows are padded there
-        tokens = torch.tensor([row + [EOT] * (max(map(len, seen)) - len(row)) for row in seen], device=device)
-        last = torch.tensor([len(row) - 1 for row in seen], device=device)
-        x = model.hidden(tokens)[torch.arange(len(rows), device=device), last]  # (N, C)
+        tokens = torch.tensor([row + [EOT] * (max(map(len, fed)) - len(row)) for row in fed], device=device)
+        last = torch.tensor([len(row) - 1 for row in fed], device=device)
+        if cache is not None:
+            cache.lengths = torch.tensor(held, device=device)
+            held = [has + len(row) for has, row in zip(held, fed, strict=True)]
+        x = model.hidden(tokens, cache)[torch.arange(len(rows), device=device), last]  # (N, C)
         for i, token in enumerate(sampler(model.head(x)[:, :VOCAB_SIZE].float().cpu().numpy())):
             ended[i] = ended[i] or token == EOT
             if not ended[i]:

@@ -78,7 +78,7 @@ def read_run(folder: Path) -> Any:
     if any(found != row(int(found["step"])) for found in shown.metrics):
         return "a line that was never written"
     facts = {name: value for name, value in vars(args).items() if name not in ("out", "resume")}
-    return facts, shown.facts, shown.metrics[:3], shown.parity, checkpoint, resumed.metrics
+    return facts, shown.facts, shown.metrics[:3], shown.parity, shown.comparison, checkpoint, resumed.metrics
 
 
 def row(step: int) -> dict[str, Any]:
@@ -126,6 +126,10 @@ def build(root: Path) -> list[Target]:
         "versions": {},
     }
     write_sealed(out.path / "parity.json", parity | {"model": {"sha256": ""}, "sources": {}, "rows": []})
+    side: dict[str, Any] = {"name": "", "loss": 2.0, "perplexity": 7.5}
+    text = {"prompt": "a", "pretrained": {"pieces": ["b"], "probabilities": [0.5]}}
+    compared = {"pretrained": side, "finetuned": side, "data": "", "tokens": 9, "seq_len": 4, "sampling": {}}
+    write_sealed(out.path / "compare.json", compared | {"texts": [text | {"finetuned": text["pretrained"]}]})
     for step in range(5):
         out.add_metrics(row(step))
         out.add_sample(step, f"A text of step {step}.")
@@ -137,7 +141,7 @@ def build(root: Path) -> list[Target]:
     targets = [Target("prepared", path.name, read_prepared) for path in prepared.iterdir()]
     targets += [Target("weights", name, read_weights) for name in (CONFIG, WEIGHTS)]
     targets += [Target("sharded", name, read_weights) for name in (INDEX, "a.safetensors")]
-    of_run = ["run.json", "metrics.jsonl", "samples.md", "parity.json", "checkpoints/latest"]
+    of_run = ["run.json", "metrics.jsonl", "samples.md", "parity.json", "compare.json", "checkpoints/latest"]
     of_run += [f"checkpoints/step-2/{path.name}" for path in (out.path / "checkpoints" / "step-2").iterdir()]
     return targets + [Target("run", name, read_run) for name in of_run]
 

@@ -11,9 +11,13 @@ import torch
 
 from data.checkpoint import load
 from data.loader import windows
+from data.run_folder import read_sealed, write_sealed
+from data.sampling import Sampler
 from data.shards import read_meta
 from tinygrad_impl import compare
 from tinygrad_impl.compare import PROMPTS, main
+from tinygrad_impl.generate import Generator, write
+from tinygrad_impl.report import comparison_page
 from tinygrad_impl.tests.support import SMALL, Result, call, refused, save_model
 from torch_ref.model import GPT2
 
@@ -85,17 +89,40 @@ def test_the_page_is_written_here_by_default(compared: tuple[Path, Result]) -> N
     assert not result.errors
 
 
+def test_json(compared: tuple[Path, Result], small: Path, other: Path, prepared_folder: Path) -> None:
+    """What the page says, and every piece of the texts with its probability."""
+    folder, result = compared
+    found = read_sealed(folder / "compare.json")
+    assert found.keys() == {"pretrained", "finetuned", "data", "tokens", "seq_len", "sampling", "texts"}
+    assert (found["data"], found["tokens"], found["seq_len"]) == (str(prepared_folder), MEASURED, SMALL.n_positions)
+    expected = {"temperature": 0.8, "top_k": None, "top_p": None, "seed": 0, "max_new_tokens": 6}
+    assert found["sampling"] == expected
+    assert [text["prompt"] for text in found["texts"]] == PAIR
+    for side, path in (("pretrained", small), ("finetuned", other)):
+        assert found[side].keys() == {"name", "loss", "perplexity"}
+        assert found[side]["name"] == str(path)
+        assert found[side]["perplexity"] == math.exp(found[side]["loss"])
+        assert f"| {side}: {path} | {found[side]['loss']:.4f} | {found[side]['perplexity']:.2f} |" in result.out
+        written = write(Generator(compare.GPT2(*load(path))), PAIR, 6, Sampler(0.8))
+        for text, whole in zip(found["texts"], written, strict=True):
+            assert text.keys() == {"prompt", "pretrained", "finetuned"}
+            pieces, probabilities = text[side]["pieces"], text[side]["probabilities"]
+            assert text["prompt"] + "".join(pieces) == whole
+            assert len(pieces) == len(probabilities) > 2
+            assert all(0 < p < 1 for p in probabilities)
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No models: what is tested is around them."""
     monkeypatch.setattr(compare.Evaluator, "__call__", lambda self, batches: float(sum(1 for _ in batches)))
-    monkeypatch.setattr(compare, "write", lambda generator, prompt, *_: [prompt])
+    monkeypatch.setattr(compare.Generator, "stream", lambda *_: iter(()))
 
 
 def a_run(folder: Path, data: Path) -> Path:
     save_model(folder / "checkpoints" / "step-3", seed=2)
     (folder / "checkpoints" / "latest").write_text("step-3\n")
-    (folder / "run.json").write_text(json.dumps({"data": {"folder": str(data)}, "options": {"seq_len": 16}}))
+    write_sealed(folder / "run.json", {"data": {"folder": str(data)}, "options": {"seq_len": 16}})
     return folder
 
 
@@ -109,6 +136,16 @@ def test_a_run_names_its_data_and_keeps_the_page(small: Path, prepared_folder: P
     assert "16 at a time" in page  # as the run was trained
     assert re.findall(r"(?m)^## (.*)$", page) == PROMPTS
     assert not (tmp_path / "compare.md").exists()
+    assert read_sealed(run / "compare.json")["seq_len"] == 16
+
+
+@pytest.mark.usefixtures("quick")
+def test_html(small: Path, prepared_folder: Path, tmp_path: Path) -> None:
+    given = ("--pretrained", small, "--finetuned", small, "--data", prepared_folder, "--device", "CPU")
+    assert call(main, *given, "--html", "page.html", "--prompt", "A <b>", cwd=tmp_path).code == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page == comparison_page(read_sealed(tmp_path / "compare.json"))
+    assert "A &lt;b&gt;" in page
 
 
 @pytest.mark.usefixtures("quick")
@@ -120,6 +157,7 @@ def test_out(small: Path, prepared_folder: Path, tmp_path: Path) -> None:
     assert "> a\n> b\n" in page  # every line is part of the quotation
     assert "the first 199 of 199" in page
     assert not (run / "compare.md").exists()
+    assert read_sealed(tmp_path / "page.json")["texts"][0]["prompt"] == "a\nb"
 
 
 @pytest.mark.parametrize(
@@ -131,6 +169,8 @@ def test_out(small: Path, prepared_folder: Path, tmp_path: Path) -> None:
         (["--temperature", "hot"], "--temperature"),
         (["--max-new-tokens", 0], "--max-new-tokens"),
         (["--out", "nowhere/page.md"], "there is no folder nowhere"),
+        (["--out", "page.json"], "--out page.json names the Markdown file"),
+        (["--html", "nowhere/page.html"], "there is no folder nowhere to write page.html into; name another --html"),
         (["--data", "nowhere.txt"], "there is no file nowhere.txt"),
         (["--data", "."], "no meta.json"),
         (["--finetuned", "./nowhere"], "there is no folder ./nowhere"),
@@ -150,7 +190,10 @@ def test_both_models_have_to_be_named(small: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"data": {}}', '{"data": 3}', '{"data": {"folder": "data"}}'])
 def test_a_damaged_run_json(text: str, small: Path, prepared_folder: Path, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", prepared_folder)
-    (run / "run.json").write_text(text)
+    try:
+        write_sealed(run / "run.json", json.loads(text))  # of another version, say
+    except (ValueError, TypeError):
+        (run / "run.json").write_text(text)
     refused(call(main, "--pretrained", small, "--finetuned", run, "--device", "CPU", cwd=tmp_path), "run.json")
 
 

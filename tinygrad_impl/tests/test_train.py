@@ -122,7 +122,7 @@ def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(train.Trainer, "step", step)
     monkeypatch.setattr(train.Evaluator, "__call__", lambda self, batches: float(len(list(batches))))
-    monkeypatch.setattr(train, "write", lambda generator, prompt, *_: [f"{prompt} it was."])
+    monkeypatch.setattr(train, "write", lambda generator, prompts, *_: [f"{prompts[0]} it was."])
 
 
 def test_run_json(finished: tuple[Path, Path, Result]) -> None:

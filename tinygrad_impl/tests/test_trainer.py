@@ -1,6 +1,7 @@
 """The training step, by its own properties; that it equals PyTorch's is for parity_tests."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,6 +9,9 @@ import pytest
 
 from data.config import GPT2Config
 from data.initialize import initial_weights
+from data.sampling import Sampler
+from data.tokenizer import VOCAB_SIZE
+from tinygrad_impl.generate import Generator
 from tinygrad_impl.trainer import Trainer, learning_rate
 
 CONFIG = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=1, n_head=2)
@@ -76,6 +80,24 @@ def test_restore_without_the_step_count_would_differ() -> None:
         restored.step([batch(0)], LR)
         after[steps] = restored.model.arrays()["wte.weight"]
     assert not np.array_equal(after[0], after[3])
+
+
+def test_sampling_between_steps_changes_nothing() -> None:
+    """Not one bit of losses, norms and weights; and what is sampled is of the weights as they are then."""
+    config = replace(CONFIG, vocab_size=VOCAB_SIZE)
+    arrays = initial_weights(config, 0)
+    plain, sampled = Trainer(config, arrays), Trainer(config, arrays)
+    generator = Generator(sampled.model)
+    prompts, new = [[1, 2, 3], [4]], 2 * config.n_positions  # prefilled, and beyond the context
+
+    texts = []
+    for seed in range(5):  # the trainer's graphs and the sampler's are both run plainly, captured and then replayed
+        texts.append(generator(prompts, new, Sampler(seed=1)))
+        assert sampled.step([batch(seed)], 0.1) == plain.step([batch(seed)], 0.1)
+    for name, array in sampled.model.arrays().items():
+        np.testing.assert_array_equal(array, plain.model.arrays()[name])
+    assert all(text != texts[0] for text in texts[1:])
+    assert generator(prompts, new, Sampler(seed=1)) == Generator(plain.model)(prompts, new, Sampler(seed=1))
 
 
 def test_only_matrices_decay() -> None:
