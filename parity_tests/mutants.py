@@ -386,7 +386,7 @@ for name, named, *edits in (
     ("the same order in every epoch", "order", (L.Loader, "_window", (order, order.replace("epoch", "0")))),
     ("orders of seed + epoch", "order", (L, "_order", ("(seed, epoch)", "seed + epoch"))),
     ("seed unused", "order", (L, "_order", ("(seed, epoch)", "epoch"))),
-    ("not shuffled", "order", (L, "_order", (".permutation(windows)", ".bit_generator and np.arange(windows)"))),
+    ("not shuffled", "order", (L, "_order", (".permutation(", ".bit_generator and ("))),
     ("state without the position", "state", (L.Loader, "state", ('"position": self.position', '"position": 0'))),
     ("restored a batch late", "state", (L.Loader, "restore", ('state["position"]', 'state["position"] + self.batch_size'))),
     ("last window dropped", "number", (L.Loader, "__init__", ("(self.tokens - 1) // seq_len", "(self.tokens - 1) // seq_len - 1"))),
