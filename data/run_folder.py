@@ -179,6 +179,8 @@ class RunFolder:
             folder.samples = [sample for sample in written if state and sample[0] <= state["step"]]
             with atomic_write(path / "samples.md", "w") as f:
                 f.writelines(section(*sample) for sample in folder.samples)
+        if state:
+            folder.prune(range(state["step"] + 1))
         return folder
 
     def add_metrics(self, row: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 
 from data.checkpoint import checkpoints, latest_checkpoint, load, resolve
@@ -31,9 +31,6 @@ from data.prepare import prepared
 from data.run_folder import RunFolder, load_checkpoint, read_sealed, refuse_occupied, write_sealed
 from data.sampling import Sampler
 from data.shards import Verification, read_meta
-
-matplotlib.use("Agg")  # draw to files: a training machine has no screen
-import matplotlib.pyplot as plt
 
 PROMPT = "Once upon a time"
 SAMPLE_TOKENS = 160
@@ -87,7 +84,7 @@ def parser(prog: str, framework: str) -> ArgumentParser:
         "--data", metavar="TEXT", help="stories (embedded), tinystories (hub), a .txt, a .jsonl, or prepared"
     )
     model.add_argument("--out", type=Path, metavar="RUN", help="the run's folder; by default a new one in runs/")
-    model.add_argument("--resume", type=Path, metavar="RUN", help="go on with a stopped run, or from its checkpoint")
+    model.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run, or from a checkpoint of it")
     model.add_argument("--config", type=Path, metavar="RUN.JSON", help="the options of a run; others change them")
     how = parser.add_argument_group("how to train it")
     how.add_argument("--steps", type=whole(1), metavar="N", help="updates of the weights")
@@ -134,8 +131,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
             raise InputError(f"{args.resume} holds no run ({file} is missing); pass the folder of one")
     else:
         file = args.config
-    said = read_sealed(file)
-    options = said.get("options")
+    options = read_sealed(file).get("options")
     known = vars(args).keys() - {*UNRECORDED}
     # only the port has a gate
     if not isinstance(options, dict) or options.keys() - {"parity"} != known - {"parity"}:
@@ -145,10 +141,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
         if name in vars(args) and value is not None and value is not False:
             values = value if isinstance(value, list) else [value]
             words += [f"--{name.replace('_', '-')}", *([] if value is True else map(str, values))]
-    merged = parser.parse_args(words)
-    if args.config and "data" not in given and "data" in said:
-        merged.expected = said["data"].get("checksum"), said.get("weights") if "init" not in given else None
-    return merged
+    return parser.parse_args(words)
 
 
 @dataclass
@@ -167,15 +160,11 @@ class Start:
 
 def begin(args: argparse.Namespace, device: str) -> Start:
     """Completes the options, and gets the weights and the data. Raises `InputError` for whatever is wrong with them."""
+    checkpoint = moments = None
     if args.resume and args.resume.parent.name == "checkpoints":
-        checkpoint: Path | None = args.resume
-    elif args.resume and (args.resume / "checkpoints" / "latest").exists():
+        checkpoint = args.resume
+    elif args.resume and any((args.resume / "checkpoints").glob("[ls]*")):  # latest, step-N
         checkpoint = latest_checkpoint(args.resume)
-    elif args.resume and checkpoints(args.resume / "checkpoints"):
-        checkpoint = latest_checkpoint(args.resume)  # refuses, and names the newest good one
-    else:
-        checkpoint = None
-    moments = None
     if checkpoint:
         config, arrays, moments, state = load_checkpoint(checkpoint)
         of_run, of_checkpoint = (
@@ -197,12 +186,25 @@ def begin(args: argparse.Namespace, device: str) -> Start:
     loader = Loader(folder, "train", args.batch_size * args.grad_accum, args.seq_len, args.seed)
     if checkpoint:
         loader.restore(state["loader"])
-    data, weights = getattr(args, "expected", (None, None))
-    if data and data != read_meta(folder)["checksum"]:
-        raise InputError(f"{args.data} is not the text that {args.config} was run on; give --data")
-    if weights and weights != checksum(arrays):
-        raise InputError(f"{args.init} is not the weights that {args.config} began with; give --init")
+    if args.config:
+        refuse_other_inputs(args, read_sealed(args.config), folder, arrays)
     return Start(args, config, arrays, moments, state, folder, loader, verification)
+
+
+def refuse_other_inputs(
+    args: argparse.Namespace, said: dict[str, Any], folder: Path, arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Raises `InputError` where options of the run that `said` is of name other data or weights now than they did."""
+    before = said["options"]
+    if args.data == before["data"] and read_meta(folder)["checksum"] != said["data"]["checksum"]:
+        raise InputError(
+            f"{args.data} is not the text that {args.config} was run on; put that back, or give another --data"
+        )
+    named = all(getattr(args, name) == before[name] for name in ("init", "preset", "seed"))
+    if named and checksum(arrays) != said["weights"]:
+        raise InputError(
+            f"{args.init} is not the weights that {args.config} began with; put those back, or give another --init"
+        )
 
 
 def complete(args: argparse.Namespace, device: str) -> tuple[GPT2Config, dict[str, np.ndarray]]:
@@ -484,7 +486,7 @@ def describe(start: Start) -> dict[str, Any]:
 
 def recorded(args: argparse.Namespace) -> dict[str, Any]:
     """The options that make a run what it is."""
-    return {name: value for name, value in vars(args).items() if name not in (*UNRECORDED, "expected")}
+    return {name: value for name, value in vars(args).items() if name not in UNRECORDED}
 
 
 def find_learning_rate(start: Start, by: Implementation) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from tinygrad_impl.report import escaped, pairs, share
+
 Row = dict[str, Any]
 
 CHECKS = {
@@ -59,15 +61,6 @@ failures first, then by error ÷ allowed. All are in the tables below.</p>
 """
 
 
-def escaped(value: Any) -> Any:
-    """The same with every string in it made safe to stand in HTML."""
-    if isinstance(value, dict):
-        return {escape(str(k)): escaped(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [escaped(v) for v in value]
-    return escape(value) if isinstance(value, str) else value
-
-
 def verdict(c: dict[str, Any]) -> str:
     failed, total = sum(not row["passed"] for row in c["rows"]), len(c["rows"])
     count = f"All {total:,} comparisons are" if not failed else f"{total - failed:,} of {total:,} comparisons are"
@@ -100,10 +93,6 @@ def definitions(c: dict[str, Any]) -> str:
     own = "" if c["multiple"] is None else f"<b>own</b>: PyTorch's error in {c['dtype']} against the same truth; "
     return f"""<p><b>error</b>: ‖tinygrad − truth‖ ÷ ‖truth‖, where truth is PyTorch in float64; {own}<b>allowed</b>:
 {allowed}.</p>"""
-
-
-def pairs(items: dict[str, str], kind: str = "facts") -> str:
-    return f'<dl class="{kind}">{"".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in items.items())}</dl>'
 
 
 def legend(c: dict[str, Any]) -> str:
@@ -207,14 +196,6 @@ def number(value: float | None) -> str:
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("∞" if value > 0 else "−∞")
     return f"{value:.3g}" if value == 0 or 1e-3 <= abs(value) < 1e4 else re.sub(r"e\+?(-?)0*", r"e\1", f"{value:.1e}")
-
-
-def share(row: Row) -> float:
-    """How much of what is allowed the error takes up. What can't be told counts as too much."""
-    if row["error"] == 0:
-        return 0.0
-    ratio = row["error"] / row["allowed"] if row["allowed"] else math.inf
-    return math.inf if math.isnan(ratio) else ratio
 
 
 def worst_first(rows: list[Row]) -> list[Row]:

@@ -758,6 +758,17 @@ def test_a_configuration_with_other_options(place: Folders, tmp_path: Path) -> N
     assert read_sealed(tmp_path / "run" / "run.json")["options"]["lr"] == 0.02
 
 
+def test_a_configuration_with_another_seed(tmp_path: Path, stubbed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is other random weights than those that run.json has the checksum of."""
+    monkeypatch.setitem(PRESETS, "tiny", SMALL)
+    write_stories(tmp_path / "stories.txt")
+    of_run = options(init="random", preset="tiny", out="run", steps=2)
+    assert call(train.main, *of_run, cwd=tmp_path).code == 0
+    again = ("--config", "run/run.json", "--out", "other", "--seed", 5)
+    assert call(train.main, *again, cwd=tmp_path).code == 0
+    assert read_sealed(tmp_path / "other" / "run.json")["seed"] == 5
+
+
 @pytest.mark.usefixtures("stubbed")
 def test_a_configuration_of_other_data_or_weights(place: Folders, tmp_path: Path) -> None:
     folder = tmp_path / "elsewhere"
@@ -767,17 +778,17 @@ def test_a_configuration_of_other_data_or_weights(place: Folders, tmp_path: Path
     shutil.copy(place[1] / "run.json", folder)
     argv = ("--config", "run.json", "--parity", "off", "--out", "run")
     result = call(train.main, *argv, cwd=folder)
-    assert (result.code, result.errors) == (
-        2,
-        ["error: stories.txt is not the text that run.json was run on; give --data"],
-    )
-    assert call(train.main, *argv, "--data", "stories.txt", cwd=folder).code == 0
+    error = "error: stories.txt is not the text that run.json was run on; put that back, or give another --data"
+    assert (result.code, result.errors) == (2, [error])
+    shutil.copy(folder / "stories.txt", folder / "others.txt")
+    assert call(train.main, *argv, "--data", "others.txt", cwd=folder).code == 0
     shutil.copy(place[0] / "stories.txt", folder / "stories.txt")
     shutil.rmtree(folder / "init")
     save_model(folder / "init", seed=2)
     shutil.rmtree(folder / "run")
     result = call(train.main, *argv, cwd=folder)
-    assert result.errors == ["error: init is not the weights that run.json began with; give --init"]
+    error = "error: init is not the weights that run.json began with; put those back, or give another --init"
+    assert (result.code, result.errors) == (2, [error])
 
 
 def test_quiet(place: Folders, tmp_path: Path, stubbed: None) -> None:
