@@ -81,6 +81,8 @@ def edited(function: Any, *changes: tuple[str, str]) -> Any:
 
 
 MUTANTS: list[Mutant] = []
+named: str | tuple[str, ...]  # of the loops below
+edits: list[Any]
 
 
 def mutant(
@@ -273,9 +275,8 @@ mutant("last position never trained", LOSS, (M.GPT2, "__call__", (scored, shifte
 DECAY, CLIPPING, UPDATE, GRAPH = "weight decay", "clipping", "AdamW's update", "only the graph that trains"
 adamw = (T.Trainer, "adamw")
 matrices, decayed = "self.weight_decay if p.ndim == 2 else 0.0", "p * (1 - lr * decay)"
-m_hat, scale = "(lr / correction1) * m", "(self.clip / (norm + 1e-6)).minimum(1)"
-root_v, scaled = "((v / correction2).sqrt() + self.eps)", "self.gradients[name] * scale"
-to_norm = "torch.nn.utils.clip_grad_norm_"
+m_hat, mean = "(lr / correction1) * m", "total / self.count"
+root_v, scaled = "((v / correction2).sqrt() + self.eps)", "total * scale + total * rest"
 for name, named, *changes in (
     ("decay of biases and gains too", DECAY, (matrices, "self.weight_decay")),
     ("no decay of wte", DECAY, ("p.ndim == 2", "p.ndim == 2 and name != 'wte.weight'")),
@@ -296,32 +297,40 @@ for name, named, *changes in (
     ("the step before the moments' update", UPDATE, (m_hat, "(lr / correction1) * ((m - (1 - beta1) * g) / beta1)")),
     ("beta1 0.8", r"AdamW's exp_avg:", ("beta1, beta2 = self.betas", "beta1, beta2 = 0.8, self.betas[1]")),
     ("betas exchanged", (r"AdamW's exp_avg:", r"AdamW's exp_avg_sq:"), ("beta1, beta2 =", "beta2, beta1 =")),
-    ("exp_avg_sq of the unclipped gradient", (r"AdamW's exp_avg_sq:", CLIPPING), ("* g * g", "* (g / scale * share) ** 2")),
-    ("exp_avg in bfloat16", r"AdamW's exp_avg:", ("where(beta1 * m + (1 - beta1) * g,", "where((beta1 * m + (1 - beta1) * g).cast('bfloat16').cast(m.dtype),")),
-    ("clipping of the step, not the gradient", CLIPPING, (scaled, "self.gradients[name] * share"), (m_hat, f"{m_hat} * (scale / share)")),
-    ("clipping by each tensor's norm", CLIPPING, (scaled, "self.gradients[name] * share * (self.clip / (self.gradients[name].square().sum().sqrt() * share + 1e-6)).minimum(1)")),
-    ("norm without wte", ("AdamW's norm", CLIPPING), ("in self.gradients.values()]", "in list(self.gradients.values())[1:]]")),
-    ("clipping scales up too", CLIPPING, (".minimum(1)", "")),
-    ("clipping without its 1e-6", CLIPPING, ("(norm + 1e-6)", "norm")),
-    ("no clipping", CLIPPING, (scale, "Tensor(1.0)")),
-    ("clipping by value", CLIPPING, (scaled, "(self.gradients[name] * share).clip(-self.clip, self.clip)")),
-    ("clipping before the mean over micro-batches", (CLIPPING, "accumulate", "AdamW's norm"), ("sqrt() * share", "sqrt()")),
-    ("accumulation without 1 / k", "accumulate", ("norm = ", "share = 1\n    norm = ")),
-    ("reported loss without 1 / k", ("accumulate", "loss"), ("self.loss * share", "self.loss * 1")),
+    ("exp_avg_sq of the unclipped gradient", (r"AdamW's exp_avg_sq:", CLIPPING), ("* g * g", f"* ({mean}) ** 2")),
+    ("exp_avg in bfloat16", r"AdamW's exp_avg:", ("m.assign(beta1 * m + (1 - beta1) * g)", "m.assign((beta1 * m + (1 - beta1) * g).cast('bfloat16').cast(m.dtype))")),
+    ("clipping of the step, not the gradient", CLIPPING, (scaled, mean), (m_hat, f"{m_hat} * (scale * self.count)")),
+    ("clipping by each tensor's norm", CLIPPING, (scaled, f"{mean} * (self.clip / (({mean}).square().sum().sqrt() + 1e-6)).minimum(1)")),
+    ("clipping by value", CLIPPING, (scaled, f"({mean}).clip(-self.clip, self.clip)")),
 ):  # fmt: skip
     mutant(name, named, *((*adamw, change) for change in changes))
 
 init, update = (T.Trainer, "__init__"), (T.Trainer, "update")
+mutant(
+    "norm without wte",
+    ("AdamW's norm", CLIPPING),
+    (T.Trainer, "squares", ("in self.gradients.values()]", "in list(self.gradients.values())[1:]]")),
+)
+clipped, root = "min(self.clip / (norm + 1e-6), 1.0)", "math.sqrt(sum(squares)) / self.count"
+for name, named, *changes in (
+    ("clipping scales up too", CLIPPING, (clipped, "self.clip / (norm + 1e-6)")),
+    ("clipping without its 1e-6", CLIPPING, ("(norm + 1e-6)", "norm")),
+    ("no clipping", CLIPPING, (clipped, "1.0")),
+    ("clipping before the mean over micro-batches", (CLIPPING, "accumulate", "AdamW's norm"), (root, "math.sqrt(sum(squares))")),
+    ("accumulation without 1 / k", "accumulate", (root, "math.sqrt(sum(squares))"), (", 1.0) / self.count", ", 1.0)")),
+    ("reported loss without 1 / k", ("accumulate", "loss"), ("float(total) / self.count", "float(total)")),
+):  # fmt: skip
+    mutant(name, named, *((*update, change) for change in changes))
 mutant("beta2 0.999", r"AdamW's exp_avg_sq:", (*init, ("(0.9, 0.95)", "(0.9, 0.999)")))
 mutant("eps 1e-6", UPDATE, (*init, ("eps: float = 1e-8", "eps: float = 1e-6")))
 mutant("weight decay 0.01", DECAY, (*init, ("weight_decay: float = 0.1", "weight_decay: float = 0.01")))
-ahead = (("beta1**step", "beta1 ** (step + 1)"), ("beta2**step", "beta2 ** (step + 1)"))
+ahead = (("beta1**self.steps", "beta1 ** (self.steps + 1)"), ("beta2**self.steps", "beta2 ** (self.steps + 1)"))
 mutant("bias correction off by one step", UPDATE, *((*update, change) for change in ahead))
 frozen = "self.__dict__.setdefault('frozen', lr)"
 mutant(
     "learning rate frozen in the graph",
     (UPDATE, "learning_rate", GRAPH),
-    (*update, ("self.count, lr,", f"self.count, {frozen},")),
+    (*update, ("rest, lr,", f"rest, {frozen},")),
 )
 mutant(
     "scalars in float32",
@@ -329,7 +338,7 @@ mutant(
     (*update, ("np.array(scalars, self.dtype)", "np.array(scalars, 'float32')")),
     dtypes=("float64",),
 )
-mutant("step without 1 / k", "accumulate", (*update, ("1 / self.count", "1.0")))
+mutant("step without 1 / k", "accumulate", (*update, (", 1.0) / self.count", ", 1.0)")))
 
 RATE = "learning_rate"
 rate = (T, "learning_rate")
@@ -359,7 +368,6 @@ mutant(
 
 # --- loader --------------------------------------------------------------------------------------------------------
 
-edits: list[Any]
 order = "_order(self.seed, epoch, self.windows)"
 further = "np.concatenate([rows[:, 2:], rows[:, :1]], axis=1)"
 for name, named, *edits in (

@@ -55,9 +55,9 @@ class Trainer:
         self.exp_avg_sq = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
         self.gradients = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
         self.loss = self._zeros(())
-        # Two compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
+        # Three compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
         self._add_gradients = TinyJit(self.add_gradients)
-        self._adamw = TinyJit(self.adamw)
+        self._squares, self._adamw = TinyJit(self.squares), TinyJit(self.adamw)
 
     def step(self, batches: Sequence[tuple[np.ndarray, np.ndarray]], lr: float) -> tuple[float, float]:
         """One update from micro-batches (x, y) of integers (B, T). Returns their mean loss and the gradient's norm,
@@ -74,12 +74,16 @@ class Trainer:
 
     def update(self, lr: float) -> tuple[float, float]:
         """AdamW's step from the means, clipped, if they are finite. Returns the mean loss, and the norm from before."""
-        step = self.steps + 1
+        total, *squares = self._squares().numpy().astype(np.float64)
+        loss, norm = float(total) / self.count, math.sqrt(sum(squares)) / self.count
+        if not math.isfinite(loss + norm):
+            return loss, norm
+        self.steps += 1
         beta1, beta2 = self.betas
-        scalars = [1 / self.count, lr, 1 - beta1**step, 1 - beta2**step]  # in Python's float64
-        loss, norm = (t.item() for t in self._adamw(self._tensor(np.array(scalars, self.dtype))))
-        if math.isfinite(loss + norm):
-            self.steps = step
+        scale = min(self.clip / (norm + 1e-6), 1.0) / self.count  # torch.nn.utils.clip_grad_norm_
+        rest = scale - float(self.dtype.type(scale))  # its rounding, which all gradients would have in common
+        scalars = [scale, rest, lr, 1 - beta1**self.steps, 1 - beta2**self.steps]  # in Python's float64
+        self._adamw(self._tensor(np.array(scalars, self.dtype)))
         return loss, norm
 
     def add_gradients(self, x: Tensor, y: Tensor, more: Tensor) -> None:
@@ -92,26 +96,24 @@ class Trainer:
             total.assign(more[0].where(total, 0) + new)
         Tensor.realize(*totals)
 
-    def adamw(self, scalars: Tensor) -> tuple[Tensor, Tensor]:
-        """AdamW's step from the totals; scalars: 1 / micro-batches, learning rate, 1 - beta1^t, 1 - beta2^t."""
-        # Realised piece by piece, because tinygrad plans many small graphs, mostly alike, sooner than one large graph.
-        share, lr, correction1, correction2 = (scalars[i] for i in range(4))
+    def squares(self) -> Tensor:
+        """The totals' loss, and of each gradient the sum of its squares: (1 + parameters,)."""
         squares = [F.long_sum(g.square().flatten()).realize() for g in self.gradients.values()]
-        norm = F.long_sum(Tensor.stack(*squares)).sqrt() * share
-        scale = (share * (self.clip / (norm + 1e-6)).minimum(1)).contiguous()  # torch.nn.utils.clip_grad_norm_
-        loss = self.loss * share
-        finite = (loss + norm).isfinite().contiguous()  # if not, nothing moves: a select, since 0 * NaN is NaN
-        Tensor.realize(loss, norm, scale, finite)
+        return Tensor.stack(self.loss, *squares).realize()
+
+    def adamw(self, scalars: Tensor) -> None:
+        """AdamW's step; scalars: the totals' factor and the rest of it, learning rate, 1 - beta1^t, 1 - beta2^t."""
+        # Realised piece by piece, because tinygrad plans many small graphs, mostly alike, sooner than one large graph.
+        scale, rest, lr, correction1, correction2 = (scalars[i] for i in range(5))
         beta1, beta2 = self.betas
         for name, p in self.parameters.items():
-            g, m, v = self.gradients[name] * scale, self.exp_avg[name], self.exp_avg_sq[name]
-            m.assign(finite.where(beta1 * m + (1 - beta1) * g, m))
-            v.assign(finite.where(beta2 * v + (1 - beta2) * g * g, v))
+            total, m, v = self.gradients[name], self.exp_avg[name], self.exp_avg_sq[name]
+            g = total * scale + total * rest
+            m.assign(beta1 * m + (1 - beta1) * g)
+            v.assign(beta2 * v + (1 - beta2) * g * g)
             decay = self.weight_decay if p.ndim == 2 else 0.0
-            moved = p * (1 - lr * decay) - (lr / correction1) * m / ((v / correction2).sqrt() + self.eps)
-            p.assign(finite.where(moved, p))
+            p.assign(p * (1 - lr * decay) - (lr / correction1) * m / ((v / correction2).sqrt() + self.eps))
             Tensor.realize(m, v, p)
-        return loss, norm
 
     def moments(self) -> dict[str, np.ndarray]:
         """AdamW's state but for `steps`, copied: exp_avg.NAME and exp_avg_sq.NAME, shaped like parameter NAME."""

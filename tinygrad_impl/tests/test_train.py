@@ -807,12 +807,15 @@ def test_a_spike_is_told(place: Folders, tmp_path: Path, stubbed: None, monkeypa
         return loss + 0.1 * (self.steps % 2) + 5 * (self.steps == 40), norm
 
     monkeypatch.setattr(train.Trainer, "step", jumping)
-    result = training(place[0], str(tmp_path / "run"), steps=50, sample_every=99, save_every=99, eval_every=99)
+    result = training(place[0], str(tmp_path / "run"), steps=50, sample_every=99, save_every=30, eval_every=99)
     assert result.code == 0, result
     assert [line for line in result.out.splitlines() if "jumped" in line] == [
         "step 40: the loss jumped from about 2.051 to 7.000, on windows 156 to 159 of the data"
     ]
-    assert [row["step"] for row in metrics(tmp_path / "run") if "spike" in row] == [40]
+    through = course(tmp_path / "run")
+    assert [row["step"] for row in through if "spike" in row] == [40]
+    assert resume(tmp_path / "run" / "checkpoints" / "step-30", place[0]).code == 0
+    assert course(tmp_path / "run") == through  # what is usual was not forgotten
 
 
 def test_the_smoothed_loss() -> None:

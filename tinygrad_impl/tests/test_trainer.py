@@ -12,7 +12,7 @@ from data.initialize import initial_weights
 from data.sampling import Sampler
 from data.tokenizer import VOCAB_SIZE
 from tinygrad_impl.generate import Generator
-from tinygrad_impl.trainer import Trainer, learning_rate
+from tinygrad_impl.trainer import Trainer, learning_rate, write
 
 CONFIG = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=1, n_head=2)
 LR = 1e-3
@@ -138,3 +138,21 @@ def test_learning_rate_without_warm_up_begins_at_the_peak() -> None:
 def test_learning_rate_of_nothing_but_warm_up() -> None:
     assert [learning_rate(step, 2, 1.0, 0.1, 2) for step in range(2)] == [0.5, 1.0]
     assert math.isfinite(learning_rate(2, 2, 1.0, 0.1, 2))
+
+
+def test_clipping_gives_gradients_no_error_in_common() -> None:
+    """One number multiplies them all: what its rounding is off by would not average out over a tensor."""
+    config = GPT2Config(vocab_size=401, n_positions=16, n_embd=128, n_layer=1, n_head=2)
+    clipped, random = Trainer(config, initial_weights(config, 0), betas=(0.5, 0.5)), np.random.default_rng(0)
+    for _ in range(40):
+        size = np.float32(2 ** random.random())
+        gradients = {n: size * random.standard_normal(t.shape, np.float32) for n, t in clipped.gradients.items()}
+        for name, gradient in gradients.items():
+            write(clipped.gradients[name], gradient)
+            write(clipped.exp_avg[name], np.zeros_like(gradient))
+        clipped.count = 1
+        clipped.update(1e-6)
+        norm = math.sqrt(sum(np.square(gradient, dtype=np.float64).sum() for gradient in gradients.values()))
+        expected = 0.5 * gradients["wte.weight"].astype(np.float64) / (norm + 1e-6)
+        error = np.linalg.norm(clipped.exp_avg["wte.weight"].numpy() - expected) / np.linalg.norm(expected)
+        assert error < 1.2 * 2.0**-24
