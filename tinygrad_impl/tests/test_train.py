@@ -35,7 +35,8 @@ from data.initialize import initial_weights
 from data.run_folder import read_metrics, read_sealed, write_sealed
 from data.shards import read_meta
 from data.training import RECIPES, UNRECORDED, Smoothed, complete, parse
-from tinygrad_impl import functional, train
+from parity_tests.proof import GRAPH_BATCHES, MORE
+from tinygrad_impl import functional, gate, train
 from tinygrad_impl.model import GPT2
 from tinygrad_impl.tests.support import SMALL, Result, call, refused, save_model, write_stories, write_tokens
 from tinygrad_impl.trainer import learning_rate
@@ -251,6 +252,26 @@ def test_the_gate_refuses_by_name(place: Folders, monkeypatch: pytest.MonkeyPatc
     refused(result, "does not compute what PyTorch does: h.0.mlp.gelu forward: error", "--parity off")
     assert not (place[0] / "refused").exists()
     assert "parity:" not in result.out
+
+
+def test_the_gate_asks_again_what_may_be_luck(
+    place: Folders, finished: tuple[Path, Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over more batches, after which it trains as if it had not been asked."""
+    judged, asked = gate.gradient_rows, []
+
+    def unlucky(setting: Any, port: Any, references: Any, groups: list[Any]) -> list[Any]:
+        rows = judged(setting, port, references, groups)
+        asked.append(sum(map(len, groups)))
+        if len(asked) == 1:
+            rows[0].error = 1.1 * rows[0].allowed
+        return rows
+
+    monkeypatch.setattr(gate, "gradient_rows", unlucky)
+    result = training(place[0], str(tmp_path / "run"), parity="on")
+    assert result.code == 0, result
+    assert asked == [GRAPH_BATCHES, MORE * GRAPH_BATCHES]
+    assert course(tmp_path / "run") == course(finished[1])
 
 
 @pytest.mark.usefixtures("stubbed")
