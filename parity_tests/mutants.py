@@ -334,7 +334,7 @@ mutant(
 )
 mutant(
     "scalars in float32",
-    UPDATE,
+    (r"AdamW's exp_avg:", UPDATE),
     (*update, ("np.array(scalars, self.dtype)", "np.array(scalars, 'float32')")),
     dtypes=("float64",),
 )

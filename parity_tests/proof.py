@@ -3,7 +3,7 @@
 Truth is torch_ref in float64. tinygrad in float64 has to agree with it to rounding (`EXACT`). In float32, and with
 products in bfloat16, tinygrad's error may be at most a small multiple of torch's own error in that dtype (`MULTIPLE`):
 no tolerance is set by hand. Both errors are taken over several batches, because one could be small by luck, and what
-fails by little is asked again over more of them before it is called different.
+fails by little is asked again over more of them, with weights that are `nudged`, before it is called different.
 """
 
 import hashlib
@@ -33,10 +33,10 @@ EXACT = {"forward": 1e-13, "backward": 1e-13, "gradient": 1e-13, "training": 1e-
 FEW = 128  # numbers, over all batches. The logarithm of the ratio of two RMS errors of n has a spread of about n^-1/2
 ROUNDING = 2.0**-24  # of float32, in which results are stored: relative, half a unit in the last place
 KEYS = " (keys)"
-NUDGES = 8  # of the truth's weights in their last place: how well conditioned are free steps?
+NUDGES = 8  # of torch's weights in their last place: how well conditioned is what is asked?
 BATCHES = 4
 GRAPH_BATCHES = 8  # through the graph that trains, which is quick once it is captured: more to tell luck by
-MORE = 8  # times as many batches and steps tell luck from a small difference,
+MORE = 4  # times as many batches tell luck from a small difference,
 BY_LUCK = 8.0  # where no error is over this multiple of what is allowed
 ROOT = Path(__file__).parents[1]
 SOURCES: tuple[str, ...] = (
@@ -48,11 +48,13 @@ SOURCES: tuple[str, ...] = (
 SOURCES += ("tinygrad_impl/functional.py",)
 
 ONE_NUMBER = "one number: its error can be small by luck"
+MOVED = "torch ends up this far off too if its weights are changed in their last place"
 
 Batch = tuple[np.ndarray, np.ndarray]
 Excuse = tuple[float, str]  # an error that a tensor may have in a dtype however small torch's own is, and why
 Tensors = Mapping[str, Any]  # by name, of numpy or torch
 Step = tuple[Sequence[Batch], float, float]  # micro-batches, the reference's learning rate, the port's
+AnyTrainer = Trainer | torch_ref.trainer.Trainer
 References = tuple[torch_ref.trainer.Trainer, torch_ref.trainer.Trainer]  # in float64, and in the dtype
 
 
@@ -90,8 +92,8 @@ class Tally:
     worst: float = 0.0
     numbers: int = 0
 
-    def add(self, truth: torch.Tensor, ours: torch.Tensor, own: torch.Tensor, scale: torch.Tensor) -> None:
-        """Tensors of one shape; errors are relative to the norm of `scale`."""
+    def add(self, truth: torch.Tensor, ours: torch.Tensor, own: Sequence[torch.Tensor], scale: torch.Tensor) -> None:
+        """Tensors of one shape, torch's own as often as it was computed; errors are relative to the norm of `scale`."""
         square = float(scale.square().sum())
         self.numbers += truth.numel()
         difference = ours - truth
@@ -99,15 +101,18 @@ class Tally:
         self.ours += float(ours.square().sum())
         self.product += float((ours * truth).sum())
         self.error += float(difference.square().sum())
-        self.own += float((own - truth).square().sum())
+        self.own += float(np.mean([float((draw - truth).square().sum()) for draw in own]))
         if square:
             self.worst = max(self.worst, float(difference.abs().max()) / math.sqrt(square / scale.numel()))
 
     def relative(self, square: float) -> float:
         return math.sqrt(square / self.truth) if self.truth else math.inf if square else 0.0
 
-    def row(self, check: str, name: str, dtype: str, excuse: Excuse | None) -> Row:
-        """Judged by the strictest bound that holds: torch's own error first, then what excuses a larger one."""
+    def row(self, check: str, name: str, dtype: str, excuse: Excuse | None, moved: bool) -> Row:
+        """Judged by the strictest bound that holds: torch's own error first, then what excuses a larger one.
+
+        `moved`: torch's own error is that of weights that were `nudged`.
+        """
         own, keys = self.relative(self.own), name.endswith(KEYS)
         both = math.sqrt(self.truth * self.ours)
         error = self.relative(self.error)
@@ -115,10 +120,7 @@ class Tally:
         if dtype == "float64":
             if 2 * own <= EXACT[check]:
                 return Row(check, name, *figures, None, EXACT[check])
-            # which is known of keys, and after free steps
-            reason = "the exact value is known: these should not move at all"
-            if not keys:
-                reason = "torch ends up this far off too if its weights are changed in their last place"
+            reason = "the exact value is known: these should not move at all" if keys else MOVED
             return Row(check, name, *figures, own, 2 * own, reason)
         rounding = (ROUNDING, "no float32 is nearer than its rounding")
         if name.startswith("exp_avg_sq."):  # squares the scale, with its rounding, that clipping gives all gradients
@@ -128,7 +130,7 @@ class Tally:
             factor = math.exp(5 / math.sqrt(self.numbers))
             why = f"only {self.numbers} numbers: their error can be small by luck"
             excuses.append((factor * max(own, ROUNDING), why))
-        taken, reason = own, ""
+        taken, reason = own, MOVED if moved else ""
         for least, why in excuses:
             if error > MULTIPLE[dtype] * taken and least > taken:
                 taken, reason = least, why
@@ -136,19 +138,19 @@ class Tally:
 
 
 class Comparison:
-    """Every tensor's tally over batches of (truth, tinygrad, torch in the dtype).
+    """Every tensor's tally over batches of (truth, tinygrad, torch in the dtype; `moved`: from weights `nudged`).
 
     The key third of attn.c_attn.bias has its own: a constant added to every key changes no softmax, so its gradient is
     exactly zero and it stays as in `start`. What is computed there is rounding noise, and has to be small on the scale
     of the other thirds.
     """
 
-    def __init__(self, check: str, dtype: str, start: Tensors | None = None):
-        self.check, self.dtype, self.start = check, dtype, start
+    def __init__(self, check: str, dtype: str, start: Tensors | None = None, moved: bool = False):
+        self.check, self.dtype, self.start, self.moved = check, dtype, start, moved
         self.tallies: dict[str, Tally] = {}
         self.mismatched: list[Row] = []
 
-    def add(self, truth: Tensors, ours: Tensors, own: Tensors) -> None:
+    def add(self, truth: Tensors, ours: Tensors, *own: Tensors) -> None:
         for name in [*truth, *ours]:
             if (name in truth) != (name in ours):
                 self.mismatch(name, "only one of the two has it")
@@ -157,20 +159,20 @@ class Comparison:
         for name in truth:
             b = torch.as_tensor(truth[name]).double()
             # to the device first: what widens them there is faster than what moves them
-            a, c = (torch.as_tensor(tensors[name]).to(b.device).to(b) for tensors in (ours, own))
+            a, *draws = (torch.as_tensor(tensors[name]).to(b.device).to(b) for tensors in (ours, *own))
             if a.shape != b.shape:
                 self.mismatch(name, f"{tuple(a.shape)}, not {tuple(b.shape)}")
                 continue
             if not name.endswith("attn.c_attn.bias"):
-                self.tallies.setdefault(name, Tally()).add(b, a, c, b)
+                self.tallies.setdefault(name, Tally()).add(b, a, draws, b)
                 continue
-            (aq, ak, av), (bq, bk, bv), (cq, ck, cv) = a.chunk(3), b.chunk(3), c.chunk(3)
-            others = torch.cat([bq, bv])
-            self.tallies.setdefault(name, Tally()).add(others, torch.cat([aq, av]), torch.cat([cq, cv]), others)
-            still = torch.zeros_like(bk)
+            others = [torch.cat([q, v]) for q, _, v in (t.chunk(3) for t in (b, a, *draws))]
+            self.tallies.setdefault(name, Tally()).add(others[0], others[1], others[2:], others[0])
+            still = torch.zeros_like(b.chunk(3)[1])
             if self.start is not None and name in self.start:
                 still = torch.as_tensor(self.start[name]).to(b).chunk(3)[1]
-            self.tallies.setdefault(name + KEYS, Tally()).add(still, ak, ck, others / math.sqrt(2))
+            keys = [t.chunk(3)[1] for t in (a, *draws)]
+            self.tallies.setdefault(name + KEYS, Tally()).add(still, keys[0], keys[1:], others[0] / math.sqrt(2))
 
     def mismatch(self, name: str, reason: str) -> None:
         self.mismatched.append(Row(self.check, name, math.inf, math.inf, 0.0, None, 0.0, reason))
@@ -181,7 +183,7 @@ class Comparison:
         # A norm is no further off than what it is the norm of: here the gradient, which exp_avg has in it.
         moments = [tally.relative(tally.own) for name, tally in self.tallies.items() if name.startswith("exp_avg.")]
         excuses = {"norm": (max(moments, default=0.0), ONE_NUMBER)} | dict(at_least or {})
-        return [t.row(self.check, name, self.dtype, excuses.get(name)) for name, t in self.tallies.items()]
+        return [t.row(self.check, n, self.dtype, excuses.get(n), self.moved) for n, t in self.tallies.items()]
 
 
 def judge(
@@ -260,20 +262,22 @@ class Setting:
     def flow_of_truth(self, batch: Batch) -> Flow:
         return flow_in_torch(self.config, self.exact, *batch, device=self.torch_device)
 
-    def flows(self, batch: Batch, fed: Flow | None = None) -> tuple[Flow, Flow, Flow]:
-        """Of the truth, of tinygrad and of torch in the dtype."""
+    def flows(self, batch: Batch, fed: Flow | None = None, nudges: int = 0) -> tuple[Flow, Flow, list[Flow]]:
+        """Of the truth, of tinygrad and of torch in the dtype, this once from each of so many nudged weights."""
         common: Any = {"device": self.torch_device, "fed": fed}
         truth = flow_in_torch(self.config, self.exact, *batch, **common)
         ours = flow_in_tinygrad(self.config, self.arrays, *batch, self.tinygrad_autocast, fed)
-        return truth, ours, flow_in_torch(self.config, self.arrays, *batch, self.torch_autocast, **common)
+        weights = [nudged(self.arrays, seed) for seed in range(nudges)] or [self.arrays]
+        return truth, ours, [flow_in_torch(self.config, w, *batch, self.torch_autocast, **common) for w in weights]
 
 
-def flow_rows(setting: Setting, references: References, batches: Iterable[Batch]) -> list[Row]:
+def flow_rows(setting: Setting, references: References, batches: Iterable[Batch], nudges: int = 0) -> list[Row]:
     """Activations, and the loss's gradients with respect to them, at every edge."""
-    forward, backward = Comparison("forward", setting.dtype), Comparison("backward", setting.dtype)
+    forward, backward = (Comparison(check, setting.dtype, moved=nudges > 0) for check in ("forward", "backward"))
     names = edges(setting.config).keys() - {"loss"}
     for batch in batches:
-        flows = setting.flows(batch)
+        truth, ours, own = setting.flows(batch, nudges=nudges)
+        flows = [truth, ours, *own]
         forward.add(*(flow.values for flow in flows))
         backward.add(*({n: g for n, g in flow.gradients.items() if n in names} for flow in flows))
     return forward.rows({"loss": (loss_error(references, batch), ONE_NUMBER)}) + backward.rows()
@@ -295,24 +299,36 @@ def loss_error(references: References, batch: Batch) -> float:
 
 
 def gradient_rows(
-    setting: Setting, port: Trainer, references: References, groups: Iterable[Sequence[Batch]]
+    setting: Setting, port: Trainer, references: References, groups: Iterable[Sequence[Batch]], nudges: int = 0
 ) -> list[Row]:
     """The mean loss of each group of micro-batches, and its gradient by every parameter, out of the graph that trains.
 
     The graph runs plainly with the first batch that it ever gets, is captured with the second, and then replayed.
+    `nudges`: torch computes from so many nudged weights.
     """
-    comparison = Comparison("gradient", setting.dtype)
+    truth, own = references
+    arrays = {name: p.detach().cpu().numpy().copy() for name, p in own.parameters.items()}
+    weights = [nudged(arrays, seed) for seed in range(nudges)]
+    comparison = Comparison("gradient", setting.dtype, moved=nudges > 0)
+
+    def results(reference: torch_ref.trainer.Trainer, batches: Sequence[Batch]) -> Tensors:
+        loss = np.array(reference.accumulate(batches))
+        return {name: p.grad for name, p in reference.parameters.items()} | {"loss": loss}
+
+    def draws(batches: Sequence[Batch]) -> Iterator[Tensors]:
+        for changed in weights:
+            own.restore(changed, own.moments(), own.steps)
+            yield results(own, batches)
+        if weights:
+            own.restore(arrays, own.moments(), own.steps)
+        else:
+            yield results(own, batches)
+
     for batches in groups:
         port.accumulate(batches)
         sums = {name: g.numpy() for name, g in port.gradients.items()} | {"loss": port.loss.numpy()}
         ours = {name: total / len(batches) for name, total in sums.items()}
-        micro = (setting.for_truth(batches), batches)
-        losses = [np.array(r.accumulate(b)) for r, b in zip(references, micro, strict=True)]
-        truth, own = (
-            {name: p.grad for name, p in reference.parameters.items()} | {"loss": loss}
-            for reference, loss in zip(references, losses, strict=True)
-        )
-        comparison.add(truth, ours, own)
+        comparison.add(results(truth, setting.for_truth(batches)), ours, *draws(batches))
     x, _ = batches[0]
     return comparison.rows(summed(setting.config, x.size) | {"loss": (loss_error(references, batches[0]), ONE_NUMBER)})
 
@@ -322,72 +338,83 @@ def micro_batches(batches: Sequence[Batch]) -> list[Sequence[Batch]]:
     return [batches[:1], batches[1:3], *([batch] for batch in batches[3:])]
 
 
-def training_rows(
-    setting: Setting, port: Trainer, references: References, steps: Iterable[Step], free: bool, again: bool = False
-) -> list[Row]:
-    """Parameters and moments after AdamW steps, norm and reported loss. All begin where `port` stands, and all are left
-    where the truth ends, so that `gradient_rows` can tell whether the graphs have followed.
-
-    `free`: judged after all of the steps, each going its own way. Otherwise after each single one, with the truth's
+def step_rows(setting: Setting, port: Trainer, references: References, steps: Iterable[Step]) -> list[Row]:
+    """Parameters and moments after AdamW steps, norm and reported loss, judged after each single step, with the truth's
     state, gradients and loss fed in: where a gradient is next to nothing Adam's step is its sign, on which roundings
-    need not agree. How far that carries free steps in float64, torch tells from weights that are `nudged`. `again`: the
-    port tells it too, since how far it came the first time may be its luck.
+    need not agree. All begin where `port` stands, and all are left where the truth ends, so that `gradient_rows` can
+    tell whether the graphs have followed.
     """
     truth, own = references
-    first, start = port.steps, port.model.arrays() | port.moments()
+    first, start = port.steps, state(port)
+    comparison = Comparison("training", setting.dtype, start)
+    for reference in references:
+        reference.restore(start, start, first)
+    for done, (batches, lr, port_lr) in enumerate(steps, first + 1):
+        loss, port.count = truth.accumulate(setting.for_truth(batches)), len(batches)
+        tinygrad_impl.trainer.write(port.loss, np.array(loss * port.count, port.dtype))
+        for name, p in truth.parameters.items():
+            assert p.grad is not None
+            of_own = own.parameters[name]
+            of_own.grad = p.grad.to(of_own.dtype, copy=True)
+            tinygrad_impl.trainer.write(port.gradients[name], (p.grad * port.count).to(of_own.dtype).cpu().numpy())
+        expected = outcome(truth, loss, truth.update(lr))
+        comparison.add(expected, outcome(port, *port.update(port_lr)), outcome(own, loss, own.update(lr)))
+        follow(port, references, done)
+    return comparison.rows({"loss": (ROUNDING, ONE_NUMBER)})
+
+
+def free_rows(
+    setting: Setting, port: Trainer, references: References, steps: Iterable[Step], again: bool = False
+) -> list[Row]:
+    """The same, judged after all of the steps, each going its own way: for float64. How far roundings carry there torch
+    tells from weights that are nudged; `again`: the port too, since how far it came the first time may be its luck.
+    """
+    truth, own = references
+    first, start = port.steps, state(port)
+    truth.restore(start, start, first)
+    taken = []
+    for batches, lr, port_lr in steps:
+        taken.append((batches, lr, port_lr))
+        loss, norm = truth.step(setting.for_truth(batches), lr)
+    expected = outcome(truth, loss, norm)
+
+    def end(trainer: AnyTrainer, start: Mapping[str, np.ndarray]) -> Tensors:
+        trainer.restore(start, start, first)
+        for batches, lr, port_lr in taken:
+            loss, norm = trainer.step(batches, port_lr if trainer is port else lr)
+        return outcome(trainer, loss, norm)
+
+    weights = {name: start[name] for name in port.parameters}
+    ends = [end(own, start | nudged(weights, seed)) for seed in range(NUDGES)]
+    starts = [start | nudged(weights, NUDGES + seed) for seed in range(NUDGES)] if again else [start]
+    comparison = Comparison("training", setting.dtype, start)
+    for beginning in starts:
+        comparison.add(expected, end(port, beginning), *ends)
+    follow(port, references, truth.steps)
+    return comparison.rows()
+
+
+def state(trainer: AnyTrainer) -> dict[str, Any]:
+    """Copies of the parameters and both moments."""
+    if isinstance(trainer, Trainer):
+        return trainer.model.arrays() | trainer.moments()
+    return {name: t.detach().clone() for name, t in (trainer.parameters | trainer.moments()).items()}
+
+
+def outcome(trainer: AnyTrainer, loss: float, norm: float) -> Tensors:
+    """What a step is judged by."""
+    return state(trainer) | {"loss": np.array(loss), "norm": np.array(norm)}
+
+
+def follow(port: Trainer, references: References, steps: int) -> None:
+    """All go on from the truth's state, as far as the dtype can hold it."""
+    truth, own = references
     dtype = next(iter(own.parameters.values())).dtype
-
-    def state(reference: torch_ref.trainer.Trainer) -> dict[str, torch.Tensor]:
-        return {name: t.detach() for name, t in (reference.parameters | reference.moments()).items()}
-
-    def follow(steps: int) -> None:
-        """All go on from the truth's state, as far as the dtype can hold it."""
-        rounded = {name: t.to(dtype) for name, t in state(truth).items()}
-        arrays = {name: t.cpu().numpy() for name, t in rounded.items()}
-        port.restore(arrays, arrays, steps)
-        for reference in references:
-            reference.restore(rounded, rounded, steps)
-
-    def with_scalars(state: Tensors, loss: float, norm: float) -> Tensors:
-        return {**state, "loss": np.array(loss), "norm": np.array(norm)}
-
-    def results() -> Iterator[tuple[Tensors, Tensors, Tensors]]:
-        for reference in references:
-            reference.restore(start, start, first)
-        taken = []
-        for done, (batches, lr, port_lr) in enumerate(steps, first + 1):
-            taken.append((batches, lr, port_lr))
-            loss, k = truth.accumulate(setting.for_truth(batches)), len(batches)
-            if free:
-                port_loss, port_norm = port.step(batches, port_lr)
-            else:
-                port.count = k
-                tinygrad_impl.trainer.write(port.loss, np.array(loss * k, port.dtype))
-                for name, p in truth.parameters.items():
-                    assert p.grad is not None
-                    own.parameters[name].grad = p.grad.to(dtype, copy=True)
-                    tinygrad_impl.trainer.write(port.gradients[name], (p.grad * k).to(dtype).cpu().numpy())
-            expected = with_scalars(state(truth), loss, truth.update(lr))
-            if not free:
-                own_norm, (port_loss, port_norm) = own.update(lr), port.update(port_lr)
-                ours = with_scalars(port.model.arrays() | port.moments(), port_loss, port_norm)
-                yield expected, ours, with_scalars(state(own), loss, own_norm)
-                follow(done)
-        if free:
-            ours = with_scalars(port.model.arrays() | port.moments(), port_loss, port_norm)
-            for seed in range(NUDGES):
-                if again:
-                    port.restore(nudged(start, NUDGES + seed), start, first)
-                    for batches, _, port_lr in taken:
-                        port_loss, port_norm = port.step(batches, port_lr)
-                    ours = with_scalars(port.model.arrays() | port.moments(), port_loss, port_norm)
-                own.restore(nudged(start, seed), start, first)
-                for batches, lr, _ in taken:
-                    loss, norm = own.step(batches, lr)
-                yield expected, ours, with_scalars(state(own), loss, norm)
-            follow(done)
-
-    return judge("training", setting.dtype, results(), {"loss": (ROUNDING, ONE_NUMBER)}, start)
+    rounded = {name: t.to(dtype) for name, t in state(truth).items()}
+    arrays = {name: t.cpu().numpy() for name, t in rounded.items()}
+    port.restore(arrays, arrays, steps)
+    for reference in references:
+        reference.restore(rounded, rounded, steps)
 
 
 def nudged(arrays: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
@@ -425,16 +452,16 @@ def prove(
         batches = random_batches(setting.config, batch_size, seq_len, seed, times * GRAPH_BATCHES)
         rows = evidence(setting, batches, times, steps, quiet)
         failed = [row for row in rows if not row.passed]
-        if not (failed and by_luck(failed)):
+        if not (failed and by_luck(failed, setting.dtype)):
             break
     return rows, named(setting, failed, batches[: times * BATCHES], steps) if failed else None
 
 
 def evidence(setting: Setting, batches: Sequence[Batch], times: int, steps: int, quiet: bool) -> list[Row]:
-    """Every row of the proof, over `times` as many batches and steps as suffice if nothing fails."""
-    free = setting.dtype == "float64"
+    """Every row of the proof, over `times` as many batches as suffice if nothing fails."""
+    free, nudges = setting.dtype == "float64", NUDGES if times > 1 else 0
     few, groups = batches[: times * BATCHES], micro_batches(batches)
-    schedule = training_steps(batches, steps if free else times * steps, 2)
+    schedule = training_steps(batches, steps, 2)
     options = {"clip": clip_between(setting, schedule)}
     total, what = len(few) + len(groups) + len(schedule), "parity" if times == 1 else "again, with more"
     with Progress(total=total, desc=what, unit="pass", disable=quiet) as progress:
@@ -445,14 +472,18 @@ def evidence(setting: Setting, batches: Sequence[Batch], times: int, steps: int,
                 progress.update()
 
         references, port = setting.references(**options), setting.trainer(**options)
-        rows = flow_rows(setting, references, counted(few))
-        training = training_rows(setting, port, references, counted(schedule), free, again=times > 1)
-        return rows + gradient_rows(setting, port, references, counted(groups)) + training
+        rows = flow_rows(setting, references, counted(few), nudges)
+        if free:
+            training = free_rows(setting, port, references, counted(schedule), again=times > 1)
+        else:
+            training = step_rows(setting, port, references, counted(schedule))
+        return rows + gradient_rows(setting, port, references, counted(groups), nudges) + training
 
 
-def by_luck(failed: Sequence[Row]) -> bool:
-    """Can it be luck that all of these failed?"""
-    return max(map(excess, failed)) <= BY_LUCK
+def by_luck(failed: Sequence[Row], dtype: str) -> bool:
+    """Can it be luck that all of these failed? Not that a single step of AdamW did, which rounds number by number."""
+    single = dtype != "float64"
+    return all(excess(row) <= BY_LUCK and not (single and row.check == "training") for row in failed)
 
 
 def named(setting: Setting, failed: Sequence[Row], batches: Sequence[Batch], steps: int) -> str:
@@ -493,10 +524,10 @@ def culprit(setting: Setting, batches: Sequence[Batch]) -> str | None:
             within = expected.removesuffix(".input").rpartition(".")[0] or "the model"
             return f"{within} (its wiring): the port comes to {found} where the reference comes to {expected}"
     lucky = {"loss": (loss_error(setting.references(), batches[0]), ONE_NUMBER)}
-    rows = judge("forward", setting.dtype, [(t.values, a.values, o.values) for t, a, o in fed], lucky)
+    rows = judge("forward", setting.dtype, [(t.values, a.values, o.values) for t, a, [o] in fed], lucky)
     if first := first_over(rows):
         return f"{table[first.name][0]} forward: error {first.error:.1e}, allowed {first.allowed:.1e}"
-    gradients: list[Any] = [tuple(flow.gradients for flow in three) for three in fed]
+    gradients = [(t.gradients, a.gradients, o.gradients) for t, a, [o] in fed]
     rows = judge("backward", setting.dtype, gradients, summed(setting.config, batches[0][0].size))
     # backward, a sub-layer gives the gradients of its inputs and of its parameters
     order = list(dict.fromkeys([*(table[name][1] for name in reversed(table)), "wte", "wpe"]))
@@ -533,7 +564,7 @@ def training_culprit(setting: Setting, batches: Sequence[Batch], count: int, bef
     def rows(accumulated: int = 2, **options: float) -> list[Row]:
         steps = training_steps(batches, min(count, 4), accumulated)
         options = {"clip": clip_between(setting, steps)} | options
-        return training_rows(setting, setting.trainer(**options), setting.references(**options), steps, free=False)
+        return step_rows(setting, setting.trainer(**options), setting.references(**options), steps)
 
     steps = training_steps(batches, count, 2)
     for i, (_, lr, port_lr) in enumerate(steps):

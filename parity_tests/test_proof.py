@@ -143,26 +143,28 @@ def test_biases_gradients_may_be_summed_in_another_order() -> None:
     assert not matrix.passed
 
 
-def failing(by: float) -> Row:
-    return Row("gradient", "wte.weight", by, by, 1.0, 1.0, 1.0)
-
-
-@pytest.mark.parametrize(("first", "second", "asked", "equal"), [
-    ((0.9,), (), [1], True),
-    ((0.9, 1.1), (0.9, 0.9), [1, MORE], True),  # it was luck
-    ((0.9, 1.1), (0.9, 1.1), [1, MORE], False),
-    ((1.1, 10.0), (), [1], False),  # luck does not go as far
-    ((0.9, np.nan), (), [1], False),
+@pytest.mark.parametrize(("check", "first", "second", "asked", "equal"), [
+    ("gradient", (0.9,), (), [1], True),
+    ("gradient", (0.9, 1.1), (0.9, 0.9), [1, MORE], True),  # it was luck
+    ("gradient", (0.9, 1.1), (0.9, 1.1), [1, MORE], False),
+    ("gradient", (1.1, 10.0), (), [1], False),  # luck does not go as far
+    ("gradient", (0.9, np.nan), (), [1], False),
+    ("training", (0.9, 1.1), (), [1], False),  # nor to steps of AdamW
 ])  # fmt: skip
 def test_what_fails_by_little_is_asked_again(
-    monkeypatch: pytest.MonkeyPatch, first: tuple[float, ...], second: tuple[float, ...], asked: list[int], equal: bool
+    monkeypatch: pytest.MonkeyPatch,
+    check: str,
+    first: tuple[float, ...],
+    second: tuple[float, ...],
+    asked: list[int],
+    equal: bool,
 ) -> None:
     calls = []
 
     def evidence(setting: Setting, batches: list[proof.Batch], times: int, steps: int, quiet: bool) -> list[Row]:
         assert len(batches) == times * proof.GRAPH_BATCHES
         calls.append(times)
-        return [failing(by) for by in (first, second)[len(calls) - 1]]
+        return [Row(check, "wte.weight", by, by, 1.0, 1.0, 1.0) for by in (first, second)[len(calls) - 1]]
 
     monkeypatch.setattr(proof, "evidence", evidence)
     monkeypatch.setattr(proof, "named", lambda setting, failed, batches, steps: "someone")

@@ -12,7 +12,7 @@ from data.checkpoint import load
 from data.config import GPT2Config, parameter_shapes
 from data.run_folder import read_metrics
 from parity_tests.assertions import assert_passed
-from parity_tests.proof import Setting, clip_between, judge, random_batches, training_rows, training_steps
+from parity_tests.proof import Setting, clip_between, free_rows, judge, random_batches, step_rows, training_steps
 from parity_tests.weights import random_weights
 from tinygrad_impl import train
 from tinygrad_impl.tests.support import call, save_model, write_tokens
@@ -38,9 +38,9 @@ def test_ten_steps(dtype: str, jit: int) -> None:
     options = {"clip": clip_between(setting, steps)}
     port, references = setting.trainer(**options), setting.references(**options)
     with Context(JIT=jit):
-        if dtype == "float32":  # training_rows feeds these in, so that the graph would go unused
+        if dtype == "float32":  # step_rows feeds these in, so that the graph would go unused
             port.accumulate(steps[0][0])
-        rows = training_rows(setting, port, references, steps, free=dtype == "float64")
+        rows = (free_rows if dtype == "float64" else step_rows)(setting, port, references, steps)
     names = {row.name for row in rows}
     for name in parameter_shapes(CONFIG):
         assert {name, f"exp_avg.{name}", f"exp_avg_sq.{name}"} <= names

@@ -92,10 +92,15 @@ def long_sum(x: Tensor) -> Tensor:
     """x.sum(-1) in stages: (..., any) -> (...). What is divided by it gets its rounding error, which one long running
     sum would let grow with the number of terms.
     """
-    while x.shape[-1] > 16:
+    return partial_sums(x, 16).sum(-1)
+
+
+def partial_sums(x: Tensor, most: int) -> Tensor:
+    """Sums of parts of x, of which there are at most `most` (16 or more): (..., any) -> (..., parts)."""
+    while x.shape[-1] > most:
         x = x.pad((*[None] * (x.ndim - 1), (0, -x.shape[-1] % 16)))
         x = x.reshape(*x.shape[:-1], -1, 16).sum(-1).contiguous()
-    return x.sum(-1)
+    return x
 
 
 def for_rows(p: Tensor, x: Tensor) -> Tensor:

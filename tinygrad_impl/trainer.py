@@ -97,9 +97,12 @@ class Trainer:
         Tensor.realize(*totals)
 
     def squares(self) -> Tensor:
-        """The totals' loss, and of each gradient the sum of its squares: (1 + parameters,)."""
-        squares = [F.long_sum(g.square().flatten()).realize() for g in self.gradients.values()]
-        return Tensor.stack(self.loss, *squares).realize()
+        """The totals' loss, and sums of the gradients' squares, a few hundred of each: (1 + all of them,).
+
+        `update` adds them up in float64: the norm's rounding would be in every clipped gradient.
+        """
+        squares = [F.partial_sums(g.square().flatten(), 256).realize() for g in self.gradients.values()]
+        return self.loss.reshape(1).cat(*squares).realize()
 
     def adamw(self, scalars: Tensor) -> None:
         """AdamW's step; scalars: the totals' factor and the rest of it, learning rate, 1 - beta1^t, 1 - beta2^t."""

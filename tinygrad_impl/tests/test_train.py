@@ -260,8 +260,8 @@ def test_the_gate_asks_again_what_may_be_luck(
     """Over more batches, after which it trains as if it had not been asked."""
     judged, asked = gate.gradient_rows, []
 
-    def unlucky(setting: Any, port: Any, references: Any, groups: list[Any]) -> list[Any]:
-        rows = judged(setting, port, references, groups)
+    def unlucky(setting: Any, port: Any, references: Any, groups: list[Any], nudges: int) -> list[Any]:
+        rows = judged(setting, port, references, groups, nudges)
         asked.append(sum(map(len, groups)))
         if len(asked) == 1:
             rows[0].error = 1.1 * rows[0].allowed

@@ -151,8 +151,9 @@ def test_clipping_gives_gradients_no_error_in_common() -> None:
             write(clipped.gradients[name], gradient)
             write(clipped.exp_avg[name], np.zeros_like(gradient))
         clipped.count = 1
-        clipped.update(1e-6)
+        _, found = clipped.update(1e-6)
         norm = math.sqrt(sum(np.square(gradient, dtype=np.float64).sum() for gradient in gradients.values()))
+        assert found == pytest.approx(norm, rel=2.0**-25)
         expected = 0.5 * gradients["wte.weight"].astype(np.float64) / (norm + 1e-6)
         error = np.linalg.norm(clipped.exp_avg["wte.weight"].numpy() - expected) / np.linalg.norm(expected)
         assert error < 1.2 * 2.0**-24
