@@ -132,7 +132,11 @@ def measure(size: int, material: list[str]) -> dict[str, float]:
 
 def main() -> None:
     """Measures preparation and loader."""
-    parser = ArgumentParser(prog="python -m data.bench", description="Measures preparation and loader beside tiktoken.")
+    parser = ArgumentParser(
+        prog="python -m data.bench",
+        description="Measure preparation and loader beside tiktoken.",
+        epilog="example: python -m data.bench --size 2200",
+    )
     parser.add_argument("--size", type=whole(10), default=200, metavar="MB", help="of the text (default: %(default)s)")
     parser.add_argument("--text", metavar="FILE", help="a .txt or .jsonl to make it of (default: our own stories)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")

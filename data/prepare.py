@@ -282,7 +282,11 @@ def encode(documents: list[str]) -> np.ndarray:
 
 def main() -> None:
     """Prepares a source of text for training."""
-    parser = ArgumentParser(prog="python -m data.prepare", description="Tokenises text into a folder of shards.")
+    parser = ArgumentParser(
+        prog="python -m data.prepare",
+        description="Tokenise text into a folder of shards. What was stopped goes on with the same command.",
+        epilog="example: python -m data.prepare stories.jsonl --valid 0.01 --out prepared",
+    )
     parser.add_argument("source", metavar="SOURCE", help=f"the text: {ACCEPTED}")
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="the folder to write; it must not exist, or be empty"

@@ -386,15 +386,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         start.verification.check(timeout=None if trainer.steps else 0)
         step = trainer.steps
         state = {"step": step, "tokens": tokens, "seconds": seconds, "loader": loader.state(), "options": options}
-        try:
-            out.save_checkpoint(config, trainer.model.arrays(), by.moments(), state)
-        except OSError as e:
-            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise InputError(
-                f"{e.strerror}: step {step} could not be saved; make room and go on from the newest checkpoint, "
-                f"which is whole, with `{resuming}`"
-            ) from None
+        out.save_checkpoint(config, trainer.model.arrays(), by.moments(), state)
         saved = step
         best = min((row for row in out.metrics if "val_loss" in row), key=lambda row: row["val_loss"])["step"]
         there = [int(path.name.removeprefix("step-")) for path in checkpoints(out.path / "checkpoints")]
@@ -405,6 +397,24 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         if events:
             events.flush()
 
+    @contextmanager
+    def room_on_disk() -> Iterator[None]:
+        """Says how to go on, should there be none."""
+        try:
+            yield
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            there = (out.path / "checkpoints" / "latest").exists()
+            go_on = (
+                f"go on from the newest checkpoint, which is whole, with `{resuming}`"
+                if there
+                else "begin again, in another --out"
+            )
+            raise InputError(
+                f"{e.strerror}: step {trainer.steps} could not be saved in {out.path}; make room and {go_on}"
+            ) from None
+
     source = f"continuing after step {trainer.steps}" if args.resume else f"from {args.init}"
     say(f"{args.preset or 'GPT-2'}, {parameter_count(config) / 1e6:.1f}M parameters, {source}; {by.card}, {args.dtype}")
     say(f"data: {start.folder}, {loader.tokens:,} tokens; {args.steps} steps of {tokens_a_step:,}; run: {out.path}")
@@ -412,14 +422,16 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         say(f"note: positions from {T} on stay untrained, as --seq-len is below {config.n_positions}")
     if start.moments is None:
         started = time.perf_counter()
-        record({"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": validate()})
-        sample()
-        save()
+        with room_on_disk():
+            record({"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": validate()})
+            sample()
+            save()
         taken = f"{time.perf_counter() - started:.0f} s with compiling, a sample and a checkpoint"
         say(f"before training: validation loss {out.metrics[0]['val_loss']:.3f} ({taken})")
     val_loss = next(row["val_loss"] for row in reversed(out.metrics) if "val_loss" in row)
 
-    with stop_requests() as stops, Progress(total=args.steps, initial=trainer.steps, **bar) as progress:
+    progress = Progress(total=args.steps, initial=trainer.steps, **bar)
+    with stop_requests() as stops, progress, room_on_disk():
         while trainer.steps < args.steps and not stops:
             started = time.perf_counter()
             lr = by.learning_rate(trainer.steps, args.steps, args.lr, args.min_lr, args.warmup)

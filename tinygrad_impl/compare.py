@@ -24,26 +24,38 @@ PROMPTS = ["Once upon a time", "One day, a little girl named Lily", "The dog was
 BATCH_SIZE = 4
 
 
-def main() -> None:
+def parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m tinygrad_impl.compare",
         description="Two models side by side: the same prompts with the same seed, and the loss on the same text.",
-        epilog="example: python -m tinygrad_impl.compare --pretrained gpt2 --finetuned runs/mine",
+        usage="%(prog)s --pretrained MODEL --finetuned MODEL [options]",
+        epilog="example: python -m tinygrad_impl.compare --pretrained gpt2 --finetuned runs/mine --html compare.html",
     )
-    parser.add_argument("--pretrained", required=True, help="gpt2, or a folder such as runs/mine/checkpoints/step-0")
-    parser.add_argument("--finetuned", required=True, help="a run, or a folder with config.json and model.safetensors")
-    parser.add_argument("--prompt", action="append", help="a text to continue; may be given many times")
-    parser.add_argument("--data", help="prepared folder or source to measure on; by default the run's, else stories")
-    parser.add_argument("--eval-tokens", type=whole(0), default=16_384, metavar="N", help="its first N; 0: all of it")
-    parser.add_argument("--seq-len", type=whole(1), metavar="N", help="tokens in a window; by default as in the run")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="the Markdown file; by default compare.md in the run, else here; a .json lies beside it",
+    models = parser.add_argument_group("the two models")
+    models.add_argument(
+        "--pretrained", required=True, metavar="MODEL", help="gpt2, or a folder such as runs/mine/checkpoints/step-0"
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write it as an HTML page too")
-    add_sampling_options(parser)
-    args = parser.parse_args()
+    models.add_argument("--finetuned", required=True, metavar="MODEL", help="a run, or a folder of Hugging Face's form")
+    loss = parser.add_argument_group("whose loss is measured")
+    loss.add_argument("--data", metavar="TEXT", help="a source or prepared folder; by default the run's, else stories")
+    loss.add_argument(
+        "--eval-tokens", type=whole(0), default=16_384, metavar="N", help="its first N (16384); 0: all of it"
+    )
+    loss.add_argument("--seq-len", type=whole(1), metavar="N", help="tokens in a window; by default as in the run")
+    written = parser.add_argument_group("what is written")
+    written.add_argument(
+        "--out", type=Path, metavar="FILE", help="Markdown, and a .json beside it; by default compare.md in the run"
+    )
+    written.add_argument(
+        "--html", type=Path, metavar="FILE", help="a page too, with every token's probability as shading"
+    )
+    sampling = add_sampling_options(parser)
+    sampling.add_argument("--prompt", action="append", metavar="TEXT", help="what to continue; may be given many times")
+    return parser
+
+
+def main() -> None:
+    args = parser().parse_args()
     settings = (args.temperature, args.top_k, args.top_p, args.seed)
     Sampler(*settings)  # refuses bad values before the long work
     trained = Path(args.finetuned, "run.json")

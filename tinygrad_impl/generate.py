@@ -3,6 +3,7 @@
 import codecs
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from tinygrad import Tensor, TinyJit
@@ -131,8 +132,8 @@ def write(generator: Generator, prompts: list[str], max_new_tokens: int, sampler
     return [prompt + tokenizer().decode(tokens) for prompt, tokens in zip(prompts, new, strict=True)]
 
 
-def add_sampling_options(parser: ArgumentParser) -> None:
-    """The options that `generate` and `compare` share."""
+def add_sampling_options(parser: ArgumentParser) -> Any:
+    """The options that `generate` and `compare` share. Returns argparse's group of those of sampling."""
     parser.add_argument("--device", help="CPU, CUDA, METAL, ...; by default the best there is")
     group = parser.add_argument_group(
         "sampling",
@@ -140,34 +141,44 @@ def add_sampling_options(parser: ArgumentParser) -> None:
         "context (512), until that is full again, and so on.",
     )
     group.add_argument(
-        "--max-new-tokens", type=whole(1), default=200, metavar="N", help="stop there, or at the end of the text"
+        "--max-new-tokens", type=whole(1), default=200, metavar="N", help="stop there (200), or at the end of the text"
     )
     group.add_argument(
-        "--temperature", type=real(0), default=0.8, metavar="X", help="0 takes the likeliest token each time"
+        "--temperature", type=real(0), default=0.8, metavar="X", help="0 takes the likeliest token each time (0.8)"
     )
-    group.add_argument("--top-k", type=whole(1), metavar="N", help="draw from the k likeliest tokens only")
+    group.add_argument("--top-k", type=whole(1), metavar="N", help="draw from the N likeliest tokens only")
     group.add_argument(
         "--top-p",
         type=real(0, closed=False),
         metavar="X",
         help="draw from the fewest tokens that reach this probability only",
     )
-    group.add_argument("--seed", type=whole(0), metavar="N", default=0, help="the same seed gives the same text")
+    group.add_argument("--seed", type=whole(0), metavar="N", default=0, help="the same seed gives the same text (0)")
+    return group
 
 
 def main() -> None:
     parser = ArgumentParser(
         prog="python -m tinygrad_impl.generate",
+        usage="%(prog)s --model MODEL [--prompt TEXT] [options]",
         description="Continue a prompt. One text is written as it comes, several when all of them are done.",
         epilog='example: python -m tinygrad_impl.generate --model runs/mine --prompt "One day" --num-samples 3',
     )
     parser.add_argument(
-        "--model", required=True, help="a run, a folder with config.json and model.safetensors, or gpt2"
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="a run, a folder with config.json and model.safetensors, or gpt2",
     )
     parser.add_argument(
-        "--prompt", action="append", help="the text to continue, by default Once upon a time; may be given many times"
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="what to continue (Once upon a time); may be given many times",
     )
-    parser.add_argument("--num-samples", type=whole(1), default=1, metavar="N", help="texts to write for each prompt")
+    parser.add_argument(
+        "--num-samples", type=whole(1), default=1, metavar="N", help="texts to write for each prompt (1)"
+    )
     add_sampling_options(parser)
     args = parser.parse_args()
     sampler = Sampler(args.temperature, args.top_k, args.top_p, args.seed)

@@ -32,7 +32,7 @@ from data.checkpoint import SUMS, load, save, write_sums
 from data.cli import InputError
 from data.config import PRESETS, GPT2Config, parameter_shapes
 from data.initialize import initial_weights
-from data.run_folder import read_metrics, read_sealed, write_sealed
+from data.run_folder import RunFolder, read_metrics, read_sealed, write_sealed
 from data.shards import read_meta
 from data.training import RECIPES, UNRECORDED, Smoothed, complete, parse
 from parity_tests.proof import GRAPH_BATCHES, MORE
@@ -355,27 +355,52 @@ def test_an_interrupted_run_can_be_resumed(place: Folders, tmp_path: Path, monke
 
 
 @pytest.mark.usefixtures("stubbed")
+@pytest.mark.parametrize("where", ["a checkpoint", "metrics"])
 def test_a_full_disk_leaves_the_earlier_checkpoint(
-    place: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    replace, checkpoints = os.replace, tmp_path / "run" / "checkpoints"
+    replace, add, checkpoints = os.replace, RunFolder.add_metrics, tmp_path / "run" / "checkpoints"
 
     def full(source: Path, target: Path) -> None:
         if Path(target) == checkpoints / "step-3.partial" / "optimizer.safetensors":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
         replace(source, target)
 
+    def cut(self: RunFolder, row: dict[str, Any]) -> None:
+        if row["step"] == 3:
+            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
+                f.write('{"step": 3, "lo')
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        add(self, row)
+
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
+        if where == "metrics":
+            patch.setattr(RunFolder, "add_metrics", cut)
+        else:
+            patch.setattr(os, "replace", full)
         result = training(place[0], str(tmp_path / "run"), eval_every=1)
     assert result.code == 2
     assert len(result.errors) == 1
-    assert "No space left on device: step 3 could not be saved" in result.errors[0]
+    assert f"No space left on device: step 3 could not be saved in {tmp_path / 'run'}" in result.errors[0]
     assert f"--resume {tmp_path / 'run'}" in result.errors[0]
     assert sorted(os.listdir(checkpoints)) == ["best", "latest", "step-0"]
     assert (checkpoints / "latest").read_text() == "step-0\n"
     load(tmp_path / "run")
     assert resume(tmp_path / "run", place[0]).code == 0  # once there is space again
+    assert [row["step"] for row in metrics(tmp_path / "run")] == list(range(STEPS + 1))
+
+
+@pytest.mark.usefixtures("stubbed")
+def test_a_disk_that_is_full_at_once(place: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", full)
+    refused(
+        training(place[0], str(tmp_path / "run")),
+        "step 0 could not be saved",
+        "make room and begin again, in another --out",
+    )
 
 
 @pytest.mark.parametrize(
