@@ -733,7 +733,8 @@ def main() -> None:
     started, results = time.perf_counter(), []
     context = multiprocessing.get_context("spawn")  # each process has a tinygrad of its own
     with (
-        context.Pool(min(args.jobs, len(todo)), prepare) as pool,
+        # and not for long: what it keeps of every graph slows it down
+        context.Pool(min(args.jobs, len(todo)), prepare, maxtasksperchild=12) as pool,
         Progress(total=len(todo), desc="mutants", unit="check") as progress,
     ):
         progress.line(f"{'mutant':52} {'dtype':8} {'caught':6} {'named':5}  by")
