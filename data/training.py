@@ -65,7 +65,8 @@ RECIPES = {
     "gpt2-xl": Recipe(1, 1024, 4000, 2e-4, finetune_lr=2e-5, warmup=100, eval_tokens=262_144),
 }
 
-FREE = ("device", "parity", "keep", "quiet", "tensorboard")  # may change from one part of a run to the next
+PORTS = {"parity", "kernels"}  # options of the port alone
+FREE = (*PORTS, "device", "keep", "quiet", "tensorboard")  # may change from one part of a run to the next
 UNRECORDED = ("out", "resume", "config", "find_lr", "quiet")  # are not of the run, but of this call
 
 
@@ -133,8 +134,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
         file = args.config
     options = read_sealed(file).get("options")
     known = vars(args).keys() - {*UNRECORDED}
-    # only the port has a gate
-    if not isinstance(options, dict) or options.keys() - {"parity"} != known - {"parity"}:
+    if not isinstance(options, dict) or options.keys() - PORTS != known - PORTS:
         raise InputError(f"{file} is of another version of this program; give the options themselves")
     words = []
     for name, value in (options | given).items():

@@ -12,6 +12,7 @@ from parity_tests.proof import Row, Setting, as_json, certificate, excess, prove
 from parity_tests.report import html
 from parity_tests.weights import hard_weights, random_weights
 from tinygrad_impl.device import card_name, open_device
+from tinygrad_impl.kernels import CHOICES, choose
 
 SHOWN = 15
 CHECKS = {
@@ -35,6 +36,7 @@ def parser() -> ArgumentParser:
     parser.add_argument("--hard", action="store_true", help="random weights with the outliers that trained ones have")
     parser.add_argument("--device", help="CPU, CUDA, METAL, ...; by default the best there is")
     parser.add_argument("--dtype", choices=("float64", "float32", "bfloat16"), default="float32", help="of tinygrad")
+    parser.add_argument("--kernels", choices=CHOICES, default="auto", help="of tinygrad: its own (plain), or ours (fused)")
     parser.add_argument("--seq-len", type=whole(1), default=32, metavar="N", help="tokens in a row")
     parser.add_argument("--batch-size", type=whole(1), default=2, metavar="N", help="rows in a batch")
     parser.add_argument("--steps", type=whole(1), metavar="N", help="AdamW steps; 10, or 3 where not in float64")
@@ -74,7 +76,8 @@ def main() -> None:
     what = f"{args.model}, {parameter_count(config) / 1e6:.1f}M parameters, {card_name(device)}, {args.dtype}"
     print(f"{what}, {args.batch_size} x {args.seq_len} tokens; truth: PyTorch in float64")
     started = time.perf_counter()
-    setting = Setting(config, weights, args.dtype, device)
+    kernels = choose(args.kernels, config, device, args.dtype == "bfloat16")
+    setting = Setting(config, weights, args.dtype, device, kernels)
     rows, culprit = prove(setting, args.batch_size, args.seq_len, args.seed, steps)
     seconds = time.perf_counter() - started
 

@@ -6,6 +6,7 @@ from outside: no model knows of it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -130,8 +131,9 @@ def flow_in_tinygrad(
     y: np.ndarray,
     autocast: DType | None = None,
     fed: Flow | None = None,
+    kernels: ModuleType | None = None,
 ) -> Flow:
-    """The flow through tinygrad_impl's model; otherwise `flow_in_torch`.
+    """The flow through tinygrad_impl's model, with `kernels` of `tinygrad_impl.kernels`; otherwise `flow_in_torch`.
 
     A model that does not come to every edge of `fed` gives the names of those it comes to, and no figures.
     """
@@ -143,7 +145,7 @@ def flow_in_tinygrad(
     def edge(name: str, value: Tensor) -> Tensor:
         values[name] = value
         if fed is None:
-            return value
+            return value.contiguous() if kernels else value  # so that no kernel computes across the edge
         leaves[name] = Tensor(fed.values[name]).cast(value.dtype).realize()
         return leaves[name]
 
@@ -173,7 +175,7 @@ def flow_in_tinygrad(
         return edge("lm_head", logits[:, :, :V]).cat(logits[:, :, V:], dim=-1)  # with the padding that the head gave
 
     model.head = watched_head  # type: ignore[method-assign]
-    with tinygrad_impl.functional.autocast(autocast):
+    with tinygrad_impl.functional.autocast(autocast, kernels):
         _, loss = model(Tensor(x), Tensor(y))
     assert loss is not None
     values["loss"] = loss

@@ -14,6 +14,7 @@ import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -226,12 +227,19 @@ def random_batches(config: GPT2Config, batch_size: int, seq_len: int, seed: int,
 
 
 class Setting:
-    """What is compared: the model's weights, the dtype, and where torch and tinygrad compute."""
+    """What is compared: the model's weights, the dtype, where torch and tinygrad compute, and tinygrad's kernels."""
 
-    def __init__(self, config: GPT2Config, arrays: Mapping[str, np.ndarray], dtype: str, device: str):
+    def __init__(
+        self,
+        config: GPT2Config,
+        arrays: Mapping[str, np.ndarray],
+        dtype: str,
+        device: str,
+        kernels: ModuleType | None = None,
+    ):
         if arrays.keys() != parameter_shapes(config).keys():
             raise ValueError("the arrays are not the model's parameters")
-        self.config, self.dtype = config, dtype
+        self.config, self.dtype, self.kernels = config, dtype, kernels
         self.exact = {name: array.astype(np.float64) for name, array in arrays.items()}
         stored = np.float64 if dtype == "float64" else np.float32
         self.arrays = {name: array.astype(stored) for name, array in arrays.items()}
@@ -248,7 +256,7 @@ class Setting:
 
     def trainer(self, **options: Any) -> Trainer:
         """tinygrad's."""
-        return Trainer(self.config, self.arrays, autocast=self.tinygrad_autocast, **options)
+        return Trainer(self.config, self.arrays, autocast=self.tinygrad_autocast, kernels=self.kernels, **options)
 
     def for_truth(self, batches: Sequence[Batch]) -> Sequence[Batch]:
         """Micro-batches with the same mean loss: on a GPU row by row, since float64 takes several times the memory that
@@ -266,7 +274,7 @@ class Setting:
         """Of the truth, of tinygrad and of torch in the dtype, this once from each of so many nudged weights."""
         common: Any = {"device": self.torch_device, "fed": fed}
         truth = flow_in_torch(self.config, self.exact, *batch, **common)
-        ours = flow_in_tinygrad(self.config, self.arrays, *batch, self.tinygrad_autocast, fed)
+        ours = flow_in_tinygrad(self.config, self.arrays, *batch, self.tinygrad_autocast, fed, self.kernels)
         weights = [nudged(self.arrays, seed) for seed in range(nudges)] or [self.arrays]
         return truth, ours, [flow_in_torch(self.config, w, *batch, self.torch_autocast, **common) for w in weights]
 

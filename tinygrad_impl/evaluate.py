@@ -1,6 +1,7 @@
 """The loss of a model over a stretch of text."""
 
 from collections.abc import Iterable
+from types import ModuleType
 
 import numpy as np
 from tinygrad import Tensor, TinyJit
@@ -13,8 +14,8 @@ from tinygrad_impl.model import GPT2
 class Evaluator:
     """Measures a model's loss, with one compiled graph for all batches of one shape."""
 
-    def __init__(self, model: GPT2, autocast: DType | None = None):
-        self.model, self.autocast = model, autocast
+    def __init__(self, model: GPT2, autocast: DType | None = None, kernels: ModuleType | None = None):
+        self.model, self.autocast, self.kernels = model, autocast, kernels
         self._loss = TinyJit(self.loss)
 
     def __call__(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -27,7 +28,7 @@ class Evaluator:
         return total / tokens
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        with F.autocast(self.autocast):
+        with F.autocast(self.autocast, self.kernels):
             _, loss = self.model(x, y)
         assert loss is not None
         return loss.realize()

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import ModuleType
 
 from tinygrad import Tensor, dtypes, nn
 from tinygrad.dtype import DType
@@ -21,17 +22,22 @@ VOCAB_TILE = 128  # 50257 = 29 * 1733 has no factor to tile by; 393 * 128 = 5030
 ROWS = 64  # of a block: what is summed over more rows than that, as gradients of parameters are, is so in blocks
 
 compute_dtype: DType | None = None  # what products run in; None is the parameters' own dtype
+fused: ModuleType | None = None  # tinygrad_impl.kernels.fused, where its kernels compute what they can
 
 
 @contextmanager
-def autocast(dtype: DType | None) -> Iterator[None]:
-    """torch.autocast: inside, products run in `dtype`; the stream, layer norm, softmax and loss stay as they are."""
-    global compute_dtype
-    previous, compute_dtype = compute_dtype, dtype
+def autocast(dtype: DType | None, kernels: ModuleType | None = None) -> Iterator[None]:
+    """torch.autocast: inside, products run in `dtype`; the stream, layer norm, softmax and loss stay as they are.
+
+    With `kernels` (of `tinygrad_impl.kernels.choose`) the operations are theirs.
+    """
+    global compute_dtype, fused
+    previous = compute_dtype, fused
+    compute_dtype, fused = dtype, kernels
     try:
         yield
     finally:
-        compute_dtype = previous
+        compute_dtype, fused = previous
 
 
 def cast(x: Tensor) -> Tensor:
@@ -66,6 +72,8 @@ def embedding(tokens: Tensor, weight: Tensor) -> Tensor:
 def _embedding_gradient(gradient: UOp, call: UOp) -> tuple[UOp, None]:
     """gradient (B, T, C) -> that of the table (V, C). tinygrad's own multiplies by the one-hot, V times the work."""
     weight, tokens = call.src[1:]
+    if fused:
+        return fused.embedding_gradient(Tensor(gradient), Tensor(tokens), weight.shape[0]).uop, None
     total = Tensor.zeros(*weight.shape, dtype=gradient.dtype, device=weight.device).contiguous().uop
     rows = gradient.reshape((tokens.numel(), weight.shape[1])).contiguous()  # (B*T, C)
     index = tokens.reshape((tokens.numel(),)).contiguous()  # (B*T,)
@@ -116,6 +124,8 @@ def for_rows(p: Tensor, x: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x (..., in) @ weight [in, out] + bias [out]: (..., out)."""
+    if fused:
+        return fused.linear(x, weight, bias)
     x, weight, bias = cast(x).contiguous(), cast(weight).contiguous(), cast(bias)
     if at_least_float32(x).dtype == x.dtype:
         y = blocked_matmul(x, weight) + for_rows(bias, x)
@@ -152,6 +162,8 @@ class LayerNorm(nn.LayerNorm):
     """tinygrad's over the last dimension, with sums in blocks: over rows, and on a CPU over a wide row too."""
 
     def __call__(self, x: Tensor) -> Tensor:
+        if fused:
+            return fused.normalised(x, self.weight, self.bias, self.eps)
         C = x.shape[-1]
         if C <= 256 or not is_cpu(x):
             y = x.layernorm(eps=self.eps)
@@ -174,6 +186,8 @@ def gelu(x: Tensor, approximate: str) -> Tensor:
     of which few digits are left where the sigmoid is near 1.
     """
     assert approximate == "tanh"
+    if fused and (y := fused.gelu(x)) is not None:
+        return y
     x, dtype, k = at_least_float32(x), x.dtype, 2 * math.sqrt(2 / math.pi)
     z = k * (x + 0.044715 * x * x * x)
     sigmoid, far = z.sigmoid(), (-z.abs()).exp()
@@ -189,6 +203,8 @@ def scaled_dot_product_attention(
 
     With attn_mask, bool (B, 1, T, S), k and v are (B, H, S, D), of which a query takes those where it is true.
     """
+    if fused and is_causal and (y := fused.scaled_dot_product_attention(q, k, v)) is not None:
+        return y
     q, k, v = (t.contiguous().contiguous_backward() for t in (q, k, v))
     scores = q.matmul(k.transpose(-2, -1), dtype=at_least_float32(q).dtype) / math.sqrt(q.shape[-1])  # (B, H, T, T)
     if is_causal:
@@ -204,6 +220,8 @@ def tied_head(x: Tensor, weight: Tensor) -> Tensor:
 
     -inf is what makes the padding invisible: its probability and its gradient are exactly zero.
     """
+    if fused:
+        return fused.tied_head(x, weight)
     B, T, C = x.shape
     V = weight.shape[0]
     tiles = -(-V // VOCAB_TILE)
@@ -226,6 +244,8 @@ def tied_head(x: Tensor, weight: Tensor) -> Tensor:
 
 def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
     """logits (B, T, any), targets (B, T) -> mean of -log softmax(logits)[target] over the targets but ignore_index."""
+    if fused and (loss := fused.mean_loss(logits, targets, ignore_index)) is not None:
+        return loss
     logits = at_least_float32(logits)
     index = Tensor.arange(logits.shape[-1])
     chosen = (index == targets.unsqueeze(-1)).where(logits, 0).sum(-1)  # (B, T)

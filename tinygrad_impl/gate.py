@@ -37,7 +37,7 @@ def prove_graphs(
     """
     started = time.perf_counter()
     arrays, moments, steps = trainer.model.arrays(), trainer.moments(), trainer.steps
-    setting = Setting(config, arrays, dtype, device)
+    setting = Setting(config, arrays, dtype, device, trainer.kernels)
     references = setting.references(
         betas=trainer.betas, eps=trainer.eps, weight_decay=trainer.weight_decay, clip=trainer.clip
     )

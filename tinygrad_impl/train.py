@@ -14,12 +14,16 @@ from data.training import Implementation, Start, begin, find_learning_rate, pars
 from tinygrad_impl.device import card_name, open_device, peak_flops
 from tinygrad_impl.evaluate import Evaluator
 from tinygrad_impl.generate import Generator, write
+from tinygrad_impl.kernels import CHOICES, choose
 from tinygrad_impl.trainer import Trainer, learning_rate
 
 
 def parser() -> ArgumentParser:
     parser = data.training.parser("python -m tinygrad_impl.train", "tinygrad")
     parser.add_argument("--parity", choices=("on", "off"), help="compare with PyTorch before training (on)")
+    parser.add_argument(
+        "--kernels", choices=CHOICES, help="fused: our own, for NVIDIA GPUs; plain: tinygrad's (auto: fused if it can)"
+    )
     return parser
 
 
@@ -50,6 +54,7 @@ def main() -> None:
     device = open_device(args.device)
     start = begin(args, device)
     autocast = dtypes.bfloat16 if args.dtype == "bfloat16" else None
+    kernels = choose(args.kernels or "auto", start.config, device, bfloat16=autocast is not None)
     trainer = Trainer(
         start.config,
         start.arrays,
@@ -57,6 +62,7 @@ def main() -> None:
         weight_decay=args.weight_decay,
         clip=args.clip,
         autocast=autocast,
+        kernels=kernels,
     )
     generator = Generator(trainer.model)
     if start.moments:
@@ -71,7 +77,7 @@ def main() -> None:
         trainer,
         trainer.moments,
         learning_rate,
-        Evaluator(trainer.model, autocast),
+        Evaluator(trainer.model, autocast, kernels),
         continued,
         device,
         card,

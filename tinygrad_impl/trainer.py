@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 
 import numpy as np
 from tinygrad import Tensor, TinyJit, nn
@@ -34,6 +35,7 @@ class Trainer:
 
     `arrays` are the parameters by name. `autocast` is the dtype of products, or None for the parameters' own;
     parameters, gradients and moments keep the arrays' dtype throughout. `clip` bounds the global norm of the gradients.
+    `kernels` is what `tinygrad_impl.kernels.choose` chose.
     """
 
     def __init__(
@@ -45,10 +47,12 @@ class Trainer:
         weight_decay: float = 0.1,
         clip: float = 1.0,
         autocast: DType | None = None,
+        kernels: ModuleType | None = None,
     ):
         self.model = GPT2(config, arrays)
         self.parameters = nn.state.get_state_dict(self.model)
-        self.betas, self.eps, self.weight_decay, self.clip, self.autocast = betas, eps, weight_decay, clip, autocast
+        self.betas, self.eps, self.weight_decay, self.clip = betas, eps, weight_decay, clip
+        self.autocast, self.kernels = autocast, kernels
         self.steps = self.count = 0
         self.dtype = arrays["wte.weight"].dtype
         self.exp_avg = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
@@ -58,6 +62,8 @@ class Trainer:
         # Three compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
         self._add_gradients = TinyJit(self.add_gradients)
         self._squares, self._adamw = TinyJit(self.squares), TinyJit(self.adamw)
+        for graph in (self._add_gradients, self._squares, self._adamw):
+            graph.cnt = 1  # captured in the first call, which would else be run plainly: longer, and in far more memory
 
     def step(self, batches: Sequence[tuple[np.ndarray, np.ndarray]], lr: float) -> tuple[float, float]:
         """One update from micro-batches (x, y) of integers (B, T). Returns their mean loss and the gradient's norm,
@@ -88,11 +94,12 @@ class Trainer:
 
     def add_gradients(self, x: Tensor, y: Tensor, more: Tensor) -> None:
         """Adds the loss and gradients of (x, y) to the totals, or begins them anew unless `more`."""
-        with F.autocast(self.autocast):
+        with F.autocast(self.autocast, self.kernels):
             _, loss = self.model(x, y)
-        assert loss is not None
+            assert loss is not None
+            gradients = loss.gradient(*self.parameters.values())
         totals = [self.loss, *self.gradients.values()]
-        for total, new in zip(totals, [loss, *loss.gradient(*self.parameters.values())], strict=True):
+        for total, new in zip(totals, [loss, *gradients], strict=True):
             total.assign(more[0].where(total, 0) + new)
         Tensor.realize(*totals)
 
@@ -101,11 +108,18 @@ class Trainer:
 
         `update` adds them up in float64: the norm's rounding would be in every clipped gradient.
         """
-        squares = [F.partial_sums(g.square().flatten(), 256).realize() for g in self.gradients.values()]
+        if self.kernels:
+            squares = self.kernels.sums_of_squares(self.gradients)
+        else:
+            squares = [F.partial_sums(g.square().flatten(), 256).realize() for g in self.gradients.values()]
         return self.loss.reshape(1).cat(*squares).realize()
 
     def adamw(self, scalars: Tensor) -> None:
         """AdamW's step; scalars: the totals' factor and the rest of it, learning rate, 1 - beta1^t, 1 - beta2^t."""
+        decays = {name: self.weight_decay if p.ndim == 2 else 0.0 for name, p in self.parameters.items()}
+        if self.kernels:
+            state = self.parameters, self.exp_avg, self.exp_avg_sq, self.gradients
+            return self.kernels.adamw_step(*state, scalars, decays, self.betas, self.eps)
         # Realised piece by piece, because tinygrad plans many small graphs, mostly alike, sooner than one large graph.
         scale, rest, lr, correction1, correction2 = (scalars[i] for i in range(5))
         beta1, beta2 = self.betas
@@ -114,8 +128,7 @@ class Trainer:
             g = total * scale + total * rest
             m.assign(beta1 * m + (1 - beta1) * g)
             v.assign(beta2 * v + (1 - beta2) * g * g)
-            decay = self.weight_decay if p.ndim == 2 else 0.0
-            p.assign(p * (1 - lr * decay) - (lr / correction1) * m / ((v / correction2).sqrt() + self.eps))
+            p.assign(p * (1 - lr * decays[name]) - (lr / correction1) * m / ((v / correction2).sqrt() + self.eps))
             Tensor.realize(m, v, p)
 
     def moments(self) -> dict[str, np.ndarray]:

@@ -1,0 +1,204 @@
+"""Causal self-attention that reads q, k and v where c_attn left them, and its gradient (Dao 2023, FlashAttention-2).
+
+A row of qkv (B, T, 3 * H * D) holds the q of all heads, then their k, then their v; one of y (B, T, H * D) the heads'
+outputs side by side. The T x T scores exist only as tiles: S = q @ k.T, P = softmax(S / sqrt(D)), y = P @ v. Of the
+forward pass lse (B, H, T) is kept, the logarithm of the sum of a row's exponentials: to base 2, of S * log2(e) /
+sqrt(D), so that a single exp2 gives P from S again. Then, with dP = dy @ v.T,
+
+    delta = rowsum(dy * y),  dS = P * (dP - delta),  dq = dS @ k / sqrt(D),  dk = dS.T @ q / sqrt(D),  dv = P.T @ dy
+
+The backward pass computes S and dP twice, in a kernel that sums over keys and in one that sums over queries: so each
+sum is one program's, the same in every run. P and dS are rounded to bfloat16 for their products.
+"""
+
+import math
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from tinygrad_impl.kernels.launch import Launch
+
+LOG2E = tl.constexpr(math.log2(math.e))
+GROUP = 96  # heads that are computed at a time: their k and v should fit in the L2 cache
+
+
+@triton.jit
+def place(HEADS: tl.constexpr, BLOCKS: tl.constexpr, GROUP: tl.constexpr):
+    """This program's head and block. In their order programs take a group of heads after another, and in a group the
+    first block of each head before the second.
+    """
+    program = tl.program_id(0)
+    group = program // (GROUP * BLOCKS)
+    heads = min(GROUP, HEADS - group * GROUP)  # fewer in the last
+    index = program - group * GROUP * BLOCKS
+    return group * GROUP + index % heads, index // heads
+
+
+@triton.jit
+def load(x, first, T: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr):
+    """Rows of x from `first`: (ROWS, D). MASKED, those past the last are 0."""
+    rows = first + tl.arange(0, ROWS)
+    at = x + rows[:, None] * STRIDE + tl.arange(0, D)[None, :]
+    return tl.load(at, mask=rows[:, None] < T, other=0.0) if MASKED else tl.load(at)
+
+
+@triton.jit
+def store(x, first, value, T: tl.constexpr, STRIDE: tl.constexpr):
+    """The opposite, in bfloat16."""
+    rows = first + tl.arange(0, value.shape[0])
+    at = x + rows[:, None] * STRIDE + tl.arange(0, value.shape[1])[None, :]
+    tl.store(at, value.to(tl.bfloat16), mask=rows[:, None] < T)
+
+
+@triton.jit
+def attention_forward(
+    y, lse, qkv,
+    B: tl.constexpr, T: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """qkv -> y and lse. A program has QUERIES queries of a head."""
+    C: tl.constexpr = H * D
+    BLOCKS: tl.constexpr = (T + QUERIES - 1) // QUERIES
+    RAGGED: tl.constexpr = T % QUERIES != 0 or T % KEYS != 0  # tiles may reach past the last row
+    head, block = place(B * H, BLOCKS, GROUP)
+    query = (BLOCKS - 1 - block) * QUERIES  # the longest sums start first
+    batch, column = (head // H).to(tl.int64), head % H * D
+    q_of = qkv + batch * (T * 3 * C) + column
+    rows = query + tl.arange(0, QUERIES)
+    scale: tl.constexpr = LOG2E / D**0.5
+
+    q = load(q_of, query, T, 3 * C, QUERIES, D, RAGGED)
+    top = tl.full((QUERIES,), float("-inf"), tl.float32)  # the highest score so far
+    total = tl.zeros((QUERIES,), tl.float32)  # sum of exp2(score - top)
+    acc = tl.zeros((QUERIES, D), tl.float32)  # and of that times v
+    whole = query // KEYS * KEYS  # every query sees every key before this one
+    for DIAGONAL in tl.static_range(2):
+        for key in range(whole if DIAGONAL else 0, query + QUERIES if DIAGONAL else whole, KEYS):
+            k = load(q_of + C, key, T, 3 * C, KEYS, D, RAGGED and DIAGONAL)
+            v = load(q_of + 2 * C, key, T, 3 * C, KEYS, D, RAGGED and DIAGONAL)
+            s = tl.dot(q, k.T)  # (QUERIES, KEYS)
+            if DIAGONAL:
+                s = tl.where(rows[:, None] >= key + tl.arange(0, KEYS)[None, :], s, float("-inf"))
+            higher = tl.maximum(top, tl.max(s, 1) * scale)
+            p = tl.exp2(s * scale - higher[:, None])
+            shrink = tl.exp2(top - higher)
+            top = higher
+            total = total * shrink + tl.sum(p, 1)
+            acc = tl.dot(p.to(tl.bfloat16), v, acc * shrink[:, None])
+    store(y + batch * (T * C) + column, query, acc / total[:, None], T, C)
+    tl.store(lse + head * T + rows, top + tl.log2(total), mask=rows < T)
+
+
+@triton.jit
+def attention_query_gradient(
+    dqkv, delta, dy, qkv, y, lse,
+    B: tl.constexpr, T: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """delta (B, H, T), and the columns of dqkv that are q's. A program has QUERIES queries of a head."""
+    C: tl.constexpr = H * D
+    BLOCKS: tl.constexpr = (T + QUERIES - 1) // QUERIES
+    RAGGED: tl.constexpr = T % QUERIES != 0 or T % KEYS != 0
+    head, block = place(B * H, BLOCKS, GROUP)
+    query = (BLOCKS - 1 - block) * QUERIES  # the longest sums start first
+    batch, column = (head // H).to(tl.int64), head % H * D
+    q_of = qkv + batch * (T * 3 * C) + column
+    y_at = batch * (T * C) + column
+    rows = query + tl.arange(0, QUERIES)
+    scale: tl.constexpr = LOG2E / D**0.5
+
+    dy_tile = load(dy + y_at, query, T, C, QUERIES, D, RAGGED)
+    y_tile = load(y + y_at, query, T, C, QUERIES, D, RAGGED)
+    delta_row = tl.sum(dy_tile.to(tl.float32) * y_tile.to(tl.float32), 1)
+    tl.store(delta + head * T + rows, delta_row, mask=rows < T)
+    lse_row = tl.load(lse + head * T + rows, mask=rows < T, other=0.0)
+    q = load(q_of, query, T, 3 * C, QUERIES, D, RAGGED)
+    dq = tl.zeros((QUERIES, D), tl.float32)
+    whole = query // KEYS * KEYS
+    for DIAGONAL in tl.static_range(2):
+        for key in range(whole if DIAGONAL else 0, query + QUERIES if DIAGONAL else whole, KEYS):
+            k = load(q_of + C, key, T, 3 * C, KEYS, D, RAGGED and DIAGONAL)
+            v = load(q_of + 2 * C, key, T, 3 * C, KEYS, D, RAGGED and DIAGONAL)
+            p = tl.exp2(tl.dot(q, k.T) * scale - lse_row[:, None])  # (QUERIES, KEYS)
+            if DIAGONAL:
+                p = tl.where(rows[:, None] >= key + tl.arange(0, KEYS)[None, :], p, 0.0)
+            ds = p * (tl.dot(dy_tile, v.T) - delta_row[:, None])
+            dq = tl.dot(ds.to(tl.bfloat16), k, dq)
+    store(dqkv + batch * (T * 3 * C) + column, query, dq / D**0.5, T, 3 * C)
+
+
+@triton.jit
+def attention_key_gradient(
+    dqkv, dy, qkv, lse, delta,
+    B: tl.constexpr, T: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """The columns of dqkv that are k's and v's. A program has KEYS keys of a head."""
+    C: tl.constexpr = H * D
+    BLOCKS: tl.constexpr = (T + KEYS - 1) // KEYS
+    RAGGED: tl.constexpr = T % QUERIES != 0 or T % KEYS != 0
+    head, block = place(B * H, BLOCKS, GROUP)
+    key = block * KEYS  # the longest sums start first
+    batch, column = (head // H).to(tl.int64), head % H * D
+    q_at = batch * (T * 3 * C) + column
+    y_at = batch * (T * C) + column
+    scale: tl.constexpr = LOG2E / D**0.5
+
+    k = load(qkv + q_at + C, key, T, 3 * C, KEYS, D, RAGGED)
+    v = load(qkv + q_at + 2 * C, key, T, 3 * C, KEYS, D, RAGGED)
+    dk = tl.zeros((KEYS, D), tl.float32)
+    dv = tl.zeros((KEYS, D), tl.float32)
+    whole = min((key + KEYS + QUERIES - 1) // QUERIES * QUERIES, T)  # from here on every query sees every key
+    for DIAGONAL in tl.static_range(1, -1, -1):
+        for query in range(key // QUERIES * QUERIES if DIAGONAL else whole, whole if DIAGONAL else T, QUERIES):
+            q = load(qkv + q_at, query, T, 3 * C, QUERIES, D, RAGGED)
+            dy_tile = load(dy + y_at, query, T, C, QUERIES, D, RAGGED)
+            rows = query + tl.arange(0, QUERIES)
+            lse_row = tl.load(lse + head * T + rows, mask=rows < T if RAGGED else None)
+            delta_row = tl.load(delta + head * T + rows, mask=rows < T if RAGGED else None)
+            p = tl.exp2(tl.dot(k, q.T) * scale - lse_row[None, :])  # (KEYS, QUERIES)
+            if DIAGONAL:
+                p = tl.where(rows[None, :] >= key + tl.arange(0, KEYS)[:, None], p, 0.0)
+            dv = tl.dot(p.to(tl.bfloat16), dy_tile, dv)
+            ds = p * (tl.dot(v, dy_tile.T) - delta_row[None, :])
+            dk = tl.dot(ds.to(tl.bfloat16), q, dk)
+    store(dqkv + q_at + C, key, dk / D**0.5, T, 3 * C)
+    store(dqkv + q_at + 2 * C, key, dv, T, 3 * C)
+
+
+def launch_of(
+    kernel: Any, B: int, T: int, H: int, D: int, tiles: tuple[int, int], warps: int, stages: int, group: int = GROUP
+) -> Launch:
+    """`kernel` with tiles of (queries, keys); FLOPs are those of the products that a causal mask leaves."""
+    queries, keys = (min(size, max(16, triton.next_power_of_2(T))) for size in tiles)
+    products = {attention_forward: 2, attention_query_gradient: 3, attention_key_gradient: 4}[kernel]
+    moved = {attention_forward: 4, attention_query_gradient: 6, attention_key_gradient: 6}[kernel]
+    blocks = triton.cdiv(T, keys if kernel is attention_key_gradient else queries)
+    constants = {"B": B, "T": T, "H": H, "D": D, "QUERIES": queries, "KEYS": keys, "GROUP": min(group, B * H)}
+    return Launch(
+        kernel,
+        (B * H * blocks,),
+        constants,
+        warps=warps,
+        stages=stages,
+        flops=products * B * H * T * T * D,
+        bytes=2 * moved * B * T * H * D,
+    )
+
+
+def forward(B: int, T: int, H: int, D: int) -> Launch:
+    """Writes y (B, T, H * D) bfloat16 and lse (B, H, T) float32; reads qkv (B, T, 3 * H * D) bfloat16."""
+    return launch_of(attention_forward, B, T, H, D, tiles=(128, 64), warps=4, stages=3)
+
+
+def query_gradient(B: int, T: int, H: int, D: int) -> Launch:
+    """Writes dqkv (B, T, 3 * H * D) bfloat16, the columns of q only, and delta (B, H, T) float32; reads dy and, of the
+    forward pass, qkv, y and lse. It comes before `key_gradient`.
+    """
+    return launch_of(attention_query_gradient, B, T, H, D, tiles=(128, 64), warps=8, stages=3)
+
+
+def key_gradient(B: int, T: int, H: int, D: int) -> Launch:
+    """Writes dqkv, the columns of k and v only; reads dy, qkv, lse and delta."""
+    return launch_of(attention_key_gradient, B, T, H, D, tiles=(64, 128), warps=8, stages=3)

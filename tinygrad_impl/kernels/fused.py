@@ -1,0 +1,285 @@
+"""GPT-2's operations on Triton's kernels, each with its gradient: what functional.py calls where they can run.
+
+They compute what `torch.autocast` to bfloat16 computes: products of bfloat16 with float32 sums, a float32 stream, float32
+layer norm and loss. A gradient is given as a function of tinygrad's graph, so that kernels know nothing of automatic
+differentiation; what a later operation makes of an earlier one (the GELU after a linear layer, the loss after the
+head) is seen in the graph, so that the model file knows nothing of kernels.
+
+In the comments B is the batch, T the sequence length, R = B * T, C = n_embd, H = n_head, D = C / H, V = vocab_size.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from tinygrad import Tensor, dtypes
+from tinygrad.dtype import DType
+from tinygrad.uop.ops import Ops, UOp
+
+from tinygrad_impl.functional import VOCAB_TILE, long_sum
+from tinygrad_impl.kernels import adamw, attention, cross_entropy, embedding, layer_norm, matmul
+from tinygrad_impl.kernels.launch import launch
+
+
+def new(like: Tensor, *shape: int, dtype: DType = dtypes.bfloat16) -> Tensor:
+    """A tensor for a kernel to write."""
+    return Tensor.invalids(*shape, dtype=dtype, device=like.device)
+
+
+def differentiable(
+    outs: Sequence[Tensor], gradient: Callable[..., tuple[UOp | None, ...]], sources: Sequence[Tensor], *kept: Tensor
+) -> list[Tensor]:
+    """The outs, with `gradient` to give the gradients of the sources from theirs; it finds sources, what it keeps
+    besides and outs, in this order, in its call's `src[1:]`, and gives as many gradients.
+    """
+    tensors = [*sources, *kept, *outs]
+    params = [t.as_param(len(sources) + len(kept) + i).uop for i, t in enumerate(outs)]
+    call = UOp.maketuple(*params).call(*[t.uop for t in tensors], grad_fxn=gradient)
+    return [Tensor(call.gettuple(i)) for i in range(len(outs))]
+
+
+def made_by(x: Tensor, gradient: Callable[..., Any]) -> list[Tensor] | None:
+    """The sources, what is kept and the outs of the operation with this gradient whose only output x is."""
+    out = x.uop
+    while out.op is Ops.RESHAPE:
+        out = out.src[0]
+    call = out.src[0] if out.op is Ops.GETTUPLE else None
+    if call is None or call.op is not Ops.FUNCTION or call.arg.grad_fxn is not gradient:
+        return None
+    return [Tensor(u) for u in call.src[1:]]
+
+
+def half(weight: Tensor) -> Tensor:
+    """A parameter in bfloat16."""
+    return weight.detach().cast(dtypes.bfloat16).contiguous()
+
+
+def padded(weight: Tensor) -> Tensor:
+    """The embedding (V, C) in bfloat16, with rows of 0 to a multiple of VOCAB_TILE."""
+    return half(weight.pad(((0, -weight.shape[0] % VOCAB_TILE), None)))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x (..., K) @ weight [K, N] + bias [N]: (..., N), in bfloat16."""
+    *outer, K = x.shape
+    R, N = math.prod(outer), weight.shape[1]
+    rows, table = x.cast(dtypes.bfloat16).reshape(R, K), half(weight)
+    [y] = launch(matmul.forward(R, K, N), [new(x, R, N)], rows, table, bias)
+    if activation := made_by(x, _gelu_gradient):  # its gradient joins that of this layer
+        hidden, g = activation
+        [y] = differentiable([y], _linear_gelu_gradient, [hidden, weight, bias], g, table)
+    else:
+        [y] = differentiable([y], _linear_gradient, [rows, weight, bias], table)
+    return y.reshape(*outer, N)
+
+
+def _linear_gradient(dy: UOp, call: UOp) -> tuple[UOp | None, ...]:
+    rows, _, _, table, _ = map(Tensor, call.src[1:])
+    dy_rows = Tensor(dy)  # (R, N)
+    (R, K), N = rows.shape, table.shape[1]
+    [dx] = launch(matmul.input_gradient(R, K, N), [new(rows, R, K)], dy_rows, table)
+    return dx.uop, *_weight_gradients(rows, dy_rows), None, None
+
+
+def _weight_gradients(x: Tensor, dy: Tensor) -> tuple[UOp, UOp]:
+    """x (R, K), dy (R, N) -> the gradients of a weight [K, N] and its bias [N], in float32."""
+    (R, K), N = x.shape, dy.shape[1]
+    kernel = matmul.weight_gradient(R, K, N)
+    [dw] = launch(kernel, [new(x, kernel.constants["SPLITS"], K, N, dtype=dtypes.float32)], x, dy)
+    return dw.sum(0).uop, column_sums(dy).uop
+
+
+def column_sums(x: Tensor) -> Tensor:
+    """x (R, N) -> the sums of its columns (N,), in float32: in parts first, if R is large."""
+    R, N = x.shape
+    parts = 64 if R > 1024 else 1
+    [sums] = launch(matmul.column_sums(R, N, parts), [new(x, parts, N, dtype=dtypes.float32)], x)
+    return column_sums(sums) if parts > 1 else sums.reshape(N)
+
+
+def gelu(x: Tensor) -> Tensor | None:
+    """The tanh form of GELU of a linear layer's output, computed in that layer; None of anything else."""
+    if not (layer := made_by(x, _linear_gradient)):
+        return None
+    rows, weight, bias, table, _ = layer
+    (R, K), N = rows.shape, table.shape[1]
+    h, g = launch(matmul.forward(R, K, N, gelu=True), [new(x, R, N), new(x, R, N)], rows, table, bias)
+    [hidden] = differentiable([h], _linear_gradient, [rows, weight, bias], table)
+    [g] = differentiable([g], _gelu_gradient, [hidden])
+    return g.reshape(x.shape)
+
+
+def _gelu_gradient(dg: UOp, call: UOp) -> tuple[UOp | None, ...]:
+    raise NotImplementedError("a GELU that no linear layer follows")
+
+
+def _linear_gelu_gradient(dy: UOp, call: UOp) -> tuple[UOp | None, ...]:
+    """The gradient of linear(gelu(hidden)): the derivative of GELU is multiplied in before anything is stored."""
+    hidden, _, _, g, table, _ = map(Tensor, call.src[1:])
+    dy_rows = Tensor(dy)  # (R, N)
+    (R, K), N = g.shape, table.shape[1]
+    [dh] = launch(matmul.input_gradient(R, K, N, gelu=True), [new(g, R, K)], dy_rows, table, hidden)
+    return dh.uop, *_weight_gradients(g, dy_rows), None, None, None
+
+
+def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+    """Causal attention where q, k, v (B, H, T, D) are what is split off one c_attn: then (B, H, T, D), else None."""
+    B, H, T, D = q.shape
+    qkv = Tensor(q.uop.base).reshape(B, T, 3 * H * D)
+    split = [t.reshape(B, T, H, D).transpose(1, 2) for t in qkv.split(H * D, dim=2)]
+    if any(given.uop is not t.uop for given, t in zip((q, k, v), split, strict=True)):
+        return None
+    y, lse = new(qkv, B, T, H * D), new(qkv, B, H, T, dtype=dtypes.float32)
+    y, lse = launch(attention.forward(B, T, H, D), [y, lse], qkv)
+    [y] = differentiable([y], partial(_attention_gradient, H), [qkv], lse)
+    return y.reshape(B, T, H, D).transpose(1, 2)
+
+
+def _attention_gradient(H: int, dy: UOp, call: UOp) -> tuple[UOp | None, ...]:
+    qkv, lse, y = map(Tensor, call.src[1:])
+    B, T, C = y.shape
+    gradient = Tensor(dy)
+    outs = new(y, B, T, 3 * C), new(y, B, H, T, dtype=dtypes.float32)
+    dqkv, delta = launch(attention.query_gradient(B, T, H, C // H), outs, gradient, qkv, y, lse)
+    [dqkv] = launch(attention.key_gradient(B, T, H, C // H), [dqkv], gradient, qkv, lse, delta)
+    return dqkv.uop, None, None
+
+
+def normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer norm of the stream x (..., C), in bfloat16. Where x is a sum, of the stream before and a layer's output,
+    it is computed here, and x becomes what is stored: what reads it next reads that.
+    """
+    *outer, C = x.shape
+    R = math.prod(outer)
+    stream, added = x, list[Tensor]()
+    if x.uop.op is Ops.ADD and x.uop.src[1].op is Ops.CAST and x.uop.src[1].src[0].dtype is dtypes.bfloat16:
+        stream, added = Tensor(x.uop.src[0]), [Tensor(x.uop.src[1].src[0]).reshape(R, C)]
+    rows = stream.reshape(R, C) if added else stream.reshape(R, C).contiguous()
+    outs = [new(x, R, C, dtype=dtypes.float32)] if added else []
+    outs += [new(x, R, C), *(new(x, R, dtype=dtypes.float32) for _ in range(2))]
+    kernel = layer_norm.forward(R, C, eps, bool(added))
+    *total, y, mean, rstd = launch(kernel, outs, rows, *added, weight, bias)
+    total = total or [rows]
+    out, y = differentiable([*total, y], _normalised_gradient, [rows, *added, weight, bias], mean, rstd)
+    x.replace(out.reshape(x.shape))
+    return y.reshape(x.shape)
+
+
+def _normalised_gradient(*gradients: Any, call: UOp | None = None) -> tuple[UOp | None, ...]:
+    if call is None:  # tinygrad's way where there is one gradient
+        *gradients, call = gradients
+    *sources, weight, _, mean, rstd, total, _ = map(Tensor, call.src[1:])
+    R, C = total.shape
+    *past, dy = map(Tensor, gradients)  # past the last layer goes nothing
+    kernel = layer_norm.backward(R, C, bool(past))
+    outs = [new(total, R, C, dtype=dtypes.float32), new(total, R, C)]
+    outs += [new(total, *kernel.grid, C, dtype=dtypes.float32) for _ in range(2)]
+    dx, dx16, dweight, dbias = launch(kernel, outs, dy, *(past or [total]), total, mean, rstd, weight)
+    return (
+        dx.uop,
+        *([dx16.uop] if len(sources) > 1 else []),
+        column_sums(dweight).uop,
+        column_sums(dbias).uop,
+        *[None] * 4,
+    )
+
+
+def tied_head(x: Tensor, weight: Tensor) -> Tensor:
+    """x (B, T, C) @ weight (V, C).T: logits (B, T, V rounded up to VOCAB_TILE), in bfloat16; those past V are 0."""
+    *outer, C = x.shape
+    rows, table = x.cast(dtypes.bfloat16).reshape(-1, C), padded(weight)
+    [logits] = differentiable([head_logits(rows, table)], _head_gradient, [rows, weight], table)
+    return logits.reshape(*outer, -1)
+
+
+def head_logits(rows: Tensor, table: Tensor) -> Tensor:
+    (R, C), V = rows.shape, table.shape[0]
+    return launch(matmul.head(R, C, V), [new(rows, R, V)], rows, table)[0]
+
+
+def _head_gradient(dlogits: UOp, call: UOp) -> tuple[UOp | None, ...]:
+    rows, weight, table, _ = map(Tensor, call.src[1:])
+    dx, dtable = _head_gradients(Tensor(dlogits), rows, table)
+    return dx.uop, dtable[: weight.shape[0]].uop, None, None
+
+
+def _head_gradients(dlogits: Tensor, rows: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """dlogits (R, V) -> the gradients of rows (R, C), in bfloat16, and of the table (V, C), in float32; V is padded."""
+    (R, C), V = rows.shape, table.shape[0]
+    [dx] = launch(matmul.head_input_gradient(R, C, V), [new(rows, R, C)], dlogits, table)
+    [dtable] = launch(matmul.head_weight_gradient(R, C, V), [new(rows, V, C, dtype=dtypes.float32)], dlogits, rows)
+    return dx, dtable
+
+
+def mean_loss(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor | None:
+    """The mean of -log softmax(logits)[target] over the targets but ignore_index; None where no head made the logits.
+
+    It computes the logits anew for itself, where others do not want them the only ones: their gradient takes their
+    place.
+    """
+    if not (head := made_by(logits, _head_gradient)):
+        return None
+    rows, weight, table, _ = head
+    R, V = rows.shape[0], weight.shape[0]
+    target = targets.reshape(R).cast(dtypes.int32)
+    scale = (1 / (target != ignore_index).sum().float()).reshape(1).contiguous()
+    outs = new(rows, R, dtype=dtypes.float32), head_logits(rows, table)
+    losses, dlogits = launch(cross_entropy.forward(R, V, table.shape[0], ignore_index), outs, target, scale)
+    [mean] = differentiable([long_sum(losses) * scale.reshape(())], _loss_gradient, [rows, weight], table, dlogits)
+    return mean
+
+
+def _loss_gradient(gradient: UOp, call: UOp) -> tuple[UOp | None, ...]:
+    rows, weight, table, dlogits, _ = map(Tensor, call.src[1:])
+    factor = Tensor(gradient)  # that of the loss: 1, where nothing else is made of it
+    dx, dtable = _head_gradients(dlogits, rows, table)
+    return (dx * factor).cast(dx.dtype).uop, (dtable[: weight.shape[0]] * factor).uop, None, None, None
+
+
+def embedding_gradient(gradient: Tensor, tokens: Tensor, V: int) -> Tensor:
+    """gradient (B, T, C) of the rows that tokens (B, T) name -> that of the table: (V, C), the same in every run."""
+    R, C = tokens.numel(), gradient.shape[-1]
+    index, rows = tokens.reshape(R).cast(dtypes.int32), gradient.reshape(R, C)
+    [order] = launch(embedding.order(R), [new(rows, R, dtype=dtypes.int32)], index)
+    total = Tensor.zeros(V, C, dtype=dtypes.float32, device=rows.device).contiguous()
+    return launch(embedding.gradient(R, C), [total], order, index, rows)[0]
+
+
+def by_layer(names: Iterable[str]) -> list[list[str]]:
+    """Names of parameters in groups of a layer's, which are alike, so that one compiled kernel serves them all."""
+    groups = defaultdict(list)
+    for name in names:
+        groups[name.split(".")[1] if name.startswith("h.") else ""].append(name)
+    return list(groups.values())
+
+
+def sums_of_squares(gradients: Mapping[str, Tensor]) -> list[Tensor]:
+    """Sums of the squares of parts of the gradients: some hundreds."""
+    sums = []
+    for names in by_layer(gradients):
+        kernel = adamw.squares([gradients[name].numel() for name in names])
+        like = gradients[names[0]]
+        sums += launch(kernel, [new(like, *kernel.grid, dtype=dtypes.float32)], *(gradients[name] for name in names))
+    return sums
+
+
+def adamw_step(
+    parameters: Mapping[str, Tensor],
+    exp_avg: Mapping[str, Tensor],
+    exp_avg_sq: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    scalars: Tensor,
+    decays: Mapping[str, float],
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """One step of AdamW, in place; scalars as `Trainer.adamw` has them."""
+    changed = []
+    for names in by_layer(parameters):
+        sizes = [parameters[name].numel() for name in names]
+        kernel = adamw.step(sizes, [decays[name] for name in names], *betas, eps)
+        outs = [tensors[name] for tensors in (parameters, exp_avg, exp_avg_sq) for name in names]
+        changed += launch(kernel, outs, *(gradients[name] for name in names), scalars)
+    Tensor.realize(*changed)

@@ -1,0 +1,152 @@
+"""A Triton kernel with everything that it is compiled for, and how it becomes a node of tinygrad's graphs."""
+
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, partial
+from itertools import chain, islice, zip_longest
+from typing import Any
+
+from tinygrad import Device, Tensor, dtypes
+from tinygrad.engine.realize import runtime_cache
+from tinygrad.helpers import argsort
+from tinygrad.renderer import Estimates
+from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp
+
+TYPES = {dtypes.float32: "*fp32", dtypes.bfloat16: "*bf16", dtypes.int32: "*i32", dtypes.uint8: "*u8"}  # of pointers
+SCRATCH = 2  # pointers that Triton adds to a kernel's parameters: where it keeps tensor descriptors, and a profiler's
+DESCRIPTORS = 4 * 128  # bytes of a program's, at most
+compilers = ThreadPoolExecutor(os.cpu_count())
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A call of a Triton kernel, but for its tensors: they come first, those that are written before those that are
+    only read; `constants` are the rest of its parameters, all of them `tl.constexpr`.
+    """
+
+    kernel: Any  # what triton.jit made
+    grid: tuple[int, ...]
+    constants: dict[str, Any] = field(hash=False)
+    warps: int = 4
+    stages: int = 2
+    flops: int = 0  # for reports: what it computes
+    bytes: int = 0  # and the fewest bytes that it must move
+    descriptors: bool = False  # whether it makes tensor descriptors, up to four
+    groups: tuple[int, ...] = ()  # of tensors that a parameter takes as a tuple, how many; 0: it takes one tensor
+
+    @property
+    def name(self) -> str:
+        """What profiles call it."""
+        sizes = [str(self.constants[size]) for size in "BTHDMNKRCV" if size in self.constants]
+        return "_".join([self.kernel.__name__.removesuffix("_kernel"), *sizes])
+
+    def arguments(self, tensors: Sequence[Any]) -> list[Any]:
+        """The tensors, or what there is for each of them, as the kernel's first parameters take them."""
+        rest = iter(tensors)
+        return [tuple(islice(rest, size)) if size else next(rest) for size in self.groups or [0] * len(tensors)]
+
+
+def launch(kernel: Launch, outs: Sequence[Tensor], *ins: Tensor) -> list[Tensor]:
+    """The outputs after the kernel has written them. An output may be a tensor that it reads and changes in place."""
+    first, *rest = outs
+    ins = tuple(map(stored, ins))
+    size = DESCRIPTORS * math.prod(kernel.grid) if kernel.descriptors else 1
+    scratch = [Tensor.invalids(bytes, dtype=dtypes.uint8, device=first.device) for bytes in (size, 1)]
+    fxn = partial(program, kernel, len(outs), first.device)
+    return first.custom_kernel(*rest, *ins, *scratch, fxn=fxn)[: len(outs)]
+
+
+def stored(x: Tensor) -> Tensor:
+    """x as it is in memory, where a kernel put it, under whatever shape; a copy of what is only computed."""
+    uop = x.uop
+    while uop.src:
+        if uop.op in (Ops.RESHAPE, Ops.DETACH):
+            uop = uop.src[0]
+        elif uop.op is uop.src[0].op is Ops.PERMUTE and uop.marg == argsort(uop.src[0].marg):  # there and back again
+            uop = uop.src[0].src[0]
+        elif (
+            uop.op is Ops.GETTUPLE and uop.src[0].src[0].src[uop.arg].op is Ops.PARAM
+        ):  # a call that returns what it got
+            call, index = uop.src[0], uop.src[0].src[0].src[uop.arg].arg.slot
+            uop = call.src[1 + index]
+        else:
+            break
+    return Tensor(uop) if uop.op in (Ops.AFTER, Ops.BUFFER, Ops.CONTIGUOUS) else x.contiguous()
+
+
+@cache
+def program(kernel: Launch, outs: int, device: str, *args: UOp) -> UOp:
+    """The kernel as a program of tinygrad's; args are the placeholders of its tensors. It is compiled in the
+    background, so that many are at once.
+    """
+    arch = Device[device].renderer.target.arch
+    binary = compilers.submit(compile_kernel, kernel, tuple(a.dtype for a in args[:-SCRATCH]), arch)
+    uop = wrap(kernel, outs, args)
+    runtime_cache[uop.key, device] = Compiled(kernel, binary, device, uop)
+    return uop
+
+
+class Compiled:
+    """tinygrad's `CUDAProgram` of a kernel, once it is asked for."""
+
+    def __init__(self, kernel: Launch, binary: "Future[Any]", device: str, uop: UOp):
+        self.kernel, self.binary, self.device, self.uop = kernel, binary, device, uop
+
+    @cached_property
+    def loaded(self) -> Any:
+        from tinygrad.runtime.ops_cuda import check, cuda  # only where there is CUDA can it be imported
+
+        binary = self.binary.result()
+        obj = replace(self.uop.to_elf(), name=binary.metadata.name, lib=binary.asm["cubin"])
+        assert binary.metadata.global_scratch_size <= (DESCRIPTORS if self.kernel.descriptors else 0)
+        loaded = Device[self.device].runtime(obj)
+        loaded.smem = binary.metadata.shared
+        limit = cuda.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        check(cuda.cuFuncSetAttribute(loaded.prg, limit, loaded.smem))
+        return loaded
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loaded, name)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.loaded(*args, **options)
+
+
+def compile_kernel(kernel: Launch, types: tuple[Any, ...], arch: str) -> Any:
+    """Triton's compiled kernel for tensors of these dtypes on an NVIDIA GPU of this architecture, such as "sm_90"."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = kernel.kernel.arg_names
+    pointers = kernel.arguments([TYPES[dtype] for dtype in types])
+    paths = [[(i,)] if isinstance(p, str) else [(i, j) for j in range(len(p))] for i, p in enumerate(pointers)]
+    source = ASTSource(
+        kernel.kernel,
+        dict(zip_longest(names, pointers, fillvalue="constexpr")),
+        {(names.index(name),): value for name, value in kernel.constants.items()},
+        {path: [["tt.divisibility", 16]] for path in chain(*paths)},
+    )
+    target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    return triton.compile(source, target=target, options={"num_warps": kernel.warps, "num_stages": kernel.stages})
+
+
+def wrap(kernel: Launch, outs: int, args: tuple[UOp, ...]) -> UOp:
+    """What tinygrad's own compiler would give for such a kernel, but without the binary."""
+    name = kernel.name
+    estimates = Estimates(ops=kernel.flops, lds=kernel.bytes, mem=kernel.bytes)
+    sink = UOp.sink(*[a.base for a in args], arg=KernelInfo(name=name, estimates=estimates))
+    info = ProgramInfo(
+        name=name,
+        global_size=(*kernel.grid, 1, 1)[:3],
+        local_size=(32 * kernel.warps, 1, 1),
+        globals=tuple(range(len(args))),
+        outs=(*range(outs), len(args) - SCRATCH),
+        ins=tuple(range(len(args))),  # what is written may be read too
+    )
+    source = repr((kernel.kernel.__name__, kernel.grid, kernel.constants, kernel.warps, kernel.stages))
+    compiled = UOp(Ops.LINEAR, src=(*sink.src, sink)), UOp(Ops.SOURCE, arg=source), UOp(Ops.BINARY, arg=b"")
+    return UOp(Ops.PROGRAM, src=(sink, *compiled), arg=info)

@@ -1,0 +1,206 @@
+"""Products of bfloat16 matrices with float32 sums: a linear layer's and the vocabulary head's, forward and backward.
+
+They are all tiles of a (M, K) @ b (K, N). What differs is which of a and b lies transposed in memory, which the tensor
+cores read as well, and what is done with a tile before it is rounded, once, and stored. Tensor descriptors, by which
+Hopper's copy engine moves whole tiles, give 0 for what is read outside of a matrix and drop what is written there.
+"""
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from tinygrad_impl.kernels.launch import Launch
+
+PROCESSORS = 132  # multiprocessors of an H100 or H200; on others the same is computed, if not in as few rounds
+HOPPER = {"BM": 128, "BN": 256, "BK": 64, "GROUP": 8, "SLICES": 1, "SPECIALIZED": False, "stages": 3}
+AMPERE = HOPPER | {"BN": 128}  # has less shared memory and fewer registers for a tile
+
+
+@triton.jit
+def gelu_and_slope(x):
+    """gelu(x) = x sigmoid(z) with z = 2 sqrt(2 / pi) (x + 0.044715 x^3), its tanh form, and its derivative."""
+    square = x * x
+    sigmoid = 1 / (1 + tl.exp2(x * (-2.302208198 - 0.1029432397 * square)))  # exp(-z), with z log2(e) in the constants
+    y = x * sigmoid
+    return y, sigmoid + y * (1 - sigmoid) * (1.5957691216 + 0.2140644488 * square)
+
+
+@triton.jit
+def matmul_kernel(
+    outs,  # (SPLITS, M, N); "gelu" first writes what goes into it
+    ins,  # a, b and: bias [N] ("bias", "gelu"), what went into the GELU (M, N) ("gelu gradient")
+    M: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    A_TRANSPOSED: tl.constexpr,  # a lies as (K, M)
+    B_TRANSPOSED: tl.constexpr,  # b lies as (N, K)
+    EPILOGUE: tl.constexpr,
+    SPLITS: tl.constexpr,  # of the sum over K
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+    SLICES: tl.constexpr,  # of a tile's columns, stored one after the other: 1 or 2
+    SPECIALIZED: tl.constexpr,  # other warps read than multiply
+    PROGRAMS: tl.constexpr,
+):
+    a, b, out = ins[0], ins[1], outs[0]
+    tiles_m: tl.constexpr = (M + BM - 1) // BM
+    tiles_n: tl.constexpr = (N + BN - 1) // BN
+    tiles: tl.constexpr = tiles_m * tiles_n
+    steps: tl.constexpr = (K + BK * SPLITS - 1) // (BK * SPLITS)
+    width: tl.constexpr = BN // SLICES
+    if A_TRANSPOSED:
+        a_tiles = tl.make_tensor_descriptor(a, [K, M], [M, 1], [BK, BM])
+    else:
+        a_tiles = tl.make_tensor_descriptor(a, [M, K], [K, 1], [BM, BK])
+    if B_TRANSPOSED:
+        b_tiles = tl.make_tensor_descriptor(b, [N, K], [K, 1], [BN, BK])
+    else:
+        b_tiles = tl.make_tensor_descriptor(b, [K, N], [N, 1], [BK, BN])
+    tl.static_assert(SPLITS == 1 or M % BM == 0, "what is past one part's last row would be in the next part")
+    out_tiles = tl.make_tensor_descriptor(out, [SPLITS * M, N], [N, 1], [BM, width])
+    if EPILOGUE == "gelu":
+        y_tiles = tl.make_tensor_descriptor(outs[1], [M, N], [N, 1], [BM, width])
+    if EPILOGUE == "gelu gradient":
+        hidden_tiles = tl.make_tensor_descriptor(ins[2], [M, N], [N, 1], [BM, width])
+
+    for work in tl.range(
+        tl.program_id(0), tiles * SPLITS, PROGRAMS, flatten=not SPECIALIZED, warp_specialize=SPECIALIZED
+    ):
+        # in groups of GROUP rows of tiles, so that programs that run at the same time share what they read
+        tile = work % tiles
+        group = tile // (GROUP * tiles_n)
+        rows = min(tiles_m - group * GROUP, GROUP)
+        m = (group * GROUP + tile % (GROUP * tiles_n) % rows) * BM
+        n = tile % (GROUP * tiles_n) // rows * BN
+        part = work // tiles
+        total = tl.zeros((BM, BN), tl.float32)
+        for step in range(steps):
+            k = (part * steps + step) * BK
+            if A_TRANSPOSED:
+                a_tile = a_tiles.load([k, m]).T
+            else:
+                a_tile = a_tiles.load([m, k])
+            if B_TRANSPOSED:
+                b_tile = b_tiles.load([n, k]).T
+            else:
+                b_tile = b_tiles.load([k, n])
+            total = tl.dot(a_tile, b_tile, total)
+
+        if SLICES == 1:
+            slices = (total,)
+        else:
+            slices = total.reshape(BM, 2, width).permute(0, 2, 1).split()
+        for i in tl.static_range(SLICES):
+            values = slices[i]
+            column = n + i * width
+            if EPILOGUE == "bias" or EPILOGUE == "gelu":
+                columns = column + tl.arange(0, width)
+                values += tl.load(ins[2] + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+            if EPILOGUE == "gelu gradient":
+                _, slope = gelu_and_slope(hidden_tiles.load([m, column]).to(tl.float32))
+                values *= slope
+            rounded = values.to(out.dtype.element_ty)
+            out_tiles.store([part * M + m, column], rounded)
+            if EPILOGUE == "gelu":
+                y, _ = gelu_and_slope(rounded.to(tl.float32))  # of what the backward pass will see
+                y_tiles.store([m, column], y.to(out.dtype.element_ty))
+
+
+@triton.jit
+def column_sums_kernel(
+    sums, x, R: tl.constexpr, N: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr
+):
+    """Each of PARTS sums of all columns takes every PARTSth block of ROWS rows."""
+    part = tl.program_id(0) % PARTS
+    n = tl.program_id(0) // PARTS * BN + tl.arange(0, BN)
+    total = tl.zeros((ROWS, BN), tl.float32)
+    for start in range(part * ROWS, R, PARTS * ROWS):
+        r = start + tl.arange(0, ROWS)
+        place, inside = r[:, None].to(tl.int64) * N + n[None, :], (r[:, None] < R) & (n[None, :] < N)
+        total += tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(sums + part * N + n, tl.sum(total, 0), mask=n < N)
+
+
+def tiled(
+    M: int,
+    N: int,
+    K: int,
+    transposed: tuple[bool, bool] = (False, False),
+    epilogue: str = "none",
+    split: bool = False,
+    capability: int = 90,
+    **tiles: Any,
+) -> Launch:
+    """The product of a (M, K), which lies as (K, M) if transposed[0], and b (K, N), as (N, K) if transposed[1].
+
+    `tiles` are what to take instead of what is known to be quick; the fields of HOPPER.
+    """
+    tiles = (HOPPER if capability >= 90 else AMPERE) | tiles
+    tiles["BN"] = width(N, tiles["BN"])
+    if split and M % tiles["BM"]:
+        tiles["BM"] = 64  # divides all widths
+    warps, stages = tiles.pop("warps", max(4, tiles["BM"] * tiles["BN"] // 4096)), tiles.pop("stages")
+    programs = tiles.pop("programs", 1) * PROCESSORS  # how many a multiprocessor can hold, at once
+    count = triton.cdiv(M, tiles["BM"]) * triton.cdiv(N, tiles["BN"])
+    splits = tiles.pop("SPLITS", parts(count, M, N, K) if split else 1)
+    grid = (min(programs, count * splits),)
+    constants = {"M": M, "N": N, "K": K, "A_TRANSPOSED": transposed[0], "B_TRANSPOSED": transposed[1]}
+    constants |= {"EPILOGUE": epilogue, "SPLITS": splits, "PROGRAMS": grid[0]} | tiles
+    outs, ins = (2 if epilogue == "gelu" else 1), (2 if epilogue == "none" else 3)
+    moved = 2 * (M * K + K * N + M * N * (outs + (epilogue == "gelu gradient") + split))
+    return Launch(matmul_kernel, grid, constants, warps, stages, 2 * M * N * K, moved, True, (outs, ins))
+
+
+def width(N: int, widest: int) -> int:
+    """Of tiles of N columns: the widest of which less than an eighth is outside of the matrix."""
+    return next((w for w in (256, 128, 64) if w <= widest and triton.cdiv(N, w) * w * 7 < N * 8), 64)
+
+
+def parts(tiles: int, M: int, N: int, K: int) -> int:
+    """In how many parts to sum over K, so that they fill the multiprocessors: the quickest by this estimate."""
+
+    def seconds(splits: int) -> float:
+        rounds = triton.cdiv(tiles * splits, PROCESSORS)
+        return rounds * 2 * M * N * K / (tiles * splits) / 5e12 + splits * 8 * M * N / 4e12
+
+    return min(range(1, min(16, triton.cdiv(K, 512)) + 1), key=seconds)
+
+
+def forward(R: int, K: int, N: int, gelu: bool = False, **options: Any) -> Launch:
+    """y (R, N) <- x (R, K), weight [K, N], in bfloat16, bias [N] in float32. With gelu: hidden, gelu(hidden) <- them."""
+    return tiled(R, N, K, epilogue="gelu" if gelu else "bias", **options)
+
+
+def input_gradient(R: int, K: int, N: int, gelu: bool = False, **options: Any) -> Launch:
+    """dx (R, K) <- dy (R, N), weight [K, N], all in bfloat16. With gelu, of x = gelu(hidden): dhidden <- them, hidden."""
+    epilogue, slices = ("gelu gradient", 2) if gelu else ("none", 1)
+    return tiled(R, K, N, (False, True), epilogue, **{"SLICES": slices} | options)
+
+
+def weight_gradient(R: int, K: int, N: int, **options: Any) -> Launch:
+    """Parts of dweight, float32 (SPLITS, K, N) <- x (R, K), dy (R, N) in bfloat16."""
+    return tiled(K, N, R, (True, False), split=True, **{"SLICES": 2} | options)
+
+
+def head(R: int, C: int, V: int, **options: Any) -> Launch:
+    """logits (R, V) <- x (R, C), table (V, C), all in bfloat16."""
+    return tiled(R, V, C, (False, True), **options)
+
+
+def head_input_gradient(R: int, C: int, V: int, **options: Any) -> Launch:
+    """dx (R, C) <- dlogits (R, V), table (V, C), all in bfloat16."""
+    return tiled(R, C, V, **options)
+
+
+def head_weight_gradient(R: int, C: int, V: int, **options: Any) -> Launch:
+    """dtable (V, C) in float32 <- dlogits (R, V), x (R, C) in bfloat16."""
+    return tiled(V, C, R, (True, False), **{"SLICES": 2} | options)
+
+
+def column_sums(R: int, N: int, parts: int) -> Launch:
+    """Parts of the sums of columns, float32 (parts, N) <- x (R, N)."""
+    constants = {"R": R, "N": N, "PARTS": parts, "ROWS": 16, "BN": 128}
+    return Launch(column_sums_kernel, (parts * triton.cdiv(N, 128),), constants, bytes=2 * R * N)

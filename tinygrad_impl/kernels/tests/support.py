@@ -1,0 +1,79 @@
+"""Triton's kernels called with torch's tensors: on a GPU compiled, elsewhere in Triton's interpreter."""
+
+import ctypes
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from tinygrad import dtypes
+from tinygrad.engine.realize import runtime_cache
+from tinygrad.uop.ops import UOp
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: import this module before them
+
+from tinygrad_impl.kernels.launch import SCRATCH, Launch, wrap  # noqa: E402
+
+DTYPES = {dtypes.float32: torch.float32, dtypes.bfloat16: torch.bfloat16, dtypes.int32: torch.int32}
+
+if DEVICE == "cpu":
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def create_dot(
+        self: InterpreterBuilder, a: Any, b: Any, *more: Any, dot: Any = InterpreterBuilder.create_dot
+    ) -> Any:
+        """The interpreter's product, which would take the bits of bfloat16 for whole numbers."""
+
+        def widened(x: Any) -> Any:
+            if x.data.dtype != np.uint16:
+                return x
+            return TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+        return dot(self, widened(a), widened(b), *more)
+
+    def cast_impl(self: InterpreterBuilder, x: Any, dtype: Any, cast: Any = InterpreterBuilder.cast_impl) -> Any:
+        """The interpreter's conversion, which would cut bfloat16 off instead of rounding to it, as GPUs do."""
+        if x.dtype.scalar == tl.float32 and dtype.scalar == tl.bfloat16:
+            rounded = torch.from_numpy(np.ascontiguousarray(x.data)).bfloat16().view(torch.int16).numpy()
+            return TensorHandle(rounded.view(np.uint16).reshape(x.data.shape), tl.bfloat16)
+        return cast(self, x, dtype)
+
+    InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = create_dot, cast_impl
+
+
+def run_launch(launch: Launch, outs: list[torch.Tensor], *ins: torch.Tensor) -> None:
+    """Fills outs with what the kernel writes there; before, they are poisoned."""
+    for out in outs:
+        out.fill_(float("nan") if out.is_floating_point() else torch.iinfo(out.dtype).min)
+    launch.kernel[launch.grid](
+        *launch.arguments([*outs, *ins]), **launch.constants, num_warps=launch.warps, num_stages=launch.stages
+    )
+
+
+def relative_error(got: torch.Tensor, truth: torch.Tensor) -> float:
+    """||got - truth|| / ||truth||, computed in float64."""
+    return float((got.double() - truth.double()).norm() / truth.double().norm())
+
+
+class Interpreted:
+    """Stands for a compiled program on tinygrad's CPU device: calls the kernel in Triton's interpreter."""
+
+    def __init__(self, kernel: Launch, args: tuple[UOp, ...]):
+        self.kernel, self.args = kernel, args[:-SCRATCH]
+
+    def __call__(self, *buffers: Any, **options: Any) -> None:
+        tensors = []
+        for buffer, arg in zip(buffers, self.args, strict=False):
+            memory = (ctypes.c_char * buffer.size).from_address(int(buffer.va_addr))
+            tensors.append(torch.frombuffer(memory, dtype=DTYPES[arg.dtype]))
+        self.kernel.kernel[self.kernel.grid](*self.kernel.arguments(tensors), **self.kernel.constants)
+
+
+def interpreted_program(kernel: Launch, outs: int, device: str, *args: UOp) -> UOp:
+    """In the place of `launch.program`, for tinygrad's CPU device."""
+    uop = wrap(kernel, outs, args)
+    runtime_cache.setdefault((uop.key, device), Interpreted(kernel, args))
+    return uop

@@ -1,0 +1,119 @@
+"""The attention kernels against float64, within 1.5 times the error of PyTorch's own bfloat16 attention."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import triton.language as tl
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+from tinygrad_impl.kernels.tests.support import DEVICE, relative_error, run_launch
+
+from tinygrad_impl.kernels import attention  # isort: skip  # after support, which chooses the interpreter
+
+# (B, T, H, D): the tiny model's, whole tiles, and others where the last tile is not full
+SHAPES = [(2, 32, 4, 16), (1, 256, 2, 64), (2, 200, 3, 64), (2, 5, 2, 32)]
+if DEVICE == "cuda":
+    SHAPES += [(2, 1024, 12, 64), (2, 1000, 25, 64), (1, 384, 2, 128)]
+
+
+@pytest.fixture(autouse=True)
+def bfloat16_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter cuts float32 off to bfloat16 instead of rounding it, and multiplies bfloat16 as the integers
+    that it stores it as: here it does as a GPU does.
+    """
+    cast, dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
+
+    def rounding_cast(self: InterpreterBuilder, value: TensorHandle, dtype: tl.dtype) -> TensorHandle:
+        if (value.dtype.scalar, dtype.scalar) != (tl.float32, tl.bfloat16):
+            return cast(self, value, dtype)
+        rounded = torch.tensor(value.data).bfloat16().view(torch.uint16)
+        return TensorHandle(rounded.numpy(), tl.bfloat16)
+
+    def float_dot(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:
+        return dot(self, *(cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b)), *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", rounding_cast)
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", float_dot)
+
+
+def random(*shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator).to(DEVICE, torch.bfloat16)
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device=DEVICE)
+
+
+def by_torch(qkv: torch.Tensor, dy: torch.Tensor, H: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """y (B, T, C) and dqkv (B, T, 3C), in qkv's dtype."""
+    B, T, C = dy.shape
+    qkv = qkv.detach().requires_grad_()
+    q, k, v = (t.reshape(B, T, H, C // H).transpose(1, 2) for t in qkv.split(C, dim=2))
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, C)
+    return y.detach(), torch.autograd.grad(y, qkv, dy.to(qkv.dtype))[0]
+
+
+def by_kernels(qkv: torch.Tensor, dy: torch.Tensor, H: int, group: int) -> tuple[torch.Tensor, ...]:
+    """y, lse and dqkv; computed in groups of as many heads."""
+    B, T, C = dy.shape
+    makers = attention.forward, attention.query_gradient, attention.key_gradient
+    launches = [make(B, T, H, C // H) for make in makers]
+    launches = [replace(one, constants={**one.constants, "GROUP": group}) for one in launches]
+    y, (lse, delta) = empty(B, T, C), (empty(B, H, T, dtype=torch.float32) for _ in range(2))
+    dqkv, dq_only = empty(B, T, 3 * C), empty(B, T, 3 * C)
+    run_launch(launches[0], [y, lse], qkv)
+    run_launch(launches[1], [dq_only, delta], dy, qkv, y, lse)
+    run_launch(launches[2], [dqkv], dy, qkv, lse, delta)
+    assert dqkv[..., :C].isnan().all(), "key_gradient must leave q's columns alone"
+    assert dq_only[..., C:].isnan().all(), "query_gradient must leave the columns of k and v alone"
+    dqkv[..., :C] = dq_only[..., :C]
+    return y, lse, dqkv
+
+
+@pytest.mark.parametrize(("B", "T", "H", "D"), SHAPES)
+def test_error(B: int, T: int, H: int, D: int) -> None:
+    C = H * D
+    qkv, dy = random(B, T, 3 * C), random(B, T, C)
+    true_y, true_dqkv = by_torch(qkv.double(), dy, H)
+    torch_y, torch_dqkv = by_torch(qkv, dy, H)
+    y, lse, dqkv = by_kernels(qkv, dy, H, group=4)
+    assert relative_error(y, true_y) <= 1.5 * relative_error(torch_y, true_y)
+    for got, torchs, truth in zip(*(t.split(C, dim=2) for t in (dqkv, torch_dqkv, true_dqkv)), strict=True):
+        assert relative_error(got, truth) <= 1.5 * relative_error(torchs, truth)
+
+    q, k = (t.double().reshape(B, T, H, D).transpose(1, 2) for t in qkv.split(C, dim=2)[:2])
+    scores = (q @ k.mT / D**0.5).masked_fill(~torch.ones(T, T, dtype=torch.bool, device=DEVICE).tril(), -torch.inf)
+    torch.testing.assert_close(
+        lse.double(), scores.logsumexp(-1) / torch.log(torch.tensor(2.0)).item(), rtol=0, atol=1e-5
+    )
+
+
+def test_single_position() -> None:
+    """Of one position the softmax is 1, so that y is v, dv is dy, and q and k get nothing but rounding errors."""
+    qkv, dy = random(3, 1, 3 * 32), random(3, 1, 32)
+    y, _, dqkv = by_kernels(qkv, dy, 2, group=96)
+    dq, dk, dv = dqkv.split(32, dim=2)
+    assert (y == qkv[..., 64:]).all()
+    assert (dv == dy).all()
+    assert max(dq.abs().max(), dk.abs().max()) < 1e-5
+
+
+def test_same_in_every_run() -> None:
+    qkv, dy = random(2, 200, 3 * 64), random(2, 200, 64)
+    first, second = (by_kernels(qkv, dy, 1, group=96) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_large_scores() -> None:
+    """Scores in the thousands: exponentials must not overflow."""
+    qkv, dy = random(1, 32, 3 * 16) * 100, random(1, 32, 16)
+    true_y, _ = by_torch(qkv.double(), dy, 1)
+    torch_y, _ = by_torch(qkv, dy, 1)
+    y, _, dqkv = by_kernels(qkv, dy, 1, group=96)
+    # half an ulp beside it, for PyTorch's may be exact: a softmax of such scores chooses one v
+    assert relative_error(y, true_y) <= 1.5 * relative_error(torch_y, true_y) + 2**-9
+    assert dqkv.isfinite().all()
