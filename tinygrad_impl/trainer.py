@@ -57,12 +57,12 @@ class Trainer:
         self.dtype = arrays["wte.weight"].dtype
         self.exp_avg = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
         self.exp_avg_sq = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
-        self.gradients = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
+        self.gradients: dict[str, Tensor] = {}
         self.loss = self._zeros(())
-        # Three compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
-        self._add_gradients = TinyJit(self.add_gradients)
+        # Four compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
+        self._first, self._further = TinyJit(self.first), TinyJit(self.further)
         self._squares, self._adamw = TinyJit(self.squares), TinyJit(self.adamw)
-        for graph in (self._add_gradients, self._squares, self._adamw):
+        for graph in (self._first, self._further, self._squares, self._adamw):
             graph.cnt = 1  # captured in the first call, which would else be run plainly: longer, and in far more memory
 
     def step(self, batches: Sequence[tuple[np.ndarray, np.ndarray]], lr: float) -> tuple[float, float]:
@@ -75,8 +75,11 @@ class Trainer:
     def accumulate(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         """Leaves the sums of the batches' losses and gradients in `loss` and `gradients`, and in `count` how many."""
         self.count = len(batches)
-        for i, (x, y) in enumerate(batches):
-            self._add_gradients(self._tensor(x), self._tensor(y), self._tensor(np.array([i > 0])))
+        (x, y), *more = batches
+        self.loss, *gradients = self._first(self._tensor(x), self._tensor(y))
+        self.gradients = dict(zip(self.parameters, gradients, strict=True))
+        for x, y in more:
+            self._further(self._tensor(x), self._tensor(y))
 
     def update(self, lr: float) -> tuple[float, float]:
         """AdamW's step from the means, clipped, if they are finite. Returns the mean loss, and the norm from before."""
@@ -92,15 +95,20 @@ class Trainer:
         self._adamw(self._tensor(np.array(scalars, self.dtype)))
         return loss, norm
 
-    def add_gradients(self, x: Tensor, y: Tensor, more: Tensor) -> None:
-        """Adds the loss and gradients of (x, y) to the totals, or begins them anew unless `more`."""
+    def first(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        """The loss and gradients of (x, y)."""
         with F.autocast(self.autocast, self.kernels):
             _, loss = self.model(x, y)
             assert loss is not None
-            gradients = loss.gradient(*self.parameters.values())
+            found = [loss, *loss.gradient(*self.parameters.values())]
+        Tensor.realize(*found)
+        return found
+
+    def further(self, x: Tensor, y: Tensor) -> None:
+        """Adds the loss and gradients of (x, y) to those there are."""
         totals = [self.loss, *self.gradients.values()]
-        for total, new in zip(totals, [loss, *gradients], strict=True):
-            total.assign(more[0].where(total, 0) + new)
+        for total, new in zip(totals, self.first(x, y), strict=True):
+            total.assign(total + new)
         Tensor.realize(*totals)
 
     def squares(self) -> Tensor:

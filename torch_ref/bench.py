@@ -62,7 +62,7 @@ class Peer:
             {"params": [p for p in parameters if p.ndim != 2], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS, fused=True)
-        batches = torch.tensor(np.load(tokens), device=device)
+        batches = torch.tensor(np.load(tokens), device=device).long()
         self.batches = [(batch[:, :-1].contiguous(), batch[:, 1:].contiguous()) for batch in batches]
         self.steps, self.first_loss = 0, 0.0
 

@@ -189,16 +189,16 @@ def launch_of(
 
 def forward(B: int, T: int, H: int, D: int) -> Launch:
     """Writes y (B, T, H * D) bfloat16 and lse (B, H, T) float32; reads qkv (B, T, 3 * H * D) bfloat16."""
-    return launch_of(attention_forward, B, T, H, D, tiles=(128, 64), warps=4, stages=3)
+    return launch_of(attention_forward, B, T, H, D, tiles=(64, 64), warps=4, stages=3)
 
 
 def query_gradient(B: int, T: int, H: int, D: int) -> Launch:
     """Writes dqkv (B, T, 3 * H * D) bfloat16, the columns of q only, and delta (B, H, T) float32; reads dy and, of the
     forward pass, qkv, y and lse. It comes before `key_gradient`.
     """
-    return launch_of(attention_query_gradient, B, T, H, D, tiles=(128, 64), warps=8, stages=3)
+    return launch_of(attention_query_gradient, B, T, H, D, tiles=(64, 64), warps=4, stages=3)
 
 
 def key_gradient(B: int, T: int, H: int, D: int) -> Launch:
     """Writes dqkv, the columns of k and v only; reads dy, qkv, lse and delta."""
-    return launch_of(attention_key_gradient, B, T, H, D, tiles=(64, 128), warps=8, stages=3)
+    return launch_of(attention_key_gradient, B, T, H, D, tiles=(64, 64), warps=4, stages=3)

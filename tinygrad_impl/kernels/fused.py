@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
@@ -20,7 +21,7 @@ from tinygrad.uop.ops import Ops, UOp
 
 from tinygrad_impl.functional import VOCAB_TILE, long_sum
 from tinygrad_impl.kernels import adamw, attention, cross_entropy, embedding, layer_norm, matmul
-from tinygrad_impl.kernels.launch import launch
+from tinygrad_impl.kernels.launch import launch, stored
 
 
 def new(like: Tensor, *shape: int, dtype: DType = dtypes.bfloat16) -> Tensor:
@@ -49,6 +50,9 @@ def made_by(x: Tensor, gradient: Callable[..., Any]) -> list[Tensor] | None:
     if call is None or call.op is not Ops.FUNCTION or call.arg.grad_fxn is not gradient:
         return None
     return [Tensor(u) for u in call.src[1:]]
+
+
+summed: WeakKeyDictionary[UOp, Tensor] = WeakKeyDictionary()  # what kernels wrote, with its sums over rows
 
 
 def half(weight: Tensor) -> Tensor:
@@ -88,15 +92,16 @@ def _weight_gradients(x: Tensor, dy: Tensor) -> tuple[UOp, UOp]:
     (R, K), N = x.shape, dy.shape[1]
     kernel = matmul.weight_gradient(R, K, N)
     [dw] = launch(kernel, [new(x, kernel.constants["SPLITS"], K, N, dtype=dtypes.float32)], x, dy)
-    return dw.sum(0).uop, column_sums(dy).uop
+    db = summed.get(stored(dy).uop)
+    return dw.sum(0).uop, (column_sums(dy) if db is None else db).uop
 
 
 def column_sums(x: Tensor) -> Tensor:
     """x (R, N) -> the sums of its columns (N,), in float32: in parts first, if R is large."""
     R, N = x.shape
-    parts = 64 if R > 1024 else 1
-    [sums] = launch(matmul.column_sums(R, N, parts), [new(x, parts, N, dtype=dtypes.float32)], x)
-    return column_sums(sums) if parts > 1 else sums.reshape(N)
+    if R > 1024:
+        [x] = launch(matmul.column_sums(R, N, 64), [new(x, 64, N, dtype=dtypes.float32)], x)
+    return launch(matmul.column_sums(x.shape[0], N, 1), [new(x, N, dtype=dtypes.float32)], x)[0]
 
 
 def gelu(x: Tensor) -> Tensor | None:
@@ -105,9 +110,11 @@ def gelu(x: Tensor) -> Tensor | None:
         return None
     rows, weight, bias, table, _ = layer
     (R, K), N = rows.shape, table.shape[1]
-    h, g = launch(matmul.forward(R, K, N, gelu=True), [new(x, R, N), new(x, R, N)], rows, table, bias)
-    [hidden] = differentiable([h], _linear_gradient, [rows, weight, bias], table)
-    [g] = differentiable([g], _gelu_gradient, [hidden])
+    slope, g = launch(matmul.forward(R, K, N, gelu=True), [new(x, R, N), new(x, R, N)], rows, table, bias)
+    [hidden] = differentiable([slope], _linear_gradient, [rows, weight, bias], table)
+    [g] = differentiable(
+        [g], _gelu_gradient, [hidden]
+    )  # `hidden` in name: its place is taken by the derivative of GELU
     return g.reshape(x.shape)
 
 
@@ -117,10 +124,10 @@ def _gelu_gradient(dg: UOp, call: UOp) -> tuple[UOp | None, ...]:
 
 def _linear_gelu_gradient(dy: UOp, call: UOp) -> tuple[UOp | None, ...]:
     """The gradient of linear(gelu(hidden)): the derivative of GELU is multiplied in before anything is stored."""
-    hidden, _, _, g, table, _ = map(Tensor, call.src[1:])
+    slope, _, _, g, table, _ = map(Tensor, call.src[1:])
     dy_rows = Tensor(dy)  # (R, N)
     (R, K), N = g.shape, table.shape[1]
-    [dh] = launch(matmul.input_gradient(R, K, N, gelu=True), [new(g, R, K)], dy_rows, table, hidden)
+    [dh] = launch(matmul.input_gradient(R, K, N, gelu=True), [new(g, R, K)], dy_rows, table, slope)
     return dh.uop, *_weight_gradients(g, dy_rows), None, None, None
 
 
@@ -175,15 +182,11 @@ def _normalised_gradient(*gradients: Any, call: UOp | None = None) -> tuple[UOp 
     *past, dy = map(Tensor, gradients)  # past the last layer goes nothing
     kernel = layer_norm.backward(R, C, bool(past))
     outs = [new(total, R, C, dtype=dtypes.float32), new(total, R, C)]
-    outs += [new(total, *kernel.grid, C, dtype=dtypes.float32) for _ in range(2)]
-    dx, dx16, dweight, dbias = launch(kernel, outs, dy, *(past or [total]), total, mean, rstd, weight)
-    return (
-        dx.uop,
-        *([dx16.uop] if len(sources) > 1 else []),
-        column_sums(dweight).uop,
-        column_sums(dbias).uop,
-        *[None] * 4,
-    )
+    outs.append(new(total, *kernel.grid, 3 * C, dtype=dtypes.float32))
+    dx, dx16, sums = launch(kernel, outs, dy, *(past or [total]), total, mean, rstd, weight)
+    outs = [new(total, C, dtype=dtypes.float32) for _ in range(3)]
+    dweight, dbias, summed[dx16.uop] = launch(matmul.column_sums(*kernel.grid, C, 1, outs=3), outs, sums)
+    return dx.uop, *([dx16.uop] if len(sources) > 1 else []), dweight.uop, dbias.uop, *[None] * 4
 
 
 def tied_head(x: Tensor, weight: Tensor) -> Tensor:

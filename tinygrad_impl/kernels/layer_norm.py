@@ -9,7 +9,7 @@ import triton.language as tl
 
 from tinygrad_impl.kernels.launch import Launch
 
-PROGRAMS = 264  # of the backward pass, each with partial sums of its own: two for each of 132 multiprocessors
+PROGRAMS = 528  # of the backward pass, each with partial sums of its own: four for each of 132 multiprocessors
 
 
 @triton.jit
@@ -46,12 +46,17 @@ def normalise(y, mean, rstd, x, weight, bias, r, c, place, inside, R: tl.constex
 
 
 @triton.jit
-def norm_backward(dx, dx16, dweight, dbias, dy, past, s, mean, rstd, weight, R: tl.constexpr, C: tl.constexpr,
+def norm_backward(dx, dx16, sums, dy, past, s, mean, rstd, weight, R: tl.constexpr, C: tl.constexpr,
                   PAST: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """dx = past + the derivative of the norm, past (R, C) being the gradient that reaches s by other ways (if PAST)."""
+    """dx = past + the derivative of the norm, past (R, C) being the gradient that reaches s by other ways (if PAST).
+
+    sums (programs, 3C) are this program's parts of the gradients of weight and bias, and of dx16 summed over rows, which
+    is the gradient of the bias of the layer before.
+    """
     c = tl.arange(0, BLOCK)
     w = tl.load(weight + c, mask=c < C, other=0.0)[None, :]
     weight_sum, bias_sum = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    before_sum = tl.zeros((BLOCK,), tl.float32)
     for step in range(STEPS):
         r = (step * tl.num_programs(0) + tl.program_id(0)) * ROWS + tl.arange(0, ROWS)
         place, inside = r[:, None].to(tl.int64) * C + c[None, :], (r[:, None] < R) & (c[None, :] < C)
@@ -66,9 +71,13 @@ def norm_backward(dx, dx16, dweight, dbias, dy, past, s, mean, rstd, weight, R: 
         if PAST:
             total += tl.load(past + place, mask=inside, other=0.0)
         tl.store(dx + place, total, mask=inside)
-        tl.store(dx16 + place, total.to(dx16.dtype.element_ty), mask=inside)
-    tl.store(dweight + tl.program_id(0) * C + c, weight_sum, mask=c < C)
-    tl.store(dbias + tl.program_id(0) * C + c, bias_sum, mask=c < C)
+        rounded = total.to(dx16.dtype.element_ty)
+        tl.store(dx16 + place, rounded, mask=inside)
+        before_sum += tl.sum(tl.where(inside, rounded.to(tl.float32), 0.0), 0)
+    sums += tl.program_id(0) * 3 * C + c
+    tl.store(sums, weight_sum, mask=c < C)
+    tl.store(sums + C, bias_sum, mask=c < C)
+    tl.store(sums + 2 * C, before_sum, mask=c < C)
 
 
 def forward(R: int, C: int, eps: float, added: bool, rows: int = 4, warps: int = 4) -> Launch:
@@ -81,9 +90,9 @@ def forward(R: int, C: int, eps: float, added: bool, rows: int = 4, warps: int =
     return Launch(kernel, (triton.cdiv(R, rows),), constants, warps, bytes=moved)
 
 
-def backward(R: int, C: int, past: bool, rows: int = 2, warps: int = 4) -> Launch:
-    """dx float32, dx bfloat16 (R, C), parts of dweight, dbias float32 (programs, C) <- dy bfloat16 (R, C), past float32
-    (R, C) (s again, if there is none), s, mean, rstd, weight.
+def backward(R: int, C: int, past: bool, rows: int = 8, warps: int = 4) -> Launch:
+    """dx float32, dx bfloat16 (R, C), sums float32 (programs, 3C) <- dy bfloat16 (R, C), past float32 (R, C) (s again, if
+    there is none), s, mean, rstd, weight.
     """
     programs = min(PROGRAMS, triton.cdiv(R, rows))
     constants = {"R": R, "C": C, "PAST": past, "STEPS": triton.cdiv(R, programs * rows), "ROWS": rows}

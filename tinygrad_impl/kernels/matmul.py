@@ -13,8 +13,9 @@ import triton.language as tl
 from tinygrad_impl.kernels.launch import Launch
 
 PROCESSORS = 132  # multiprocessors of an H100 or H200; on others the same is computed, if not in as few rounds
-HOPPER = {"BM": 128, "BN": 256, "BK": 64, "GROUP": 8, "SLICES": 1, "SPECIALIZED": False, "stages": 3}
-AMPERE = HOPPER | {"BN": 128}  # has less shared memory and fewer registers for a tile
+HOPPER = {"BM": 128, "BN": 256, "BK": 64, "GROUP": 8, "SLICES": 2, "SPECIALIZED": False, "stages": 3}
+LAYER = {"GROUP": 4, "stages": 4}  # what is quicker for a layer's
+AMPERE = HOPPER | {"BN": 128, "warps": 8}  # has less shared memory, and holds more of a product in registers
 
 
 @triton.jit
@@ -28,8 +29,8 @@ def gelu_and_slope(x):
 
 @triton.jit
 def matmul_kernel(
-    outs,  # (SPLITS, M, N); "gelu" first writes what goes into it
-    ins,  # a, b and: bias [N] ("bias", "gelu"), what went into the GELU (M, N) ("gelu gradient")
+    outs,  # (SPLITS, M, N): a "gelu"'s derivative, then itself; for "sums", then those of columns in a row of tiles
+    ins,  # a, b and: bias [N] ("bias", "gelu"), the derivative (M, N) ("gelu gradient", without or with "sums")
     M: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -62,9 +63,10 @@ def matmul_kernel(
     tl.static_assert(SPLITS == 1 or M % BM == 0, "what is past one part's last row would be in the next part")
     out_tiles = tl.make_tensor_descriptor(out, [SPLITS * M, N], [N, 1], [BM, width])
     if EPILOGUE == "gelu":
+        y_type: tl.constexpr = outs[1].dtype.element_ty
         y_tiles = tl.make_tensor_descriptor(outs[1], [M, N], [N, 1], [BM, width])
-    if EPILOGUE == "gelu gradient":
-        hidden_tiles = tl.make_tensor_descriptor(ins[2], [M, N], [N, 1], [BM, width])
+    if EPILOGUE == "gelu gradient" or EPILOGUE == "gelu gradient, sums":
+        slope_tiles = tl.make_tensor_descriptor(ins[2], [M, N], [N, 1], [BM, width])
 
     for work in tl.range(
         tl.program_id(0), tiles * SPLITS, PROGRAMS, flatten=not SPECIALIZED, warp_specialize=SPECIALIZED
@@ -79,49 +81,45 @@ def matmul_kernel(
         total = tl.zeros((BM, BN), tl.float32)
         for step in range(steps):
             k = (part * steps + step) * BK
-            if A_TRANSPOSED:
-                a_tile = a_tiles.load([k, m]).T
-            else:
-                a_tile = a_tiles.load([m, k])
-            if B_TRANSPOSED:
-                b_tile = b_tiles.load([n, k]).T
-            else:
-                b_tile = b_tiles.load([k, n])
+            a_tile = a_tiles.load([k, m]).T if A_TRANSPOSED else a_tiles.load([m, k])
+            b_tile = b_tiles.load([n, k]).T if B_TRANSPOSED else b_tiles.load([k, n])
             total = tl.dot(a_tile, b_tile, total)
 
-        if SLICES == 1:
-            slices = (total,)
-        else:
-            slices = total.reshape(BM, 2, width).permute(0, 2, 1).split()
+        slices = (total,) if SLICES == 1 else total.reshape(BM, 2, width).permute(0, 2, 1).split()
         for i in tl.static_range(SLICES):
             values = slices[i]
             column = n + i * width
+            columns = column + tl.arange(0, width)
             if EPILOGUE == "bias" or EPILOGUE == "gelu":
-                columns = column + tl.arange(0, width)
                 values += tl.load(ins[2] + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
-            if EPILOGUE == "gelu gradient":
-                _, slope = gelu_and_slope(hidden_tiles.load([m, column]).to(tl.float32))
-                values *= slope
-            rounded = values.to(out.dtype.element_ty)
-            out_tiles.store([part * M + m, column], rounded)
+            if EPILOGUE == "gelu gradient" or EPILOGUE == "gelu gradient, sums":
+                values *= slope_tiles.load([m, column]).to(tl.float32)
             if EPILOGUE == "gelu":
-                y, _ = gelu_and_slope(rounded.to(tl.float32))  # of what the backward pass will see
-                y_tiles.store([m, column], y.to(out.dtype.element_ty))
+                y, values = gelu_and_slope(values.to(y_type).to(tl.float32))  # of the rounded product
+                y_tiles.store([m, column], y.to(y_type))
+            out_tiles.store([part * M + m, column], values.to(out.dtype.element_ty))
+            if EPILOGUE == "gelu gradient, sums":
+                tl.store(outs[1] + m // BM * N + columns, tl.sum(values, 0), mask=columns < N)
 
 
 @triton.jit
 def column_sums_kernel(
-    sums, x, R: tl.constexpr, N: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr
+    outs, x, R: tl.constexpr, N: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr
 ):
-    """Each of PARTS sums of all columns takes every PARTSth block of ROWS rows."""
+    """Each of PARTS sums of all columns takes every PARTSth block of ROWS rows. N columns go to each of the outs."""
     part = tl.program_id(0) % PARTS
-    n = tl.program_id(0) // PARTS * BN + tl.arange(0, BN)
+    first = tl.program_id(0) // PARTS * BN
+    n = first + tl.arange(0, BN)
+    width: tl.constexpr = N * len(outs)
     total = tl.zeros((ROWS, BN), tl.float32)
     for start in range(part * ROWS, R, PARTS * ROWS):
         r = start + tl.arange(0, ROWS)
-        place, inside = r[:, None].to(tl.int64) * N + n[None, :], (r[:, None] < R) & (n[None, :] < N)
+        place, inside = r[:, None].to(tl.int64) * width + n[None, :], (r[:, None] < R) & (n[None, :] < width)
         total += tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-    tl.store(sums + part * N + n, tl.sum(total, 0), mask=n < N)
+    sums = tl.sum(total, 0)
+    for i in tl.static_range(len(outs)):
+        if first // N == i:
+            tl.store(outs[i] + part * N + n - i * N, sums, mask=n < width)
 
 
 def tiled(
@@ -149,9 +147,11 @@ def tiled(
     grid = (min(programs, count * splits),)
     constants = {"M": M, "N": N, "K": K, "A_TRANSPOSED": transposed[0], "B_TRANSPOSED": transposed[1]}
     constants |= {"EPILOGUE": epilogue, "SPLITS": splits, "PROGRAMS": grid[0]} | tiles
-    outs, ins = (2 if epilogue == "gelu" else 1), (2 if epilogue == "none" else 3)
-    moved = 2 * (M * K + K * N + M * N * (outs + (epilogue == "gelu gradient") + split))
-    return Launch(matmul_kernel, grid, constants, warps, stages, 2 * M * N * K, moved, True, (outs, ins))
+    outs, ins = (2 if epilogue in ("gelu", "gelu gradient, sums") else 1), (2 if epilogue == "none" else 3)
+    moved = 2 * (M * K + K * N + M * N * (2 if epilogue.startswith("gelu") else 1))
+    return Launch(
+        matmul_kernel, grid, constants, warps, stages, 2 * M * N * K, moved, descriptors=True, groups=(outs, ins)
+    )
 
 
 def width(N: int, widest: int) -> int:
@@ -170,24 +170,28 @@ def parts(tiles: int, M: int, N: int, K: int) -> int:
 
 
 def forward(R: int, K: int, N: int, gelu: bool = False, **options: Any) -> Launch:
-    """y (R, N) <- x (R, K), weight [K, N], in bfloat16, bias [N] in float32. With gelu: hidden, gelu(hidden) <- them."""
-    return tiled(R, N, K, epilogue="gelu" if gelu else "bias", **options)
+    """y (R, N) <- x (R, K), weight [K, N], in bfloat16, bias [N] in float32. With gelu: gelu'(y), gelu(y) <- them."""
+    return tiled(R, N, K, epilogue="gelu" if gelu else "bias", **LAYER | options)
 
 
-def input_gradient(R: int, K: int, N: int, gelu: bool = False, **options: Any) -> Launch:
-    """dx (R, K) <- dy (R, N), weight [K, N], all in bfloat16. With gelu, of x = gelu(hidden): dhidden <- them, hidden."""
-    epilogue, slices = ("gelu gradient", 2) if gelu else ("none", 1)
-    return tiled(R, K, N, (False, True), epilogue, **{"SLICES": slices} | options)
+def input_gradient(R: int, K: int, N: int, gelu: bool = False, sums: bool = False, **options: Any) -> Launch:
+    """dx (R, K) <- dy (R, N), weight [K, N], all in bfloat16. With gelu, x = gelu(h): dh <- them, gelu'(h) (R, K).
+
+    With sums as well, dh and parts of the sums of its columns, float32 (R / BM rounded up, K).
+    """
+    if not gelu:
+        return tiled(R, K, N, (False, True), **LAYER | options)
+    return tiled(R, K, N, (False, True), "gelu gradient" + ", sums" * sums, **options)
 
 
 def weight_gradient(R: int, K: int, N: int, **options: Any) -> Launch:
     """Parts of dweight, float32 (SPLITS, K, N) <- x (R, K), dy (R, N) in bfloat16."""
-    return tiled(K, N, R, (True, False), split=True, **{"SLICES": 2} | options)
+    return tiled(K, N, R, (True, False), split=True, **options)
 
 
 def head(R: int, C: int, V: int, **options: Any) -> Launch:
     """logits (R, V) <- x (R, C), table (V, C), all in bfloat16."""
-    return tiled(R, V, C, (False, True), **options)
+    return tiled(R, V, C, (False, True), **{"SLICES": 1} | options)
 
 
 def head_input_gradient(R: int, C: int, V: int, **options: Any) -> Launch:
@@ -197,10 +201,12 @@ def head_input_gradient(R: int, C: int, V: int, **options: Any) -> Launch:
 
 def head_weight_gradient(R: int, C: int, V: int, **options: Any) -> Launch:
     """dtable (V, C) in float32 <- dlogits (R, V), x (R, C) in bfloat16."""
-    return tiled(V, C, R, (True, False), **{"SLICES": 2} | options)
+    return tiled(V, C, R, (True, False), **{"GROUP": 16} | options)
 
 
-def column_sums(R: int, N: int, parts: int) -> Launch:
-    """Parts of the sums of columns, float32 (parts, N) <- x (R, N)."""
-    constants = {"R": R, "N": N, "PARTS": parts, "ROWS": 16, "BN": 128}
-    return Launch(column_sums_kernel, (parts * triton.cdiv(N, 128),), constants, bytes=2 * R * N)
+def column_sums(R: int, N: int, parts: int, outs: int = 1) -> Launch:
+    """Parts of the sums of columns, float32 (parts, N), of which there are `outs`, <- x (R, outs * N). 32 divides N."""
+    rows, columns = (16, 32 if outs > 1 else 128) if parts > 1 else (128, 32)
+    constants = {"R": R, "N": N, "PARTS": parts, "ROWS": rows, "BN": columns}
+    grid = (parts * triton.cdiv(outs * N, columns),)
+    return Launch(column_sums_kernel, grid, constants, bytes=2 * R * N * outs, groups=(outs, 0))

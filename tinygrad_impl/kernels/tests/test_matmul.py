@@ -1,5 +1,7 @@
 """The products of matrices, beside float64 and beside torch's own in bfloat16."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,11 @@ def check(got: torch.Tensor, truth: torch.Tensor, torchs: torch.Tensor) -> None:
     assert relative_error(got, truth) <= 1.5 * relative_error(torchs, truth)
 
 
+def gelu_slope(x: torch.Tensor) -> torch.Tensor:
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(F.gelu(x, approximate="tanh").sum(), x)[0]
+
+
 @pytest.mark.parametrize(("R", "K", "N"), SIZES)
 def test_forward(R: int, K: int, N: int) -> None:
     x, weight, bias = random(R, K), random(K, N, scale=K**-0.5), random(N).float()
@@ -34,9 +41,9 @@ def test_forward(R: int, K: int, N: int) -> None:
     run_launch(matmul.forward(R, K, N), [y := new(R, N)], x, weight, bias)
     check(y, truth, torchs)
 
-    run_launch(matmul.forward(R, K, N, gelu=True), [h := new(R, N), g := new(R, N)], x, weight, bias)
-    check(h, truth, torchs)
+    run_launch(matmul.forward(R, K, N, gelu=True), [slope := new(R, N), g := new(R, N)], x, weight, bias)
     check(g, F.gelu(truth, approximate="tanh"), F.gelu(torchs, approximate="tanh"))
+    check(slope, gelu_slope(truth), gelu_slope(torchs))
 
 
 @pytest.mark.parametrize(("R", "K", "N"), SIZES)
@@ -50,8 +57,14 @@ def test_input_gradient(R: int, K: int, N: int) -> None:
         x = hidden.to(gradient.dtype).requires_grad_()
         return torch.autograd.grad(F.gelu(x, approximate="tanh"), x, gradient)[0]
 
-    run_launch(matmul.input_gradient(R, K, N, gelu=True), [dhidden := new(R, K)], dy, weight, hidden)
+    run_launch(matmul.input_gradient(R, K, N, gelu=True), [dhidden := new(R, K)], dy, weight, gelu_slope(hidden))
     check(dhidden, through_gelu(truth), through_gelu(torchs))
+
+    launch = matmul.input_gradient(R, K, N, gelu=True, sums=True)
+    parts = new(-(-R // launch.constants["BM"]), K, dtype=torch.float32)
+    run_launch(launch, [again := new(R, K), parts], dy, weight, gelu_slope(hidden))
+    assert torch.equal(again, dhidden)
+    check(parts.sum(0), through_gelu(truth).sum(0), through_gelu(torchs).float().sum(0))
 
 
 @pytest.mark.parametrize(("R", "K", "N"), SIZES)
@@ -79,8 +92,7 @@ def test_tiles_in_many_groups_and_rounds() -> None:
     R, K, N = 300, 64, 448
     x, weight, bias = random(R, K), random(K, N, scale=0.1), random(N).float()
     launch = matmul.forward(R, K, N, BM=64, BN=64, GROUP=2, SLICES=2)
-    launch.constants["PROGRAMS"] = 4
-    object.__setattr__(launch, "grid", (4,))
+    launch = replace(launch, grid=(4,), constants=launch.constants | {"PROGRAMS": 4})
     run_launch(launch, [y := new(R, N)], x, weight, bias)
     check(y, x.double() @ weight.double() + bias.double(), torch.addmm(bias.bfloat16(), x, weight))
 

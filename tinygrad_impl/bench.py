@@ -1,0 +1,444 @@
+"""How fast the port trains beside PyTorch: `python -m tinygrad_impl.bench`.
+
+The same work by turns, on one device in one run: whole steps of the same model from the same random weights, on the
+same random tokens, with forward, backward, clipping and AdamW. tinygrad computes them as `tinygrad_impl.train` does,
+with all that it does on the host; PyTorch as torch_ref/bench.py says, in a process of its own.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from ctypes import byref, c_size_t
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import IO, Any
+
+import numpy as np
+from tinygrad import Device, dtypes
+from tinygrad.engine import jit
+from tinygrad.engine.realize import ExecContext, estimate_uop, pm_exec, run_linear
+from tinygrad.helpers import GlobalCounters, ansistrip, db_connection
+from tinygrad.uop.ops import Ops, UOp, sym_infer
+
+from data.cli import ArgumentParser, InputError, Progress, run, whole
+from data.config import PRESETS, GPT2Config, parameter_count
+from data.files import atomic_write
+from data.initialize import initial_weights
+from data.training import RECIPES
+from tinygrad_impl.device import card_name, open_device
+from tinygrad_impl.kernels import CHOICES, choose
+from tinygrad_impl.trainer import Trainer
+
+PEERS = ("torch-eager", "torch-compile")
+TORCH_DEVICES = {"CPU": "cpu", "CUDA": "cuda"}  # PyTorch's names of tinygrad's devices
+SEED, LR, BATCHES = 1337, 1e-4, 4  # of weights and tokens; of AdamW; how many the steps take in turn
+WARM_UP = 3  # steps: compilers, captures and caches are through with their work then
+ROUNDS = 5  # turns of each
+PROFILED = 5  # steps
+SHOWN = 25  # kernels of a profile
+OURS = ("CC", "ZIG", "DEV", "CUDA_PATH", "NVRTC_PATH")  # variables that tinygrad_impl sets for tinygrad
+
+
+class HighWater(defaultdict[str, int]):
+    """Takes the place of tinygrad's counts of allocated bytes, by device, and remembers the highest."""
+
+    def __init__(self) -> None:
+        super().__init__(int, GlobalCounters.mem_used_per_device)
+        self.highest: dict[str, int] = dict(self)
+
+    def __setitem__(self, device: str, count: int) -> None:
+        super().__setitem__(device, count)
+        self.highest[device] = max(count, self.highest.get(device, 0))
+
+
+class Port:
+    """tinygrad's side: a trainer as `tinygrad_impl.train` has it. `tokens` are integers (batches, B, T + 1)."""
+
+    def __init__(self, config: GPT2Config, tokens: np.ndarray, dtype: str, device: str, kernels: ModuleType | None):
+        self.device, self.first_loss = device, math.nan
+        self.memory = GlobalCounters.mem_used_per_device = HighWater()
+        self.free = free_memory(device)
+        self.batches = [(batch[:, :-1].copy(), batch[:, 1:].copy()) for batch in tokens]
+        cached, started = compiled(), time.perf_counter()
+        autocast = dtypes.bfloat16 if dtype == "bfloat16" else None
+        self.trainer = Trainer(config, initial_weights(config, SEED), autocast=autocast, kernels=kernels)
+        built = time.perf_counter() - started
+        self.figures = self.run(WARM_UP)
+        self.figures["seconds"][0] += built
+        self.figures["compiled"] = compiled() - cached
+
+    def run(self, steps: int) -> dict[str, Any]:
+        """As torch_ref.bench's `Peer.run`."""
+        figures = {"seconds": [self.step() for _ in range(steps)], "first_loss": self.first_loss}
+        figures["allocated_bytes"] = self.memory.highest[self.device]
+        if self.device == "CUDA":
+            figures["held_bytes"] = self.free - free_memory(self.device)
+        else:
+            figures["held_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        return figures
+
+    def step(self) -> float:
+        """One update of the weights. Returns the seconds that it took."""
+        Device[self.device].synchronize()
+        started = time.perf_counter()
+        loss, norm = self.trainer.step([self.batches[self.trainer.steps % BATCHES]], LR)
+        Device[self.device].synchronize()
+        seconds = time.perf_counter() - started
+        if not math.isfinite(loss + norm):  # such a step leaves out AdamW
+            raise InputError(f"tinygrad's loss became {loss} and the gradient's norm {norm}; this measures nothing")
+        if self.trainer.steps == 1:
+            self.first_loss = loss
+        return seconds
+
+
+def free_memory(device: str) -> int:
+    """Bytes that a CUDA device could still give to anyone; of others 0."""
+    if device != "CUDA":
+        return 0
+    from tinygrad.runtime.autogen import cuda  # here, because it needs the driver
+
+    cuda.cuMemGetInfo_v2(byref(free := c_size_t()), byref(c_size_t()))
+    return free.value
+
+
+def compiled() -> int:
+    """How many kernels are in the caches of tinygrad's compiler and of Triton's."""
+    tables = db_connection().execute("SELECT name FROM sqlite_master WHERE name LIKE 'compile%'").fetchall()
+    count = sum(db_connection().execute(f"SELECT COUNT(*) FROM '{name}'").fetchone()[0] for (name,) in tables)
+    triton = Path(os.environ.get("TRITON_CACHE_DIR", Path.home() / ".triton" / "cache"))
+    return count + sum(1 for _ in triton.glob("*/*.cubin"))
+
+
+class Worker:
+    """A process of torch_ref.bench. `ask` raises `InputError` where it cannot do what it is asked."""
+
+    def __init__(self, name: str, process: "subprocess.Popen[str]", errors: IO[str]):
+        assert process.stdin
+        assert process.stdout
+        self.name, self.process, self.errors = name, process, errors
+        self.requests, self.replies = process.stdin, process.stdout
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        with suppress(BrokenPipeError):  # there will be no answer then
+            print(json.dumps({"do": do, **arguments}), file=self.requests, flush=True)
+        line = self.replies.readline()
+        if not line.endswith("\n"):
+            code = self.process.wait()
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            self.errors.seek(0)
+            last = (self.errors.read().strip().split("\n")[-1] or "without a word")[:200]
+            raise InputError(f"the process of {self.name} ended with {how} ({last}); leave it out of --against")
+        reply = json.loads(line)
+        if error := reply.get("error"):
+            less = "use a smaller --batch-size, or " if error == "out of memory" else ""
+            raise InputError(f"{self.name} cannot be measured here ({error}); {less}leave it out of --against")
+        return reply
+
+    def run(self, steps: int) -> dict[str, Any]:
+        return self.ask("run", steps=steps)
+
+
+@contextmanager
+def worker(name: str) -> Iterator[Worker]:
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {key: value for key, value in os.environ.items() if key not in OURS}
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "torch_ref.bench"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        )
+        try:
+            yield Worker(name, process, errors)
+        finally:
+            process.kill()  # whatever it is at: it has nothing to save
+            process.communicate()
+
+
+def compare(args: argparse.Namespace, config: GPT2Config, device: str, kernels: ModuleType | None) -> dict[str, Any]:
+    """All figures. The contenders take turns, in one order and then in the other, because clocks drift with heat."""
+    B, T = args.batch_size, args.seq_len
+    tokens = np.random.default_rng(SEED).integers(0, config.vocab_size, (BATCHES, B, T + 1), np.int32)
+    rounds = [len(part) for part in np.array_split(range(args.steps), min(ROUNDS, args.steps))]
+    names = ["tinygrad", *args.against]
+    flops = flops_a_token(config, T) * B * T
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress(total=len(names) * (1 + len(rounds)), desc="measuring", unit="turn"))
+        file = Path(stack.enter_context(tempfile.TemporaryDirectory()), "tokens.npy")
+        np.save(file, tokens)
+        workers = {name: stack.enter_context(worker(name)) for name in args.against}
+        begun, contenders = {}, dict[str, Port | Worker]()
+        for name, peer in workers.items():  # before tinygrad, which gives none of its memory back
+            progress.set_postfix_str(f"{name} begins")
+            arguments = {"config": asdict(config), "seed": SEED, "tokens": str(file), "dtype": args.dtype}
+            arguments |= {"device": TORCH_DEVICES[device], "compile": name == "torch-compile"}
+            begun[name] = peer.ask("build", warm_up=WARM_UP, **arguments)
+            progress.update()
+        progress.set_postfix_str("tinygrad begins")
+        contenders["tinygrad"] = port = Port(config, tokens, args.dtype, device, kernels)
+        begun["tinygrad"] = port.figures
+        contenders |= workers
+        progress.update()
+        referee = next(iter(workers.values()), None)
+        if referee is None and device in TORCH_DEVICES and importlib.util.find_spec("torch"):
+            referee = stack.enter_context(worker("torch"))
+        units = {"device": TORCH_DEVICES.get(device), "dtype": args.dtype if device == "CUDA" else "float32"}
+
+        turns: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        ceilings = []
+        for i, steps in enumerate(rounds):
+            for name in reversed(names) if i % 2 else names:
+                progress.set_postfix_str(name, refresh=False)
+                turns[name].append(contenders[name].run(1 + steps))  # the first, after another's turn, is not counted
+                progress.update()
+            if referee:
+                ceilings.append(referee.ask("ceilings", **units))
+        ceiling = {key: statistics.median(c[key] for c in ceilings) for key in ceilings[0]} if ceilings else None
+        kernel_rows = profile(port, ceiling) if args.profile else None
+
+    rows = {name: summary(begun[name], turns[name], B * T, flops, ceiling) for name in names}
+    versions = {"tinygrad": importlib.metadata.version("tinygrad")}
+    for name in args.against:
+        versions |= begun[name]["versions"]
+    return {
+        "versions": versions,
+        "flops_a_step": flops,
+        "ceiling": ceiling and ceiling | {"dtype": units["dtype"]},
+        "contenders": rows,
+        "ratios": {n: rows["tinygrad"]["tokens_per_second"] / rows[n]["tokens_per_second"] for n in args.against},
+        "profile": kernel_rows,
+    }
+
+
+def flops_a_token(config: GPT2Config, T: int) -> int:
+    """As data.training counts them for the share of the card's peak."""
+    multiplied = parameter_count(config) - config.n_positions * config.n_embd
+    return 6 * multiplied + 12 * config.n_layer * config.n_embd * T
+
+
+def summary(
+    begun: dict[str, Any], turns: list[dict[str, Any]], tokens: int, flops: int, ceiling: dict[str, float] | None
+) -> dict[str, Any]:
+    """The figures of a contender, from its first steps and its turns, of which each has one step too many."""
+    seconds = [s for turn in turns for s in turn["seconds"][1:]]
+    step = statistics.median(seconds)
+    row = {
+        "tokens_per_second": tokens / step,
+        "step_seconds": step,
+        "step_seconds_10th": float(np.percentile(seconds, 10)),
+        "step_seconds_90th": float(np.percentile(seconds, 90)),
+        "steps": len(seconds),
+        "flops": flops / step,
+        "share_of_ceiling": flops / step / ceiling["flops"] if ceiling else None,
+        "first_step_seconds": begun["seconds"][0],
+        "first_steps_seconds": sum(begun["seconds"]),
+        "compiled": begun["compiled"],
+        "first_loss": begun["first_loss"],
+    }
+    for kind in ("allocated_bytes", "held_bytes"):
+        if kind in begun:
+            row[kind] = max(figures[kind] for figures in [begun, *turns])
+    return row
+
+
+@contextmanager
+def one_by_one(device: str) -> Iterator[list[tuple[str, int, int, float]]]:
+    """Inside, captured graphs run kernel by kernel, each waited for. Gives a list that becomes that of their names,
+    operations, bytes to move at least, and seconds.
+    """
+    kernels: list[tuple[str, int, int, float]] = []
+
+    def run_one_by_one(
+        linear: UOp, var_vals: dict[str, int] | None = None, input_uops: Sequence[UOp] = (), **options: Any
+    ) -> None:
+        if not options.get("jit"):
+            return run_linear(linear, var_vals, input_uops, **options)
+        values = var_vals or {}
+        context = ExecContext(values, tuple(input_uops), update_stats=False, jit=True, wait=True)
+        for call in linear.src:
+            batch = call.src[0].op is Ops.CUSTOM_FUNCTION and call.src[0].arg == "graph"  # such as a CUDA graph
+            for kernel in call.src[0].src[0].src if batch else [call]:
+                Device[device].synchronize()
+                started = time.perf_counter()
+                measured = [seconds for seconds in pm_exec.rewrite(kernel, context) if seconds is not None]
+                Device[device].synchronize()
+                seconds = sum(measured) if measured else time.perf_counter() - started
+                program, estimates = kernel.src[0], estimate_uop(kernel)
+                name = ansistrip(program.arg.name) if program.op is Ops.PROGRAM else program.op.name.lower()
+                flops, moved = (int(sym_infer(n, values)) for n in (estimates.ops, estimates.mem))
+                kernels.append((name, flops, moved, seconds))
+
+    jit.run_linear = run_one_by_one
+    try:
+        yield kernels
+    finally:
+        jit.run_linear = run_linear
+
+
+def profile(port: Port, ceiling: dict[str, float] | None) -> list[dict[str, Any]]:
+    """The kernels of a step by name, those first that take longest together: medians over some steps."""
+    steps = []
+    for _ in range(PROFILED):
+        with one_by_one(port.device) as kernels:
+            port.step()
+        steps.append(kernels)
+    rows: dict[tuple[str, int, int], dict[str, Any]] = {}
+    for same in zip(*steps, strict=True):  # one kernel in all steps
+        name, flops, moved, _ = same[0]
+        row = rows.setdefault((name, flops, moved), {"name": name, "count": 0, "seconds": 0.0, "flops": 0, "bytes": 0})
+        row["count"] += 1
+        row["seconds"] += statistics.median(seconds for *_, seconds in same)
+        row["flops"] += flops
+        row["bytes"] += moved
+    total = sum(row["seconds"] for row in rows.values())
+    for row in rows.values():
+        row["share"] = row["seconds"] / total
+        least = ceiling and max(row["flops"] / ceiling["flops"], row["bytes"] / ceiling["bytes"])
+        row["share_of_roofline"] = None if least is None else least / row["seconds"]
+    return sorted(rows.values(), key=lambda row: -row["seconds"])
+
+
+def table(rows: list[list[str]]) -> str:
+    """Columns as wide as they have to be; the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
+        for row in rows
+    )
+
+
+def tera(value: float) -> str:
+    return f"{value / 1e12:.3g}"
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def comparison(found: dict[str, Any]) -> str:
+    rows = [["", "tok/s", "ms a step", "(10-90 %)", "TFLOP/s", "of ceiling", "GB allocated", "GB held", "s to step 1"]]
+    rows[0] += [f"to {WARM_UP}", "compiled", "loss", "tinygrad is"]
+    for name, row in found["contenders"].items():
+        ms, low, high = (row[f"step_seconds{which}"] * 1e3 for which in ("", "_10th", "_90th"))
+        rows.append([name, f"{row['tokens_per_second']:,.0f}", f"{ms:.2f}", f"{low:.2f}-{high:.2f}"])
+        rows[-1] += [tera(row["flops"]), percent(row["share_of_ceiling"])]
+        rows[-1] += [f"{row[k] / 1e9:.2f}" if k in row else "-" for k in ("allocated_bytes", "held_bytes")]
+        rows[-1] += [f"{row['first_step_seconds']:.1f}", f"{row['first_steps_seconds']:.1f}", str(row["compiled"])]
+        rows[-1] += [f"{row['first_loss']:.4f}", f"{found['ratios'].get(name, 1.0):.3f} x"]
+    return table(rows)
+
+
+def profile_table(found: dict[str, Any]) -> str:
+    kernels = found["profile"]
+    rows = [["kernel", "count", "ms", "share", "TFLOP/s", "GB/s", "of roofline"]]
+    for row in kernels[:SHOWN]:
+        rates = [tera(row["flops"] / row["seconds"]), f"{row['bytes'] / row['seconds'] / 1e9:,.0f}"]
+        ms = f"{row['seconds'] * 1e3:.3f}"
+        rows.append([row["name"][:48], str(row["count"]), ms, percent(row["share"]), *rates])
+        rows[-1].append(percent(row["share_of_roofline"]))
+    rest, total = kernels[SHOWN:], sum(row["seconds"] for row in kernels)
+    if rest:
+        seconds = sum(row["seconds"] for row in rest)
+        count = str(sum(row["count"] for row in rest))
+        rows.append([f"{len(rest)} others", count, f"{seconds * 1e3:.3f}", percent(seconds / total), "", "", ""])
+    count, step = sum(row["count"] for row in kernels), found["contenders"]["tinygrad"]["step_seconds"]
+    return f"{table(rows)}\n{count} kernels, {total * 1e3:.2f} ms one by one; a whole step takes {step * 1e3:.2f} ms"
+
+
+def peers(text: str) -> list[str]:
+    names = [] if text in ("", "none") else list(dict.fromkeys(text.split(",")))
+    for name in names:
+        if False:
+            raise argparse.ArgumentTypeError(f"there is no {name!r}; name some of {', '.join(PEERS)}, or none")
+    return names
+
+
+def main() -> None:
+    parser = ArgumentParser(
+        prog="python -m tinygrad_impl.bench",
+        description="Measure how fast tinygrad trains, beside PyTorch on the same device.",
+        epilog="example: python -m tinygrad_impl.bench --batch-size 32 --against torch-eager,torch-compile",
+    )
+    parser.add_argument("--preset", choices=PRESETS, default="gpt2", help="the model's size (default: %(default)s)")
+    parser.add_argument("--batch-size", type=whole(1), metavar="N", help="windows in a step (default: as train)")
+    parser.add_argument("--seq-len", type=whole(1), metavar="N", help="tokens in a window (default: as train)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of products (default: as train)")
+    parser.add_argument("--steps", type=whole(1), metavar="N", help="to measure of each (default: 100; on a CPU 10)")
+    parser.add_argument("--kernels", choices=CHOICES, default="auto", help="as train's (default: %(default)s)")
+    parser.add_argument(
+        "--against",
+        type=peers,
+        metavar="PEERS",
+        help="torch-eager, torch-compile, both with a comma, or none (default: torch-compile; on a CPU torch-eager)",
+    )
+    parser.add_argument("--device", metavar="NAME", help="CPU, CUDA, METAL, ...; by default the best there is")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--profile", action="store_true", help="show the time of each of tinygrad's kernels too")
+    args = parser.parse_args()
+    config, recipe = PRESETS[args.preset], RECIPES[args.preset]
+    if args.json and not args.json.parent.is_dir():
+        raise InputError(f"there is no folder {args.json.parent} to write {args.json.name} to; make it first")
+    args.seq_len = args.seq_len or min(recipe.seq_len, config.n_positions)
+    if args.seq_len > config.n_positions:
+        raise InputError(
+            f"--seq-len {args.seq_len} is over the model's context of {config.n_positions} tokens; give fewer"
+        )
+    device = open_device(args.device)
+    args.batch_size = args.batch_size or recipe.batch_size
+    args.dtype = args.dtype or ("bfloat16" if device == "CUDA" else "float32")
+    args.steps = args.steps or (10 if device == "CPU" else 100)
+    if args.against is None:
+        args.against = {"CUDA": ["torch-compile"], "CPU": ["torch-eager"]}.get(device, [])
+    if args.against and device not in TORCH_DEVICES:
+        raise InputError(f"PyTorch is measured on CPU and CUDA, not on {device}; pass --against none")
+    if args.against and importlib.util.find_spec("torch") is None:
+        raise InputError("PyTorch is not installed; `pip install torch`, or pass --against none")
+    kernels = choose(args.kernels, config, device, bfloat16=args.dtype == "bfloat16")
+    said: dict[str, Any] = {
+        "command": ["python", "-m", "tinygrad_impl.bench", *sys.argv[1:]],
+        "preset": args.preset,
+        "parameters": parameter_count(config),
+        "batch_size": args.batch_size,
+        "seq_len": args.seq_len,
+        "dtype": args.dtype,
+        "device": device,
+        "card": card_name(device),
+        "kernels": "fused" if kernels else "plain",
+    }
+    size = f"{said['parameters'] / 1e6:.1f}M parameters, steps of {args.batch_size} x {args.seq_len} tokens"
+    print(f"{args.preset}, {size}, {args.dtype}, {said['kernels']} kernels; {said['card']}", flush=True)
+    found = said | compare(args, config, device, kernels)
+    if args.json:
+        with atomic_write(args.json, "w") as f:
+            f.write(json.dumps(found, indent=1) + "\n")
+    print(", ".join(f"{name} {version}" for name, version in found["versions"].items()), end="")
+    if ceiling := found["ceiling"]:
+        product = f"{ceiling['n']:.0f}^3 {ceiling['dtype']} product {tera(ceiling['flops'])} TFLOP/s"
+        print(f"; ceilings: {product}, copy {tera(ceiling['bytes'])} TB/s", end="")
+    print(f"\n\n{comparison(found)}")
+    if found["ratios"]:
+        fastest = min(found["ratios"], key=lambda name: found["ratios"][name])
+        print(f"\ntinygrad trains at {found['ratios'][fastest]:.3f} x the rate of {fastest}, the fastest peer")
+    if args.profile:
+        print(f"\n{profile_table(found)}")
+
+
+if __name__ == "__main__":
+    run(main)
