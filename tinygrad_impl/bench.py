@@ -365,7 +365,7 @@ def profile_table(found: dict[str, Any]) -> str:
 def peers(text: str) -> list[str]:
     names = [] if text in ("", "none") else list(dict.fromkeys(text.split(",")))
     for name in names:
-        if False:
+        if name not in PEERS:
             raise argparse.ArgumentTypeError(f"there is no {name!r}; name some of {', '.join(PEERS)}, or none")
     return names
 

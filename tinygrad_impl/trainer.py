@@ -54,7 +54,10 @@ class Trainer:
         self.betas, self.eps, self.weight_decay, self.clip = betas, eps, weight_decay, clip
         self.autocast, self.kernels = autocast, kernels
         self.steps = self.count = 0
+        self._inputs: dict[str, Tensor] = {}
         self.dtype = arrays["wte.weight"].dtype
+        if kernels:
+            kernels.keep_halves(self.parameters)
         self.exp_avg = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
         self.exp_avg_sq = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
         self.gradients: dict[str, Tensor] = {}
@@ -76,15 +79,15 @@ class Trainer:
         """Leaves the sums of the batches' losses and gradients in `loss` and `gradients`, and in `count` how many."""
         self.count = len(batches)
         (x, y), *more = batches
-        self.loss, *gradients = self._first(self._tensor(x), self._tensor(y))
+        self.loss, *gradients = self._first(self._input("x", x), self._input("y", y))
         self.gradients = dict(zip(self.parameters, gradients, strict=True))
         for x, y in more:
-            self._further(self._tensor(x), self._tensor(y))
+            self._further(self._input("x", x), self._input("y", y))
 
     def update(self, lr: float) -> tuple[float, float]:
         """AdamW's step from the means, clipped, if they are finite. Returns the mean loss, and the norm from before."""
-        total, *squares = self._squares().numpy().astype(np.float64)
-        loss, norm = float(total) / self.count, math.sqrt(sum(squares)) / self.count
+        squares = self._squares().uop.base.buffer.numpy().astype(np.float64)
+        loss, norm = float(squares[0]) / self.count, math.sqrt(squares[1:].sum()) / self.count
         if not math.isfinite(loss + norm):
             return loss, norm
         self.steps += 1
@@ -92,7 +95,7 @@ class Trainer:
         scale = min(self.clip / (norm + 1e-6), 1.0) / self.count  # torch.nn.utils.clip_grad_norm_
         rest = scale - float(self.dtype.type(scale))  # its rounding, which all gradients would have in common
         scalars = [scale, rest, lr, 1 - beta1**self.steps, 1 - beta2**self.steps]  # in Python's float64
-        self._adamw(self._tensor(np.array(scalars, self.dtype)))
+        self._adamw(self._input("scalars", np.array(scalars, self.dtype)))
         return loss, norm
 
     def first(self, x: Tensor, y: Tensor) -> list[Tensor]:
@@ -155,9 +158,17 @@ class Trainer:
                 (self.exp_avg_sq[name], moments[f"exp_avg_sq.{name}"]),
             ):
                 write(t, array.astype(self.dtype, copy=False))
+        if self.kernels:
+            self.kernels.keep_halves(self.parameters)
 
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
         return Tensor.zeros(*shape, dtype=self.model.wte.weight.dtype).contiguous().realize()
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return Tensor(array).realize()
+    def _input(self, name: str, array: np.ndarray) -> Tensor:
+        """A tensor with what array has, the same for every array of this name: a new one takes tinygrad far longer."""
+        tensor = self._inputs.get(name)
+        if tensor is None or tensor.shape != array.shape:
+            tensor = self._inputs[name] = Tensor(array).realize()
+        else:
+            write(tensor, array)
+        return tensor

@@ -11,7 +11,7 @@ BLOCK = 2048  # elements of a program
 
 
 @triton.jit
-def adamw_kernel(ps, ms, vs, gradients, scalars, SIZES: tl.constexpr, DECAYS: tl.constexpr, BETA1: tl.constexpr,
+def adamw_kernel(ps, ms, vs, halves, gradients, scalars, SIZES: tl.constexpr, DECAYS: tl.constexpr, HALVES: tl.constexpr, BETA1: tl.constexpr,
                  BETA2: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     scale, rest, lr = tl.load(scalars), tl.load(scalars + 1), tl.load(scalars + 2)
     correction1, correction2 = tl.load(scalars + 3), tl.load(scalars + 4)
@@ -26,7 +26,10 @@ def adamw_kernel(ps, ms, vs, gradients, scalars, SIZES: tl.constexpr, DECAYS: tl
             m = BETA1 * tl.load(ms[i] + place, mask=inside) + (1 - BETA1) * g
             v = BETA2 * tl.load(vs[i] + place, mask=inside) + (1 - BETA2) * g * g
             step = tl.div_rn(lr, correction1) * tl.div_rn(m, tl.sqrt_rn(tl.div_rn(v, correction2)) + EPS)
-            tl.store(ps[i] + place, p * (1 - lr * DECAYS[i]) - step, mask=inside)
+            p = p * (1 - lr * DECAYS[i]) - step
+            tl.store(ps[i] + place, p, mask=inside)
+            if HALVES[i] is not None:
+                tl.store(halves[HALVES[i]] + place, p.to(tl.bfloat16), mask=inside)
             tl.store(ms[i] + place, m, mask=inside)
             tl.store(vs[i] + place, v, mask=inside)
         block -= tl.cdiv(SIZES[i], BLOCK)
@@ -46,15 +49,27 @@ def squares_kernel(sums, gradients, SIZES: tl.constexpr, BLOCK: tl.constexpr, ST
         block -= tl.cdiv(SIZES[i], BLOCK * STEPS)
 
 
-def step(sizes: Sequence[int], decays: Sequence[float], beta1: float, beta2: float, eps: float) -> Launch:
-    """p, m, v <- themselves, gradients, scalars, all float32: of each of the first four as many as there are sizes.
+def step(
+    sizes: Sequence[int], decays: Sequence[float], halves: Sequence[int | None], beta1: float, beta2: float, eps: float
+) -> Launch:
+    """p, m, v, bfloat16 copies of p <- the first three, gradients, scalars; all others float32. There are as many p, m, v
+    and gradients as sizes; `halves` says which of the copies is a parameter's, None where it has none.
 
     scalars are the factor of the gradients and the rest of it, the learning rate, 1 - beta1^t and 1 - beta2^t.
     """
-    constants = {"SIZES": tuple(sizes), "DECAYS": tuple(decays), "BETA1": beta1, "BETA2": beta2, "EPS": eps}
+    constants = {
+        "SIZES": tuple(sizes),
+        "DECAYS": tuple(decays),
+        "HALVES": tuple(halves),
+        "BETA1": beta1,
+        "BETA2": beta2,
+        "EPS": eps,
+    }
     grid = (sum(triton.cdiv(size, BLOCK) for size in sizes),)
-    n = len(sizes)
-    return Launch(adamw_kernel, grid, constants | {"BLOCK": BLOCK}, 8, bytes=28 * sum(sizes), groups=(n, n, n, n, 0))
+    n, copies = len(sizes), len(halves) - halves.count(None)
+    return Launch(
+        adamw_kernel, grid, constants | {"BLOCK": BLOCK}, 8, bytes=30 * sum(sizes), groups=(n, n, n, copies, n, 0)
+    )
 
 
 def squares(sizes: Sequence[int], most: int = 512) -> Launch:

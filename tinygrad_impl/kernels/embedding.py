@@ -10,12 +10,14 @@ from tinygrad_impl.kernels.launch import Launch
 def token_order(order, tokens, R: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """A stable sort: a row's place is the number of rows that come before it, found by comparing all with all."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    key = (tl.load(tokens + r, mask=r < R, other=0).to(tl.int64) << 32) + r
+    token = tl.load(tokens + r, mask=r < R, other=0)
     place = tl.zeros((ROWS,), tl.int32)
     for start in range(0, R, BLOCK):
         other = start + tl.arange(0, BLOCK)
-        token = tl.load(tokens + other, mask=other < R, other=0x7FFFFFFF)  # past all others
-        place += tl.sum((((token.to(tl.int64) << 32) + other)[None, :] < key[:, None]).to(tl.int32), 1)
+        compared = tl.load(tokens + other, mask=other < R, other=0x7FFFFFFF)[None, :]  # past all others
+        # of equal tokens the one in the earlier row comes first
+        before = tl.where(other[None, :] < r[:, None], compared <= token[:, None], compared < token[:, None])
+        place += tl.sum(before.to(tl.int32), 1)
     tl.store(order + place, r, mask=r < R)
 
 

@@ -55,14 +55,23 @@ def made_by(x: Tensor, gradient: Callable[..., Any]) -> list[Tensor] | None:
 summed: WeakKeyDictionary[UOp, Tensor] = WeakKeyDictionary()  # what kernels wrote, with its sums over rows
 
 
-def half(weight: Tensor) -> Tensor:
-    """A parameter in bfloat16."""
-    return weight.detach().cast(dtypes.bfloat16).contiguous()
+halves: WeakKeyDictionary[UOp, Tensor] = WeakKeyDictionary()  # of a trainer's matrices, which AdamW keeps up to date
 
 
-def padded(weight: Tensor) -> Tensor:
-    """The embedding (V, C) in bfloat16, with rows of 0 to a multiple of VOCAB_TILE."""
-    return half(weight.pad(((0, -weight.shape[0] % VOCAB_TILE), None)))
+def half(weight: Tensor, multiple: int = 1) -> Tensor:
+    """A matrix in bfloat16, with rows of 0 up to a multiple."""
+    if weight.uop in halves:
+        return halves[weight.uop]
+    return weight.detach().pad(((0, -weight.shape[0] % multiple), None)).cast(dtypes.bfloat16).contiguous()
+
+
+def keep_halves(parameters: Mapping[str, Tensor]) -> None:
+    """Makes the bfloat16 copies of these parameters' matrices, or brings them up to date."""
+    for name, p in parameters.items():
+        if p.ndim == 2 and name != "wpe.weight":
+            kept = halves.pop(p.uop, None)
+            new = half(p, VOCAB_TILE if name == "wte.weight" else 1)
+            halves[p.uop] = new.clone().realize() if kept is None else kept.assign(new).realize()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -192,7 +201,7 @@ def _normalised_gradient(*gradients: Any, call: UOp | None = None) -> tuple[UOp 
 def tied_head(x: Tensor, weight: Tensor) -> Tensor:
     """x (B, T, C) @ weight (V, C).T: logits (B, T, V rounded up to VOCAB_TILE), in bfloat16; those past V are 0."""
     *outer, C = x.shape
-    rows, table = x.cast(dtypes.bfloat16).reshape(-1, C), padded(weight)
+    rows, table = x.cast(dtypes.bfloat16).reshape(-1, C), half(weight, VOCAB_TILE)
     [logits] = differentiable([head_logits(rows, table)], _head_gradient, [rows, weight], table)
     return logits.reshape(*outer, -1)
 
@@ -282,7 +291,10 @@ def adamw_step(
     changed = []
     for names in by_layer(parameters):
         sizes = [parameters[name].numel() for name in names]
-        kernel = adamw.step(sizes, [decays[name] for name in names], *betas, eps)
+        halved = [name for name in names if parameters[name].uop in halves]
+        places = [halved.index(name) if name in halved else None for name in names]
+        kernel = adamw.step(sizes, [decays[name] for name in names], places, *betas, eps)
         outs = [tensors[name] for tensors in (parameters, exp_avg, exp_avg_sq) for name in names]
+        outs += [halves[parameters[name].uop] for name in halved]
         changed += launch(kernel, outs, *(gradients[name] for name in names), scalars)
     Tensor.realize(*changed)
