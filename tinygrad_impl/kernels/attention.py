@@ -20,6 +20,7 @@ import triton.language as tl
 from tinygrad_impl.kernels.launch import Launch
 
 LOG2E = tl.constexpr(math.log2(math.e))
+TILE = 64  # queries and keys of a tile
 GROUP = 96  # heads that are computed at a time: their k and v should fit in the L2 cache
 
 
@@ -92,11 +93,13 @@ def attention_forward(
 
 @triton.jit
 def attention_query_gradient(
-    dqkv, delta, dy, qkv, y, lse,
+    dqkv, sums, delta, dy, qkv, y, lse,
     B: tl.constexpr, T: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """delta (B, H, T), and the columns of dqkv that are q's. A program has QUERIES queries of a head."""
+    """delta (B, H, T), and the columns of dqkv, and of its sums over QUERIES rows, that are q's. A program has QUERIES
+    queries of a head.
+    """
     C: tl.constexpr = H * D
     BLOCKS: tl.constexpr = (T + QUERIES - 1) // QUERIES
     RAGGED: tl.constexpr = T % QUERIES != 0 or T % KEYS != 0
@@ -125,16 +128,18 @@ def attention_query_gradient(
                 p = tl.where(rows[:, None] >= key + tl.arange(0, KEYS)[None, :], p, 0.0)
             ds = p * (tl.dot(dy_tile, v.T) - delta_row[:, None])
             dq = tl.dot(ds.to(tl.bfloat16), k, dq)
-    store(dqkv + batch * (T * 3 * C) + column, query, dq / D**0.5, T, 3 * C)
+    dq /= D**0.5
+    store(dqkv + batch * (T * 3 * C) + column, query, dq, T, 3 * C)
+    tl.store(sums + (batch * BLOCKS + BLOCKS - 1 - block) * (3 * C) + column + tl.arange(0, D), tl.sum(dq, 0))
 
 
 @triton.jit
 def attention_key_gradient(
-    dqkv, dy, qkv, lse, delta,
+    dqkv, sums, dy, qkv, lse, delta,
     B: tl.constexpr, T: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """The columns of dqkv that are k's and v's. A program has KEYS keys of a head."""
+    """The columns of dqkv, and of its sums over KEYS rows, that are k's and v's. A program has KEYS keys of a head."""
     C: tl.constexpr = H * D
     BLOCKS: tl.constexpr = (T + KEYS - 1) // KEYS
     RAGGED: tl.constexpr = T % QUERIES != 0 or T % KEYS != 0
@@ -163,8 +168,12 @@ def attention_key_gradient(
             dv = tl.dot(p.to(tl.bfloat16), dy_tile, dv)
             ds = p * (tl.dot(v, dy_tile.T) - delta_row[None, :])
             dk = tl.dot(ds.to(tl.bfloat16), q, dk)
-    store(dqkv + q_at + C, key, dk / D**0.5, T, 3 * C)
+    dk /= D**0.5
+    store(dqkv + q_at + C, key, dk, T, 3 * C)
     store(dqkv + q_at + 2 * C, key, dv, T, 3 * C)
+    sums += (batch * BLOCKS + block) * (3 * C) + column + tl.arange(0, D)
+    tl.store(sums + C, tl.sum(dk, 0))
+    tl.store(sums + 2 * C, tl.sum(dv, 0))
 
 
 def launch_of(
@@ -189,16 +198,17 @@ def launch_of(
 
 def forward(B: int, T: int, H: int, D: int) -> Launch:
     """Writes y (B, T, H * D) bfloat16 and lse (B, H, T) float32; reads qkv (B, T, 3 * H * D) bfloat16."""
-    return launch_of(attention_forward, B, T, H, D, tiles=(64, 64), warps=4, stages=3)
+    return launch_of(attention_forward, B, T, H, D, tiles=(TILE, TILE), warps=4, stages=3)
 
 
 def query_gradient(B: int, T: int, H: int, D: int) -> Launch:
-    """Writes dqkv (B, T, 3 * H * D) bfloat16, the columns of q only, and delta (B, H, T) float32; reads dy and, of the
-    forward pass, qkv, y and lse. It comes before `key_gradient`.
+    """Writes dqkv (B, T, 3 * H * D) bfloat16 and its sums over TILE rows (B, T / TILE rounded up, 3 * H * D) float32, of
+    both the columns of q only, and delta (B, H, T) float32; reads dy and, of the forward pass, qkv, y and lse. It comes
+    before `key_gradient`.
     """
-    return launch_of(attention_query_gradient, B, T, H, D, tiles=(64, 64), warps=4, stages=3)
+    return launch_of(attention_query_gradient, B, T, H, D, tiles=(TILE, TILE), warps=4, stages=3)
 
 
 def key_gradient(B: int, T: int, H: int, D: int) -> Launch:
-    """Writes dqkv, the columns of k and v only; reads dy, qkv, lse and delta."""
-    return launch_of(attention_key_gradient, B, T, H, D, tiles=(64, 64), warps=4, stages=3)
+    """Writes dqkv and its sums, the columns of k and v only; reads dy, qkv, lse and delta."""
+    return launch_of(attention_key_gradient, B, T, H, D, tiles=(TILE, TILE), warps=4, stages=3)

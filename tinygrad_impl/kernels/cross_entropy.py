@@ -39,26 +39,6 @@ def cross_entropy_kernel(loss, logits, target, scale, V: tl.constexpr, STRIDE: t
         tl.store(row + v, gradient.to(logits.dtype.element_ty), mask=v < STRIDE)
 
 
-@triton.jit
-def cross_entropy_whole(loss, logits, target, scale, V: tl.constexpr, STRIDE: tl.constexpr, IGNORED: tl.constexpr,
-                        BLOCK: tl.constexpr):  # fmt: skip
-    """A program has a row, all of it in registers."""
-    r = tl.program_id(0)
-    row = logits + r.to(tl.int64) * STRIDE
-    label = tl.load(target + r)
-    v = tl.arange(0, BLOCK)
-    x = tl.load(row + v, mask=v < V, other=float("-inf"))
-    scored = label != IGNORED
-    chosen = tl.load(row + tl.where(scored, label, 0)).to(tl.float32)
-    top = tl.max(x, 0).to(tl.float32)
-    lse = top + tl.log(tl.sum(tl.exp(x.to(tl.float32) - top), 0))
-    tl.store(loss + r, tl.where(scored, lse - chosen, 0.0))
-    factor = tl.where(scored, tl.load(scale), 0.0)
-    tl.debug_barrier()  # `chosen` is read before another thread writes there
-    gradient = (tl.exp(x.to(tl.float32) - lse) - tl.where(v == label, 1.0, 0.0)) * factor
-    tl.store(row + v, gradient.to(logits.dtype.element_ty), mask=v < STRIDE)
-
-
 def forward(R: int, V: int, stride: int, ignored: int, block: int = 4096, warps: int = 16) -> Launch:
     """loss float32 (R,), and in the place of logits bfloat16 (R, stride) their gradient <- target int32 (R,), scale (1,).
 
@@ -66,5 +46,4 @@ def forward(R: int, V: int, stride: int, ignored: int, block: int = 4096, warps:
     gradients of the others are multiplied by `scale`.
     """
     constants = {"V": V, "STRIDE": stride, "IGNORED": ignored, "BLOCK": block}
-    kernel = cross_entropy_whole if block >= stride else cross_entropy_kernel
-    return Launch(kernel, (R,), constants, warps, bytes=4 * R * stride)
+    return Launch(cross_entropy_kernel, (R,), constants, warps, bytes=4 * R * stride)

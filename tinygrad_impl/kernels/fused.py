@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import triton
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 from tinygrad.uop.ops import Ops, UOp
@@ -136,7 +137,10 @@ def _linear_gelu_gradient(dy: UOp, call: UOp) -> tuple[UOp | None, ...]:
     slope, _, _, g, table, _ = map(Tensor, call.src[1:])
     dy_rows = Tensor(dy)  # (R, N)
     (R, K), N = g.shape, table.shape[1]
-    [dh] = launch(matmul.input_gradient(R, K, N, gelu=True), [new(g, R, K)], dy_rows, table, slope)
+    kernel = matmul.input_gradient(R, K, N, gelu=True)
+    parts = new(g, triton.cdiv(R, kernel.constants["BM"]), K, dtype=dtypes.float32)
+    dh, parts = launch(kernel, [new(g, R, K), parts], dy_rows, table, slope)
+    summed[dh.uop] = column_sums(parts)
     return dh.uop, *_weight_gradients(g, dy_rows), None, None, None
 
 
@@ -157,9 +161,12 @@ def _attention_gradient(H: int, dy: UOp, call: UOp) -> tuple[UOp | None, ...]:
     qkv, lse, y = map(Tensor, call.src[1:])
     B, T, C = y.shape
     gradient = Tensor(dy)
-    outs = new(y, B, T, 3 * C), new(y, B, H, T, dtype=dtypes.float32)
-    dqkv, delta = launch(attention.query_gradient(B, T, H, C // H), outs, gradient, qkv, y, lse)
-    [dqkv] = launch(attention.key_gradient(B, T, H, C // H), [dqkv], gradient, qkv, lse, delta)
+    first = attention.query_gradient(B, T, H, C // H)
+    sums = new(y, B * triton.cdiv(T, first.constants["QUERIES"]), 3 * C, dtype=dtypes.float32)
+    outs = new(y, B, T, 3 * C), sums, new(y, B, H, T, dtype=dtypes.float32)
+    dqkv, sums, delta = launch(first, outs, gradient, qkv, y, lse)
+    dqkv, sums = launch(attention.key_gradient(B, T, H, C // H), [dqkv, sums], gradient, qkv, lse, delta)
+    summed[dqkv.uop] = column_sums(sums)
     return dqkv.uop, None, None
 
 

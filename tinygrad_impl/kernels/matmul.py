@@ -13,7 +13,7 @@ import triton.language as tl
 from tinygrad_impl.kernels.launch import Launch
 
 PROCESSORS = 132  # multiprocessors of an H100 or H200; on others the same is computed, if not in as few rounds
-HOPPER = {"BM": 128, "BN": 256, "BK": 64, "GROUP": 8, "SLICES": 2, "SPECIALIZED": False, "stages": 3}
+HOPPER = {"BM": 128, "BN": 256, "BK": 64, "GROUP": 8, "SLICES": 2, "stages": 3}
 LAYER = {"GROUP": 4, "stages": 4}  # what is quicker for a layer's
 AMPERE = HOPPER | {"BN": 128, "warps": 8}  # has less shared memory, and holds more of a product in registers
 
@@ -29,8 +29,8 @@ def gelu_and_slope(x):
 
 @triton.jit
 def matmul_kernel(
-    outs,  # (SPLITS, M, N): a "gelu"'s derivative, then itself; for "sums", then those of columns in a row of tiles
-    ins,  # a, b and: bias [N] ("bias", "gelu"), the derivative (M, N) ("gelu gradient", without or with "sums")
+    outs,  # (SPLITS, M, N); of "gelu" its derivative, and itself; of "gelu gradient" also sums over a tile's rows
+    ins,  # a, b and: bias [N] ("bias", "gelu"), the derivative (M, N) ("gelu gradient")
     M: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -43,7 +43,6 @@ def matmul_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
     SLICES: tl.constexpr,  # of a tile's columns, stored one after the other: 1 or 2
-    SPECIALIZED: tl.constexpr,  # other warps read than multiply
     PROGRAMS: tl.constexpr,
 ):
     a, b, out = ins[0], ins[1], outs[0]
@@ -65,12 +64,10 @@ def matmul_kernel(
     if EPILOGUE == "gelu":
         y_type: tl.constexpr = outs[1].dtype.element_ty
         y_tiles = tl.make_tensor_descriptor(outs[1], [M, N], [N, 1], [BM, width])
-    if EPILOGUE == "gelu gradient" or EPILOGUE == "gelu gradient, sums":
+    if EPILOGUE == "gelu gradient":
         slope_tiles = tl.make_tensor_descriptor(ins[2], [M, N], [N, 1], [BM, width])
 
-    for work in tl.range(
-        tl.program_id(0), tiles * SPLITS, PROGRAMS, flatten=not SPECIALIZED, warp_specialize=SPECIALIZED
-    ):
+    for work in tl.range(tl.program_id(0), tiles * SPLITS, PROGRAMS, flatten=True):
         # in groups of GROUP rows of tiles, so that programs that run at the same time share what they read
         tile = work % tiles
         group = tile // (GROUP * tiles_n)
@@ -92,13 +89,13 @@ def matmul_kernel(
             columns = column + tl.arange(0, width)
             if EPILOGUE == "bias" or EPILOGUE == "gelu":
                 values += tl.load(ins[2] + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
-            if EPILOGUE == "gelu gradient" or EPILOGUE == "gelu gradient, sums":
+            if EPILOGUE == "gelu gradient":
                 values *= slope_tiles.load([m, column]).to(tl.float32)
             if EPILOGUE == "gelu":
                 y, values = gelu_and_slope(values.to(y_type).to(tl.float32))  # of the rounded product
                 y_tiles.store([m, column], y.to(y_type))
             out_tiles.store([part * M + m, column], values.to(out.dtype.element_ty))
-            if EPILOGUE == "gelu gradient, sums":
+            if EPILOGUE == "gelu gradient":
                 tl.store(outs[1] + m // BM * N + columns, tl.sum(values, 0), mask=columns < N)
 
 
@@ -147,7 +144,7 @@ def tiled(
     grid = (min(programs, count * splits),)
     constants = {"M": M, "N": N, "K": K, "A_TRANSPOSED": transposed[0], "B_TRANSPOSED": transposed[1]}
     constants |= {"EPILOGUE": epilogue, "SPLITS": splits, "PROGRAMS": grid[0]} | tiles
-    outs, ins = (2 if epilogue in ("gelu", "gelu gradient, sums") else 1), (2 if epilogue == "none" else 3)
+    outs, ins = (2 if epilogue.startswith("gelu") else 1), (2 if epilogue == "none" else 3)
     moved = 2 * (M * K + K * N + M * N * (2 if epilogue.startswith("gelu") else 1))
     return Launch(
         matmul_kernel, grid, constants, warps, stages, 2 * M * N * K, moved, descriptors=True, groups=(outs, ins)
@@ -164,7 +161,8 @@ def parts(tiles: int, M: int, N: int, K: int) -> int:
 
     def seconds(splits: int) -> float:
         rounds = triton.cdiv(tiles * splits, PROCESSORS)
-        return rounds * 2 * M * N * K / (tiles * splits) / 5e12 + splits * 8 * M * N / 4e12
+        product = rounds * 2 * M * N * K / (tiles * splits) / 6e12  # FLOP/s of a multiprocessor
+        return product + 4 * M * N * (splits / 3e12 + (splits + 1) / 1.8e12)  # bytes/s of it, and of who adds up
 
     return min(range(1, min(16, triton.cdiv(K, 512)) + 1), key=seconds)
 
@@ -174,14 +172,12 @@ def forward(R: int, K: int, N: int, gelu: bool = False, **options: Any) -> Launc
     return tiled(R, N, K, epilogue="gelu" if gelu else "bias", **LAYER | options)
 
 
-def input_gradient(R: int, K: int, N: int, gelu: bool = False, sums: bool = False, **options: Any) -> Launch:
-    """dx (R, K) <- dy (R, N), weight [K, N], all in bfloat16. With gelu, x = gelu(h): dh <- them, gelu'(h) (R, K).
+def input_gradient(R: int, K: int, N: int, gelu: bool = False, **options: Any) -> Launch:
+    """dx (R, K) <- dy (R, N), weight [K, N], all in bfloat16.
 
-    With sums as well, dh and parts of the sums of its columns, float32 (R / BM rounded up, K).
+    With gelu, x = gelu(h): dh, parts of the sums of its columns, float32 (R / BM rounded up, K) <- them, gelu'(h) (R, K).
     """
-    if not gelu:
-        return tiled(R, K, N, (False, True), **LAYER | options)
-    return tiled(R, K, N, (False, True), "gelu gradient" + ", sums" * sums, **options)
+    return tiled(R, K, N, (False, True), "gelu gradient" if gelu else "none", **({} if gelu else LAYER) | options)
 
 
 def weight_gradient(R: int, K: int, N: int, **options: Any) -> Launch:

@@ -1,7 +1,6 @@
 """Triton's kernels called with torch's tensors: on a GPU compiled, elsewhere in Triton's interpreter."""
 
 import ctypes
-import os
 from typing import Any
 
 import numpy as np
@@ -10,12 +9,9 @@ from tinygrad import dtypes
 from tinygrad.engine.realize import runtime_cache
 from tinygrad.uop.ops import UOp
 
+from tinygrad_impl.kernels.launch import SCRATCH, Launch, wrap
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: import this module before them
-
-from tinygrad_impl.kernels.launch import SCRATCH, Launch, wrap  # noqa: E402
-
 DTYPES = {dtypes.float32: torch.float32, dtypes.bfloat16: torch.bfloat16, dtypes.int32: torch.int32}
 
 if DEVICE == "cpu":

@@ -1,42 +1,18 @@
 """The attention kernels against float64, within 1.5 times the error of PyTorch's own bfloat16 attention."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-import triton.language as tl
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
+from tinygrad_impl.kernels import attention
 from tinygrad_impl.kernels.tests.support import DEVICE, relative_error, run_launch
-
-from tinygrad_impl.kernels import attention  # isort: skip  # after support, which chooses the interpreter
 
 # (B, T, H, D): the tiny model's, whole tiles, and others where the last tile is not full
 SHAPES = [(2, 32, 4, 16), (1, 256, 2, 64), (2, 200, 3, 64), (2, 5, 2, 32)]
 if DEVICE == "cuda":
     SHAPES += [(2, 1024, 12, 64), (2, 1000, 25, 64), (1, 384, 2, 128)]
-
-
-@pytest.fixture(autouse=True)
-def bfloat16_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter cuts float32 off to bfloat16 instead of rounding it, and multiplies bfloat16 as the integers
-    that it stores it as: here it does as a GPU does.
-    """
-    cast, dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
-
-    def rounding_cast(self: InterpreterBuilder, value: TensorHandle, dtype: tl.dtype) -> TensorHandle:
-        if (value.dtype.scalar, dtype.scalar) != (tl.float32, tl.bfloat16):
-            return cast(self, value, dtype)
-        rounded = torch.tensor(value.data).bfloat16().view(torch.uint16)
-        return TensorHandle(rounded.numpy(), tl.bfloat16)
-
-    def float_dot(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:
-        return dot(self, *(cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b)), *rest)
-
-    monkeypatch.setattr(InterpreterBuilder, "cast_impl", rounding_cast)
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", float_dot)
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -58,20 +34,22 @@ def by_torch(qkv: torch.Tensor, dy: torch.Tensor, H: int) -> tuple[torch.Tensor,
 
 
 def by_kernels(qkv: torch.Tensor, dy: torch.Tensor, H: int, group: int) -> tuple[torch.Tensor, ...]:
-    """y, lse and dqkv; computed in groups of as many heads."""
+    """y, lse, dqkv and its sums over rows; computed in groups of as many heads."""
     B, T, C = dy.shape
     makers = attention.forward, attention.query_gradient, attention.key_gradient
     launches = [make(B, T, H, C // H) for make in makers]
     launches = [replace(one, constants={**one.constants, "GROUP": group}) for one in launches]
     y, (lse, delta) = empty(B, T, C), (empty(B, H, T, dtype=torch.float32) for _ in range(2))
     dqkv, dq_only = empty(B, T, 3 * C), empty(B, T, 3 * C)
+    parts = launches[1].constants["QUERIES"]
+    sums, q_sums = (empty(B * -(-T // parts), 3 * C, dtype=torch.float32) for _ in range(2))
     run_launch(launches[0], [y, lse], qkv)
-    run_launch(launches[1], [dq_only, delta], dy, qkv, y, lse)
-    run_launch(launches[2], [dqkv], dy, qkv, lse, delta)
+    run_launch(launches[1], [dq_only, q_sums, delta], dy, qkv, y, lse)
+    run_launch(launches[2], [dqkv, sums], dy, qkv, lse, delta)
     assert dqkv[..., :C].isnan().all(), "key_gradient must leave q's columns alone"
     assert dq_only[..., C:].isnan().all(), "query_gradient must leave the columns of k and v alone"
-    dqkv[..., :C] = dq_only[..., :C]
-    return y, lse, dqkv
+    dqkv[..., :C], sums[:, :C] = dq_only[..., :C], q_sums[:, :C]
+    return y, lse, dqkv, sums.sum(0)
 
 
 @pytest.mark.parametrize(("B", "T", "H", "D"), SHAPES)
@@ -80,7 +58,10 @@ def test_error(B: int, T: int, H: int, D: int) -> None:
     qkv, dy = random(B, T, 3 * C), random(B, T, C)
     true_y, true_dqkv = by_torch(qkv.double(), dy, H)
     torch_y, torch_dqkv = by_torch(qkv, dy, H)
-    y, lse, dqkv = by_kernels(qkv, dy, H, group=4)
+    y, lse, dqkv, sums = by_kernels(qkv, dy, H, group=4)
+    assert relative_error(sums, true_dqkv.sum((0, 1))) <= 1.5 * relative_error(
+        torch_dqkv.sum((0, 1)), true_dqkv.sum((0, 1))
+    )
     assert relative_error(y, true_y) <= 1.5 * relative_error(torch_y, true_y)
     for got, torchs, truth in zip(*(t.split(C, dim=2) for t in (dqkv, torch_dqkv, true_dqkv)), strict=True):
         assert relative_error(got, truth) <= 1.5 * relative_error(torchs, truth)
@@ -95,7 +76,7 @@ def test_error(B: int, T: int, H: int, D: int) -> None:
 def test_single_position() -> None:
     """Of one position the softmax is 1, so that y is v, dv is dy, and q and k get nothing but rounding errors."""
     qkv, dy = random(3, 1, 3 * 32), random(3, 1, 32)
-    y, _, dqkv = by_kernels(qkv, dy, 2, group=96)
+    y, _, dqkv, _ = by_kernels(qkv, dy, 2, group=96)
     dq, dk, dv = dqkv.split(32, dim=2)
     assert (y == qkv[..., 64:]).all()
     assert (dv == dy).all()
@@ -113,7 +94,7 @@ def test_large_scores() -> None:
     qkv, dy = random(1, 32, 3 * 16) * 100, random(1, 32, 16)
     true_y, _ = by_torch(qkv.double(), dy, 1)
     torch_y, _ = by_torch(qkv, dy, 1)
-    y, _, dqkv = by_kernels(qkv, dy, 1, group=96)
+    y, _, dqkv, _ = by_kernels(qkv, dy, 1, group=96)
     # half an ulp beside it, for PyTorch's may be exact: a softmax of such scores chooses one v
     assert relative_error(y, true_y) <= 1.5 * relative_error(torch_y, true_y) + 2**-9
     assert dqkv.isfinite().all()
