@@ -311,7 +311,7 @@ mutant(
     ("AdamW's norm", CLIPPING),
     (T.Trainer, "squares", ("in self.gradients.values()]", "in list(self.gradients.values())[1:]]")),
 )
-clipped, root = "min(self.clip / (norm + 1e-6), 1.0)", "math.sqrt(sum(squares)) / self.count"
+clipped, root = "min(self.clip / (norm + 1e-6), 1.0)", "math.sqrt(squares[1:].sum()) / self.count"
 for name, named, *changes in (
     ("clipping scales up too", CLIPPING, (clipped, "self.clip / (norm + 1e-6)")),
     ("clipping without its 1e-6", CLIPPING, ("(norm + 1e-6)", "norm")),
@@ -348,23 +348,13 @@ mutant("cosine over the whole run", RATE, (*rate, ("(step - warmup) / max(1, ste
 mutant("cosine down to 0", RATE, (*rate, ("minimum + (peak - minimum)", "peak")))
 mutant("linear for cosine", RATE, (*rate, ("0.5 * (1 + math.cos(math.pi * progress))", "(1 - progress)")))
 
-kept = "more[0].where(total, 0)"
-add = (T.Trainer, "add_gradients")
-mutant("accumulation keeps the last micro-batch only", "accumulate", (*add, (kept, "total * 0")))
-mutant("accumulation is never begun anew", ("accumulate", GRAPH), (*add, (kept, "total")))
+mutant("accumulation keeps the last micro-batch only", "accumulate", (T.Trainer, "further", (": total + new", ": new")))
 mutant(
-    "replay on the batch that was captured",
-    GRAPH,
-    (
-        T.Trainer,
-        "accumulate",
-        (
-            "self._add_gradients(self._tensor(x)",
-            "calls = self.__dict__.setdefault('calls', [])\n        calls.append((x, y))\n"
-            "        x, y = calls[1] if len(calls) > 1 else (x, y)\n        self._add_gradients(self._tensor(x)",
-        ),
-    ),
+    "accumulation is never begun anew",
+    ("accumulate", GRAPH),
+    (T.Trainer, "accumulate", ("in more:", "in batches if self.steps else more:")),
 )
+mutant("replay on the batch that was captured", GRAPH, (T.Trainer, "_input", ("write(tensor, array)", "pass")))
 
 # --- loader --------------------------------------------------------------------------------------------------------
 

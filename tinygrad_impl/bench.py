@@ -109,9 +109,10 @@ def free_memory(device: str) -> int:
     """Bytes that a CUDA device could still give to anyone; of others 0."""
     if device != "CUDA":
         return 0
-    from tinygrad.runtime.autogen import cuda  # here, because it needs the driver
+    from tinygrad.runtime.ops_cuda import check, cuda  # here, because it needs the driver
 
-    cuda.cuMemGetInfo_v2(byref(free := c_size_t()), byref(c_size_t()))
+    Device[device].synchronize()  # makes its context the current one
+    check(cuda.cuMemGetInfo_v2(byref(free := c_size_t()), byref(c_size_t())))
     return free.value
 
 

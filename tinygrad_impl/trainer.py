@@ -1,7 +1,7 @@
 """One training step: accumulated gradients, clipping by global norm, AdamW. torch_ref/trainer.py is its reference."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 
 import numpy as np
@@ -60,7 +60,7 @@ class Trainer:
             kernels.keep_halves(self.parameters)
         self.exp_avg = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
         self.exp_avg_sq = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
-        self.gradients: dict[str, Tensor] = {}
+        self.gradients = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
         self.loss = self._zeros(())
         # Four compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
         self._first, self._further = TinyJit(self.first), TinyJit(self.further)
@@ -79,8 +79,7 @@ class Trainer:
         """Leaves the sums of the batches' losses and gradients in `loss` and `gradients`, and in `count` how many."""
         self.count = len(batches)
         (x, y), *more = batches
-        self.loss, *gradients = self._first(self._input("x", x), self._input("y", y))
-        self.gradients = dict(zip(self.parameters, gradients, strict=True))
+        self._first(self._input("x", x), self._input("y", y))
         for x, y in more:
             self._further(self._input("x", x), self._input("y", y))
 
@@ -98,20 +97,21 @@ class Trainer:
         self._adamw(self._input("scalars", np.array(scalars, self.dtype)))
         return loss, norm
 
-    def first(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        """The loss and gradients of (x, y)."""
+    def first(self, x: Tensor, y: Tensor) -> None:
+        """Makes the loss and gradients of (x, y) the totals."""
+        self._totals(x, y, lambda total, new: new)
+
+    def further(self, x: Tensor, y: Tensor) -> None:
+        """Adds the loss and gradients of (x, y) to the totals."""
+        self._totals(x, y, lambda total, new: total + new)
+
+    def _totals(self, x: Tensor, y: Tensor, combined: Callable[[Tensor, Tensor], Tensor]) -> None:
+        totals = [self.loss, *self.gradients.values()]
         with F.autocast(self.autocast, self.kernels):
             _, loss = self.model(x, y)
             assert loss is not None
-            found = [loss, *loss.gradient(*self.parameters.values())]
-        Tensor.realize(*found)
-        return found
-
-    def further(self, x: Tensor, y: Tensor) -> None:
-        """Adds the loss and gradients of (x, y) to those there are."""
-        totals = [self.loss, *self.gradients.values()]
-        for total, new in zip(totals, self.first(x, y), strict=True):
-            total.assign(total + new)
+            for total, new in zip(totals, [loss, *loss.gradient(*self.parameters.values())], strict=True):
+                total.assign(combined(total, new))
         Tensor.realize(*totals)
 
     def squares(self) -> Tensor:

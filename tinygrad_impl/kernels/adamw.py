@@ -11,8 +11,11 @@ BLOCK = 2048  # elements of a program
 
 
 @triton.jit
-def adamw_kernel(ps, ms, vs, halves, gradients, scalars, SIZES: tl.constexpr, DECAYS: tl.constexpr, HALVES: tl.constexpr, BETA1: tl.constexpr,
-                 BETA2: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def adamw_kernel(
+    ps, ms, vs, halves, gradients, scalars,
+    SIZES: tl.constexpr, DECAYS: tl.constexpr, HALVES: tl.constexpr,
+    BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     scale, rest, lr = tl.load(scalars), tl.load(scalars + 1), tl.load(scalars + 2)
     correction1, correction2 = tl.load(scalars + 3), tl.load(scalars + 4)
     block = tl.program_id(0)
@@ -52,8 +55,8 @@ def squares_kernel(sums, gradients, SIZES: tl.constexpr, BLOCK: tl.constexpr, ST
 def step(
     sizes: Sequence[int], decays: Sequence[float], halves: Sequence[int | None], beta1: float, beta2: float, eps: float
 ) -> Launch:
-    """p, m, v, bfloat16 copies of p <- the first three, gradients, scalars; all others float32. There are as many p, m, v
-    and gradients as sizes; `halves` says which of the copies is a parameter's, None where it has none.
+    """p, m, v, bfloat16 copies of p <- the first three, gradients, scalars; all others float32. There are as many p, m,
+    v and gradients as sizes; `halves` says which of the copies is a parameter's, None where it has none.
 
     scalars are the factor of the gradients and the rest of it, the learning rate, 1 - beta1^t and 1 - beta2^t.
     """

@@ -21,7 +21,6 @@ from tinygrad_impl.kernels.launch import Launch
 
 LOG2E = tl.constexpr(math.log2(math.e))
 TILE = 64  # queries and keys of a tile
-GROUP = 96  # heads that are computed at a time: their k and v should fit in the L2 cache
 
 
 @triton.jit
@@ -42,6 +41,13 @@ def load(x, first, T: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, D:
     rows = first + tl.arange(0, ROWS)
     at = x + rows[:, None] * STRIDE + tl.arange(0, D)[None, :]
     return tl.load(at, mask=rows[:, None] < T, other=0.0) if MASKED else tl.load(at)
+
+
+@triton.jit
+def load_row(x, first, T: tl.constexpr, SIZE: tl.constexpr, MASKED: tl.constexpr):
+    """Values of x from `first`: (SIZE,). MASKED, those past the last are 0."""
+    at = first + tl.arange(0, SIZE)
+    return tl.load(x + at, mask=at < T, other=0.0) if MASKED else tl.load(x + at)
 
 
 @triton.jit
@@ -160,8 +166,8 @@ def attention_key_gradient(
             q = load(qkv + q_at, query, T, 3 * C, QUERIES, D, RAGGED)
             dy_tile = load(dy + y_at, query, T, C, QUERIES, D, RAGGED)
             rows = query + tl.arange(0, QUERIES)
-            lse_row = tl.load(lse + head * T + rows, mask=rows < T if RAGGED else None)
-            delta_row = tl.load(delta + head * T + rows, mask=rows < T if RAGGED else None)
+            lse_row = load_row(lse + head * T, query, T, QUERIES, RAGGED)
+            delta_row = load_row(delta + head * T, query, T, QUERIES, RAGGED)
             p = tl.exp2(tl.dot(k, q.T) * scale - lse_row[None, :])  # (KEYS, QUERIES)
             if DIAGONAL:
                 p = tl.where(rows[None, :] >= key + tl.arange(0, KEYS)[:, None], p, 0.0)
@@ -176,10 +182,10 @@ def attention_key_gradient(
     tl.store(sums + 2 * C, tl.sum(dv, 0))
 
 
-def launch_of(
-    kernel: Any, B: int, T: int, H: int, D: int, tiles: tuple[int, int], warps: int, stages: int, group: int = GROUP
-) -> Launch:
-    """`kernel` with tiles of (queries, keys); FLOPs are those of the products that a causal mask leaves."""
+def launch_of(kernel: Any, B: int, T: int, H: int, D: int, tiles: tuple[int, int], stages: int, group: int) -> Launch:
+    """`kernel` with tiles of (queries, keys), computing a group of heads at a time, whose k and v should fit in the L2
+    cache. FLOPs are those of the products that a causal mask leaves.
+    """
     queries, keys = (min(size, max(16, triton.next_power_of_2(T))) for size in tiles)
     products = {attention_forward: 2, attention_query_gradient: 3, attention_key_gradient: 4}[kernel]
     moved = {attention_forward: 4, attention_query_gradient: 6, attention_key_gradient: 6}[kernel]
@@ -189,7 +195,6 @@ def launch_of(
         kernel,
         (B * H * blocks,),
         constants,
-        warps=warps,
         stages=stages,
         flops=products * B * H * T * T * D,
         bytes=2 * moved * B * T * H * D,
@@ -198,17 +203,17 @@ def launch_of(
 
 def forward(B: int, T: int, H: int, D: int) -> Launch:
     """Writes y (B, T, H * D) bfloat16 and lse (B, H, T) float32; reads qkv (B, T, 3 * H * D) bfloat16."""
-    return launch_of(attention_forward, B, T, H, D, tiles=(TILE, TILE), warps=4, stages=3)
+    return launch_of(attention_forward, B, T, H, D, (TILE, TILE), stages=3, group=48)
 
 
 def query_gradient(B: int, T: int, H: int, D: int) -> Launch:
-    """Writes dqkv (B, T, 3 * H * D) bfloat16 and its sums over TILE rows (B, T / TILE rounded up, 3 * H * D) float32, of
-    both the columns of q only, and delta (B, H, T) float32; reads dy and, of the forward pass, qkv, y and lse. It comes
-    before `key_gradient`.
+    """Writes dqkv (B, T, 3 * H * D) bfloat16 and its sums over TILE rows (B, T / TILE rounded up, 3 * H * D) float32,
+    of both the columns of q only, and delta (B, H, T) float32; reads dy and, of the forward pass, qkv, y and lse. It
+    comes before `key_gradient`.
     """
-    return launch_of(attention_query_gradient, B, T, H, D, tiles=(TILE, TILE), warps=4, stages=3)
+    return launch_of(attention_query_gradient, B, T, H, D, (TILE, TILE), stages=2, group=24)
 
 
 def key_gradient(B: int, T: int, H: int, D: int) -> Launch:
     """Writes dqkv and its sums, the columns of k and v only; reads dy, qkv, lse and delta."""
-    return launch_of(attention_key_gradient, B, T, H, D, tiles=(TILE, TILE), warps=4, stages=3)
+    return launch_of(attention_key_gradient, B, T, H, D, (2 * TILE, TILE), stages=2, group=48)

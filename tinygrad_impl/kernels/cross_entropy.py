@@ -1,49 +1,84 @@
 """The loss of bfloat16 logits, and their gradient in their place: float32 ones are never stored.
 
-loss = logsumexp(row) - row[target], and its gradient softmax(row) - onehot(target), all in float32.
+loss = logsumexp(row) - row[target], and its gradient softmax(row) - onehot(target), all in float32. Exponentials are to
+base 2, of x log2(e), because that is what the hardware has.
 """
+
+import math
 
 import triton
 import triton.language as tl
 
 from tinygrad_impl.kernels.launch import Launch
 
+LOG2E = tl.constexpr(math.log2(math.e))
+LN2 = tl.constexpr(math.log(2))
+WIDTH = tl.constexpr(8)  # neighbours that a thread loads at once: 16 bytes
+
+
+@triton.jit
+def load(row, v, V: tl.constexpr, STRIDE: tl.constexpr, MASKED: tl.constexpr):
+    """Logits of columns v (LANES, WIDTH) in float32. MASKED, some columns may be none: -inf."""
+    if MASKED:  # whatever is stored there is read, so that threads still load WIDTH at once
+        x = tl.where(v < V, tl.load(row + v, mask=v < STRIDE, other=0.0).to(tl.float32), float("-inf"))
+    else:
+        x = tl.load(row + v).to(tl.float32)
+    return x
+
 
 @triton.jit
 def cross_entropy_kernel(loss, logits, target, scale, V: tl.constexpr, STRIDE: tl.constexpr, IGNORED: tl.constexpr,
-                         BLOCK: tl.constexpr):  # fmt: skip
-    """A program has a row."""
+                         LANES: tl.constexpr):  # fmt: skip
+    """A program has a row. It reads it twice, the second time from the cache. Without `scale` there is no gradient."""
+    BLOCK: tl.constexpr = LANES * WIDTH
+    WHOLE: tl.constexpr = V // BLOCK * BLOCK  # columns in blocks that need no mask
     r = tl.program_id(0)
     row = logits + r.to(tl.int64) * STRIDE
     label = tl.load(target + r)
-    largest = tl.full((BLOCK,), float("-inf"), tl.float32)
-    summed = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, V, BLOCK):  # a running logsumexp in each lane
-        v = start + tl.arange(0, BLOCK)
-        x = tl.load(row + v, mask=v < V, other=float("-inf")).to(tl.float32)
-        higher = tl.maximum(largest, x)
-        lowest = tl.where(higher == float("-inf"), 0.0, higher)  # a lane that has seen nothing yet
-        summed = summed * tl.exp(largest - lowest) + tl.exp(x - lowest)
-        largest = higher
-    top = tl.max(largest, 0)
-    lse = top + tl.log(tl.sum(summed * tl.exp(largest - top), 0))
     scored = label != IGNORED
-    chosen = tl.load(row + tl.where(scored, label, 0)).to(tl.float32)
-    tl.store(loss + r, tl.where(scored, lse - chosen, 0.0))
-    factor = tl.where(scored, tl.load(scale), 0.0)
-    tl.debug_barrier()  # `chosen` is read before another thread writes there
-    for start in range(0, STRIDE, BLOCK):
-        v = start + tl.arange(0, BLOCK)
-        x = tl.load(row + v, mask=v < V, other=float("-inf")).to(tl.float32)
-        gradient = (tl.exp(x - lse) - tl.where(v == label, 1.0, 0.0)) * factor
-        tl.store(row + v, gradient.to(logits.dtype.element_ty), mask=v < STRIDE)
+    chosen = tl.load(row + tl.where(scored, label, 0)).to(tl.float32) * LOG2E
+    columns = tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+
+    # A logsumexp for each lane, without a word between threads. Its largest so far is that of WIDTH columns or more, so
+    # that few exponentials are spent on rescaling; it begins as a number, because -inf - -inf is none.
+    top = tl.full((LANES,), -1e38, tl.float32)
+    total = tl.zeros((LANES,), tl.float32)
+    for MASKED in tl.static_range(2):
+        for start in range(WHOLE if MASKED else 0, V if MASKED else WHOLE, BLOCK):
+            v = start + columns
+            x = load(row, v, V, STRIDE, MASKED)
+            higher = tl.maximum(top, tl.max(x, 1) * LOG2E)
+            total = total * tl.exp2(top - higher) + tl.sum(tl.exp2(x * LOG2E - higher[:, None]), 1)
+            top = higher
+    highest = tl.max(top, 0)
+    lse = highest + tl.log2(tl.sum(total * tl.exp2(top - highest), 0))
+    tl.store(loss + r, tl.where(scored, (lse - chosen) * LN2, 0.0))
+
+    if scale is not None:
+        factor = tl.where(scored, tl.load(scale), 0.0)
+        tl.debug_barrier()  # every thread has read `chosen`
+        for MASKED in tl.static_range(2):
+            for start in range(WHOLE if MASKED else 0, STRIDE if MASKED else WHOLE, BLOCK):
+                v = start + columns
+                x = load(row, v, V, STRIDE, MASKED)
+                gradient = (tl.exp2(x * LOG2E - lse) * factor).to(logits.dtype.element_ty)
+                if MASKED:
+                    tl.store(row + v, gradient, mask=v < STRIDE)
+                else:
+                    tl.store(row + v, gradient)
+        tl.debug_barrier()  # what was stored for the target is replaced
+        at_target = (tl.exp2(chosen - lse) - 1) * factor
+        tl.store(row + label, at_target.to(logits.dtype.element_ty), mask=scored)
 
 
-def forward(R: int, V: int, stride: int, ignored: int, block: int = 4096, warps: int = 16) -> Launch:
-    """loss float32 (R,), and in the place of logits bfloat16 (R, stride) their gradient <- target int32 (R,), scale (1,).
+def forward(
+    R: int, V: int, stride: int, ignored: int, gradient: bool = True, lanes: int = 512, warps: int = 16
+) -> Launch:
+    """loss float32 (R,), and in place of logits bfloat16 (R, stride) their gradient <- target int32 (R,), scale (1,).
 
     V of a row's columns are logits; the others become 0. The loss and gradient of a target `ignored` are 0, the
-    gradients of the others are multiplied by `scale`.
+    gradients of the others are multiplied by `scale`. Without gradient: loss <- logits, target.
     """
-    constants = {"V": V, "STRIDE": stride, "IGNORED": ignored, "BLOCK": block}
-    return Launch(cross_entropy_kernel, (R,), constants, warps, bytes=4 * R * stride)
+    constants: dict[str, int | None] = {"V": V, "STRIDE": stride, "IGNORED": ignored, "LANES": lanes}
+    constants |= {} if gradient else {"scale": None}
+    return Launch(cross_entropy_kernel, (R,), constants, warps, bytes=(4 if gradient else 2) * R * stride)

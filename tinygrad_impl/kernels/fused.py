@@ -1,7 +1,7 @@
 """GPT-2's operations on Triton's kernels, each with its gradient: what functional.py calls where they can run.
 
-They compute what `torch.autocast` to bfloat16 computes: products of bfloat16 with float32 sums, a float32 stream, float32
-layer norm and loss. A gradient is given as a function of tinygrad's graph, so that kernels know nothing of automatic
+They compute what `torch.autocast` to bfloat16 computes: products of bfloat16 with float32 sums, a float32 stream,
+float32 layer norm and loss. A gradient is given as a function of tinygrad's graph, so that kernels know nothing of automatic
 differentiation; what a later operation makes of an earlier one (the GELU after a linear layer, the loss after the
 head) is seen in the graph, so that the model file knows nothing of kernels.
 
@@ -201,7 +201,7 @@ def _normalised_gradient(*gradients: Any, call: UOp | None = None) -> tuple[UOp 
     outs.append(new(total, *kernel.grid, 3 * C, dtype=dtypes.float32))
     dx, dx16, sums = launch(kernel, outs, dy, *(past or [total]), total, mean, rstd, weight)
     outs = [new(total, C, dtype=dtypes.float32) for _ in range(3)]
-    dweight, dbias, summed[dx16.uop] = launch(matmul.column_sums(*kernel.grid, C, 1, outs=3), outs, sums)
+    dweight, dbias, summed[dx16.uop] = launch(matmul.column_sums(kernel.grid[0], C, 1, outs=3), outs, sums)
     return dx.uop, *([dx16.uop] if len(sources) > 1 else []), dweight.uop, dbias.uop, *[None] * 4
 
 
@@ -261,9 +261,12 @@ def embedding_gradient(gradient: Tensor, tokens: Tensor, V: int) -> Tensor:
     """gradient (B, T, C) of the rows that tokens (B, T) name -> that of the table: (V, C), the same in every run."""
     R, C = tokens.numel(), gradient.shape[-1]
     index, rows = tokens.reshape(R).cast(dtypes.int32), gradient.reshape(R, C)
-    [order] = launch(embedding.order(R), [new(rows, R, dtype=dtypes.int32)], index)
+    (to_keys, to_order), (runs, rest) = embedding.sort(R), embedding.sums(R, C)
+    [keys] = launch(to_keys, [new(rows, to_keys.grid[0] * embedding.SORTED, dtype=dtypes.int32)], index)
+    [order] = launch(to_order, [new(rows, R, dtype=dtypes.int32)], keys)
     total = Tensor.zeros(V, C, dtype=dtypes.float32, device=rows.device).contiguous()
-    return launch(embedding.gradient(R, C), [total], order, index, rows)[0]
+    total, parts = launch(runs, [total, new(rows, runs.grid[0], 2, C, dtype=dtypes.float32)], order, index, rows)
+    return launch(rest, [total], parts, order, index)[0]
 
 
 def by_layer(names: Iterable[str]) -> list[list[str]]:

@@ -1,7 +1,7 @@
 """Layer norm (Ba et al. 2016) of the float32 stream, with the sum before it, forward and backward.
 
-y = (s - mean) rstd weight + bias, with s = x + a where a layer's output a, in bfloat16, is added to the stream. A memory
-bound kernel: each tensor is read or written once, a program having whole rows in its registers.
+y = (s - mean) rstd weight + bias, with s = x + a where a layer's output a, in bfloat16, is added to the stream. Bound
+by memory: each tensor is read or written once, a program having whole rows in its registers.
 """
 
 import triton
@@ -50,8 +50,8 @@ def norm_backward(dx, dx16, sums, dy, past, s, mean, rstd, weight, R: tl.constex
                   PAST: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """dx = past + the derivative of the norm, past (R, C) being the gradient that reaches s by other ways (if PAST).
 
-    sums (programs, 3C) are this program's parts of the gradients of weight and bias, and of dx16 summed over rows, which
-    is the gradient of the bias of the layer before.
+    sums (programs, 3C) are this program's parts of the gradients of weight and bias, and of dx16 summed over rows,
+    which is the gradient of the bias of the layer before.
     """
     c = tl.arange(0, BLOCK)
     w = tl.load(weight + c, mask=c < C, other=0.0)[None, :]
@@ -90,11 +90,12 @@ def forward(R: int, C: int, eps: float, added: bool, rows: int = 4, warps: int =
     return Launch(kernel, (triton.cdiv(R, rows),), constants, warps, bytes=moved)
 
 
-def backward(R: int, C: int, past: bool, rows: int = 8, warps: int = 4) -> Launch:
-    """dx float32, dx bfloat16 (R, C), sums float32 (programs, 3C) <- dy bfloat16 (R, C), past float32 (R, C) (s again, if
-    there is none), s, mean, rstd, weight.
+def backward(R: int, C: int, past: bool, rows: int = 8, warps: int | None = None) -> Launch:
+    """dx float32, dx bfloat16 (R, C), sums float32 (programs, 3C) <- dy bfloat16 (R, C), past float32 (R, C) (s again,
+    if there is none), s, mean, rstd, weight.
     """
     programs = min(PROGRAMS, triton.cdiv(R, rows))
     constants = {"R": R, "C": C, "PAST": past, "STEPS": triton.cdiv(R, programs * rows), "ROWS": rows}
     constants |= {"BLOCK": triton.next_power_of_2(C)}
+    warps = warps or (4 if C <= 1024 else 8)  # a thread has registers for so much
     return Launch(norm_backward, (programs,), constants, warps, bytes=(12 + 4 * past) * R * C)

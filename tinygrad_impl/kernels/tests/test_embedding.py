@@ -1,0 +1,58 @@
+"""The embedding kernels: sorting and gathering exactly, sums against float64."""
+
+import pytest
+import torch
+
+from tinygrad_impl.kernels import embedding
+from tinygrad_impl.kernels.launch import Launch
+from tinygrad_impl.kernels.tests.support import DEVICE, relative_error, run_launch
+
+# rows, vocabulary, width: a token in many blocks of rows or all in one, next to none or most of the tokens unused
+SHAPES = [(1, 7, 64), (200, 3, 64), (130, 1, 24), (600, 200, 384)]
+if DEVICE == "cuda":
+    SHAPES += [(32768, 50257, 768), (65536, 2, 1600), (99000, 50257, 64)]
+
+
+def random_tokens(R: int, V: int) -> torch.Tensor:
+    return torch.randint(0, V, (R,), generator=torch.Generator().manual_seed(R)).to(DEVICE, torch.int32)
+
+
+def call(launch: Launch, *tensors: torch.Tensor) -> None:
+    launch.kernel[launch.grid](*tensors, **launch.constants, num_warps=launch.warps, num_stages=launch.stages)
+
+
+@pytest.mark.parametrize(("R", "T", "C"), [(15, 5, 64), (8, 8, 384), (3, 1, 1600)])
+def test_forward_adds_a_position(R: int, T: int, C: int) -> None:
+    tokens, wte, wpe = random_tokens(R, 9), torch.randn(9, C, device=DEVICE), torch.randn(20, C, device=DEVICE)
+    x = torch.empty(R, C, device=DEVICE)
+    run_launch(embedding.forward(R, T, C), [x], tokens, wte, wpe)
+    assert torch.equal(x, wte[tokens.long()] + wpe[:T].repeat(R // T, 1))
+
+
+@pytest.mark.parametrize(
+    ("R", "V", "block"), [(1, 5, 64), (128, 3, 64), (300, 50257, 64), (700, 1, 128), (1500, 9, 1024)]
+)
+def test_sort_is_stable(R: int, V: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "SORTED", block)
+    tokens = random_tokens(R, V)
+    blocks, merge = embedding.sort(R)
+    keys = torch.empty(block * blocks.grid[0], dtype=torch.int32, device=DEVICE)
+    order = torch.empty(R, dtype=torch.int32, device=DEVICE)
+    run_launch(blocks, [keys], tokens)
+    run_launch(merge, [order], keys)
+    assert torch.equal(order.long(), torch.argsort(tokens, stable=True))
+
+
+@pytest.mark.parametrize(("R", "V", "C"), SHAPES)
+def test_rows_are_added_by_token(R: int, V: int, C: int) -> None:
+    tokens, rows = random_tokens(R, V), torch.randn(R, C, device=DEVICE)
+    order = torch.argsort(tokens, stable=True).int()
+    total = torch.randn(V, C, device=DEVICE)
+    truth = total.double().index_add(0, tokens.long(), rows.double())
+    by_torch = total.index_add(0, tokens.long(), rows)
+    runs, rest = embedding.sums(R, C)
+    parts = torch.full((runs.grid[0], 2, C), float("nan"), device=DEVICE)
+    call(runs, total, parts, order, tokens, rows)
+    call(rest, total, parts, order, tokens)
+    # 2^-24 is what rounding to float32 alone may cost
+    assert relative_error(total, truth) <= 1.5 * relative_error(by_torch, truth) + 2**-24
