@@ -41,3 +41,9 @@ class Sampler:
             draws = draws * reached[:, 0]
         chosen = np.minimum((cumulative <= draws[:, None]).sum(-1), cumulative.shape[-1] - 1)
         return np.take_along_axis(order, chosen[:, None], -1)[:, 0]
+
+
+def probability(logits: np.ndarray, token: int) -> float:
+    """softmax(logits)[token], computed in float64."""
+    odds = np.exp(logits.astype(np.float64) - logits.max())
+    return float(odds[token] / odds.sum())

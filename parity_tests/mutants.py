@@ -424,7 +424,7 @@ for name, named, *edits in (
 # --- sampling ------------------------------------------------------------------------------------------------------
 
 for name, named, owner, function, change in (
-    ("logits of the token before", "inside", G.Generator, "stream", ("[row[-1]]", "[row[-2:][0]]")),
+    ("logits of the token before", "inside", G.Generator, "stream", ("[row[-1] for", "[row[-2:][0] for")),
     ("only the first chunk of a prompt", "inside", G.Generator, "stream", ("while any(", "if any(")),
     ("padding counted as text", "inside", G.Generator, "stream", ("+= len(chunk)", "+= CHUNK")),
     ("the cache not emptied for another call", "another call", G.Generator, "stream", ("    held = [0] * N", "    held = self.__dict__.setdefault('held', [0] * N)")),
@@ -451,7 +451,7 @@ for name, named, owner, function, change in (
 mutant(
     "lengths frozen in the graph",
     "generation: inside",
-    (G.Generator, "stream", (".decode(Tensor(tokens).realize(), Tensor(np.array(held, np.int32)).realize())", ".decode(Tensor(tokens).realize(), held)")),
+    (G.CachedModel, "draw", ("Tensor(lengths).realize()", "lengths")),
     (G.CachedModel, "_decode", ("= lengths", "= Tensor(lengths)")),
     where="generation",
 )  # fmt: skip

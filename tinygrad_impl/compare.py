@@ -16,7 +16,7 @@ from data.sampling import Sampler
 from data.shards import read_meta
 from tinygrad_impl.device import open_device
 from tinygrad_impl.evaluate import Evaluator
-from tinygrad_impl.generate import Generator, add_sampling_options, encode, pieces
+from tinygrad_impl.generate import Generator, add_sampling_options, encode, pieces, precision
 from tinygrad_impl.model import GPT2
 from tinygrad_impl.report import comparison_page
 
@@ -77,7 +77,7 @@ def main() -> None:
             raise InputError(f"there is no folder {path.parent} to write {path.name} into; name another {option}")
 
     models = {"pretrained": load(args.pretrained), "finetuned": load(args.finetuned)}
-    open_device(args.device)
+    device = open_device(args.device)
     folder = prepared(args.data or source)
     context = min(config.n_positions for config, _ in models.values())
     seq_len = args.seq_len or seq_len or context
@@ -94,11 +94,13 @@ def main() -> None:
     found["texts"] = [{"prompt": prompt} for prompt in prompts]
     for side, (config, arrays) in models.items():
         model = GPT2(config, {name: array.astype(np.float32) for name, array in arrays.items()})
+        how = precision(args.dtype, config, device)
         batches = windows(folder, "valid", BATCH_SIZE, seq_len, measured)
         steps = math.ceil(measured / (BATCH_SIZE * seq_len))
-        loss = Evaluator(model)(Progress(iterable=batches, total=steps, desc=f"{side} loss", unit="batch"))
+        loss = Evaluator(model, *how)(Progress(iterable=batches, total=steps, desc=f"{side} loss", unit="batch"))
         found[side] = {"name": names[side], "loss": loss, "perplexity": math.exp(loss)}
-        new = Generator(model).stream([encode(prompt) for prompt in prompts], args.max_new_tokens, Sampler(*settings))
+        tokens = [encode(prompt) for prompt in prompts]
+        new = Generator(model, *how).stream(tokens, args.max_new_tokens, Sampler(*settings))
         drawn = list(Progress(iterable=new, total=args.max_new_tokens, desc=f"{side} texts", unit="token"))
         for i, text in enumerate(found["texts"]):
             written = list(pieces(step[i] for step in drawn if step[i]))

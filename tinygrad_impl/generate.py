@@ -3,17 +3,25 @@
 import codecs
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tinygrad import Tensor, TinyJit
+from tinygrad import Tensor, TinyJit, dtypes
+from tinygrad.dtype import DType
 
+import tinygrad_impl.functional as F
 from data.checkpoint import load
 from data.cli import ArgumentParser, InputError, real, run, whole
-from data.sampling import Sampler
+from data.config import GPT2Config
+from data.sampling import Sampler, probability
 from data.tokenizer import EOT, VOCAB_SIZE, tokenizer
 from tinygrad_impl.device import open_device
+from tinygrad_impl.kernels import choose
 from tinygrad_impl.model import GPT2, KVCache
+
+if TYPE_CHECKING:
+    from tinygrad_impl.kernels.decode import Decoder
 
 CHUNK = 32  # tokens of a prompt at a time
 
@@ -23,20 +31,35 @@ Drawn = tuple[int, float]  # a token, and how probable the model found it
 class CachedModel:
     """A model with the cache of N rows, and the two compiled graphs that work on it, for texts of any length."""
 
-    def __init__(self, model: GPT2, N: int):
-        self.model, self.cache = model, KVCache(model, N)
+    def __init__(self, model: GPT2, N: int, autocast: DType | None = None):
+        self.model, self.cache, self.autocast = model, KVCache(model, N), autocast
         self.prefill, self.decode = TinyJit(self._prefill), TinyJit(self._decode)
 
-    def _prefill(self, tokens: Tensor, lengths: Tensor) -> None:
+    def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
         """Adds tokens (N, CHUNK) to the cache, after the `lengths` (N,) tokens that each row has there."""
+        self.prefill(Tensor(tokens).realize(), Tensor(lengths).realize())
+
+    def draw(
+        self, tokens: np.ndarray, lengths: np.ndarray, most: int, sampler: Sampler
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """What comes after tokens (N,), the next of each row after the `lengths` in the cache: the tokens drawn, and
+        their probabilities, (N,) each, for one step or more, at most so many.
+        """
+        logits = self.decode(Tensor(tokens[:, None]).realize(), Tensor(lengths).realize()).numpy()
+        drawn = sampler(logits)
+        yield drawn, np.array([probability(*row) for row in zip(logits, drawn, strict=True)])
+
+    def _prefill(self, tokens: Tensor, lengths: Tensor) -> None:
         self.cache.lengths = lengths
-        self.model.hidden(tokens, self.cache)
+        with F.autocast(self.autocast):
+            self.model.hidden(tokens, self.cache)
         Tensor.realize(*self.cache.keys, *self.cache.values)
 
     def _decode(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """The same with tokens (N, 1). Returns the logits (N, VOCAB_SIZE) of what comes after them."""
+        """tokens (N, 1) -> logits (N, VOCAB_SIZE)."""
         self.cache.lengths = lengths
-        logits = self.model.head(self.model.hidden(tokens, self.cache))[:, 0, :VOCAB_SIZE].float()
+        with F.autocast(self.autocast):
+            logits = self.model.head(self.model.hidden(tokens, self.cache))[:, 0, :VOCAB_SIZE].float()
         Tensor.realize(logits, *self.cache.keys, *self.cache.values)
         return logits
 
@@ -44,17 +67,33 @@ class CachedModel:
 class Generator:
     """Samples from a model with a cache of keys and values, one batch of texts at a time.
 
-    Cache and graphs are kept from call to call, for each size of a batch. Raises `InputError` for a model with fewer
-    tokens than the tokenizer.
+    Cache and graphs are kept from call to call, for each size of a batch. `autocast` is the dtype of products, or None
+    for the parameters' own; `kernels` is what `tinygrad_impl.kernels.choose` chose. Raises `InputError` for a model
+    with fewer tokens than the tokenizer.
     """
 
-    def __init__(self, model: GPT2):
+    def __init__(self, model: GPT2, autocast: DType | None = None, kernels: ModuleType | None = None):
         if model.config.vocab_size < VOCAB_SIZE:
             raise InputError(
                 f"the model has {model.config.vocab_size} tokens, the tokenizer {VOCAB_SIZE}; choose other weights"
             )
-        self.model = model
-        self._models: dict[int, CachedModel] = {}  # by batch size
+        self.model, self.autocast, self.weights = model, autocast, None
+        if kernels:
+            from tinygrad_impl.kernels.decode import Weights  # here, because it imports Triton
+
+            self.weights = Weights(model)
+        self._models: dict[int, CachedModel | Decoder] = {}  # by batch size
+
+    def cached(self, N: int) -> "CachedModel | Decoder":
+        """The model with a cache of N rows."""
+        if N not in self._models:
+            if self.weights:
+                from tinygrad_impl.kernels.decode import Decoder
+
+                self._models[N] = Decoder(self.weights, N, CHUNK, VOCAB_SIZE)
+            else:
+                self._models[N] = CachedModel(self.model, N, self.autocast)
+        return self._models[N]
 
     def __call__(self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler) -> list[list[int]]:
         """The tokens of `stream`, row by row."""
@@ -74,8 +113,10 @@ class Generator:
         ended = [False] * N
         starts = [0] * N  # where in its row begins what the model sees
         held = [0] * N  # how many tokens from there on the cache has
-        model = self._models.get(N) or self._models.setdefault(N, CachedModel(self.model, N))
-        for _ in range(max_new_tokens):
+        model, steps = self.cached(N), 0
+        if self.weights:
+            self.weights.update()
+        while steps < max_new_tokens:
             for i, row in enumerate(rows):
                 if len(row) - starts[i] > n_positions:
                     # no key or value can stay: every token has another position now
@@ -83,27 +124,23 @@ class Generator:
             while any(chunks := [rows[i][starts[i] + held[i] : -1][:CHUNK] for i in range(N)]):
                 # what is right of a position does not reach it, so shorter rows are padded there
                 tokens = np.array([chunk + [EOT] * (CHUNK - len(chunk)) for chunk in chunks], np.int32)
-                model.prefill(Tensor(tokens).realize(), Tensor(np.array(held, np.int32)).realize())
+                model.add(tokens, np.array(held, np.int32))
                 for i, chunk in enumerate(chunks):
                     held[i] += len(chunk)
-            tokens = np.array([[row[-1]] for row in rows], np.int32)
-            logits = model.decode(Tensor(tokens).realize(), Tensor(np.array(held, np.int32)).realize()).numpy()
-            step: list[Drawn | None] = [None] * N
-            for i, token in enumerate(sampler(logits)):
-                ended[i] = ended[i] or token == EOT
-                if not ended[i]:
-                    rows[i].append(int(token))
-                    held[i] += 1
-                    step[i] = int(token), probability(logits[i], token)
-            if all(ended):
-                break
-            yield step
-
-
-def probability(logits: np.ndarray, token: int) -> float:
-    """softmax(logits)[token], computed in float64."""
-    odds = np.exp(logits.astype(np.float64) - logits.max())
-    return float(odds[token] / odds.sum())
+            tokens, lengths = np.array([row[-1] for row in rows], np.int32), np.array(held, np.int32)
+            most = min(max_new_tokens - steps, n_positions - max(held))  # until the first row's context is full
+            for drawn, probabilities in model.draw(tokens, lengths, most, sampler):
+                step: list[Drawn | None] = [None] * N
+                for i, (token, p) in enumerate(zip(drawn.tolist(), probabilities.tolist(), strict=True)):
+                    ended[i] = ended[i] or token == EOT
+                    if not ended[i]:
+                        rows[i].append(token)
+                        held[i] += 1
+                        step[i] = token, p
+                if all(ended):
+                    return
+                steps += 1
+                yield step
 
 
 def encode(prompt: str) -> list[int]:
@@ -132,9 +169,19 @@ def write(generator: Generator, prompts: list[str], max_new_tokens: int, sampler
     return [prompt + tokenizer().decode(tokens) for prompt, tokens in zip(prompts, new, strict=True)]
 
 
+def precision(dtype: str | None, config: GPT2Config, device: str) -> tuple[DType | None, ModuleType | None]:
+    """What products run in, and on which kernels, given --dtype: as `Generator` and `Evaluator` take it."""
+    if (dtype or ("bfloat16" if device == "CUDA" else "float32")) == "float32":
+        return None, None
+    return dtypes.bfloat16, choose("auto", config, device, bfloat16=True)
+
+
 def add_sampling_options(parser: ArgumentParser) -> Any:
     """The options that `generate` and `compare` share. Returns argparse's group of those of sampling."""
     parser.add_argument("--device", help="CPU, CUDA, METAL, ...; by default the best there is")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of products (bfloat16 on an NVIDIA GPU, else float32)"
+    )
     group = parser.add_argument_group(
         "sampling",
         "Where a text has more tokens than the model's context (gpt2: 1024), it goes on from the last half of a "
@@ -183,8 +230,9 @@ def main() -> None:
     args = parser.parse_args()
     sampler = Sampler(args.temperature, args.top_k, args.top_p, args.seed)
     config, arrays = load(args.model)
-    open_device(args.device)
-    generator = Generator(GPT2(config, {name: a.astype(np.float32) for name, a in arrays.items()}))
+    device = open_device(args.device)
+    model = GPT2(config, {name: a.astype(np.float32) for name, a in arrays.items()})
+    generator = Generator(model, *precision(args.dtype, config, device))
     prompts = [prompt for prompt in args.prompt or ["Once upon a time"] for _ in range(args.num_samples)]
     if max(len(encode(prompt)) for prompt in prompts) + args.max_new_tokens > config.n_positions:
         last = max(1, config.n_positions // 2)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tinygrad import Tensor
+from tinygrad import Tensor, dtypes
 
 import tinygrad_impl
 import tinygrad_impl.generate as generate_module
@@ -104,6 +104,14 @@ def test_greedy_is_the_likeliest_token(generator: Generator, small: Path) -> Non
     assert text == generate(small, "--temperature", 0, "--max-new-tokens", 8, "--seed", 2).out
     assert text == generate(small, "--top-k", 1, "--max-new-tokens", 8).out
     assert text == write(generator, [PROMPT], 8, Sampler(temperature=0))[0] + "\n"
+
+
+def test_bfloat16(small: Path) -> None:
+    options = ("--max-new-tokens", 8, "--dtype")
+    half = Generator(GPT2(*load(small)), dtypes.bfloat16)
+    text = generate(small, *options, "bfloat16").out
+    assert text == write(half, [PROMPT], 8, Sampler(0.8))[0] + "\n"
+    assert text != generate(small, *options, "float32").out == generate(small, "--max-new-tokens", 8).out
 
 
 def test_many_samples(small: Path) -> None:
@@ -267,6 +275,7 @@ def test_a_run_is_its_latest_checkpoint(small: Path, tmp_path: Path) -> None:
         (["--top-p", 1.5], "top-p is 1.5"),
         (["--seed", -1], "--seed"),
         (["--device", "abacus"], "there is no device ABACUS"),
+        (["--dtype", "float16"], "--dtype"),
         (["--tempo", 1], "--tempo"),
         (["--model", "./nowhere"], "there is no folder ./nowhere"),
     ],
