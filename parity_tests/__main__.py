@@ -36,7 +36,9 @@ def parser() -> ArgumentParser:
     parser.add_argument("--hard", action="store_true", help="random weights with the outliers that trained ones have")
     parser.add_argument("--device", help="CPU, CUDA, METAL, ...; by default the best there is")
     parser.add_argument("--dtype", choices=("float64", "float32", "bfloat16"), default="float32", help="of tinygrad")
-    parser.add_argument("--kernels", choices=CHOICES, default="auto", help="of tinygrad: its own (plain), or ours (fused)")
+    parser.add_argument(
+        "--kernels", choices=CHOICES, default="auto", help="of tinygrad: its own (plain), or ours (fused)"
+    )
     parser.add_argument("--seq-len", type=whole(1), default=32, metavar="N", help="tokens in a row")
     parser.add_argument("--batch-size", type=whole(1), default=2, metavar="N", help="rows in a batch")
     parser.add_argument("--steps", type=whole(1), metavar="N", help="AdamW steps; 10, or 3 where not in float64")

@@ -64,7 +64,7 @@ def main() -> None:
         autocast=autocast,
         kernels=kernels,
     )
-    generator = Generator(trainer.model)
+    generator = Generator(trainer.model, autocast, kernels) if kernels else Generator(trainer.model)
     if start.moments:
         trainer.restore(start.arrays, start.moments, start.state["step"])
 

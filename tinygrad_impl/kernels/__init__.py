@@ -1,6 +1,7 @@
 """Kernels for NVIDIA GPUs, written in Triton, and how they become nodes of tinygrad's graphs."""
 
 import importlib.util
+import sys
 from types import ModuleType
 
 from tinygrad import Device
@@ -24,7 +25,7 @@ def choose(wanted: str, config: GPT2Config, device: str, bfloat16: bool) -> Modu
     if reason and wanted == "fused":
         raise InputError(f"--kernels fused cannot be: {reason}; leave it out")
     if reason and device == "CUDA":
-        print(f"note: tinygrad's own kernels compute this, which are slower: {reason}")
+        print(f"note: tinygrad's own kernels compute this, which are slower: {reason}", file=sys.stderr)
     if reason:
         return None
     from tinygrad_impl.kernels import fused  # here, because it imports Triton

@@ -1,9 +1,9 @@
 """GPT-2's operations on Triton's kernels, each with its gradient: what functional.py calls where they can run.
 
 They compute what `torch.autocast` to bfloat16 computes: products of bfloat16 with float32 sums, a float32 stream,
-float32 layer norm and loss. A gradient is given as a function of tinygrad's graph, so that kernels know nothing of automatic
-differentiation; what a later operation makes of an earlier one (the GELU after a linear layer, the loss after the
-head) is seen in the graph, so that the model file knows nothing of kernels.
+float32 layer norm and loss. A gradient is given as a function of tinygrad's graph, so that kernels know nothing of
+automatic differentiation; what a later operation makes of an earlier one (the GELU after a linear layer, the loss after
+the head) is seen in the graph, so that the model file knows nothing of kernels.
 
 In the comments B is the batch, T the sequence length, R = B * T, C = n_embd, H = n_head, D = C / H, V = vocab_size.
 """
@@ -192,7 +192,7 @@ def normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 def _normalised_gradient(*gradients: Any, call: UOp | None = None) -> tuple[UOp | None, ...]:
     if call is None:  # tinygrad's way where there is one gradient
-        *gradients, call = gradients
+        gradients, call = gradients[:-1], gradients[-1]
     *sources, weight, _, mean, rstd, total, _ = map(Tensor, call.src[1:])
     R, C = total.shape
     *past, dy = map(Tensor, gradients)  # past the last layer goes nothing

@@ -15,7 +15,13 @@ from tinygrad.helpers import argsort
 from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp
 
-TYPES = {dtypes.float32: "*fp32", dtypes.bfloat16: "*bf16", dtypes.int32: "*i32", dtypes.uint8: "*u8"}  # of pointers
+TYPES = {  # of pointers
+    dtypes.float64: "*fp64",
+    dtypes.float32: "*fp32",
+    dtypes.bfloat16: "*bf16",
+    dtypes.int64: "*i64",
+    dtypes.int32: "*i32",
+}
 SCRATCH = 2  # pointers that Triton adds to a kernel's parameters: where it keeps tensor descriptors, and a profiler's
 DESCRIPTORS = 4 * 128  # bytes of a program's, at most
 compilers = ThreadPoolExecutor(os.cpu_count())

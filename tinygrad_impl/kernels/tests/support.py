@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton
 from tinygrad import dtypes
 from tinygrad.engine.realize import runtime_cache
 from tinygrad.uop.ops import UOp
@@ -12,9 +13,17 @@ from tinygrad.uop.ops import UOp
 from tinygrad_impl.kernels.launch import SCRATCH, Launch, wrap
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = {dtypes.float32: torch.float32, dtypes.bfloat16: torch.bfloat16, dtypes.int32: torch.int32}
+DTYPES = {
+    dtypes.float64: torch.float64,
+    dtypes.float32: torch.float32,
+    dtypes.bfloat16: torch.bfloat16,
+    dtypes.int64: torch.int64,
+    dtypes.int32: torch.int32,
+}
 
-if DEVICE == "cpu":
+if DEVICE == "cuda":
+    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
+else:
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 

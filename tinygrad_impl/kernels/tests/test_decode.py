@@ -6,14 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tinygrad import dtypes
 
 import torch_ref.model
 from data.config import GPT2Config
 from data.sampling import Sampler
 from parity_tests.weights import random_weights
 from tinygrad_impl.device import open_device
-from tinygrad_impl.kernels.tests.support import DEVICE, DTYPES, interpreted_program, relative_error
+from tinygrad_impl.kernels.tests.support import DEVICE, interpreted_program, relative_error
 
 from tinygrad_impl import generate  # isort: skip: after the support
 from tinygrad_impl.kernels import decode, fused, launch  # isort: skip
@@ -29,8 +28,6 @@ def device() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if DEVICE == "cpu":
             patch.setattr(launch, "program", interpreted_program)
-            for dtype, theirs in ((dtypes.int64, torch.int64), (dtypes.float64, torch.float64)):
-                patch.setitem(DTYPES, dtype, theirs)
         yield
 
 
