@@ -35,6 +35,7 @@ FEW = 128  # numbers, over all batches. The logarithm of the ratio of two RMS er
 ROUNDING = 2.0**-24  # of float32, in which results are stored: relative, half a unit in the last place
 KEYS = " (keys)"
 NUDGES = 8  # of torch's weights in their last place: how well conditioned is what is asked?
+ROUNDED = ("ln_1", "ln_2", "ln_f", "c_attn.input", "c_fc.input")  # by the kernels, as torch's products round them
 BATCHES = 4
 GRAPH_BATCHES = 8  # through the graph that trains, which is quick once it is captured: more to tell luck by
 MORE = 4  # times as many batches tell luck from a small difference,
@@ -276,7 +277,12 @@ class Setting:
         truth = flow_in_torch(self.config, self.exact, *batch, **common)
         ours = flow_in_tinygrad(self.config, self.arrays, *batch, self.tinygrad_autocast, fed, self.kernels)
         weights = [nudged(self.arrays, seed) for seed in range(nudges)] or [self.arrays]
-        return truth, ours, [flow_in_torch(self.config, w, *batch, self.torch_autocast, **common) for w in weights]
+        own = [flow_in_torch(self.config, w, *batch, self.torch_autocast, **common) for w in weights]
+        for flow in own if self.kernels else ():
+            for name in flow.values:
+                if name.endswith(ROUNDED):
+                    flow.values[name] = torch.tensor(flow.values[name]).bfloat16().double().numpy()
+        return truth, ours, own
 
 
 def flow_rows(setting: Setting, references: References, batches: Iterable[Batch], nudges: int = 0) -> list[Row]:

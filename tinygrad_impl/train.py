@@ -51,10 +51,11 @@ def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
 
 def main() -> None:
     args = parse(parser(), sys.argv[1:])
+    args.kernels = args.kernels or "auto"
     device = open_device(args.device)
     start = begin(args, device)
     autocast = dtypes.bfloat16 if args.dtype == "bfloat16" else None
-    kernels = choose(args.kernels or "auto", start.config, device, bfloat16=autocast is not None)
+    kernels = choose(args.kernels, start.config, device, bfloat16=autocast is not None)
     trainer = Trainer(
         start.config,
         start.arrays,

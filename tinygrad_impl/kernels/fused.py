@@ -54,8 +54,6 @@ def made_by(x: Tensor, gradient: Callable[..., Any]) -> list[Tensor] | None:
 
 
 summed: WeakKeyDictionary[UOp, Tensor] = WeakKeyDictionary()  # what kernels wrote, with its sums over rows
-
-
 halves: WeakKeyDictionary[UOp, Tensor] = WeakKeyDictionary()  # of a trainer's matrices, which AdamW keeps up to date
 
 
@@ -120,16 +118,17 @@ def gelu(x: Tensor) -> Tensor | None:
         return None
     rows, weight, bias, table, _ = layer
     (R, K), N = rows.shape, table.shape[1]
+    # What stands for the layer's output is the derivative of GELU there: gradients are all that is asked of it.
     slope, g = launch(matmul.forward(R, K, N, gelu=True), [new(x, R, N), new(x, R, N)], rows, table, bias)
     [hidden] = differentiable([slope], _linear_gradient, [rows, weight, bias], table)
-    [g] = differentiable(
-        [g], _gelu_gradient, [hidden]
-    )  # `hidden` in name: its place is taken by the derivative of GELU
+    [g] = differentiable([g], _gelu_gradient, [hidden])
     return g.reshape(x.shape)
 
 
 def _gelu_gradient(dg: UOp, call: UOp) -> tuple[UOp | None, ...]:
-    raise NotImplementedError("a GELU that no linear layer follows")
+    """Where no linear layer follows."""
+    slope, _ = map(Tensor, call.src[1:])
+    return (Tensor(dg).float() * slope.float()).cast(slope.dtype).uop, None
 
 
 def _linear_gelu_gradient(dy: UOp, call: UOp) -> tuple[UOp | None, ...]:
@@ -206,11 +205,12 @@ def _normalised_gradient(*gradients: Any, call: UOp | None = None) -> tuple[UOp 
 
 
 def tied_head(x: Tensor, weight: Tensor) -> Tensor:
-    """x (B, T, C) @ weight (V, C).T: logits (B, T, V rounded up to VOCAB_TILE), in bfloat16; those past V are 0."""
+    """x (B, T, C) @ weight (V, C).T: logits (B, T, V rounded up to VOCAB_TILE), in bfloat16; those past V are -inf."""
     *outer, C = x.shape
     rows, table = x.cast(dtypes.bfloat16).reshape(-1, C), half(weight, VOCAB_TILE)
     [logits] = differentiable([head_logits(rows, table)], _head_gradient, [rows, weight], table)
-    return logits.reshape(*outer, -1)
+    real = Tensor.arange(table.shape[0]) < weight.shape[0]
+    return real.where(logits.reshape(*outer, -1), -math.inf)
 
 
 def head_logits(rows: Tensor, table: Tensor) -> Tensor:
@@ -238,7 +238,7 @@ def mean_loss(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor | No
     It computes the logits anew for itself, where others do not want them the only ones: their gradient takes their
     place.
     """
-    if not (head := made_by(logits, _head_gradient)):
+    if logits.uop.op is not Ops.WHERE or not (head := made_by(Tensor(logits.uop.src[1]), _head_gradient)):
         return None
     rows, weight, table, _ = head
     R, V = rows.shape[0], weight.shape[0]
