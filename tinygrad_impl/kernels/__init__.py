@@ -28,23 +28,28 @@ def choose(wanted: str, config: GPT2Config, device: str, bfloat16: bool) -> Modu
         print(f"note: tinygrad's own kernels compute this, which are slower: {reason}", file=sys.stderr)
     if reason:
         return None
-    from tinygrad_impl.kernels import fused  # here, because it imports Triton
+    from tinygrad_impl.kernels import fused, matmul  # here, because they import Triton
 
+    matmul.capability = capability(device)
     return fused
+
+
+def capability(device: str) -> int:
+    """10 times the compute capability of an NVIDIA GPU."""
+    return int(Device[device].renderer.target.arch.removeprefix("sm_"))
 
 
 def obstacle(config: GPT2Config, device: str, bfloat16: bool) -> str | None:
     """Why the kernels cannot compute this model there, if so."""
     if device != "CUDA":
         return f"they are for NVIDIA GPUs, and the device is {device}"
-    arch = Device[device].renderer.target.arch
-    if int(arch.removeprefix("sm_")) < OLDEST:
-        return f"this GPU ({arch}) is older than sm_{OLDEST}"
+    if capability(device) < OLDEST:
+        return f"this GPU (sm_{capability(device)}) is older than sm_{OLDEST}"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (`pip install triton`)"
     if not bfloat16:
         return "they compute in bfloat16, and the dtype is float32"
     head = config.n_embd // config.n_head
-    if config.n_embd % 64 or head not in (16, 32, 64, 128):
-        return f"they take widths that 64 divides and heads of 16 to 128, not {config.n_embd} and {head}"
+    if config.n_embd % 64 or head not in (16, 32, 64):
+        return f"they take widths that 64 divides and heads of 16, 32 or 64, not {config.n_embd} and {head}"
     return None
