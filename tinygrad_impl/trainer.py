@@ -135,11 +135,11 @@ class Trainer:
         scale, rest, lr, correction1, correction2 = (scalars[i] for i in range(5))
         beta1, beta2 = self.betas
         for name, p in self.parameters.items():
-            total, m, v = self.gradients[name], self.exp_avg[name], self.exp_avg_sq[name]
+            total, m, v, decay = self.gradients[name], self.exp_avg[name], self.exp_avg_sq[name], decays[name]
             g = total * scale + total * rest
             m.assign(beta1 * m + (1 - beta1) * g)
             v.assign(beta2 * v + (1 - beta2) * g * g)
-            p.assign(p * (1 - lr * decays[name]) - (lr / correction1) * m / ((v / correction2).sqrt() + self.eps))
+            p.assign(p * (1 - lr * decay) - (lr / correction1) * m / ((v / correction2).sqrt() + self.eps))
             Tensor.realize(m, v, p)
 
     def moments(self) -> dict[str, np.ndarray]:
