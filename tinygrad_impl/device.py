@@ -79,6 +79,13 @@ def share_context() -> None:
     cuda.cuCtxCreate_v2 = lambda context, flags, device: cuda.cuDevicePrimaryCtxRetain(context, device)
 
 
+def use_all_cores() -> None:
+    """Has tinygrad's CPU device run the parts of a kernel at once."""
+    from tinygrad_impl.cpu import Program
+
+    Device["CPU"].runtime_t = Program
+
+
 def open_device(name: str | None) -> str:
     """Makes `name` (CPU, CUDA, METAL, AMD, ...) tinygrad's device, or else what DEV names, or else the best there is.
 
@@ -99,6 +106,8 @@ def open_device(name: str | None) -> str:
             if candidate == "CUDA":
                 share_context()
             Device[candidate]
+            if candidate == "CPU":
+                use_all_cores()
         except Exception as e:  # whatever a missing driver raises
             reason = str(e).strip().partition("\n")[0] or type(e).__name__
             if candidate == "CUDA" and not name and Path("/proc/driver/nvidia/version").exists():

@@ -18,6 +18,8 @@ from tinygrad import Tensor, dtypes, nn
 from tinygrad.dtype import DType
 from tinygrad.uop.ops import AxisType, KernelInfo, UOp
 
+from tinygrad_impl import cpu
+
 VOCAB_TILE = 128  # 50257 = 29 * 1733 has no factor to tile by; 393 * 128 = 50304 has many
 ROWS = 64  # of a block: what is summed over more rows than that, as gradients of parameters are, is so in blocks
 
@@ -52,13 +54,6 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def is_cpu(x: Tensor | UOp) -> bool:
     return str(x.device).startswith("CPU")
-
-
-def summed_in_blocks(x: Tensor) -> bool:
-    """Whether x's products are summed in blocks that are then added up, as PyTorch's libraries do it: in one long
-    running sum the rounding error grows with its length. bfloat16's own rounding is larger than that error.
-    """
-    return compute_dtype is None or is_cpu(x)
 
 
 def embedding(tokens: Tensor, weight: Tensor) -> Tensor:
@@ -107,7 +102,7 @@ def partial_sums(x: Tensor, most: int) -> Tensor:
     """Sums of parts of x, of which there are at most `most` (16 or more): (..., any) -> (..., parts)."""
     while x.shape[-1] > most:
         x = x.pad((*[None] * (x.ndim - 1), (0, -x.shape[-1] % 16)))
-        x = x.reshape(*x.shape[:-1], -1, 16).sum(-1).contiguous()
+        x = x.reshape(*x.shape[:-1], 16, -1).sum(-2).contiguous()  # not of 16 neighbours: columns are for vectors
     return x
 
 
@@ -143,9 +138,13 @@ def _linear_gradient(gradient: UOp, call: UOp) -> tuple[UOp, UOp, UOp, None]:
 
 
 def blocked_matmul(x: Tensor, weight: Tensor) -> Tensor:
-    """x (..., in) @ weight [in, out], with sums of 128 products or so, in it and in its gradients, then added up."""
+    """x (..., in) @ weight [in, out], with sums of 128 products or so, in it and in its gradients, then added up, as
+    PyTorch's libraries do it: in one long running sum the rounding error grows with its length.
+    """
     *outer, K = x.shape
     M, R = weight.shape[1], math.prod(outer)
+    if is_cpu(x):
+        return cpu.product(x.reshape(R, K), weight).reshape(*outer, M)
     r = min(R, ROWS)
     k, m = (math.gcd(size, 128) if size > 256 else size for size in (K, M))  # of a block; blocks are first below
     x = x.reshape(R, K).pad(((0, -R % r), None))
@@ -227,11 +226,13 @@ def tied_head(x: Tensor, weight: Tensor) -> Tensor:
     tiles = -(-V // VOCAB_TILE)
     # `contiguous_backward`: the gradient too is tiled, and added to the embedding's only then
     table = cast(weight).pad(((0, tiles * VOCAB_TILE - V), None)).contiguous().contiguous_backward()
-    if not summed_in_blocks(x):
+    if is_cpu(x):
+        rows = at_least_float32(cast(x).reshape(B * T, C))
+        logits = cpu.product(rows, at_least_float32(table), "NT").cast(table.dtype).reshape(B, T, -1)
+    elif compute_dtype is not None:  # the rounding of 16 bits is larger than the error of a long sum
         logits = (cast(x).contiguous() @ table.T).contiguous()
     else:
-        # The gradient of x is then a sum over the tiles, and that of the table one over blocks of r rows. A CPU is
-        # faster so too: a tile is small enough for its cache.
+        # The gradient of x is then a sum over the tiles, and that of the table one over blocks of r rows.
         r = min(B * T, max(2 * ROWS, -(-B * T // 16)))  # each block has a gradient of the whole table: 16 at most
         x = cast(x).reshape(B * T, C).pad(((0, -(B * T) % r), None)).reshape(1, -1, r, C)
         x = x.expand(tiles, -1, -1, -1).contiguous_backward()

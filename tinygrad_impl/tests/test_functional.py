@@ -28,7 +28,14 @@ def test_embedding_and_its_gradient(width: int, dtype: type[np.floating]) -> Non
     np.testing.assert_array_equal(gradient, expected)  # exactly: both add the rows up in order
 
 
+@pytest.fixture(params=["CPU", "other"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The functions as they are on a CPU, and as on other devices."""
+    monkeypatch.setattr(F, "is_cpu", lambda x: request.param == "CPU")
+
+
 # as one block, of rows and columns that have blocks, and of sums that have
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize(("rows", "n_in", "n_out"), [(6, 8, 8), (384, 16, 320), (6, 640, 24)])
 def test_blocked_matmul_and_its_gradients(rows: int, n_in: int, n_out: int) -> None:
     x, weight = RANDOM.standard_normal((2, rows // 2, n_in)), RANDOM.standard_normal((n_in, n_out))
@@ -115,6 +122,7 @@ def test_long_sum(count: int) -> None:
     np.testing.assert_allclose(F.long_sum(Tensor(x)).numpy(), exact, rtol=4e-7)
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("rows", [5, F.VOCAB_TILE, F.VOCAB_TILE + 1])
 def test_tied_head(rows: int) -> None:
     table = RANDOM.standard_normal((rows, 16)).astype(np.float32)

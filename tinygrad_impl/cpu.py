@@ -1,0 +1,81 @@
+"""What makes tinygrad's CPU device fast: all cores at work, and a kernel in C for products of matrices."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import c_uint64
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tinygrad import Tensor, dtypes
+from tinygrad.dtype import AddrSpace
+from tinygrad.helpers import NUM_CPU_THREADS, ceildiv, round_up
+from tinygrad.renderer import Estimates
+from tinygrad.runtime.ops_cpu import CPUProgram
+from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp
+
+SOURCE = Path(__file__).with_name("product.c").read_text()
+TYPES = {dtypes.float32: "float", dtypes.float64: "double"}
+OPERATIONS = 1 << 18  # of a part: fewer are done before another thread has begun
+
+threads = ThreadPoolExecutor(NUM_CPU_THREADS.value)
+
+
+class Program(CPUProgram):
+    """A compiled kernel. tinygrad splits large ones into parts, one for each core, but runs these in turn itself."""
+
+    def __call__(self, *bufs: Any, global_size: tuple[int, ...] = (1, 1, 1), **options: Any) -> float | None:
+        if global_size[0] == 1:
+            return super().__call__(*bufs, global_size=global_size, **options)
+        started = time.perf_counter()
+        arguments = [*(b.va_addr for b in bufs), *options["vals"]]
+        core = self.runtimevars["core_id"]
+
+        def run(part: int) -> None:
+            self.fxn(*map(c_uint64, [*arguments[:core], part, *arguments[core + 1 :]]))  # without Python's lock
+
+        list(threads.map(run, range(global_size[0])))
+        return time.perf_counter() - started
+
+
+def product(a: Tensor, b: Tensor, layout: str = "NN") -> Tensor:
+    """a (M, K) @ b (K, N): (M, N), all in float32 or all in float64.
+
+    Where the layout has a T, as BLAS has it, the first (TN) or the second (NT) is given transposed: (K, M) or (N, K).
+    """
+    M, N = a.shape[layout[0] == "T"], b.shape[layout[1] == "N"]
+    c = Tensor.invalids(M, N, dtype=a.dtype, device=a.device)
+    return c.custom_kernel(a, b, fxn=partial(kernel, layout), grad_fxn=partial(_product_gradient, layout))[0]
+
+
+def _product_gradient(layout: str, gradient: UOp, call: UOp) -> tuple[None, UOp, UOp]:
+    """gradient (M, N) -> those of a and b, as they are given."""
+    dc, a, b = map(Tensor, (gradient, *call.src[2:]))
+    if layout == "NN":
+        da, db = product(dc, b, "NT"), product(a, dc, "TN")
+    else:
+        assert layout == "NT"
+        da, db = product(dc, b, "NN"), product(dc, a, "TN")
+    return None, da.uop, db.uop
+
+
+def kernel(layout: str, c: UOp, a: UOp, b: UOp) -> UOp:
+    """product.c for such c, a and b: what tinygrad has of a kernel once it is written in C and not yet compiled."""
+    (M, N), K = c.shape, a.shape[layout[0] == "N"]
+    longer, operations = max(M, N), 2 * M * N * K
+    parts = max(1, min(NUM_CPU_THREADS.value, operations // OPERATIONS))
+    part = round_up(ceildiv(longer, parts), 6 if M > N else 64)  # without half a tile of product.c's inside
+    parts = ceildiv(longer, part)
+    AM, AK = (K, 1) if layout[0] == "N" else (1, M)
+    BK, BN = (N, 1) if layout[1] == "N" else (1, K)
+    name = f"product_{layout}_{M}_{N}_{K}"
+    sizes = {"M": M, "N": N, "K": K, "PART": part, "AM": AM, "AK": AK, "BK": BK, "BN": BN}
+    given = {"T": TYPES[c.dtype], "NAME": name} | {size: f"{value}L" for size, value in sizes.items()}
+    source = "".join(f"#define {key} {value}\n" for key, value in given.items()) + SOURCE
+
+    core = UOp.param(3, dtypes.int, (), vmin_vmax=(0, parts - 1), name="core_id", addrspace=AddrSpace.ALU)
+    moved = (M * N + M * K + K * N) * c.dtype.itemsize
+    sink = UOp.sink(c.base, a.base, b.base, core, arg=KernelInfo(name, estimates=Estimates(operations, moved, moved)))
+    info = ProgramInfo(name, (parts, 1, 1), (1, 1, 1), vars=(core,), globals=(0, 1, 2), outs=(0,), ins=(1, 2))
+    written = UOp(Ops.LINEAR, src=(*sink.src, sink)), UOp(Ops.SOURCE, arg=source)
+    return UOp(Ops.PROGRAM, src=(sink, *written), arg=info)
