@@ -24,6 +24,8 @@ from tinygrad_impl.functional import VOCAB_TILE, long_sum
 from tinygrad_impl.kernels import adamw, attention, cross_entropy, embedding, layer_norm, matmul
 from tinygrad_impl.kernels.launch import launch, stored
 
+HEAD_ROWS = 1 << 14  # whose logits are in memory at once
+
 
 def new(like: Tensor, *shape: int, dtype: DType = dtypes.bfloat16) -> Tensor:
     """A tensor for a kernel to write."""
@@ -244,17 +246,28 @@ def mean_loss(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor | No
     R, V = rows.shape[0], weight.shape[0]
     target = targets.reshape(R).cast(dtypes.int32)
     scale = (1 / (target != ignore_index).sum().float()).reshape(1).contiguous()
-    outs = new(rows, R, dtype=dtypes.float32), head_logits(rows, table)
-    losses, dlogits = launch(cross_entropy.forward(R, V, table.shape[0], ignore_index), outs, target, scale)
-    [mean] = differentiable([long_sum(losses) * scale.reshape(())], _loss_gradient, [rows, weight], table, dlogits)
-    return mean
+    # The logits of one part after the other are in the same memory. tinygrad lets what reads them, the products of
+    # `_loss_gradient` too, come before what overwrites them.
+    logits = new(rows, min(R, HEAD_ROWS), table.shape[0])
+    losses, gradients = list[Tensor](), list[Tensor]()
+    for x, y in zip(rows.split(HEAD_ROWS), target.split(HEAD_ROWS), strict=True):
+        r = x.shape[0]
+        [logits] = launch(matmul.head(r, x.shape[1], table.shape[0]), [logits], x, table)
+        kernel = cross_entropy.forward(r, V, table.shape[0], ignore_index)
+        loss, logits = launch(kernel, [new(rows, r, dtype=dtypes.float32), logits], y, scale)
+        losses.append(loss)
+        gradients.append(logits)
+    mean = long_sum(Tensor.cat(*losses)) * scale.reshape(())
+    return differentiable([mean], _loss_gradient, [rows, weight], table, *gradients)[0]
 
 
 def _loss_gradient(gradient: UOp, call: UOp) -> tuple[UOp | None, ...]:
-    rows, weight, table, dlogits, _ = map(Tensor, call.src[1:])
+    rows, weight, table, *gradients, _ = map(Tensor, call.src[1:])
     factor = Tensor(gradient)  # that of the loss: 1, where nothing else is made of it
-    dx, dtable = _head_gradients(dlogits, rows, table)
-    return (dx * factor).cast(dx.dtype).uop, (dtable[: weight.shape[0]] * factor).uop, None, None, None
+    parts = zip(gradients, rows.split(HEAD_ROWS), strict=True)
+    dx, dtable = zip(*(_head_gradients(dlogits, x, table) for dlogits, x in parts), strict=True)
+    drows, dweight = Tensor.cat(*dx) * factor, sum(dtable[1:], dtable[0])[: weight.shape[0]] * factor
+    return drows.cast(rows.dtype).uop, dweight.uop, *[None] * (len(gradients) + 2)
 
 
 def embedding_gradient(gradient: Tensor, tokens: Tensor, V: int) -> Tensor:

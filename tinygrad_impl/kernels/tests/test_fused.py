@@ -12,6 +12,7 @@ from data.config import PRESETS, GPT2Config
 from parity_tests.proof import Setting, flow_rows, gradient_rows, random_batches, step_rows
 from parity_tests.weights import random_weights
 from tinygrad_impl.device import open_device
+from tinygrad_impl.evaluate import Evaluator
 from tinygrad_impl.kernels import choose, fused, launch
 from tinygrad_impl.kernels.tests.support import DEVICE, interpreted_program
 from tinygrad_impl.trainer import Trainer
@@ -50,10 +51,12 @@ def names(graph: object) -> list[str]:
     return [call.src[0].arg.name for call in inner if hasattr(call.src[0].arg, "name")]
 
 
-def test_proof(setting: Setting) -> None:
+@pytest.mark.parametrize("head_rows", [fused.HEAD_ROWS, 20])  # all in one part; three parts, the last a smaller one
+def test_proof(setting: Setting, head_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Activations at the edges between sub-layers, gradients and an AdamW step out of the graphs that train: all of it
     is PyTorch's, by the bounds of the parity proof.
     """
+    monkeypatch.setattr(fused, "HEAD_ROWS", head_rows)
     batches = random_batches(CONFIG, 2, 24, seed=0, count=2)
     references, trainer = setting.references(), setting.trainer()
     rows = flow_rows(setting, references, batches[:1])
@@ -89,6 +92,15 @@ def test_nothing_is_copied(trainer: Trainer) -> None:
     plain = [name for name in names(trainer._first) if not name.startswith(ours)]
     assert len(plain) <= 12 * CONFIG.n_layer + 20, plain
     assert all(name.startswith(("adamw", "squares")) for name in names(trainer._adamw))
+
+
+def test_loss_alone_needs_no_products_of_gradients(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation with its rows in two parts has each part's logits and loss, and that is all."""
+    monkeypatch.setattr(fused, "HEAD_ROWS", 8)
+    evaluator = Evaluator(setting.trainer().model, dtypes.bfloat16, fused)
+    evaluator([random_batch()] * 2)
+    last = [name for name in names(evaluator._loss) if name.startswith(("matmul", "cross_entropy"))][-4:]
+    assert [name.split("_")[0] for name in last] == ["matmul", "cross", "matmul", "cross"]
 
 
 def test_same_bits_in_every_run(setting: Setting) -> None:
