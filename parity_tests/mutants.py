@@ -348,7 +348,11 @@ mutant("cosine over the whole run", RATE, (*rate, ("(step - warmup) / max(1, ste
 mutant("cosine down to 0", RATE, (*rate, ("minimum + (peak - minimum)", "peak")))
 mutant("linear for cosine", RATE, (*rate, ("0.5 * (1 + math.cos(math.pi * progress))", "(1 - progress)")))
 
-mutant("accumulation keeps the last micro-batch only", "accumulate", (T.Trainer, "further", (": total + new", ": new")))
+mutant(
+    "accumulation keeps the last micro-batch only",
+    "accumulate",
+    (T.Trainer, "further", ("total.assign(total + new)", "total.assign(new)")),
+)
 mutant(
     "accumulation is never begun anew",
     ("accumulate", GRAPH),

@@ -1,7 +1,7 @@
 """One training step: accumulated gradients, clipping by global norm, AdamW. torch_ref/trainer.py is its reference."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 import numpy as np
@@ -99,20 +99,21 @@ class Trainer:
 
     def first(self, x: Tensor, y: Tensor) -> None:
         """Makes the loss and gradients of (x, y) the totals."""
-        self._totals(x, y, lambda total, new: new)
+        if self.kernels:
+            return self.kernels.write_gradients(*self._totals(x, y))
+        Tensor.realize(*(total.assign(new) for total, new in zip(*self._totals(x, y), strict=True)))
 
     def further(self, x: Tensor, y: Tensor) -> None:
         """Adds the loss and gradients of (x, y) to the totals."""
-        self._totals(x, y, lambda total, new: total + new)
+        Tensor.realize(*(total.assign(total + new) for total, new in zip(*self._totals(x, y), strict=True)))
 
-    def _totals(self, x: Tensor, y: Tensor, combined: Callable[[Tensor, Tensor], Tensor]) -> None:
-        totals = [self.loss, *self.gradients.values()]
+    def _totals(self, x: Tensor, y: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The totals, and what (x, y) contributes to them."""
         with F.autocast(self.autocast, self.kernels):
             _, loss = self.model(x, y)
             assert loss is not None
-            for total, new in zip(totals, [loss, *loss.gradient(*self.parameters.values())], strict=True):
-                total.assign(combined(total, new))
-        Tensor.realize(*totals)
+            gradients = loss.gradient(*self.parameters.values())
+        return [self.loss, *self.gradients.values()], [loss, *gradients]
 
     def squares(self) -> Tensor:
         """The totals' loss, and sums of the gradients' squares, a few hundred of each: (1 + all of them,).

@@ -27,14 +27,13 @@ def load(row, v, V: tl.constexpr, STRIDE: tl.constexpr, MASKED: tl.constexpr):
 
 
 @triton.jit
-def cross_entropy_kernel(loss, logits, target, scale, V: tl.constexpr, STRIDE: tl.constexpr, IGNORED: tl.constexpr,
-                         LANES: tl.constexpr):  # fmt: skip
-    """A program has a row. It reads it twice, the second time from the cache. Without `scale` there is no gradient."""
+def cross_entropy_kernel(loss, logits, target, scale, FIRST: tl.constexpr, V: tl.constexpr, STRIDE: tl.constexpr,
+                         IGNORED: tl.constexpr, LANES: tl.constexpr):  # fmt: skip
+    """A program has a row. It reads it twice, the second time from the cache."""
     BLOCK: tl.constexpr = LANES * WIDTH
-    WHOLE: tl.constexpr = V // BLOCK * BLOCK  # columns in blocks that need no mask
     r = tl.program_id(0)
     row = logits + r.to(tl.int64) * STRIDE
-    label = tl.load(target + r)
+    label = tl.load(target + FIRST + r)
     scored = label != IGNORED
     chosen = tl.load(row + tl.where(scored, label, 0)).to(tl.float32) * LOG2E
     columns = tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
@@ -43,42 +42,44 @@ def cross_entropy_kernel(loss, logits, target, scale, V: tl.constexpr, STRIDE: t
     # that few exponentials are spent on rescaling; it begins as a number, because -inf - -inf is none.
     top = tl.full((LANES,), -1e38, tl.float32)
     total = tl.zeros((LANES,), tl.float32)
-    for MASKED in tl.static_range(2):
-        for start in range(WHOLE if MASKED else 0, V if MASKED else WHOLE, BLOCK):
-            v = start + columns
-            x = load(row, v, V, STRIDE, MASKED)
-            higher = tl.maximum(top, tl.max(x, 1) * LOG2E)
-            total = total * tl.exp2(top - higher) + tl.sum(tl.exp2(x * LOG2E - higher[:, None]), 1)
-            top = higher
+    for start in tl.static_range(0, V, BLOCK):  # unrolled, so that many loads are under way at once
+        x = load(row, start + columns, V, STRIDE, start + BLOCK > V)
+        higher = tl.maximum(top, tl.max(x, 1) * LOG2E)
+        total = total * tl.exp2(top - higher) + tl.sum(tl.exp2(x * LOG2E - higher[:, None]), 1)
+        top = higher
     highest = tl.max(top, 0)
     lse = highest + tl.log2(tl.sum(total * tl.exp2(top - highest), 0))
-    tl.store(loss + r, tl.where(scored, (lse - chosen) * LN2, 0.0))
+    tl.store(loss + FIRST + r, tl.where(scored, (lse - chosen) * LN2, 0.0))
 
-    if scale is not None:
-        factor = tl.where(scored, tl.load(scale), 0.0)
-        tl.debug_barrier()  # every thread has read `chosen`
-        for MASKED in tl.static_range(2):
-            for start in range(WHOLE if MASKED else 0, STRIDE if MASKED else WHOLE, BLOCK):
-                v = start + columns
-                x = load(row, v, V, STRIDE, MASKED)
-                gradient = (tl.exp2(x * LOG2E - lse) * factor).to(logits.dtype.element_ty)
-                if MASKED:
-                    tl.store(row + v, gradient, mask=v < STRIDE)
-                else:
-                    tl.store(row + v, gradient)
-        tl.debug_barrier()  # what was stored for the target is replaced
-        at_target = (tl.exp2(chosen - lse) - 1) * factor
-        tl.store(row + label, at_target.to(logits.dtype.element_ty), mask=scored)
+    factor = tl.where(scored, tl.load(scale), 0.0)
+    tl.debug_barrier()  # every thread has read `chosen`
+    for start in tl.static_range(0, STRIDE, BLOCK):
+        v = start + columns
+        x = load(row, v, V, STRIDE, start + BLOCK > V)
+        gradient = (tl.exp2(x * LOG2E - lse) * factor).to(logits.dtype.element_ty)
+        if start + BLOCK > STRIDE:
+            tl.store(row + v, gradient, mask=v < STRIDE)
+        else:
+            tl.store(row + v, gradient)
+    tl.debug_barrier()  # what was stored for the target is replaced
+    at_target = (tl.exp2(chosen - lse) - 1) * factor
+    tl.store(row + label, at_target.to(logits.dtype.element_ty), mask=scored)
 
 
 def forward(
-    R: int, V: int, stride: int, ignored: int, gradient: bool = True, lanes: int = 512, warps: int = 16
+    R: int,
+    V: int,
+    stride: int,
+    ignored: int,
+    first: int = 0,
+    lanes: int = 512,
+    warps: int = 16,
 ) -> Launch:
-    """loss float32 (R,), and in place of logits bfloat16 (R, stride) their gradient <- target int32 (R,), scale (1,).
+    """loss float32 (any,), in place of logits bfloat16 (R, stride) their gradient <- target int32 (any,), scale (1,).
 
+    The logits are those of R rows from the `first`.
     V of a row's columns are logits; the others become 0. The loss and gradient of a target `ignored` are 0, the
-    gradients of the others are multiplied by `scale`. Without gradient: loss <- logits, target.
+    gradients of the others are multiplied by `scale`.
     """
-    constants: dict[str, int | None] = {"V": V, "STRIDE": stride, "IGNORED": ignored, "LANES": lanes}
-    constants |= {} if gradient else {"scale": None}
-    return Launch(cross_entropy_kernel, (R,), constants, warps, bytes=(4 if gradient else 2) * R * stride)
+    constants = {"FIRST": first, "V": V, "STRIDE": stride, "IGNORED": ignored, "LANES": lanes}
+    return Launch(cross_entropy_kernel, (R,), constants, warps, bytes=4 * R * stride)

@@ -1,6 +1,6 @@
-"""Token and position embeddings, and the gradient of the former: rows summed by token, the same in every run.
+"""The gradient of the token embedding: rows summed by token, the same in every run.
 
-For that gradient rows are sorted by token, so that a token's rows are a run. Programs sum equally many rows each,
+Rows are sorted by token, so that a token's rows are a run. Programs sum equally many rows each,
 because some tokens have most of the rows; what they have of runs that reach into others' rows is added up afterwards.
 """
 
@@ -11,18 +11,6 @@ from tinygrad_impl.kernels.launch import Launch
 
 SORTED = 1024  # rows of a block that is sorted by itself
 SUMMED = 32  # rows that a program sums
-
-
-@triton.jit
-def embedding_kernel(x, tokens, wte, wpe, R: tl.constexpr, T: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr,
-                     BLOCK: tl.constexpr):  # fmt: skip
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    c = tl.arange(0, BLOCK)
-    inside = (r[:, None] < R) & (c[None, :] < C)
-    token = tl.load(tokens + r, mask=r < R, other=0).to(tl.int64)
-    of_token = tl.load(wte + token[:, None] * C + c[None, :], mask=inside)
-    of_position = tl.load(wpe + (r % T)[:, None] * C + c[None, :], mask=inside)
-    tl.store(x + r[:, None].to(tl.int64) * C + c[None, :], of_token + of_position, mask=inside)
 
 
 @triton.jit
@@ -118,12 +106,6 @@ def add_parts(total, parts, order, tokens, R: tl.constexpr, C: tl.constexpr, SUM
             more = tl.sum(same.to(tl.int32), 0) == ROWS
         cell = total + token.to(tl.int64) * C + c
         tl.store(cell, tl.load(cell, mask=c < C) + summed, mask=c < C)
-
-
-def forward(R: int, T: int, C: int) -> Launch:
-    """x float32 (R, C) <- tokens int32 (R,), wte, wpe float32 (any, C): the sum of a token's row and its position's."""
-    constants = {"R": R, "T": T, "C": C, "ROWS": 2, "BLOCK": triton.next_power_of_2(C)}
-    return Launch(embedding_kernel, (triton.cdiv(R, 2),), constants, bytes=8 * R * C)
 
 
 def sort(R: int) -> tuple[Launch, Launch]:

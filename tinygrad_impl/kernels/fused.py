@@ -17,9 +17,10 @@ from weakref import WeakKeyDictionary
 
 import triton
 from tinygrad import Tensor, dtypes
-from tinygrad.dtype import DType
+from tinygrad.dtype import DType, Invalid
 from tinygrad.uop.ops import Ops, UOp
 
+from tinygrad_impl import functional
 from tinygrad_impl.functional import VOCAB_TILE, long_sum
 from tinygrad_impl.kernels import adamw, attention, cross_entropy, embedding, layer_norm, matmul
 from tinygrad_impl.kernels.launch import launch, stored
@@ -56,6 +57,7 @@ def made_by(x: Tensor, gradient: Callable[..., Any]) -> list[Tensor] | None:
 
 
 summed: WeakKeyDictionary[UOp, Tensor] = WeakKeyDictionary()  # what kernels wrote, with its sums over rows
+begun: WeakKeyDictionary[UOp, UOp] = WeakKeyDictionary()  # gradients of embeddings, with the zeros that they begin with
 halves: WeakKeyDictionary[UOp, Tensor] = WeakKeyDictionary()  # of a trainer's matrices, which AdamW keeps up to date
 
 
@@ -82,8 +84,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     rows, table = x.cast(dtypes.bfloat16).reshape(R, K), half(weight)
     [y] = launch(matmul.forward(R, K, N), [new(x, R, N)], rows, table, bias)
     if activation := made_by(x, _gelu_gradient):  # its gradient joins that of this layer
-        hidden, g = activation
-        [y] = differentiable([y], _linear_gelu_gradient, [hidden, weight, bias], g, table)
+        [y] = differentiable([y], _linear_gelu_gradient, [activation[0], weight, bias], table)
     else:
         [y] = differentiable([y], _linear_gradient, [rows, weight, bias], table)
     return y.reshape(*outer, N)
@@ -101,9 +102,10 @@ def _weight_gradients(x: Tensor, dy: Tensor) -> tuple[UOp, UOp]:
     """x (R, K), dy (R, N) -> the gradients of a weight [K, N] and its bias [N], in float32."""
     (R, K), N = x.shape, dy.shape[1]
     kernel = matmul.weight_gradient(R, K, N)
-    [dw] = launch(kernel, [new(x, kernel.constants["SPLITS"], K, N, dtype=dtypes.float32)], x, dy)
-    db = summed.get(stored(dy).uop)
-    return dw.sum(0).uop, (column_sums(dy) if db is None else db).uop
+    splits = kernel.constants["SPLITS"]
+    [dw] = launch(kernel, [new(x, splits * K * N, dtype=dtypes.float32)], x, dy)
+    dw, db = column_sums(dw.reshape(splits, K * N)) if splits > 1 else dw, summed.get(stored(dy).uop)
+    return dw.reshape(K, N).uop, (column_sums(dy) if db is None else db).uop
 
 
 def column_sums(x: Tensor) -> Tensor:
@@ -120,29 +122,30 @@ def gelu(x: Tensor) -> Tensor | None:
         return None
     rows, weight, bias, table, _ = layer
     (R, K), N = rows.shape, table.shape[1]
-    # What stands for the layer's output is the derivative of GELU there: gradients are all that is asked of it.
-    slope, g = launch(matmul.forward(R, K, N, gelu=True), [new(x, R, N), new(x, R, N)], rows, table, bias)
-    [hidden] = differentiable([slope], _linear_gradient, [rows, weight, bias], table)
-    [g] = differentiable([g], _gelu_gradient, [hidden])
-    return g.reshape(x.shape)
+    hidden, y = launch(matmul.forward(R, K, N, gelu=True), [new(x, R, N), new(x, R, N)], rows, table, bias)
+    [hidden] = differentiable([hidden], _linear_gradient, [rows, weight, bias], table)
+    [y] = differentiable([y], _gelu_gradient, [hidden])
+    return y.reshape(x.shape)
 
 
-def _gelu_gradient(dg: UOp, call: UOp) -> tuple[UOp | None, ...]:
+def _gelu_gradient(dy: UOp, call: UOp) -> tuple[UOp | None, ...]:
     """Where no linear layer follows."""
-    slope, _ = map(Tensor, call.src[1:])
-    return (Tensor(dg).float() * slope.float()).cast(slope.dtype).uop, None
+    hidden = Tensor(call.src[1]).detach()
+    return functional.gelu(hidden, "tanh").gradient(hidden, gradient=Tensor(dy))[0].uop, None
 
 
 def _linear_gelu_gradient(dy: UOp, call: UOp) -> tuple[UOp | None, ...]:
-    """The gradient of linear(gelu(hidden)): the derivative of GELU is multiplied in before anything is stored."""
-    slope, _, _, g, table, _ = map(Tensor, call.src[1:])
+    """The gradient of linear(gelu(hidden)): the derivative of GELU is multiplied in before anything is stored. GELU is
+    computed once more there, so that it need not be kept from the forward pass on.
+    """
+    hidden, _, _, table, _ = map(Tensor, call.src[1:])
     dy_rows = Tensor(dy)  # (R, N)
-    (R, K), N = g.shape, table.shape[1]
+    (R, K), N = hidden.shape, table.shape[1]
     kernel = matmul.input_gradient(R, K, N, gelu=True)
-    parts = new(g, triton.cdiv(R, kernel.constants["BM"]), K, dtype=dtypes.float32)
-    dh, parts = launch(kernel, [new(g, R, K), parts], dy_rows, table, slope)
-    summed[dh.uop] = column_sums(parts)
-    return dh.uop, *_weight_gradients(g, dy_rows), None, None, None
+    parts = new(hidden, triton.cdiv(R, kernel.constants["BM"]), K, dtype=dtypes.float32)
+    dhidden, g, parts = launch(kernel, [new(hidden, R, K), new(hidden, R, K), parts], dy_rows, table, hidden)
+    summed[dhidden.uop] = column_sums(parts)
+    return dhidden.uop, *_weight_gradients(g, dy_rows), None, None
 
 
 def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
@@ -210,64 +213,64 @@ def tied_head(x: Tensor, weight: Tensor) -> Tensor:
     """x (B, T, C) @ weight (V, C).T: logits (B, T, V rounded up to VOCAB_TILE), in bfloat16; those past V are -inf."""
     *outer, C = x.shape
     rows, table = x.cast(dtypes.bfloat16).reshape(-1, C), half(weight, VOCAB_TILE)
-    [logits] = differentiable([head_logits(rows, table)], _head_gradient, [rows, weight], table)
-    real = Tensor.arange(table.shape[0]) < weight.shape[0]
-    return real.where(logits.reshape(*outer, -1), -math.inf)
-
-
-def head_logits(rows: Tensor, table: Tensor) -> Tensor:
     (R, C), V = rows.shape, table.shape[0]
-    return launch(matmul.head(R, C, V), [new(rows, R, V)], rows, table)[0]
+    [logits] = launch(matmul.head(R, C, V), [new(rows, R, V)], rows, table)
+    [logits] = differentiable([logits], _head_gradient, [rows, weight], table)
+    real = Tensor.arange(V) < weight.shape[0]
+    return real.where(logits.reshape(*outer, V), -math.inf)
 
 
 def _head_gradient(dlogits: UOp, call: UOp) -> tuple[UOp | None, ...]:
     rows, weight, table, _ = map(Tensor, call.src[1:])
-    dx, dtable = _head_gradients(Tensor(dlogits), rows, table)
-    return dx.uop, dtable[: weight.shape[0]].uop, None, None
+    dx, dweight = _head_gradients([Tensor(dlogits)], rows, table, weight.shape[0])
+    return dx.uop, dweight.uop, None, None
 
 
-def _head_gradients(dlogits: Tensor, rows: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """dlogits (R, V) -> the gradients of rows (R, C), in bfloat16, and of the table (V, C), in float32; V is padded."""
-    (R, C), V = rows.shape, table.shape[0]
-    [dx] = launch(matmul.head_input_gradient(R, C, V), [new(rows, R, C)], dlogits, table)
-    [dtable] = launch(matmul.head_weight_gradient(R, C, V), [new(rows, V, C, dtype=dtypes.float32)], dlogits, rows)
-    return dx, dtable
+def _head_gradients(dlogits: Sequence[Tensor], rows: Tensor, table: Tensor, V: int) -> tuple[Tensor, Tensor]:
+    """dlogits (any, padded V) of parts of the rows -> the gradients of the rows (R, C), in bfloat16, and of the weight
+    (V, C), in float32.
+    """
+    R, C = rows.shape
+    dx, dweight, first = new(rows, R, C), new(rows, V, C, dtype=dtypes.float32), 0
+    for part in dlogits:
+        r, padded = min(part.shape[0], R - first), table.shape[0]
+        [dx] = launch(matmul.head_input_gradient(r, C, padded, first), [dx], part, table)
+        kernel = matmul.head_weight_gradient(r, C, padded, V, first, add=first > 0)
+        [dweight] = launch(kernel, [dweight], part, rows)
+        first += r
+    return dx, dweight
 
 
 def mean_loss(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor | None:
     """The mean of -log softmax(logits)[target] over the targets but ignore_index; None where no head made the logits.
 
     It computes the logits anew for itself, where others do not want them the only ones: their gradient takes their
-    place.
+    place, and those of other rows the gradient's, once it has been used.
     """
     if logits.uop.op is not Ops.WHERE or not (head := made_by(Tensor(logits.uop.src[1]), _head_gradient)):
         return None
     rows, weight, table, _ = head
-    R, V = rows.shape[0], weight.shape[0]
+    (R, C), V = rows.shape, table.shape[0]
     target = targets.reshape(R).cast(dtypes.int32)
     scale = (1 / (target != ignore_index).sum().float()).reshape(1).contiguous()
-    # The logits of one part after the other are in the same memory. tinygrad lets what reads them, the products of
-    # `_loss_gradient` too, come before what overwrites them.
-    logits = new(rows, min(R, HEAD_ROWS), table.shape[0])
-    losses, gradients = list[Tensor](), list[Tensor]()
-    for x, y in zip(rows.split(HEAD_ROWS), target.split(HEAD_ROWS), strict=True):
-        r = x.shape[0]
-        [logits] = launch(matmul.head(r, x.shape[1], table.shape[0]), [logits], x, table)
-        kernel = cross_entropy.forward(r, V, table.shape[0], ignore_index)
-        loss, logits = launch(kernel, [new(rows, r, dtype=dtypes.float32), logits], y, scale)
-        losses.append(loss)
-        gradients.append(logits)
-    mean = long_sum(Tensor.cat(*losses)) * scale.reshape(())
-    return differentiable([mean], _loss_gradient, [rows, weight], table, *gradients)[0]
+    part, losses, dlogits = new(rows, min(R, HEAD_ROWS), V), new(rows, R, dtype=dtypes.float32), list[Tensor]()
+    for first in range(0, R, HEAD_ROWS):
+        r = min(HEAD_ROWS, R - first)
+        # tinygrad lets what reads the memory, the products of `_head_gradients` too, come before what overwrites it
+        [part] = launch(matmul.head(r, C, V, first), [part], rows, table)
+        kernel = cross_entropy.forward(r, weight.shape[0], V, ignore_index, first)
+        losses, part = launch(kernel, [losses, part], target, scale)
+        dlogits.append(part)
+    mean = long_sum(losses) * scale.reshape(())
+    return differentiable([mean], _loss_gradient, [rows, weight], table, *dlogits)[0]
 
 
 def _loss_gradient(gradient: UOp, call: UOp) -> tuple[UOp | None, ...]:
-    rows, weight, table, *gradients, _ = map(Tensor, call.src[1:])
-    factor = Tensor(gradient)  # that of the loss: 1, where nothing else is made of it
-    parts = zip(gradients, rows.split(HEAD_ROWS), strict=True)
-    dx, dtable = zip(*(_head_gradients(dlogits, x, table) for dlogits, x in parts), strict=True)
-    drows, dweight = Tensor.cat(*dx) * factor, sum(dtable[1:], dtable[0])[: weight.shape[0]] * factor
-    return drows.cast(rows.dtype).uop, dweight.uop, *[None] * (len(gradients) + 2)
+    rows, weight, table, *dlogits, _ = map(Tensor, call.src[1:])
+    dx, dweight = _head_gradients(dlogits, rows, table, weight.shape[0])
+    if constant(gradient) != 1:  # something else is made of the loss
+        dx, dweight = (dx * Tensor(gradient)).cast(dx.dtype), dweight * Tensor(gradient)
+    return dx.uop, dweight.uop, *[None] * (len(dlogits) + 2)
 
 
 def embedding_gradient(gradient: Tensor, tokens: Tensor, V: int) -> Tensor:
@@ -277,9 +280,48 @@ def embedding_gradient(gradient: Tensor, tokens: Tensor, V: int) -> Tensor:
     (to_keys, to_order), (runs, rest) = embedding.sort(R), embedding.sums(R, C)
     [keys] = launch(to_keys, [new(rows, to_keys.grid[0] * embedding.SORTED, dtype=dtypes.int32)], index)
     [order] = launch(to_order, [new(rows, R, dtype=dtypes.int32)], keys)
-    total = Tensor.zeros(V, C, dtype=dtypes.float32, device=rows.device).contiguous()
-    total, parts = launch(runs, [total, new(rows, runs.grid[0], 2, C, dtype=dtypes.float32)], order, index, rows)
-    return launch(rest, [total], parts, order, index)[0]
+    zeros = Tensor.zeros(V, C, dtype=dtypes.float32, device=rows.device).contiguous()
+    total, parts = launch(runs, [zeros, new(rows, runs.grid[0], 2, C, dtype=dtypes.float32)], order, index, rows)
+    [sums] = launch(rest, [total], parts, order, index)
+    begun[sums.uop] = zeros.uop
+    return sums
+
+
+def write_gradients(totals: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Computes gradients into the memory of totals: what kernels would write to memory of its own, they write there.
+
+    To the head's gradient the embedding's rows are added in place, instead of to zeros and then all to all.
+    """
+    places, found = {}, []
+    for total, gradient in zip(totals, gradients, strict=True):
+        uop = gradient.uop
+        if uop.op is Ops.ADD and uop.src[1] in begun:
+            head, sums = uop.src
+            uop = sums.substitute({begun[sums]: stored(Tensor(head)).uop})
+        if (memory := written(uop)) is None:
+            uop = total.assign(Tensor(uop)).uop
+        else:
+            places[memory] = total.uop.reshape(memory.shape)
+        found.append(uop)
+    Tensor.realize(*(Tensor(uop.base) for uop in UOp.sink(*found).substitute(places).src))
+
+
+def written(uop: UOp) -> UOp | None:
+    """What `new` made, if the uop is that after kernels have written it."""
+    while uop.op in (Ops.RESHAPE, Ops.AFTER):
+        if uop.op is Ops.AFTER and uop.src[1].op is Ops.STORE:
+            return uop if constant(uop) is Invalid else None
+        uop = uop.src[0]
+    return None
+
+
+def constant(uop: UOp) -> Any:
+    """The number, or Invalid, of which all of a tensor is made; None if it is no constant."""
+    if uop.op is Ops.AFTER and uop.src[1].op is Ops.STORE:
+        uop = uop.src[1].src[1]
+    while uop.op in (Ops.RESHAPE, Ops.EXPAND):
+        uop = uop.src[0]
+    return uop.arg if uop.op is Ops.CONST else None
 
 
 def by_layer(names: Iterable[str]) -> list[list[str]]:

@@ -23,7 +23,7 @@ TYPES = {  # of pointers
     dtypes.int32: "*i32",
 }
 SCRATCH = 2  # pointers that Triton adds to a kernel's parameters: where it keeps tensor descriptors, and a profiler's
-DESCRIPTORS = 4 * 128  # bytes of a program's, at most
+DESCRIPTORS = 5 * 128  # bytes of a program's, at most
 compilers = ThreadPoolExecutor(os.cpu_count())
 
 
@@ -40,7 +40,7 @@ class Launch:
     stages: int = 2
     flops: int = 0  # for reports: what it computes
     bytes: int = 0  # and the fewest bytes that it must move
-    descriptors: bool = False  # whether it makes tensor descriptors, up to four
+    descriptors: bool = False  # whether it makes tensor descriptors, up to five
     groups: tuple[int, ...] = ()  # of tensors that a parameter takes as a tuple, how many; 0: it takes one tensor
 
     @property

@@ -21,23 +21,37 @@ capability = 90  # of the GPU: 10 times its compute capability
 
 
 @triton.jit
+def rounded(x):
+    """x to the 8 bits that bfloat16 keeps of it, in float32 (Veltkamp 1968): three additions and products, which take
+    less time than a conversion there and back.
+    """
+    scaled = tl.fma(x, 65536.0, x)
+    return scaled - (scaled - x)
+
+
+@triton.jit
 def gelu_and_slope(x):
     """gelu(x) = x sigmoid(z) with z = 2 sqrt(2 / pi) (x + 0.044715 x^3), its tanh form, and its derivative."""
     square = x * x
-    sigmoid = 1 / (1 + tl.exp2(x * (-2.302208198 - 0.1029432397 * square)))  # exp(-z), with z log2(e) in the constants
+    root = tl.rsqrt(1 + tl.exp2(x * (-2.302208198 - 0.1029432397 * square)))  # exp(-z), z log2(e) in the constants
+    sigmoid = root * root  # 1 / (1 + exp(-z)), without a division, which takes eight instructions
     y = x * sigmoid
-    return y, sigmoid + y * (1 - sigmoid) * (1.5957691216 + 0.2140644488 * square)
+    return y, sigmoid + (y - y * sigmoid) * (1.5957691216 + 0.2140644488 * square)
 
 
 @triton.jit
 def matmul_kernel(
-    outs,  # (SPLITS, M, N); of "gelu" its derivative, and itself; of "gelu gradient" also sums over a tile's rows
-    ins,  # a, b and: bias [N] ("bias", "gelu"), the derivative (M, N) ("gelu gradient")
+    outs,  # (SPLITS, M, N); and GELU (M, N): of it ("gelu"), of `ins` ("gelu gradient", and sums over a tile's rows)
+    ins,  # a, b and: bias [N] ("bias", "gelu"), what GELU was given (M, N) ("gelu gradient")
     M: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
     A_TRANSPOSED: tl.constexpr,  # a lies as (K, M)
     B_TRANSPOSED: tl.constexpr,  # b lies as (N, K)
+    A_FIRST: tl.constexpr,  # how many elements a begins after the first of its tensor
+    B_FIRST: tl.constexpr,
+    OUT_FIRST: tl.constexpr,
+    OUT_ROWS: tl.constexpr,  # of out: past them nothing is stored
     EPILOGUE: tl.constexpr,
     SPLITS: tl.constexpr,  # of the sum over K
     BM: tl.constexpr,
@@ -47,7 +61,7 @@ def matmul_kernel(
     SLICES: tl.constexpr,  # of a tile's columns, stored one after the other: 1 or 2
     PROGRAMS: tl.constexpr,
 ):
-    a, b, out = ins[0], ins[1], outs[0]
+    a, b, out = ins[0] + A_FIRST, ins[1] + B_FIRST, outs[0] + OUT_FIRST
     tiles_m: tl.constexpr = (M + BM - 1) // BM
     tiles_n: tl.constexpr = (N + BN - 1) // BN
     tiles: tl.constexpr = tiles_m * tiles_n
@@ -62,12 +76,12 @@ def matmul_kernel(
     else:
         b_tiles = tl.make_tensor_descriptor(b, [K, N], [N, 1], [BK, BN])
     tl.static_assert(SPLITS == 1 or M % BM == 0, "what is past one part's last row would be in the next part")
-    out_tiles = tl.make_tensor_descriptor(out, [SPLITS * M, N], [N, 1], [BM, width])
-    if EPILOGUE == "gelu":
+    out_tiles = tl.make_tensor_descriptor(out, [OUT_ROWS, N], [N, 1], [BM, width])
+    if EPILOGUE == "gelu" or EPILOGUE == "gelu gradient":
         y_type: tl.constexpr = outs[1].dtype.element_ty
         y_tiles = tl.make_tensor_descriptor(outs[1], [M, N], [N, 1], [BM, width])
     if EPILOGUE == "gelu gradient":
-        slope_tiles = tl.make_tensor_descriptor(ins[2], [M, N], [N, 1], [BM, width])
+        x_tiles = tl.make_tensor_descriptor(ins[2], [M, N], [N, 1], [BM, width])
 
     for work in tl.range(tl.program_id(0), tiles * SPLITS, PROGRAMS, flatten=True):
         # in groups of GROUP rows of tiles, so that programs that run at the same time share what they read
@@ -91,14 +105,20 @@ def matmul_kernel(
             columns = column + tl.arange(0, width)
             if EPILOGUE == "bias" or EPILOGUE == "gelu":
                 values += tl.load(ins[2] + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
-            if EPILOGUE == "gelu gradient":
-                values *= slope_tiles.load([m, column]).to(tl.float32)
             if EPILOGUE == "gelu":
-                y, values = gelu_and_slope(values.to(y_type).to(tl.float32))  # of the rounded product
+                values = rounded(values)
+                y, slope = gelu_and_slope(values)
                 y_tiles.store([m, column], y.to(y_type))
-            out_tiles.store([part * M + m, column], values.to(out.dtype.element_ty))
             if EPILOGUE == "gelu gradient":
-                tl.store(outs[1] + m // BM * N + columns, tl.sum(values, 0), mask=columns < N)
+                y, slope = gelu_and_slope(x_tiles.load([m, column]).to(tl.float32))
+                y_tiles.store([m, column], y.to(y_type))
+                values *= slope
+            if EPILOGUE == "add":  # by the memory itself; no two programs add to the same place
+                out_tiles.atomic_add([m, column], values)
+            else:
+                out_tiles.store([part * M + m, column], values.to(out.dtype.element_ty))
+            if EPILOGUE == "gelu gradient":
+                tl.store(outs[2] + m // BM * N + columns, tl.sum(values, 0), mask=columns < N)
 
 
 @triton.jit
@@ -128,10 +148,13 @@ def tiled(
     transposed: tuple[bool, bool] = (False, False),
     epilogue: str = "none",
     split: bool = False,
+    first: tuple[int, int, int] = (0, 0, 0),
+    rows: int | None = None,
     **tiles: Any,
 ) -> Launch:
     """The product of a (M, K), which lies as (K, M) if transposed[0], and b (K, N), as (N, K) if transposed[1].
 
+    a, b and the result begin at row `first` of their tensors, and the result has not M but `rows` if given.
     `tiles` are what to take instead of what is known to be quick; the fields of HOPPER.
     """
     tiles = HOPPER | tiles | ({} if 90 <= capability < 120 else OTHERS)
@@ -144,9 +167,13 @@ def tiled(
     splits = tiles.pop("SPLITS", parts(count, M, N, K) if split else 1)
     grid = (min(programs, count * splits),)
     constants = {"M": M, "N": N, "K": K, "A_TRANSPOSED": transposed[0], "B_TRANSPOSED": transposed[1]}
+    widths = M if transposed[0] else K, K if transposed[1] else N, N
+    starts = [row * width for row, width in zip(first, widths, strict=True)]
+    constants |= dict(zip(("A_FIRST", "B_FIRST", "OUT_FIRST"), starts, strict=True))
+    constants |= {"OUT_ROWS": splits * M if rows is None else rows}
     constants |= {"EPILOGUE": epilogue, "SPLITS": splits, "PROGRAMS": grid[0]} | tiles
-    outs, ins = (2 if epilogue.startswith("gelu") else 1), (2 if epilogue == "none" else 3)
-    moved = 2 * (M * K + K * N + M * N * (2 if epilogue.startswith("gelu") else 1))
+    outs, ins = {"gelu": 2, "gelu gradient": 3}.get(epilogue, 1), (2 if epilogue in ("none", "add") else 3)
+    moved = 2 * (M * K + K * N + M * N * outs)
     return Launch(
         matmul_kernel, grid, constants, warps, stages, 2 * M * N * K, moved, descriptors=True, groups=(outs, ins)
     )
@@ -169,7 +196,7 @@ def parts(tiles: int, M: int, N: int, K: int) -> int:
 
 
 def forward(R: int, K: int, N: int, gelu: bool = False, **options: Any) -> Launch:
-    """y (R, N) <- x (R, K), weight [K, N], in bfloat16, bias [N] in float32. With gelu: gelu'(y), gelu(y) <- them."""
+    """y (R, N) <- x (R, K), weight [K, N], in bfloat16, bias [N] in float32. With gelu: y, gelu(y) <- them."""
     # with a GELU in narrower tiles, so that one program computes it while another multiplies
     tiles = {"BN": 128, "warps": 8, "programs": 2} if gelu else LAYER
     return tiled(R, N, K, epilogue="gelu" if gelu else "bias", **tiles | options)
@@ -178,7 +205,7 @@ def forward(R: int, K: int, N: int, gelu: bool = False, **options: Any) -> Launc
 def input_gradient(R: int, K: int, N: int, gelu: bool = False, **options: Any) -> Launch:
     """dx (R, K) <- dy (R, N), weight [K, N], all in bfloat16.
 
-    With gelu, x = gelu(h): dh, parts of the sums of its columns, float32 (R / BM rounded up, K) <- them, gelu'(h).
+    With gelu, x = gelu(h): dh, x, parts of the sums of dh's columns, float32 (R / BM rounded up, K) <- them, h.
     """
     return tiled(R, K, N, (False, True), "gelu gradient" if gelu else "none", **({} if gelu else LAYER) | options)
 
@@ -188,24 +215,32 @@ def weight_gradient(R: int, K: int, N: int, **options: Any) -> Launch:
     return tiled(K, N, R, (True, False), split=True, **options)
 
 
-def head(R: int, C: int, V: int, **options: Any) -> Launch:
-    """logits (R, V) <- x (R, C), table (V, C), all in bfloat16."""
-    return tiled(R, V, C, (False, True), **{"SLICES": 1} | options)
+def head(R: int, C: int, V: int, first: int = 0, **options: Any) -> Launch:
+    """logits (R, V) <- x, of which these are R rows from the `first`, (any, C), table (V, C), all in bfloat16."""
+    return tiled(R, V, C, (False, True), first=(first, 0, 0), **{"SLICES": 1} | options)
 
 
-def head_input_gradient(R: int, C: int, V: int, **options: Any) -> Launch:
-    """dx (R, C) <- dlogits (R, V), table (V, C), all in bfloat16."""
-    return tiled(R, C, V, **options)
+def head_input_gradient(R: int, C: int, V: int, first: int = 0, **options: Any) -> Launch:
+    """R rows of dx (any, C) from the `first` <- dlogits (R, V), table (V, C), all in bfloat16."""
+    return tiled(R, C, V, first=(0, 0, first), **options)
 
 
-def head_weight_gradient(R: int, C: int, V: int, **options: Any) -> Launch:
-    """dtable (V, C) in float32 <- dlogits (R, V), x (R, C) in bfloat16."""
-    return tiled(V, C, R, (True, False), **{"GROUP": 16} | options)
+def head_weight_gradient(
+    R: int, C: int, V: int, rows: int, first: int = 0, add: bool = False, **options: Any
+) -> Launch:
+    """dtable (rows, C) in float32 <- dlogits (R, V), R rows of x (any, C) from the `first`, in bfloat16.
+
+    With add, it is added to what is there.
+    """
+    epilogue = "add" if add else "none"
+    return tiled(V, C, R, (True, False), epilogue, first=(0, first, 0), rows=rows, **{"GROUP": 16} | options)
 
 
 def column_sums(R: int, N: int, parts: int, outs: int = 1) -> Launch:
     """Parts of the sums of columns, float32 (parts, N), of which there are `outs`, <- x (R, outs * N). 32 divides N."""
     rows, columns = (16, 32 if outs > 1 else 128) if parts > 1 else (128, 32)
+    if R <= 32 and outs == 1:  # as parts of a large matrix are
+        rows, columns = triton.next_power_of_2(R), 512
     constants = {"R": R, "N": N, "PARTS": parts, "ROWS": rows, "BN": columns}
     grid = (parts * triton.cdiv(outs * N, columns),)
     return Launch(column_sums_kernel, grid, constants, bytes=2 * R * N * outs, groups=(outs, 0))

@@ -25,6 +25,7 @@ if DEVICE == "cuda":
     triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
 else:
     import triton.language as tl
+    from triton._C.libtriton import ir
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     def create_dot(
@@ -46,7 +47,16 @@ else:
             return TensorHandle(rounded.view(np.uint16).reshape(x.data.shape), tl.bfloat16)
         return cast(self, x, dtype)
 
+    def create_descriptor_reduce(self: InterpreterBuilder, kind: Any, tiles: Any, value: Any, indices: Any) -> None:
+        """A tile added to what is there, which the interpreter does not know."""
+        assert kind == ir.DESCRIPTOR_REDUCE_KIND.ADD
+        pointers, mask = tiles.materialize_pointers(indices)
+        before = self.create_masked_load(pointers, mask, None, None, None, False)
+        total = TensorHandle(before.data + value.data, value.dtype)
+        self.create_masked_store(pointers, total, mask, None, None)
+
     InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = create_dot, cast_impl
+    InterpreterBuilder.create_descriptor_reduce = create_descriptor_reduce
 
 
 def run_launch(launch: Launch, outs: list[torch.Tensor], *ins: torch.Tensor) -> None:

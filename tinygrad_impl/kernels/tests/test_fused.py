@@ -1,5 +1,6 @@
 """The kernels in tinygrad's graphs, as training uses them: the parity proof, and what they must not do besides."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
@@ -92,6 +93,18 @@ def test_nothing_is_copied(trainer: Trainer) -> None:
     plain = [name for name in names(trainer._first) if not name.startswith(ours)]
     assert len(plain) <= 12 * CONFIG.n_layer + 20, plain
     assert all(name.startswith(("adamw", "squares")) for name in names(trainer._adamw))
+
+
+def test_further_batches_are_added(trainer: Trainer) -> None:
+    x, y = random_batch()
+    batches, sums = [(x, y), (y, x)], defaultdict[str, float | np.ndarray](float)
+    for batch in batches:
+        trainer.accumulate([batch])
+        for name, gradient in [*trainer.gradients.items(), ("loss", trainer.loss)]:
+            sums[name] += gradient.numpy()
+    trainer.accumulate(batches)
+    for name, gradient in [*trainer.gradients.items(), ("loss", trainer.loss)]:
+        np.testing.assert_allclose(gradient.numpy(), sums[name], rtol=1e-5, atol=1e-7)
 
 
 def test_loss_alone_needs_no_products_of_gradients(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,11 +27,6 @@ def check(got: torch.Tensor, truth: torch.Tensor, torchs: torch.Tensor) -> None:
     assert relative_error(got, truth) <= 1.5 * relative_error(torchs, truth)
 
 
-def gelu_slope(x: torch.Tensor) -> torch.Tensor:
-    x = x.detach().requires_grad_()
-    return torch.autograd.grad(F.gelu(x, approximate="tanh").sum(), x)[0]
-
-
 @pytest.mark.parametrize(("R", "K", "N"), SIZES)
 def test_forward(R: int, K: int, N: int) -> None:
     x, weight, bias = random(R, K), random(K, N, scale=K**-0.5), random(N).float()
@@ -40,9 +35,9 @@ def test_forward(R: int, K: int, N: int) -> None:
     run_launch(matmul.forward(R, K, N), [y := new(R, N)], x, weight, bias)
     check(y, truth, torchs)
 
-    run_launch(matmul.forward(R, K, N, gelu=True), [slope := new(R, N), g := new(R, N)], x, weight, bias)
+    run_launch(matmul.forward(R, K, N, gelu=True), [y := new(R, N), g := new(R, N)], x, weight, bias)
+    check(y, truth, torchs)
     check(g, F.gelu(truth, approximate="tanh"), F.gelu(torchs, approximate="tanh"))
-    check(slope, gelu_slope(truth), gelu_slope(torchs))
 
 
 @pytest.mark.parametrize(("R", "K", "N"), SIZES)
@@ -58,8 +53,9 @@ def test_input_gradient(R: int, K: int, N: int) -> None:
 
     launch = matmul.input_gradient(R, K, N, gelu=True)
     parts = new(-(-R // launch.constants["BM"]), K, dtype=torch.float32)
-    run_launch(launch, [dhidden := new(R, K), parts], dy, weight, gelu_slope(hidden))
+    run_launch(launch, [dhidden := new(R, K), g := new(R, K), parts], dy, weight, hidden)
     check(dhidden, through_gelu(truth), through_gelu(torchs))
+    check(g, F.gelu(hidden.double(), approximate="tanh"), F.gelu(hidden, approximate="tanh"))
     check(parts.sum(0), through_gelu(truth).sum(0), through_gelu(torchs).float().sum(0))
 
 
@@ -72,15 +68,28 @@ def test_weight_gradient(R: int, K: int, N: int, splits: int) -> None:
     check(parts.sum(0), x.double().T @ dy.double(), x.T @ dy)
 
 
-def test_head() -> None:
-    R, C, V = 136, 64, 384
-    x, table, dlogits = random(R, C), random(V, C, scale=0.1), random(R, V, scale=0.1)
-    run_launch(matmul.head(R, C, V), [logits := new(R, V)], x, table)
+@pytest.mark.parametrize("first", [0, 8])  # of the rows
+def test_head(first: int) -> None:
+    R, C, V, padded = 136, 64, 300, 384
+    rows, table, dlogits = random(R + first, C), random(padded, C, scale=0.1), random(R, padded, scale=0.1)
+    x = rows[first:]
+    run_launch(matmul.head(R, C, padded, first), [logits := new(R, padded)], rows, table)
     check(logits, x.double() @ table.double().T, x @ table.T)
-    run_launch(matmul.head_input_gradient(R, C, V), [dx := new(R, C)], dlogits, table)
-    check(dx, dlogits.double() @ table.double(), dlogits @ table)
-    run_launch(matmul.head_weight_gradient(R, C, V), [dtable := new(V, C, dtype=torch.float32)], dlogits, x)
-    check(dtable, dlogits.double().T @ x.double(), dlogits.T @ x)
+    run_launch(matmul.head_input_gradient(R, C, padded, first), [dx := new(R + first, C)], dlogits, table)
+    check(dx[first:], dlogits.double() @ table.double(), dlogits @ table)
+    assert dx[:first].isnan().all()
+
+    launch = matmul.head_weight_gradient(R, C, padded, V, first)
+    run_launch(launch, [dtable := new(V, C, dtype=torch.float32)], dlogits, rows)
+    check(dtable, (dlogits.double().T @ x.double())[:V], (dlogits.T @ x)[:V])
+
+
+def test_head_adds_to_the_weight_gradient() -> None:
+    R, C, V, padded = 72, 64, 300, 384
+    x, dlogits, before = random(R, C), random(R, padded, scale=0.1), random(V, C).float()
+    launch, dtable = matmul.head_weight_gradient(R, C, padded, V, add=True), before.clone()
+    launch.kernel[launch.grid]((dtable,), (dlogits, x), **launch.constants, num_warps=launch.warps)
+    check(dtable, before + (dlogits.double().T @ x.double())[:V], before + (dlogits.T @ x)[:V].float())
 
 
 def test_tiles_in_many_groups_and_rounds() -> None:
