@@ -5,12 +5,15 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tinygrad import Device
 from tinygrad.device import ALL_DEVICES
+from tinygrad.engine import worker
 from tinygrad.helpers import DEV
 
 from data.cli import InputError
@@ -84,6 +87,21 @@ def use_all_cores() -> None:
     from tinygrad_impl.cpu import Program
 
     Device["CPU"].runtime_t = Program
+
+
+def shield_compilers() -> None:
+    """Keeps the processes that compile for tinygrad from dying of a signal to the whole group, as `timeout` sends it.
+
+    They would die while they hold the lock of the queue that they wait for, and the program would never end.
+    """
+    worker._init_worker = begin_compiler
+
+
+def begin_compiler(begin: Callable[[], None] = worker._init_worker) -> None:
+    """What such a process does first."""
+    begin()
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())  # an exception gives locks back
 
 
 def open_device(name: str | None) -> str:

@@ -738,6 +738,31 @@ def test_a_request_to_stop_saves_first(
     assert [part["step"] for part in read_sealed(tmp_path / "run" / "run.json")["continued"]] == [4]
 
 
+def test_a_request_to_all_of_its_processes(place: Folders, tmp_path: Path) -> None:
+    """The processes that compile get a signal to the group too, and must not keep the program from ending."""
+    run, never = tmp_path / "run", 10**6
+    words = options(steps=never, eval_every=never, save_every=never, sample_every=never, out=run)
+    root = str(Path(tinygrad_impl.__file__).parent.parent)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tinygrad_impl.train", *map(str, words)],
+        cwd=place[0],
+        env=os.environ | {"PYTHONPATH": root},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while process.poll() is None and (not (run / "metrics.jsonl").exists() or len(read_metrics(run)) < 3):
+            sleep(0.1)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143, err
+    assert "which is saved; go on with" in err
+
+
 @pytest.mark.usefixtures("stubbed")
 def test_the_newest_and_the_best_checkpoints_are_kept(
     place: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
