@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 from tinygrad import Device
@@ -102,6 +103,7 @@ def begin_compiler(begin: Callable[[], None] = worker._init_worker) -> None:
     begin()
     os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())  # an exception gives locks back
+    Finalize(None, signal.signal, (signal.SIGTERM, signal.SIG_IGN), exitpriority=0)  # ending already, it has none
 
 
 def open_device(name: str | None) -> str:
