@@ -285,6 +285,7 @@ class Implementation:
     device: str
     card: str
     peak_flops: float | None = None  # a second
+    kernels: str | None = None  # whose, where there is a choice
 
 
 class Smoothed:
@@ -336,6 +337,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         "command": ["python", "-m", f"{by.package}.train", *sys.argv[1:]],
         "device": by.device,
         "card": by.card,
+        **({"kernels": by.kernels} if by.kernels else {}),
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
     }
     if args.resume:  # not before now, because it cuts off what came after the checkpoint
@@ -416,7 +418,8 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
             ) from None
 
     source = f"continuing after step {trainer.steps}" if args.resume else f"from {args.init}"
-    say(f"{args.preset or 'GPT-2'}, {parameter_count(config) / 1e6:.1f}M parameters, {source}; {by.card}, {args.dtype}")
+    computed = f"{by.card}, {args.dtype}" + (f", {by.kernels} kernels" if by.kernels else "")
+    say(f"{args.preset or 'GPT-2'}, {parameter_count(config) / 1e6:.1f}M parameters, {source}; {computed}")
     say(f"data: {start.folder}, {loader.tokens:,} tokens; {args.steps} steps of {tokens_a_step:,}; run: {out.path}")
     if args.init == "random" and config.n_positions > T:
         say(f"note: positions from {T} on stay untrained, as --seq-len is below {config.n_positions}")

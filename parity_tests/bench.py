@@ -1,7 +1,8 @@
 """How fast the port samples beside `transformers`: `python -m parity_tests.bench`.
 
-Both continue the same prompts of random tokens, greedily and in float32, by turns in one process; the first turn, which
-compiles, is told apart. The rate of random weights is that of any others.
+Both continue the same prompts of random tokens, greedily, by turns in one process; the first turn, which compiles, is
+told apart. The rate of random weights is that of any others. In bfloat16 the two round differently, and need not write
+the same tokens.
 """
 
 import json
@@ -10,11 +11,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from tinygrad.dtype import DType
 
 from data.checkpoint import save
 from data.cli import ArgumentParser, InputError, Progress, run, whole
@@ -24,7 +27,7 @@ from data.sampling import Sampler
 from data.tokenizer import EOT
 from parity_tests.weights import random_weights
 from tinygrad_impl.device import card_name, open_device
-from tinygrad_impl.generate import Generator
+from tinygrad_impl.generate import Generator, precision
 from tinygrad_impl.model import GPT2
 
 PROMPT = 16  # tokens
@@ -38,14 +41,21 @@ def timed(generate: Callable[[], list[list[int]]]) -> tuple[list[list[int]], flo
     return rows, time.perf_counter() - started
 
 
-def measure(config: GPT2Config, device: str, batch_sizes: list[int], new: int) -> list[dict[str, Any]]:
+def measure(
+    config: GPT2Config,
+    device: str,
+    autocast: DType | None,
+    kernels: ModuleType | None,
+    batch_sizes: list[int],
+    new: int,
+) -> list[dict[str, Any]]:
     """Rates in tokens a second, and seconds of the first turns, of `new` tokens in each row of the batches."""
     arrays = random_weights(config, 0, 0.2)
-    torch_device = "cuda" if device == "CUDA" else "cpu"
+    their_dtype, torch_device = torch.bfloat16 if autocast else torch.float32, "cuda" if device == "CUDA" else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder), config, arrays)
-        theirs = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).to(torch_device).eval()
-    generator, found = Generator(GPT2(config, arrays)), []
+        theirs = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=their_dtype).to(torch_device).eval()
+    generator, found = Generator(GPT2(config, arrays), autocast, kernels), []
     with Progress(total=len(batch_sizes) * TURNS * 2, desc="generating", unit="turn") as progress:
         for rows in batch_sizes:
             prompts = np.random.default_rng(rows).integers(0, EOT, (rows, PROMPT)).tolist()
@@ -67,8 +77,8 @@ def measure(config: GPT2Config, device: str, batch_sizes: list[int], new: int) -
                 expected, spent = timed(by_transformers)
                 seconds["transformers"].append(spent)
                 progress.update()
-            tokens = sum(map(len, expected))
-            rate = {name: tokens / statistics.median(of_it[1:]) for name, of_it in seconds.items()}
+            tokens = {"tinygrad": sum(map(len, ours)), "transformers": sum(map(len, expected))}
+            rate = {name: tokens[name] / statistics.median(of_it[1:]) for name, of_it in seconds.items()}
             found.append(
                 {"rows": rows, "new_tokens": new, "same_tokens": ours == expected}
                 | {f"{name}_tokens_per_second": rate[name] for name in rate}
@@ -92,6 +102,7 @@ def main() -> None:
     parser.add_argument(
         "--max-new-tokens", type=whole(1), default=64, metavar="N", help="after 16 of a prompt (default: %(default)s)"
     )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="as generate's")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
     config = PRESETS[args.preset]
@@ -103,8 +114,10 @@ def main() -> None:
     device = open_device(args.device)
     transformers.utils.logging.disable_progress_bar()
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"{args.preset} in float32 on {card_name(device)}, {versions}", flush=True)
-    found = measure(config, device, args.batch_size or [1], args.max_new_tokens)
+    autocast, kernels = precision(args.dtype, config, device)
+    computed = f"{'bfloat16' if autocast else 'float32'}, {'fused' if kernels else 'plain'} kernels"
+    print(f"{args.preset} in {computed}, on {card_name(device)}, {versions}", flush=True)
+    found = measure(config, device, autocast, kernels, args.batch_size or [1], args.max_new_tokens)
     if args.json:
         with atomic_write(args.json, "w") as f:
             f.write(json.dumps(found, indent=1) + "\n")

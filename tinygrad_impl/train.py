@@ -83,6 +83,7 @@ def main() -> None:
         device,
         card,
         peak_flops(card, args.dtype == "bfloat16"),
+        "fused" if kernels else "plain",
     )
     if args.find_lr:
         find_learning_rate(start, tinygrad)

@@ -138,7 +138,7 @@ def test_run_json(finished: tuple[Path, Path, Result]) -> None:
     assert said["data"]["checksum"] == read_meta(folder / said["data"]["folder"])["checksum"]
     assert said["versions"]["tinygrad"] == version("tinygrad")
     assert said["versions"].keys() == {"python", "tinygrad", "numpy", "tiktoken", "safetensors"}
-    assert (said["device"], said["config"]["n_layer"]) == ("CPU", 1)
+    assert (said["device"], said["kernels"], said["config"]["n_layer"]) == ("CPU", "plain", 1)
     assert said["parameters"] == sum(a.size for a in initial_weights(SMALL, 0).values())
     assert "--grad-accum" in said["command"]
 
