@@ -14,7 +14,7 @@ train: $(VENV)/installed
 	@$(BIN)/python -m tinygrad_impl.train $(ARGS)
 
 test: $(VENV)/installed
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
