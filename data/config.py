@@ -83,6 +83,16 @@ def parameter_count(config: GPT2Config) -> int:
     return sum(prod(shape) for shape in parameter_shapes(config).values())
 
 
+def flops_a_token(config: GPT2Config, T: int) -> int:
+    """Operations to train on a token in a window of T (PaLM, Chowdhery et al. 2022, appendix B).
+
+    A product of an (in, out) matrix is 2 in*out a token forward and twice that backward; attention adds 2 products of
+    T x C a layer. The position table is looked up only.
+    """
+    multiplied = parameter_count(config) - config.n_positions * config.n_embd
+    return 6 * multiplied + 12 * config.n_layer * config.n_embd * T
+
+
 # The settings of config.json under which a model computes another function than ours, and the values under which it
 # computes ours; a setting left out means the first. Dropout is not among them: generation uses none, and this project
 # trains without it, so `attn_pdrop`, `embd_pdrop` and `resid_pdrop` are ignored.

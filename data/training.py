@@ -23,7 +23,7 @@ import numpy as np
 
 from data.checkpoint import checkpoints, latest_checkpoint, load, resolve
 from data.cli import ArgumentParser, InputError, Progress, real, whole
-from data.config import PRESETS, GPT2Config, parameter_count, to_hf
+from data.config import PRESETS, GPT2Config, flops_a_token, parameter_count, to_hf
 from data.files import atomic_write
 from data.initialize import initial_weights
 from data.loader import Loader, windows
@@ -356,10 +356,6 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
 
     accumulated, B, T = args.grad_accum, args.batch_size, args.seq_len
     tokens_a_step = accumulated * B * T
-    # a product of an (in, out) matrix is 2 in*out operations a token forward and twice that backward; attention adds
-    # 2 products of T x C a layer (PaLM, Chowdhery et al. 2022, appendix B). The position table is looked up only.
-    multiplied = parameter_count(config) - config.n_positions * config.n_embd
-    flops_a_token = 6 * multiplied + 12 * config.n_layer * config.n_embd * T
     bar = {"desc": "training", "unit": "step", "disable": bool(args.quiet)}
     tokens, seconds, smoothed = state["tokens"], state["seconds"], Smoothed()
     for row in out.metrics[1:]:
@@ -463,7 +459,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
                 row["val_loss"] = val_loss = validate()
                 lowest = val_loss < min(r["val_loss"] for r in out.metrics if "val_loss" in r)
             record(row)
-            mfu = f", MFU {flops_a_token * rate / by.peak_flops:.1%}" if by.peak_flops else ""
+            mfu = f", MFU {flops_a_token(config, T) * rate / by.peak_flops:.1%}" if by.peak_flops else ""
             figures = f"loss {loss:.3f} ({smoothed.value:.3f}), val {val_loss:.3f}, lr {lr:.1e}, {rate:,.0f} tok/s{mfu}"
             progress.set_postfix_str(figures, refresh=False)
             progress.update()

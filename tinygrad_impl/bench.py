@@ -35,7 +35,7 @@ from tinygrad.helpers import GlobalCounters, ansistrip, db_connection
 from tinygrad.uop.ops import Ops, UOp, sym_infer
 
 from data.cli import ArgumentParser, InputError, Progress, run, whole
-from data.config import PRESETS, GPT2Config, parameter_count
+from data.config import PRESETS, GPT2Config, flops_a_token, parameter_count
 from data.files import atomic_write
 from data.initialize import initial_weights
 from data.training import RECIPES
@@ -226,12 +226,6 @@ def compare(args: argparse.Namespace, config: GPT2Config, device: str, kernels: 
         "ratios": {n: rows["tinygrad"]["tokens_per_second"] / rows[n]["tokens_per_second"] for n in args.against},
         "profile": kernel_rows,
     }
-
-
-def flops_a_token(config: GPT2Config, T: int) -> int:
-    """As data.training counts them for the share of the card's peak."""
-    multiplied = parameter_count(config) - config.n_positions * config.n_embd
-    return 6 * multiplied + 12 * config.n_layer * config.n_embd * T
 
 
 def summary(

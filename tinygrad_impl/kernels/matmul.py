@@ -243,4 +243,4 @@ def column_sums(R: int, N: int, parts: int, outs: int = 1) -> Launch:
         rows, columns = triton.next_power_of_2(R), 512
     constants = {"R": R, "N": N, "PARTS": parts, "ROWS": rows, "BN": columns}
     grid = (parts * triton.cdiv(outs * N, columns),)
-    return Launch(column_sums_kernel, grid, constants, bytes=2 * R * N * outs, groups=(outs, 0))
+    return Launch(column_sums_kernel, grid, constants, bytes=4 * R * N * outs, groups=(outs, 0))  # mostly of float32
