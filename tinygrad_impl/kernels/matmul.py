@@ -34,7 +34,7 @@ def gelu_and_slope(x):
     """gelu(x) = x sigmoid(z) with z = 2 sqrt(2 / pi) (x + 0.044715 x^3), its tanh form, and its derivative."""
     square = x * x
     root = tl.rsqrt(1 + tl.exp2(x * (-2.302208198 - 0.1029432397 * square)))  # exp(-z), z log2(e) in the constants
-    sigmoid = root * root  # 1 / (1 + exp(-z)), without a division, which takes eight instructions
+    sigmoid = root * root  # 1 / (1 + exp(-z)), without a division, which takes longer
     y = x * sigmoid
     return y, sigmoid + (y - y * sigmoid) * (1.5957691216 + 0.2140644488 * square)
 

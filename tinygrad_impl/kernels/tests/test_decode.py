@@ -1,6 +1,5 @@
 """Generation by kernels: the logits against float64 and PyTorch's bfloat16, the tokens against `Sampler`."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,7 @@ import torch_ref.model
 from data.config import GPT2Config
 from data.sampling import Sampler
 from parity_tests.weights import random_weights
-from tinygrad_impl.device import open_device
-from tinygrad_impl.kernels.tests.support import DEVICE, interpreted_program, relative_error
+from tinygrad_impl.kernels.tests.support import DEVICE, relative_error
 
 from tinygrad_impl import generate  # isort: skip: after the support
 from tinygrad_impl.kernels import decode, fused, launch  # isort: skip
@@ -22,13 +20,7 @@ V = 100
 CONFIG = GPT2Config(vocab_size=V, n_layer=1, n_head=1, n_embd=16, n_positions=8)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def device() -> Iterator[None]:
-    open_device("CUDA" if DEVICE == "cuda" else "CPU")
-    with pytest.MonkeyPatch.context() as patch:
-        if DEVICE == "cpu":
-            patch.setattr(launch, "program", interpreted_program)
-        yield
+pytestmark = pytest.mark.usefixtures("device")
 
 
 def close_to_torch(ours: torch.Tensor, config: GPT2Config, arrays: dict[str, np.ndarray], tokens: np.ndarray) -> None:

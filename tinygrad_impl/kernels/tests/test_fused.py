@@ -1,7 +1,6 @@
 """The kernels in tinygrad's graphs, as training uses them: the parity proof, and what they must not do besides."""
 
 from collections import defaultdict
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,22 +11,15 @@ from data.cli import InputError
 from data.config import PRESETS, GPT2Config
 from parity_tests.proof import Setting, flow_rows, gradient_rows, random_batches, step_rows
 from parity_tests.weights import random_weights
-from tinygrad_impl.device import open_device
 from tinygrad_impl.evaluate import Evaluator
-from tinygrad_impl.kernels import choose, fused, launch
-from tinygrad_impl.kernels.tests.support import DEVICE, interpreted_program
+from tinygrad_impl.kernels import choose, fused
+from tinygrad_impl.kernels.tests.support import DEVICE
 from tinygrad_impl.trainer import Trainer
 
 CONFIG = GPT2Config(vocab_size=300, n_positions=32, n_embd=64, n_layer=1, n_head=2)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def device() -> Iterator[None]:
-    open_device("CUDA" if DEVICE == "cuda" else "CPU")
-    with pytest.MonkeyPatch.context() as patch:
-        if DEVICE == "cpu":
-            patch.setattr(launch, "program", interpreted_program)
-        yield
+pytestmark = pytest.mark.usefixtures("device")
 
 
 @pytest.fixture

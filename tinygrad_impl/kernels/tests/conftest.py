@@ -1,0 +1,19 @@
+"""The device of the tests in which kernels are nodes of tinygrad's graphs."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tinygrad_impl.device import open_device
+from tinygrad_impl.kernels import launch
+from tinygrad_impl.kernels.tests.support import DEVICE, interpreted_program
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[None]:
+    """A GPU, or else the CPU, with kernels in Triton's interpreter."""
+    open_device("CUDA" if DEVICE == "cuda" else "CPU")
+    with pytest.MonkeyPatch.context() as patch:
+        if DEVICE == "cpu":
+            patch.setattr(launch, "program", interpreted_program)
+        yield
