@@ -68,7 +68,7 @@ def test_proof_notices(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_nothing_is_copied(trainer: Trainer) -> None:
-    """Kernels read what kernels wrote; of a layer tinygrad's own only add up parts of gradients and keep them."""
+    """Kernels read what kernels wrote, and write where the totals are; tinygrad's own are few, and none of a layer."""
     trainer.step([random_batch()], 1e-3)
     ours = (
         "matmul",
@@ -83,7 +83,7 @@ def test_nothing_is_copied(trainer: Trainer) -> None:
         "add_parts",
     )
     plain = [name for name in names(trainer._first) if not name.startswith(ours)]
-    assert len(plain) <= 12 * CONFIG.n_layer + 20, plain
+    assert len(plain) <= 6, plain
     assert all(name.startswith(("adamw", "squares")) for name in names(trainer._adamw))
 
 
