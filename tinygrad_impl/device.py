@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from multiprocessing.util import Finalize
 from pathlib import Path
 
 from tinygrad import Device
@@ -91,19 +90,18 @@ def use_all_cores() -> None:
 
 
 def shield_compilers() -> None:
-    """Keeps the processes that compile for tinygrad from dying of a signal to the whole group, as `timeout` sends it.
+    """Keeps the processes that compile for tinygrad from dying of a SIGTERM to all processes, as `timeout` sends it.
 
     They would die while they hold the lock of the queue that they wait for, and the program would never end.
     """
     worker._init_worker = begin_compiler
+    worker._WorkerProcess.terminate = worker._WorkerProcess.kill  # what the pool calls in the end
 
 
 def begin_compiler(begin: Callable[[], None] = worker._init_worker) -> None:
     """What such a process does first."""
     begin()
-    os.setpgid(0, 0)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())  # an exception gives locks back
-    Finalize(None, signal.signal, (signal.SIGTERM, signal.SIG_IGN), exitpriority=0)  # ending already, it has none
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def open_device(name: str | None) -> str:

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -144,3 +145,18 @@ def test_the_context_is_the_one_that_pytorch_uses(monkeypatch: pytest.MonkeyPatc
     share_context()
     cuda.cuCtxCreate_v2("context", 0, "device")
     assert asked == [("context", "device")]
+
+
+def test_a_program_ends_though_a_compiler_misses_the_request_to() -> None:
+    """One that is about to wait for the queue's lock does, and would then wait for ever."""
+    code = """
+import signal, time
+import tinygrad_impl
+from tinygrad.engine.worker import get_worker_pool
+pool = get_worker_pool()
+pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, [signal.SIGTERM]))
+pool.apply_async(time.sleep, (600,))
+time.sleep(1)  # until it has begun
+"""
+    root = Path(device.__file__).parent.parent
+    subprocess.run([sys.executable, "-c", code], cwd=root, env=os.environ | {"PARALLEL": "1"}, check=True, timeout=60)
