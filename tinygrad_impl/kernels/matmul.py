@@ -15,6 +15,7 @@ from tinygrad_impl.kernels.launch import Launch
 PROCESSORS = 132  # multiprocessors of an H100 or H200; on others the same is computed, if not in as few rounds
 HOPPER = {"BM": 128, "BN": 256, "BK": 64, "GROUP": 8, "SLICES": 2, "stages": 3}
 LAYER = {"GROUP": 4, "stages": 4}  # what is quicker for a layer's
+GELU = {"BN": 128, "warps": 8, "programs": 2}  # with one: one program computes it while the other multiplies
 # What has less shared memory takes instead, from the A100 and the RTX 30 on: about 100 KB.
 OTHERS = {"BM": 128, "BN": 128, "BK": 64, "warps": 8, "stages": 3, "programs": 1}
 capability = 90  # of the GPU: 10 times its compute capability
@@ -110,7 +111,9 @@ def matmul_kernel(
                 y, slope = gelu_and_slope(values)
                 y_tiles.store([m, column], y.to(y_type))
             if EPILOGUE == "gelu gradient":
-                y, slope = gelu_and_slope(x_tiles.load([m, column]).to(tl.float32))
+                x = x_tiles.load([m, column]).to(tl.float32)
+                # x, but tied to values (which may be NaN): else Triton computes all of this twice, for y and for values
+                y, slope = gelu_and_slope(tl.where(values == values, x, values))
                 y_tiles.store([m, column], y.to(y_type))
                 values *= slope
             if EPILOGUE == "add":  # by the memory itself; no two programs add to the same place
@@ -197,9 +200,7 @@ def parts(tiles: int, M: int, N: int, K: int) -> int:
 
 def forward(R: int, K: int, N: int, gelu: bool = False, **options: Any) -> Launch:
     """y (R, N) <- x (R, K), weight [K, N], in bfloat16, bias [N] in float32. With gelu: y, gelu(y) <- them."""
-    # with a GELU in narrower tiles, so that one program computes it while another multiplies
-    tiles = {"BN": 128, "warps": 8, "programs": 2} if gelu else LAYER
-    return tiled(R, N, K, epilogue="gelu" if gelu else "bias", **tiles | options)
+    return tiled(R, N, K, epilogue="gelu" if gelu else "bias", **(GELU if gelu else LAYER) | options)
 
 
 def input_gradient(R: int, K: int, N: int, gelu: bool = False, **options: Any) -> Launch:
@@ -207,7 +208,8 @@ def input_gradient(R: int, K: int, N: int, gelu: bool = False, **options: Any) -
 
     With gelu, x = gelu(h): dh, x, parts of the sums of dh's columns, float32 (R / BM rounded up, K) <- them, h.
     """
-    return tiled(R, K, N, (False, True), "gelu gradient" if gelu else "none", **({} if gelu else LAYER) | options)
+    tiles = GELU | {"BK": 32, "stages": 5} if gelu else LAYER  # two programs' shared memory has room for no more
+    return tiled(R, K, N, (False, True), "gelu gradient" if gelu else "none", **tiles | options)
 
 
 def weight_gradient(R: int, K: int, N: int, **options: Any) -> Launch:
