@@ -31,7 +31,16 @@ def choose(wanted: str, config: GPT2Config, device: str, bfloat16: bool) -> Modu
     from tinygrad_impl.kernels import fused, matmul  # here, because they import Triton
 
     matmul.capability = capability(device)
+    overlap(device)
     return fused
+
+
+def overlap(device: str) -> None:
+    """Has kernels that can (`Launch.waits`) begin while the ones before them end, if the driver knows how."""
+    from tinygrad_impl.kernels import graph  # here, because it needs the driver
+
+    if graph.add_dependencies:
+        Device[device].graph = graph.Graph
 
 
 def capability(device: str) -> int:

@@ -3,8 +3,9 @@
 A step of the model is bound by reading the weights and by the number of kernels, each of which waits for the one before
 it. So a layer is five: layer norm and c_attn, attention, c_proj, layer norm and c_fc, c_proj. Whoever writes a block of
 the stream also writes the mean and the sum of squared deviations of the block; whoever normalises the stream combines
-them (Chan et al. 1979), instead of reading it once more. The same kernels add a prompt to the cache, many tokens of a
-row at a time.
+them (Chan et al. 1979), instead of reading it once more. From Hopper on a kernel begins while the one before it ends
+(graph.py), and reads what does not depend on that one, its weights above all, before it waits for it. The same kernels
+add a prompt to the cache, many tokens of a row at a time.
 
 data/sampling.py defines how tokens are drawn. Here the same is computed in float64, in another order of summation;
 where the order could matter, no token is drawn, and the host is asked to (`Decoder.draw`).
@@ -14,7 +15,7 @@ model.py.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -27,6 +28,7 @@ from tinygrad.helpers import Context
 
 from data.config import GPT2Config
 from data.sampling import Sampler, probability
+from tinygrad_impl.kernels import matmul
 from tinygrad_impl.kernels.fused import new
 from tinygrad_impl.kernels.launch import Launch, launch
 from tinygrad_impl.model import GPT2
@@ -54,6 +56,43 @@ def row_statistics(block_mean, square, blocks: tl.constexpr, C: tl.constexpr, EP
 
 
 @triton.jit
+def wait(EARLY: tl.constexpr):
+    """Until the kernel before this one has ended, and so all before that. What they wrote is read after this."""
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def begin_next(EARLY: tl.constexpr):
+    """Lets the next kernel begin, once all programs of this one have come here or ended."""
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def asked_for(
+    weight,
+    gain,
+    shift,
+    n,
+    K: tl.constexpr,
+    NORM: tl.constexpr,
+    W_ROW: tl.constexpr,
+    W_COLUMN: tl.constexpr,
+    ROWS: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """What `product` reads of the model, if it is little enough to be asked for before the wait: for one row."""
+    w, g, s = 0, 0, 0
+    if ROWS == 1:
+        k = tl.arange(0, BK)
+        w = tl.load(weight + k[:, None] * W_ROW + n[None, :] * W_COLUMN, mask=k[:, None] < K, other=0.0)
+        if NORM:
+            g, s = tl.load(gain + k, mask=k < K, other=0.0), tl.load(shift + k, mask=k < K, other=0.0)
+    return w, g, s
+
+
+@triton.jit
 def product(
     x,
     means,
@@ -61,6 +100,7 @@ def product(
     gain,
     shift,
     weight,
+    asked,  # `asked_for` of the same
     r,
     n,
     K: tl.constexpr,
@@ -71,14 +111,14 @@ def product(
     ROWS: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Rows r of layer_norm(x) or x (R, K) times columns n of the weight: float32 (ROWS, BN)."""
     k = tl.arange(0, BK)
+    w, g, s = asked
     if ROWS == 1:  # it would fill no tensor core; all that is to be read is asked for before any of it is waited for
-        w = tl.load(weight + k[:, None] * W_ROW + n[None, :] * W_COLUMN, mask=k[:, None] < K, other=0.0)
+        begin_next(EARLY)
         a = tl.load(x + r * K + k, mask=k < K, other=0.0).to(tl.float32)
-        if BLOCK:
-            g, s = tl.load(gain + k, mask=k < K, other=0.0), tl.load(shift + k, mask=k < K, other=0.0)
     if BLOCK:
         blocks: tl.constexpr = K // BLOCK
         b = tl.arange(0, triton.next_power_of_2(blocks))[None, :]
@@ -100,6 +140,8 @@ def product(
                 a_tile += tl.load(shift + start + k)[None, :]
             w_tile = tl.load(weight + (start + k)[:, None] * W_ROW + n[None, :] * W_COLUMN)
             total = tl.dot(a_tile.to(w_tile.dtype), w_tile, total)
+        if ROWS < 32:  # and not before; of more rows, they need the room that those of the next kernel would take
+            begin_next(EARLY)
     return total
 
 
@@ -126,8 +168,11 @@ def embed_kernel(
     P: tl.constexpr,
     ROWS: tl.constexpr,
     BN: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     r, n, row, _, inside = place_of(R, C, ROWS, BN)
+    begin_next(EARLY)
+    wait(EARLY)
     position = tl.minimum(tl.load(lengths + row // T) + row % T, P - 1)  # what is past the last is padding
     token = tl.load(tokens + row)
     total = tl.load(wte + token[:, None] * C + n[None, :]) + tl.load(wpe + position[:, None] * C + n[None, :])
@@ -160,13 +205,17 @@ def qkv_kernel(
     ROWS: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     r, n, row, _, inside = place_of(R, 3 * C, ROWS, BN)
-    total = product(x, means, squares, gain, shift, weight, row, n, C, BLOCK, EPS, 3 * C, 1, ROWS, BN, BK)
-    total = (total + tl.load(bias + n)[None, :]).to(q.dtype.element_ty)
+    asked = asked_for(weight, gain, shift, n, C, True, 3 * C, 1, ROWS, BK)
+    b = tl.load(bias + n)[None, :]
+    position = tl.load(lengths + row // T) + row % T  # which changes only after the last of a step's kernels
+    wait(EARLY)
+    total = product(x, means, squares, gain, shift, weight, asked, row, n, C, BLOCK, EPS, 3 * C, 1, ROWS, BN, BK, EARLY)
+    total = (total + b).to(q.dtype.element_ty)
     c = n % C
     part = tl.program_id(0) * BN // C  # BN divides C
-    position = tl.load(lengths + row // T) + row % T
     slot = (
         (row // T).to(tl.int64)[:, None] * C * P + (c // D)[None, :] * P * D + position[:, None] * D + (c % D)[None, :]
     )
@@ -192,10 +241,15 @@ def attention_kernel(
     D: tl.constexpr,
     BT: tl.constexpr,
     STAGES: tl.constexpr,
+    FEW: tl.constexpr,  # programs, beside which those of the next kernel have room
+    EARLY: tl.constexpr,
 ):
     """softmax(q @ keys.T / sqrt(D)) @ values of one token and head, in blocks of the tokens that it sees."""
     h, r = tl.program_id(0), tl.program_id(1)
     seen = tl.minimum(tl.load(lengths + r // T) + r % T + 1, P)
+    wait(EARLY)
+    if FEW:
+        begin_next(EARLY)
     d, t = tl.arange(0, D), tl.arange(0, BT)
     place = ((r // T).to(tl.int64) * H + h) * P * D + t[:, None] * D + d[None, :]
     query = tl.load(q + (r * H + h) * D + d).to(tl.float32) * (1.4426950408889634 / D**0.5)  # for exp2
@@ -232,12 +286,16 @@ def residual_kernel(
     ROWS: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """x + a @ weight + bias, and the statistics of its blocks."""
     r, n, row, _, inside = place_of(R, C, ROWS, BN)
     place = row[:, None] * C + n[None, :]
-    total = product(a, a, a, a, a, weight, row, n, K, 0, 0.0, C, 1, ROWS, BN, BK)
-    total += tl.load(bias + n)[None, :] + tl.load(x + place)
+    asked = asked_for(weight, a, a, n, K, False, C, 1, ROWS, BK)
+    b = tl.load(bias + n)[None, :]
+    wait(EARLY)
+    b += tl.load(x + place)
+    total = b + product(a, a, a, a, a, weight, asked, row, n, K, 0, 0.0, C, 1, ROWS, BN, BK, EARLY)
     tl.store(out + place, total, mask=inside)
     mean, square = block_statistics(total, BN)
     tl.store(means + r * (C // BN) + tl.program_id(0), mean, mask=r < R)
@@ -262,11 +320,14 @@ def gelu_kernel(
     ROWS: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """The tanh form of GELU of layer_norm(x) @ weight + bias."""
     r, n, row, _, inside = place_of(R, N, ROWS, BN)
-    total = product(x, means, squares, gain, shift, weight, row, n, C, BLOCK, EPS, N, 1, ROWS, BN, BK)
-    total += tl.load(bias + n)[None, :]
+    asked = asked_for(weight, gain, shift, n, C, True, N, 1, ROWS, BK)
+    b = tl.load(bias + n)[None, :]
+    wait(EARLY)
+    total = b + product(x, means, squares, gain, shift, weight, asked, row, n, C, BLOCK, EPS, N, 1, ROWS, BN, BK, EARLY)
     g = total / (1 + tl.exp(-1.5957691216057308 * total * (1 + 0.044715 * total * total)))  # as functional.gelu has it
     tl.store(y + r[:, None] * N + n[None, :], g.to(y.dtype.element_ty), mask=inside)
 
@@ -308,9 +369,12 @@ def head_kernel(
     ROWS: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     r, n, row, column, inside = place_of(R, V, ROWS, BN)
-    total = product(x, means, squares, gain, shift, wte, row, column, C, BLOCK, EPS, 1, C, ROWS, BN, BK)
+    asked = asked_for(wte, gain, shift, column, C, True, 1, C, ROWS, BK)
+    wait(EARLY)
+    total = product(x, means, squares, gain, shift, wte, asked, row, column, C, BLOCK, EPS, 1, C, ROWS, BN, BK, EARLY)
     tl.store(logits + r[:, None] * V + n[None, :], total, mask=inside)
     total = tl.where(n[None, :] < V, total, -float("inf"))
     largest = tl.max(tl.where(n[None, :] < V, key_of(total, n[None, :]), LEAST), 1)  # (ROWS,)
@@ -359,7 +423,9 @@ def greedy_kernel(
     N: tl.constexpr,
     BLOCKS: tl.constexpr,
     LANES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    wait(EARLY)
     key, _ = largest_key(best, tl.program_id(0), BLOCKS, LANES)
     conclude(tokens, lengths, steps, drawn, chances, key, True, best, sums, N, BLOCKS, LANES)
 
@@ -375,8 +441,10 @@ def sort_kernel(
     SIZE: tl.constexpr,
     BLOCKS: tl.constexpr,
     LANES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     row, i = tl.program_id(1), tl.arange(0, SIZE)
+    wait(EARLY)
     token = tl.program_id(0) * SIZE + i
     largest, _ = largest_key(best, row, BLOCKS, LANES)
     logit = tl.load(logits + row * V + token, mask=token < V, other=0.0)
@@ -454,9 +522,11 @@ def draw_kernel(
     PART_LANES: tl.constexpr,
     BLOCKS: tl.constexpr,
     LANES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """What `Sampler` does, line by line."""
     row, part = tl.program_id(0), tl.arange(0, PART_LANES)
+    wait(EARLY)
     keys += row * PARTS * SIZE
     shares += row * PARTS * SIZE
     top_k, top_p = tl.load(settings + 1), tl.load(settings + 2)
@@ -478,38 +548,63 @@ def draw_kernel(
     conclude(tokens, lengths, steps, drawn, chances, key, certain, best, sums, N, BLOCKS, LANES)
 
 
+@triton.jit
+def copy_kernel(copies, weights, SIZES: tl.constexpr, BLOCK: tl.constexpr):
+    block = tl.program_id(0)
+    for i in tl.static_range(len(SIZES)):  # a program's block is one weight's
+        if (block >= 0) & (block < tl.cdiv(SIZES[i], BLOCK)):
+            place = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+            inside = place < SIZES[i]
+            tl.store(copies[i] + place, tl.load(weights[i] + place, mask=inside).to(tl.bfloat16), mask=inside)
+        block -= tl.cdiv(SIZES[i], BLOCK)
+
+
+def copies(sizes: Sequence[int]) -> Launch:
+    """As many bfloat16 copies <- weights float32 of these sizes.
+
+    It takes a third of the time that tinygrad's kernels do.
+    """
+    n, block = len(sizes), 4096
+    grid = (sum(triton.cdiv(size, block) for size in sizes),)
+    constants = {"SIZES": tuple(sizes), "BLOCK": block}
+    return Launch(copy_kernel, grid, constants, 8, bytes=6 * sum(sizes), groups=(n, n))
+
+
 class Launches:
     """The kernels for R = N * T tokens of a model's sizes, by what they do."""
 
     def __init__(self, config: GPT2Config, N: int, T: int, V: int):
         P, C, H = config.n_positions, config.n_embd, config.n_head
         R, one = N * T, N * T == 1
+        early = {"EARLY": matmul.capability >= 90}  # what has the instructions
+        stages = 4 if 90 <= matmul.capability < 120 else 2  # as much as fits into shared memory
         # rows of a program: a tensor core takes 16 or more; few, to have programs enough, while there are few in all
         tall = 1 if one else min(64, max(16, triton.next_power_of_2(R)))
         rows = tall if R > 64 else min(tall, 32)
-        block = 8 if one else 16  # columns of the stream that have statistics of their own
-        wide = 16 if R <= 16 else 32
+        block = 16  # columns of the stream that have statistics of their own
+        wide = 32 if one else 16 if R <= 16 else 64
         self.R, self.C, self.blocks = R, C, C // block
 
         def linear(kernel: Any, reads: int, columns: int, writes: int, rows: int = rows, **constants: Any) -> Launch:
-            deep = triton.next_power_of_2(reads) if one else math.gcd(reads, 128 if columns < 128 else 64)
-            warps = min(16, max(4, deep * columns // 4096)) if one else 8 if rows * columns >= 4096 else 4
-            constants |= {"R": R, "C": C, "ROWS": rows, "BN": columns, "BK": deep}
+            deep = triton.next_power_of_2(reads) if one else math.gcd(reads, min(256, 8192 // columns))
+            warps = min(16, max(2, deep * columns // 8192)) if one else 8 if rows * columns >= 4096 else 4
+            constants |= {"R": R, "C": C, "ROWS": rows, "BN": columns, "BK": deep} | early
             grid = triton.cdiv(writes, columns), triton.cdiv(R, rows)
-            return Launch(kernel, grid, constants, warps, stages=4, bytes=2 * reads * writes)
+            return Launch(kernel, grid, constants, warps, stages, bytes=2 * reads * writes)
 
         sizes = {"T": T, "P": P}
         norm: dict[str, Any] = {"EPS": config.layer_norm_epsilon, "BLOCK": block}
-        embed = sizes | {"R": R, "C": C, "ROWS": rows, "BN": block}
+        embed = sizes | early | {"R": R, "C": C, "ROWS": rows, "BN": block}
         self.embed = Launch(embed_kernel, (C // block, triton.cdiv(R, rows)), embed, 1)
         self.qkv = linear(qkv_kernel, C, wide, 3 * C, **sizes, **norm, D=C // H)
-        self.attention = Launch(attention_kernel, (H, R), sizes | {"H": H, "D": C // H, "BT": 64, "STAGES": 3})
+        attention = sizes | early | {"H": H, "D": C // H, "BT": 64, "STAGES": 3, "FEW": one}
+        self.attention = Launch(attention_kernel, (H, R), attention)
         self.project = linear(residual_kernel, C, block, C, K=C)
         self.gelu = linear(gelu_kernel, C, wide, 4 * C, **norm, N=4 * C)
         self.contract = linear(residual_kernel, 4 * C, block, C, K=4 * C)
-        self.head = linear(head_kernel, C, 32 if one else 128, V, tall, **norm, V=V)
+        self.head = linear(head_kernel, C, 16 if one else 128, V, tall, **norm, V=V)
         blocks = self.head.grid[0]
-        drawing = {"BLOCKS": blocks, "LANES": triton.next_power_of_2(blocks)}
+        drawing = early | {"BLOCKS": blocks, "LANES": triton.next_power_of_2(blocks)}
         self.greedy = Launch(greedy_kernel, (N,), {"N": N} | drawing, warps=8)
         parts = triton.cdiv(V, SORTED)
         drawing = drawing | {"V": V, "SIZE": SORTED}
@@ -531,8 +626,12 @@ class Weights:
         self.update = TinyJit(self._update)
 
     def _update(self) -> None:
-        copied = zip(self.copies, self.sources, strict=True)
-        Tensor.realize(*[copy.assign(weight.cast(copy.dtype)) for copy, weight in copied])
+        layer, written = len(self.layers[0]), list[Tensor]()
+        for first in (0, *range(1, len(self.copies), layer)):  # the table of tokens, then layer by layer
+            group = slice(first, first + layer if first else 1)
+            kernel = copies([weight.numel() for weight in self.sources[group]])
+            written += launch(kernel, self.copies[group], *self.sources[group])
+        Tensor.realize(*written)
 
 
 class Decoder:

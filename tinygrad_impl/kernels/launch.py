@@ -49,6 +49,11 @@ class Launch:
         sizes = [str(self.constants[size]) for size in "BTHDMNKRCV" if size in self.constants]
         return "_".join([self.kernel.__name__.removesuffix("_kernel"), *sizes])
 
+    @property
+    def waits(self) -> bool:
+        """Whether it waits by itself for the kernels before it, so that it may begin before they have ended."""
+        return self.constants.get("EARLY", False)
+
     def arguments(self, tensors: Sequence[Any]) -> list[Any]:
         """The tensors, or what there is for each of them, as the kernel's first parameters take them."""
         rest = iter(tensors)

@@ -163,7 +163,7 @@ def test_texts_are_those_of_the_sampler(
     assert len(new[0]) == 5
     assert ours.random.random() == host.random.random()
     if DEVICE == "cpu" and ours.temperature:  # a compiled kernel has its constants
-        monkeypatch.setattr(decode, "CLOSE", decode.tl.constexpr(0.02))
+        monkeypatch.setattr(decode, "CLOSE", decode.tl.constexpr(0.03))
         decoder, certain = generator.cached(1), list[list[bool]]()
         assert isinstance(decoder, decode.Decoder)
 

@@ -1,0 +1,23 @@
+"""What an interpreter does not see: whether kernels compile, and fit into a multiprocessor's shared memory."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Bytes that a program may have (CUDA C++ programming guide, "Technical Specifications per Compute Capability"), by
+# compute capability: of an A100, an RTX 3090 (a 4090 has the same), an H100 and an RTX 5090.
+LIMITS = {80: 163 << 10, 86: 99 << 10, 90: 227 << 10, 120: 99 << 10}
+
+
+@pytest.mark.parametrize("capability", LIMITS)
+def test_kernels_fit(capability: int) -> None:
+    command = [sys.executable, "-m", "tinygrad_impl.kernels.tests.compiled", str(capability)]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    sizes = json.loads(done.stdout)
+    assert {name: size for name, size in sizes if size > LIMITS[capability]} == {}
+    assert len(sizes) > 50
