@@ -37,7 +37,7 @@ def choose(wanted: str, config: GPT2Config, device: str, bfloat16: bool) -> Modu
 
 def overlap(device: str) -> None:
     """Has kernels that can (`Launch.waits`) begin while the ones before them end, if the driver knows how."""
-    from tinygrad_impl.kernels import graph  # here, because it needs the driver
+    from tinygrad_impl.kernels import graph  # here, because only CUDA has such graphs
 
     if graph.add_dependencies:
         Device[device].graph = graph.Graph
