@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,37 @@ DTYPES = {
     dtypes.int64: torch.int64,
     dtypes.int32: torch.int32,
 }
+
+
+class Early:
+    """Calls kernels as if each began early: what the one before it writes is not there before its programs wait."""
+
+    def __init__(self) -> None:
+        self.written: dict[Any, torch.Tensor] = {}  # by its place, what was where the kernel before wrote
+        self.late: list[tuple[torch.Tensor, torch.Tensor]] = []  # memory that this one reads of it, and the other state
+        self.shown = True
+
+    def show(self, shown: bool) -> None:
+        if shown != self.shown:
+            for memory, other in self.late:
+                kept = memory.clone()
+                memory.copy_(other)
+                other.copy_(kept)
+        self.shown = shown
+
+    def run(self, call: Callable[..., None], tensors: list[torch.Tensor], outs: int) -> None:
+        """Calls a kernel that reads tensors and writes the first of them."""
+        places = [(t.data_ptr(), t.dtype, t.shape) for t in tensors]
+        written = {place: t.clone() for place, t in zip(places[:outs], tensors, strict=False)}
+        read = dict(zip(places, tensors, strict=True))
+        self.late = [(read[place], self.written[place]) for place in read if place in self.written]
+        self.shown = True
+        call()
+        self.show(True)
+        self.written, self.late = written, []
+
+
+early = Early()
 
 if DEVICE == "cuda":
     triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
@@ -56,9 +89,15 @@ else:
         total = TensorHandle(before.data + value.data, value.dtype)
         self.create_masked_store(pointers, total, mask, None, None)
 
+    def set_grid_idx(self: InterpreterBuilder, *place: int, set_idx: Any = InterpreterBuilder.set_grid_idx) -> None:
+        """Where a program begins."""
+        early.show(False)
+        set_idx(self, *place)
+
     InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = create_dot, cast_impl
     InterpreterBuilder.create_descriptor_reduce = create_descriptor_reduce
-    tl.extra.cuda.gdc_wait = tl.extra.cuda.gdc_launch_dependents = lambda: None  # there no kernel begins early
+    InterpreterBuilder.set_grid_idx = set_grid_idx
+    tl.extra.cuda.gdc_wait, tl.extra.cuda.gdc_launch_dependents = partial(early.show, True), lambda: None
 
 
 def run_launch(launch: Launch, outs: list[torch.Tensor], *ins: torch.Tensor) -> None:
@@ -78,19 +117,23 @@ def relative_error(got: torch.Tensor, truth: torch.Tensor) -> float:
 class Interpreted:
     """Stands for a compiled program on tinygrad's CPU device: calls the kernel in Triton's interpreter."""
 
-    def __init__(self, kernel: Launch, args: tuple[UOp, ...]):
-        self.kernel, self.args = kernel, args[:-SCRATCH]
+    def __init__(self, kernel: Launch, outs: int, args: tuple[UOp, ...]):
+        self.kernel, self.outs, self.args = kernel, outs, args[:-SCRATCH]
 
     def __call__(self, *buffers: Any, **options: Any) -> None:
         tensors = []
         for buffer, arg in zip(buffers, self.args, strict=False):
             memory = (ctypes.c_char * buffer.size).from_address(int(buffer.va_addr))
             tensors.append(torch.frombuffer(memory, dtype=DTYPES[arg.dtype]))
-        self.kernel.kernel[self.kernel.grid](*self.kernel.arguments(tensors), **self.kernel.constants)
+        call = partial(self.kernel.kernel[self.kernel.grid], *self.kernel.arguments(tensors), **self.kernel.constants)
+        if self.kernel.waits:
+            early.run(call, tensors, self.outs)
+        else:
+            call()
 
 
 def interpreted_program(kernel: Launch, outs: int, device: str, *args: UOp) -> UOp:
     """In the place of `launch.program`, for tinygrad's CPU device."""
     uop = wrap(kernel, outs, args)
-    runtime_cache.setdefault((uop.key, device), Interpreted(kernel, args))
+    runtime_cache.setdefault((uop.key, device), Interpreted(kernel, outs, args))
     return uop
