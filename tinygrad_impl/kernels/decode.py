@@ -239,36 +239,39 @@ def attention_kernel(
     H: tl.constexpr,
     P: tl.constexpr,
     D: tl.constexpr,
+    ROWS: tl.constexpr,
     BT: tl.constexpr,
     STAGES: tl.constexpr,
     FEW: tl.constexpr,  # programs, beside which those of the next kernel have room
     EARLY: tl.constexpr,
 ):
-    """softmax(q @ keys.T / sqrt(D)) @ values of one token and head, in blocks of the tokens that it sees."""
-    h, r = tl.program_id(0), tl.program_id(1)
-    seen = tl.minimum(tl.load(lengths + r // T) + r % T + 1, P)
+    """softmax(q @ keys.T / sqrt(D)) @ values of ROWS tokens of a row, for one head, in blocks of what they see."""
+    h, n, first = tl.program_id(0), tl.program_id(1), tl.program_id(2) * ROWS
+    held = tl.load(lengths + n)
     wait(EARLY)
     if FEW:
         begin_next(EARLY)
-    d, t = tl.arange(0, D), tl.arange(0, BT)
-    place = ((r // T).to(tl.int64) * H + h) * P * D + t[:, None] * D + d[None, :]
-    query = tl.load(q + (r * H + h) * D + d).to(tl.float32) * (1.4426950408889634 / D**0.5)  # for exp2
-    # each of the BT lanes has a softmax of its own, until the end: so no thread waits for another
-    largest, total = tl.full((BT,), -1e30, tl.float32), tl.zeros((BT,), tl.float32)
-    out = tl.zeros((BT, D), tl.float32)
+    i, d, t = first + tl.arange(0, ROWS), tl.arange(0, D), tl.arange(0, BT)
+    place = ((n * T + tl.minimum(i, T - 1)) * H + h)[:, None] * D + d[None, :]
+    query = tl.load(q + place)
+    seen = tl.minimum(held + tl.minimum(first + ROWS, T), P)
+    keys += (n.to(tl.int64) * H + h) * P * D
+    values += (n.to(tl.int64) * H + h) * P * D
+    largest, total = tl.full((ROWS,), -1e30, tl.float32), tl.zeros((ROWS,), tl.float32)
+    out = tl.zeros((ROWS, D), tl.float32)
     for start in tl.range(0, seen, BT, num_stages=STAGES):
-        inside = start + t < seen
-        k = tl.load(keys + place + start * D, mask=inside[:, None], other=0.0).to(tl.float32)
-        v = tl.load(values + place + start * D, mask=inside[:, None], other=0.0).to(tl.float32)
-        scores = tl.where(inside, tl.sum(k * query[None, :], 1), -1e30)  # (BT,)
-        larger = tl.maximum(largest, scores)
-        p, kept = tl.where(inside, tl.exp2(scores - larger), 0.0), tl.exp2(largest - larger)
-        total = total * kept + p
-        out = out * kept[:, None] + p[:, None] * v
+        s = start + t
+        block, inside = s[:, None] * D + d[None, :], s[:, None] < seen
+        k = tl.load(keys + block, mask=inside, other=0.0)
+        v = tl.load(values + block, mask=inside, other=0.0)
+        scores = tl.dot(query, tl.trans(k)) * (1.4426950408889634 / D**0.5)  # for exp2
+        scores = tl.where(s[None, :] <= (held + i)[:, None], scores, -1e30)  # (ROWS, BT)
+        larger = tl.maximum(largest, tl.max(scores, 1))
+        p, kept = tl.exp2(scores - larger[:, None]), tl.exp2(largest - larger)
+        total = total * kept + tl.sum(p, 1)
+        out = tl.dot(p.to(v.dtype), v, out * kept[:, None])
         largest = larger
-    kept = tl.exp2(largest - tl.max(largest, 0))
-    y_head = tl.sum(out * kept[:, None], 0) / tl.sum(total * kept, 0)
-    tl.store(y + (r * H + h) * D + d, y_head.to(y.dtype.element_ty))
+    tl.store(y + place, (out / total[:, None]).to(y.dtype.element_ty), mask=(i < T)[:, None])
 
 
 @triton.jit
@@ -581,13 +584,14 @@ class Launches:
         # rows of a program: a tensor core takes 16 or more; few, to have programs enough, while there are few in all
         tall = 1 if one else min(64, max(16, triton.next_power_of_2(R)))
         rows = tall if R > 64 else min(tall, 32)
-        block = 16  # columns of the stream that have statistics of their own
-        wide = 32 if one else 16 if R <= 16 else 64
+        block = 16 if R <= 64 else 64  # columns of the stream that have statistics of their own
+        wide = 32 if one else 16 if R <= 16 else 64 if R <= 64 else math.gcd(C, 128)
         self.R, self.C, self.blocks = R, C, C // block
 
         def linear(kernel: Any, reads: int, columns: int, writes: int, rows: int = rows, **constants: Any) -> Launch:
             deep = triton.next_power_of_2(reads) if one else math.gcd(reads, min(256, 8192 // columns))
-            warps = min(16, max(2, deep * columns // 8192)) if one else 8 if rows * columns >= 4096 else 4
+            few = max(2, triton.next_power_of_2(triton.cdiv(reads * columns, 6400)))  # 200 weights fit in registers
+            warps = min(16, few) if one else 8 if rows * columns >= 4096 else 4
             constants |= {"R": R, "C": C, "ROWS": rows, "BN": columns, "BK": deep} | early
             grid = triton.cdiv(writes, columns), triton.cdiv(R, rows)
             return Launch(kernel, grid, constants, warps, stages, bytes=2 * reads * writes)
@@ -597,8 +601,10 @@ class Launches:
         embed = sizes | early | {"R": R, "C": C, "ROWS": rows, "BN": block}
         self.embed = Launch(embed_kernel, (C // block, triton.cdiv(R, rows)), embed, 1)
         self.qkv = linear(qkv_kernel, C, wide, 3 * C, **sizes, **norm, D=C // H)
-        attention = sizes | early | {"H": H, "D": C // H, "BT": 64, "STAGES": 3, "FEW": one}
-        self.attention = Launch(attention_kernel, (H, R), attention)
+        tokens = min(32, max(16, triton.next_power_of_2(T)))
+        attention = sizes | early | {"H": H, "D": C // H, "ROWS": tokens, "STAGES": 3, "FEW": one}
+        attention |= {"BT": 128 if one else 64}
+        self.attention = Launch(attention_kernel, (H, N, triton.cdiv(T, tokens)), attention)
         self.project = linear(residual_kernel, C, block, C, K=C)
         self.gelu = linear(gelu_kernel, C, wide, 4 * C, **norm, N=4 * C)
         self.contract = linear(residual_kernel, 4 * C, block, C, K=4 * C)

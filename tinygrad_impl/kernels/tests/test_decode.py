@@ -17,7 +17,7 @@ from tinygrad_impl.kernels import decode, fused, launch  # isort: skip
 from tinygrad_impl.model import GPT2  # isort: skip
 
 V = 100
-CONFIG = GPT2Config(vocab_size=V, n_layer=1, n_head=1, n_embd=16, n_positions=8)
+CONFIG = GPT2Config(vocab_size=V, n_layer=1, n_head=1, n_embd=64, n_positions=8)
 
 
 pytestmark = pytest.mark.usefixtures("device")
