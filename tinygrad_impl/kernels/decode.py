@@ -590,8 +590,7 @@ class Launches:
 
         def linear(kernel: Any, reads: int, columns: int, writes: int, rows: int = rows, **constants: Any) -> Launch:
             deep = triton.next_power_of_2(reads) if one else math.gcd(reads, min(256, 8192 // columns))
-            few = max(2, triton.next_power_of_2(triton.cdiv(reads * columns, 6400)))  # 200 weights fit in registers
-            warps = min(16, few) if one else 8 if rows * columns >= 4096 else 4
+            warps = min(16, max(2, deep * columns // 8192)) if one else 8 if rows * columns >= 4096 else 4
             constants |= {"R": R, "C": C, "ROWS": rows, "BN": columns, "BK": deep} | early
             grid = triton.cdiv(writes, columns), triton.cdiv(R, rows)
             return Launch(kernel, grid, constants, warps, stages, bytes=2 * reads * writes)
