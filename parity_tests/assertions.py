@@ -8,7 +8,7 @@ import torch
 
 from data.checkpoint import load
 from parity_tests.proof import Batch, Row, Setting, flow_rows, gradient_rows, judge, named
-from parity_tests.support import hugging_face_results, torch_results
+from torch_ref.testing import hugging_face_results, torch_results
 
 
 def assert_passed(rows: Sequence[Row], culprit: str | None = None) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from parity_tests.support import save_random_gpt2, save_small_gpt2
 from tinygrad_impl.device import open_device
+from torch_ref.testing import save_random_gpt2, save_small_gpt2
 
 
 @pytest.fixture(scope="session", autouse=True)

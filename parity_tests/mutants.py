@@ -40,9 +40,9 @@ from data.sampling import Sampler
 from data.shards import ShardWriter, write_meta
 from data.tokenizer import EOT, VOCAB_SIZE
 from parity_tests.proof import Setting, prove, random_batches
-from parity_tests.support import Scripted, hugging_face
 from parity_tests.weights import hard_weights, random_weights
 from tinygrad_impl.device import open_device
+from torch_ref.testing import Scripted, hugging_face
 
 BOTH = ("float64", "float32")
 DTYPES = (*BOTH, "bfloat16")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from data.config import GPT2Config
+from data.testing import call, refused
 from parity_tests import bench
-from tinygrad_impl.tests.support import call, refused
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

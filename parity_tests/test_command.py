@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from data.config import GPT2Config, parameter_shapes
+from data.testing import call, refused, save_model
 from parity_tests import __main__ as command
 from tinygrad_impl import functional
-from tinygrad_impl.tests.support import call, refused, save_model
 
 CONFIG = GPT2Config(vocab_size=199, n_layer=1, n_head=2, n_embd=16, n_positions=16)
 

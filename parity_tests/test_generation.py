@@ -18,10 +18,10 @@ from data.checkpoint import load
 from data.config import GPT2Config
 from data.sampling import Sampler
 from data.tokenizer import EOT, VOCAB_SIZE
-from parity_tests.support import Scripted, greedy_by_hugging_face, hugging_face
 from parity_tests.weights import random_weights
 from tinygrad_impl.generate import Generator
 from torch_ref.generate import generate
+from torch_ref.testing import Scripted, greedy_by_hugging_face, hugging_face
 
 PROMPTS = [[464, 3290, 318, 257, 922, 3290, 13], [EOT, 7454]]  # of different lengths, so that one of them is padded
 BEYOND = 40  # new tokens; the small model has 32 positions

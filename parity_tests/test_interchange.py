@@ -16,14 +16,14 @@ import torch_ref.trainer
 from data.checkpoint import load
 from data.config import GPT2Config
 from data.run_folder import RunFolder, load_checkpoint, read_metrics, read_sealed
+from data.testing import call, refused, save_model, write_stories
 from data.tokenizer import EOT_TEXT, tokenizer
 from data.training import PORTS
 from parity_tests.assertions import assert_passed
 from parity_tests.proof import Setting, judge, random_batches
-from parity_tests.support import hugging_face
 from parity_tests.weights import random_weights
 from tinygrad_impl.model import GPT2
-from tinygrad_impl.tests.support import call, refused, save_model, write_stories
+from torch_ref.testing import hugging_face
 
 CONFIG = GPT2Config(vocab_size=199, n_positions=16, n_embd=32, n_layer=2, n_head=4)
 STEPS = 20

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from data.testing import call, refused
 from parity_tests import mutants
 from parity_tests.mutants import MUTANTS, Mutant, checked, edited
 from tinygrad_impl import trainer
-from tinygrad_impl.tests.support import call, refused
 
 STEPS = 3
 CHEAP = ("loader", "checkpoint", "generation")

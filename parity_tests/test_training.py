@@ -11,11 +11,11 @@ import torch_ref.trainer
 from data.checkpoint import load
 from data.config import GPT2Config, parameter_shapes
 from data.run_folder import read_metrics
+from data.testing import call, save_model, write_tokens
 from parity_tests.assertions import assert_passed
 from parity_tests.proof import Setting, clip_between, free_rows, judge, random_batches, step_rows, training_steps
 from parity_tests.weights import random_weights
 from tinygrad_impl import train
-from tinygrad_impl.tests.support import call, save_model, write_tokens
 from torch_ref.trainer import Trainer
 
 CONFIG = GPT2Config(vocab_size=199, n_positions=16, n_embd=32, n_layer=2, n_head=4)

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.testing import save_model, write_tokens
 from tinygrad_impl.device import open_device
-from tinygrad_impl.tests.support import save_model, write_tokens
 
 
 @pytest.fixture(scope="session", autouse=True)

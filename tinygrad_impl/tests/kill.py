@@ -20,7 +20,7 @@ from data.checkpoint import checkpoints, damage, latest_checkpoint
 from data.cli import ArgumentParser, Progress, run, whole
 from data.prepare import prepare
 from data.run_folder import read_metrics
-from tinygrad_impl.tests.support import save_model, write_stories
+from data.testing import save_model, write_stories
 
 ROOT = Path(__file__).parents[2]
 STEPS = 60

@@ -17,8 +17,8 @@ from tinygrad.engine.realize import run_linear
 from data.cli import InputError
 from data.config import GPT2Config
 from data.initialize import initial_weights
+from data.testing import call, refused
 from tinygrad_impl import bench
-from tinygrad_impl.tests.support import call, refused
 from torch_ref.bench import Peer
 
 CONFIG = GPT2Config(vocab_size=1024, n_layer=1, n_head=2, n_embd=16, n_positions=32)  # a vocabulary without padding

@@ -14,11 +14,11 @@ from data.loader import windows
 from data.run_folder import read_sealed, write_sealed
 from data.sampling import Sampler
 from data.shards import read_meta
+from data.testing import SMALL, Result, call, refused, save_model
 from tinygrad_impl import compare
 from tinygrad_impl.compare import PROMPTS, main
 from tinygrad_impl.generate import Generator, write
 from tinygrad_impl.report import comparison_page
-from tinygrad_impl.tests.support import SMALL, Result, call, refused, save_model
 from torch_ref.model import GPT2
 
 PAIR = ["Once upon a time", "The dog"]

@@ -18,10 +18,10 @@ from data.checkpoint import load, save
 from data.config import GPT2Config
 from data.initialize import initial_weights
 from data.sampling import Sampler
+from data.testing import SMALL, Result, call, refused, save_model
 from data.tokenizer import EOT, VOCAB_SIZE, tokenizer
 from tinygrad_impl.generate import CHUNK, CachedModel, Drawn, Generator, encode, main, pieces, write
 from tinygrad_impl.model import GPT2, KVCache
-from tinygrad_impl.tests.support import SMALL, Result, call, refused, save_model
 
 PROMPT = "Once upon a time"
 
@@ -231,7 +231,7 @@ def test_one_text_is_written_as_it_comes(small: Path, monkeypatch: pytest.Monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Generator, "stream", stream)
-    monkeypatch.setattr("tinygrad_impl.tests.support.io.StringIO", Watched)
+    monkeypatch.setattr("data.testing.io.StringIO", Watched)
     result = call(main, "--model", small, "--device", "CPU", "--prompt", PROMPT, cwd=small)
     assert result.code == 130
     assert result.out == f"{PROMPT} a 🦙"

@@ -12,8 +12,8 @@ import pytest
 
 from data.cli import InputError
 from data.run_folder import checked_line, section, write_sealed
+from data.testing import call, refused
 from tinygrad_impl.report import SERIES, comparison_page, load_run, main, points, report_page, ticks
-from tinygrad_impl.tests.support import call, refused
 
 HOSTILE = "\"><script>alert(1)</script></script><img src=x onerror=alert(2)>'&amp;"
 FACTS: dict[str, Any] = {

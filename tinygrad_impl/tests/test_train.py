@@ -34,11 +34,11 @@ from data.config import PRESETS, GPT2Config, parameter_shapes
 from data.initialize import initial_weights
 from data.run_folder import RunFolder, read_metrics, read_sealed, write_sealed
 from data.shards import read_meta
+from data.testing import SMALL, Result, call, refused, save_model, write_stories, write_tokens
 from data.training import RECIPES, UNRECORDED, Smoothed, complete, parse
 from parity_tests.proof import GRAPH_BATCHES, MORE
 from tinygrad_impl import functional, gate, train
 from tinygrad_impl.model import GPT2
-from tinygrad_impl.tests.support import SMALL, Result, call, refused, save_model, write_stories, write_tokens
 from tinygrad_impl.trainer import learning_rate
 
 STEPS = 6

@@ -11,9 +11,9 @@ from data.checkpoint import load
 from data.config import GPT2Config
 from data.loader import IGNORED
 from data.tokenizer import EOT
-from parity_tests.support import Scripted, hugging_face, save_small_gpt2
 from torch_ref.generate import generate
 from torch_ref.model import GPT2
+from torch_ref.testing import Scripted, hugging_face, save_small_gpt2
 from torch_ref.trainer import Trainer
 
 Checkpoint = tuple[GPT2Config, dict[str, np.ndarray]]

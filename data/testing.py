@@ -1,4 +1,4 @@
-"""What the port's tests share: commands called in this process, and models and text that train in seconds."""
+"""What tests of all packages share: commands called in this process, and models and text that train in seconds."""
 
 import contextlib
 import io

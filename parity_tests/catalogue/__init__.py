@@ -1,0 +1,5 @@
+"""Bugs to plant in the source files, a table a room. Each row: the bug, its file, the words there (which stand there
+once), the words in their place, and the test of `make test` that has to fail.
+"""
+
+Row = tuple[str, str, str, str, str]
