@@ -1,4 +1,4 @@
-"""Bugs planted in the source files of a copy of the repository, so that they act in every process that a test starts."""
+"""Bugs planted in source files of a copy of the repository, so that they act in every process that a test starts."""
 
 import importlib
 import os
