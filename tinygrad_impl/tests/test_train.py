@@ -1,11 +1,9 @@
 """The training command: a small real run, the same stopped and resumed, and what it refuses."""
 
 import errno
-import importlib.util
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -36,8 +34,7 @@ from data.run_folder import RunFolder, read_metrics, read_sealed, write_sealed
 from data.shards import read_meta
 from data.testing import SMALL, Result, call, refused, save_model, write_stories, write_tokens
 from data.training import RECIPES, UNRECORDED, Smoothed, complete, parse
-from parity_tests.proof import GRAPH_BATCHES, MORE
-from tinygrad_impl import functional, gate, train
+from tinygrad_impl import train
 from tinygrad_impl.model import GPT2
 from tinygrad_impl.trainer import learning_rate
 
@@ -223,70 +220,6 @@ def test_a_resumed_run_is_the_run_that_went_through(
 def test_resuming_where_no_validation_comes_next(place: Folders, tmp_path: Path) -> None:
     rewind(place[1], tmp_path / "stopped", 0)  # step 1 is not measured
     assert resume(tmp_path / "stopped", place[0]).code == 0
-
-
-def test_the_gate(finished: tuple[Path, Path, Result], resumed: tuple[Path, Result]) -> None:
-    """What it prints and keeps, in a new run and in a resumed one."""
-    for run, result in ((finished[1], finished[2]), resumed):
-        proof = json.loads((run / "parity.json").read_text(encoding="utf-8"))
-        assert re.fullmatch(
-            r"parity: 16 gradients within \d\.\dx of torch's own float32 error \(\d+ s\)", proof["summary"]
-        )
-        assert result.out.splitlines().count(proof["summary"]) == 1
-        assert (proof["verdict"], proof["culprit"], proof["dtype"], proof["device"]) == (
-            "equal",
-            None,
-            "float32",
-            "CPU",
-        )
-        assert (proof["batch_size"], proof["seq_len"]) == (B, T)
-        names = {(row["check"], row["name"]) for row in proof["rows"]}
-        for name in parameter_shapes(SMALL):
-            assert {("gradient", name), ("training", name), ("training", f"exp_avg_sq.{name}")} <= names
-        assert all(row["passed"] and row["error"] <= row["allowed"] for row in proof["rows"])
-
-
-def test_the_gate_refuses_by_name(place: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "gelu", lambda x, approximate: 0.5 * x * (1 + (x / 2**0.5).erf()))
-    result = training(place[0], "refused", parity="on")
-    refused(result, "does not compute what PyTorch does: h.0.mlp.gelu forward: error", "--parity off")
-    assert not (place[0] / "refused").exists()
-    assert "parity:" not in result.out
-
-
-def test_the_gate_asks_again_what_may_be_luck(
-    place: Folders, finished: tuple[Path, Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Over more batches, after which it trains as if it had not been asked."""
-    judged, asked = gate.gradient_rows, []
-
-    def unlucky(setting: Any, port: Any, references: Any, groups: list[Any], nudges: int) -> list[Any]:
-        rows = judged(setting, port, references, groups, nudges)
-        asked.append(sum(map(len, groups)))
-        if len(asked) == 1:
-            rows[0].error = 1.1 * rows[0].allowed
-        return rows
-
-    monkeypatch.setattr(gate, "gradient_rows", unlucky)
-    result = training(place[0], str(tmp_path / "run"), parity="on")
-    assert result.code == 0, result
-    assert asked == [GRAPH_BATCHES, MORE * GRAPH_BATCHES]
-    assert course(tmp_path / "run") == course(finished[1])
-
-
-@pytest.mark.usefixtures("stubbed")
-def test_without_the_gate_training_says_so(place: Folders, tmp_path: Path) -> None:
-    result = training(place[0], str(tmp_path / "run"))
-    assert result.code == 0, result
-    assert "PARITY NOT CHECKED (--parity off)" in result.out
-    assert not (tmp_path / "run" / "parity.json").exists()
-
-
-def test_the_gate_without_torch(place: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find_spec(name))
-    refused(training(place[0], "refused", parity="on"), "needs PyTorch; `pip install torch`, or pass --parity off")
-    assert not (place[0] / "refused").exists()
 
 
 def test_a_finished_run_is_not_resumed(place: Folders) -> None:
