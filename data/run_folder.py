@@ -1,7 +1,7 @@
 """The run folder: what a training run leaves behind, and what it resumes from.
 
-    run.json             every option, versions, seed, device, checksums of data and weights, and of run.json itself;
-                         a run that was continued lists in "continued" from which step, and with what
+    run.json             every option, versions, git commit, seed, device, checksums of data and weights, and of
+                         run.json itself; a run that was continued lists in "continued" from which step, and with what
     metrics.jsonl        one object a step: step, loss, lr, grad_norm, tokens, seconds, tokens_per_second, and val_loss
                          where it was measured; step 0, before training, has step, tokens, seconds and val_loss alone;
                          last on a line is crc32, of the line without it

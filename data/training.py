@@ -28,6 +28,7 @@ from data.files import atomic_write
 from data.initialize import initial_weights
 from data.loader import Loader, windows
 from data.prepare import prepared
+from data.revision import revision
 from data.run_folder import RunFolder, load_checkpoint, read_sealed, refuse_occupied, write_sealed
 from data.sampling import Sampler
 from data.shards import Verification, read_meta
@@ -339,6 +340,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         "card": by.card,
         **({"kernels": by.kernels} if by.kernels else {}),
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
+        "source": revision(),
     }
     if args.resume:  # not before now, because it cuts off what came after the checkpoint
         out = RunFolder.resume(args.out, state if start.moments else None, {"step": state["step"], **origin})
