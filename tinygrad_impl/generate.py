@@ -31,8 +31,8 @@ Drawn = tuple[int, float]  # a token, and how probable the model found it
 class CachedModel:
     """A model with the cache of N rows, and the two compiled graphs that work on it, for texts of any length."""
 
-    def __init__(self, model: GPT2, N: int, autocast: DType | None = None):
-        self.model, self.cache, self.autocast = model, KVCache(model, N), autocast
+    def __init__(self, model: GPT2, N: int, autocast: DType | None = None, V: int = VOCAB_SIZE):
+        self.model, self.cache, self.autocast, self.V = model, KVCache(model, N), autocast, V
         self.prefill, self.decode = TinyJit(self._prefill), TinyJit(self._decode)
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
@@ -56,10 +56,10 @@ class CachedModel:
         Tensor.realize(*self.cache.keys, *self.cache.values)
 
     def _decode(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """tokens (N, 1) -> logits (N, VOCAB_SIZE)."""
+        """tokens (N, 1) -> logits (N, V)."""
         self.cache.lengths = lengths
         with F.autocast(self.autocast):
-            logits = self.model.head(self.model.hidden(tokens, self.cache))[:, 0, :VOCAB_SIZE].float()
+            logits = self.model.head(self.model.hidden(tokens, self.cache))[:, 0, : self.V].float()
         Tensor.realize(logits, *self.cache.keys, *self.cache.values)
         return logits
 
@@ -68,16 +68,16 @@ class Generator:
     """Samples from a model with a cache of keys and values, one batch of texts at a time.
 
     Cache and graphs are kept from call to call, for each size of a batch. `autocast` is the dtype of products, or None
-    for the parameters' own; `kernels` is what `tinygrad_impl.kernels.choose` chose. Raises `InputError` for a model
-    with fewer tokens than the tokenizer.
+    for the parameters' own; `kernels` is what `tinygrad_impl.kernels.choose` chose; `V` are the tokens to draw from, the
+    first of the model's. Raises `InputError` for a model that has fewer.
     """
 
-    def __init__(self, model: GPT2, autocast: DType | None = None, kernels: ModuleType | None = None):
-        if model.config.vocab_size < VOCAB_SIZE:
-            raise InputError(
-                f"the model has {model.config.vocab_size} tokens, the tokenizer {VOCAB_SIZE}; choose other weights"
-            )
-        self.model, self.autocast, self.weights = model, autocast, None
+    def __init__(
+        self, model: GPT2, autocast: DType | None = None, kernels: ModuleType | None = None, V: int = VOCAB_SIZE
+    ):
+        if model.config.vocab_size < V:
+            raise InputError(f"the model has {model.config.vocab_size} tokens, the tokenizer {V}; choose other weights")
+        self.model, self.autocast, self.weights, self.V = model, autocast, None, V
         if kernels:
             from tinygrad_impl.kernels.decode import Weights  # here, because it imports Triton
 
@@ -90,9 +90,9 @@ class Generator:
             if self.weights:
                 from tinygrad_impl.kernels.decode import Decoder
 
-                self._models[N] = Decoder(self.weights, N, CHUNK, VOCAB_SIZE)
+                self._models[N] = Decoder(self.weights, N, CHUNK, self.V)
             else:
-                self._models[N] = CachedModel(self.model, N, self.autocast)
+                self._models[N] = CachedModel(self.model, N, self.autocast, self.V)
         return self._models[N]
 
     def __call__(self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler) -> list[list[int]]:
@@ -123,7 +123,7 @@ class Generator:
                     starts[i], held[i] = len(row) - max(1, n_positions // 2), 0
             while any(chunks := [rows[i][starts[i] + held[i] : -1][:CHUNK] for i in range(N)]):
                 # what is right of a position does not reach it, so shorter rows are padded there
-                tokens = np.array([chunk + [EOT] * (CHUNK - len(chunk)) for chunk in chunks], np.int32)
+                tokens = np.array([chunk + [0] * (CHUNK - len(chunk)) for chunk in chunks], np.int32)
                 model.add(tokens, np.array(held, np.int32))
                 for i, chunk in enumerate(chunks):
                     held[i] += len(chunk)

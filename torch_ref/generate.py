@@ -30,7 +30,7 @@ def generate(
                 starts[i], held[i] = len(row) - max(1, n_positions // 2), 0
         fed = [row[start + has :] for row, start, has in zip(rows, starts, held, strict=True)]
         # what is right of a position does not reach it, so shorter rows are padded there
-        tokens = torch.tensor([row + [EOT] * (max(map(len, fed)) - len(row)) for row in fed], device=device)
+        tokens = torch.tensor([row + [0] * (max(map(len, fed)) - len(row)) for row in fed], device=device)
         last = torch.tensor([len(row) - 1 for row in fed], device=device)
         if cache is not None:
             cache.lengths = torch.tensor(held, device=device)
