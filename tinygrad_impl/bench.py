@@ -38,6 +38,7 @@ from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.config import PRESETS, GPT2Config, flops_a_token, parameter_count
 from data.files import atomic_write
 from data.initialize import initial_weights
+from data.revision import revision
 from data.training import RECIPES
 from tinygrad_impl.device import card_name, open_device
 from tinygrad_impl.kernels import CHOICES, choose
@@ -408,6 +409,7 @@ def main() -> None:
     kernels = choose(args.kernels, config, device, bfloat16=args.dtype == "bfloat16")
     said: dict[str, Any] = {
         "command": ["python", "-m", "tinygrad_impl.bench", *sys.argv[1:]],
+        "source": revision(),
         "preset": args.preset,
         "parameters": parameter_count(config),
         "batch_size": args.batch_size,

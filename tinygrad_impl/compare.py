@@ -1,6 +1,7 @@
 """`python -m tinygrad_impl.compare`: what a model wrote and lost before training, beside what it does after."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.files import atomic_write
 from data.loader import windows
 from data.prepare import prepared
+from data.revision import revision
 from data.run_folder import read_sealed, write_sealed
 from data.sampling import Sampler
 from data.shards import read_meta
 from tinygrad_impl.device import open_device
 from tinygrad_impl.evaluate import Evaluator
-from tinygrad_impl.generate import Generator, add_sampling_options, encode, pieces, precision
+from tinygrad_impl.generate import Generator, add_sampling_options, encode, pieces, precision, setup
 from tinygrad_impl.model import GPT2
 from tinygrad_impl.report import comparison_page
 
@@ -91,10 +93,12 @@ def main() -> None:
     names = {"pretrained": args.pretrained, "finetuned": args.finetuned}
     sampling = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "seed", "max_new_tokens")}
     found: dict[str, Any] = {"data": str(folder), "tokens": measured, "seq_len": seq_len, "sampling": sampling}
+    found["source"] = revision()
     found["texts"] = [{"prompt": prompt} for prompt in prompts]
     for side, (config, arrays) in models.items():
         model = GPT2(config, {name: array.astype(np.float32) for name, array in arrays.items()})
         how = precision(args.dtype, config, device)
+        print(f"{side}: {setup(names[side], config, device, *how)}", file=sys.stderr)
         batches = windows(folder, "valid", BATCH_SIZE, seq_len, measured)
         steps = math.ceil(measured / (BATCH_SIZE * seq_len))
         loss = Evaluator(model, *how)(Progress(iterable=batches, total=steps, desc=f"{side} loss", unit="batch"))

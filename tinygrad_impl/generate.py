@@ -13,10 +13,10 @@ from tinygrad.dtype import DType
 import tinygrad_impl.functional as F
 from data.checkpoint import load
 from data.cli import ArgumentParser, InputError, real, run, whole
-from data.config import GPT2Config
+from data.config import GPT2Config, parameter_count
 from data.sampling import Sampler, probability
 from data.tokenizer import EOT, VOCAB_SIZE, tokenizer
-from tinygrad_impl.device import open_device
+from tinygrad_impl.device import card_name, open_device
 from tinygrad_impl.kernels import choose
 from tinygrad_impl.model import GPT2, KVCache
 
@@ -68,8 +68,8 @@ class Generator:
     """Samples from a model with a cache of keys and values, one batch of texts at a time.
 
     Cache and graphs are kept from call to call, for each size of a batch. `autocast` is the dtype of products, or None
-    for the parameters' own; `kernels` is what `tinygrad_impl.kernels.choose` chose; `V` are the tokens to draw from, the
-    first of the model's. Raises `InputError` for a model that has fewer.
+    for the parameters' own; `kernels` is what `tinygrad_impl.kernels.choose` chose; the first `V` of the
+    model's tokens are drawn from. Raises `InputError` for a model that has fewer.
     """
 
     def __init__(
@@ -176,6 +176,13 @@ def precision(dtype: str | None, config: GPT2Config, device: str) -> tuple[DType
     return dtypes.bfloat16, choose("auto", config, device, bfloat16=True)
 
 
+def setup(model: str, config: GPT2Config, device: str, autocast: DType | None, kernels: ModuleType | None) -> str:
+    """What computes a model, in a line as `train` has it; the last two are what `precision` gives."""
+    dtype, computed = "bfloat16" if autocast else "float32", "fused" if kernels else "plain"
+    size = f"{parameter_count(config) / 1e6:.1f}M parameters"
+    return f"{model}, {size}; {card_name(device)}, {dtype}, {computed} kernels"
+
+
 def add_sampling_options(parser: ArgumentParser) -> Any:
     """The options that `generate` and `compare` share. Returns argparse's group of those of sampling."""
     parser.add_argument("--device", help="CPU, CUDA, METAL, ...; by default the best there is")
@@ -232,7 +239,9 @@ def main() -> None:
     config, arrays = load(args.model)
     device = open_device(args.device)
     model = GPT2(config, {name: a.astype(np.float32) for name, a in arrays.items()})
-    generator = Generator(model, *precision(args.dtype, config, device))
+    how = precision(args.dtype, config, device)
+    generator = Generator(model, *how)
+    print(setup(args.model, config, device, *how), file=sys.stderr)
     prompts = [prompt for prompt in args.prompt or ["Once upon a time"] for _ in range(args.num_samples)]
     if max(len(encode(prompt)) for prompt in prompts) + args.max_new_tokens > config.n_positions:
         last = max(1, config.n_positions // 2)

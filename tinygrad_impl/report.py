@@ -25,6 +25,7 @@ RUN: dict[str, Any] = {
 }
 ROW = {"check": str, "name": str, "error": NUMBER, "own": NUMBER, "allowed": NUMBER, "passed": bool}
 CONTINUED = [{"step": int, "command": [str]}]
+SOURCE = {"commit": str | None, "clean": bool | None}  # as `data.revision.revision` says; older runs have none
 PARITY: dict[str, Any] = {
     **{"verdict": str, "culprit": str | None, "summary": str, "dtype": str, "device": str, "versions": dict},
     **{"model": {"sha256": str}, "sources": dict, "rows": [ROW]},
@@ -98,7 +99,8 @@ def load_run(folder: Path) -> Run:
 
     facts, parity, comparison = read("run.json", RUN), read("parity.json", PARITY), read("compare.json", COMPARISON)
     assert facts
-    if not fits(facts.setdefault("continued", []), CONTINUED):
+    whole = fits(facts.setdefault("continued", []), CONTINUED)
+    if not whole or not all(fits(part["source"], SOURCE) for part in [facts, *facts["continued"]] if "source" in part):
         raise InputError(f"{folder / 'run.json'} is damaged or of another version; copy it again or remove it")
     sides = [text[side] for text in (comparison or {"texts": []})["texts"] for side in ("pretrained", "finetuned")]
     if any(len(side["pieces"]) != len(side["probabilities"]) for side in sides):
@@ -240,7 +242,7 @@ def section(run: Run, named: bool) -> str:
 {parity(run.parity)}
 <h3>How to repeat this</h3>
 <div class="scroll" tabindex="0"><pre>{run.command}</pre></div>
-<p>With {versions(run.facts)}.{continued(run.facts)}</p>
+<p>With {versions(run.facts)}{source(run.facts)}.{continued(run.facts)}</p>
 <details><summary>All options, and the data's checksum</summary>{pairs(options)}
 {pairs({f"SHA-256 of {run.facts['data']['folder']}": run.facts["data"]["checksum"]}, "hashes")}</details>
 </section>
@@ -249,8 +251,16 @@ def section(run: Run, named: bool) -> str:
 
 def continued(facts: dict[str, Any]) -> str:
     """Where a run was stopped and gone on with, perhaps on another device or by the other implementation."""
-    parts = [f" Continued from step {p['step']:,}: {' '.join(p['command'])}." for p in facts["continued"]]
+    parts = [f" Continued from step {p['step']:,}: {' '.join(p['command'])}{source(p)}." for p in facts["continued"]]
     return "".join(parts)
+
+
+def source(facts: dict[str, Any]) -> str:
+    """The commit that computed a run, or went on with it, where that is known."""
+    known = facts.get("source", {})
+    if not known.get("commit"):
+        return ""
+    return f", commit {known['commit']}{'' if known['clean'] else ' with changes'}"
 
 
 def versions(facts: dict[str, Any]) -> str:
