@@ -1,6 +1,10 @@
-# make train   sets everything up and trains GPT-2 on this machine
-# make test    sets everything up and runs the test suite
-# make lint    checks style and types
+# make train     sets everything up and trains GPT-2 on this machine
+# make test      sets everything up and runs the tests of everything that people use: five minutes on two cores
+# make check     style, types, and the few tests that notice most breakage: a minute
+# make test-all  every test, the long ones too: twenty minutes
+# make test-gpu  the tests of the kernels, on an NVIDIA GPU
+# make mutants   changes the source in one place at a time, and tells which changes no test notices
+# make lint      checks style and types
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,13 +12,30 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 GPU := $(wildcard /proc/driver/nvidia/version /dev/nvidia0)
 
-.PHONY: train test lint clean
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+.PHONY: train test check check-tests test-all test-gpu mutants lint clean
 
 train: $(VENV)/installed
 	@$(BIN)/python -m tinygrad_impl.train $(ARGS)
 
 test: $(VENV)/installed
-	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+check: $(VENV)/installed
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint check-tests
+
+check-tests:
+	@$(BIN)/python -m pytest -q -m check $(ARGS)
+
+test-all: $(VENV)/installed
+	@$(PYTEST) $(ARGS)
+
+test-gpu: $(VENV)/installed
+	@$(BIN)/python -m pytest --numprocesses 8 --dist worksteal -m "gpu or kernels" $(ARGS)
+
+mutants: $(VENV)/installed-mutants
+	@$(BIN)/python -m parity_tests.mutation $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -32,6 +53,10 @@ $(VENV)/installed: .requirements.lock
 	@$(if $(GPU),,$(PIP) -qq --retries 1 --no-deps --extra-index-url https://download.pytorch.org/whl/cpu \
 	  $(shell grep '^torch==' .requirements.lock))
 	@$(PIP) --quiet --requirement .requirements.lock
+	@touch $@
+
+$(VENV)/installed-mutants: $(VENV)/installed .requirements-mutants.lock
+	@$(PIP) --quiet --requirement .requirements-mutants.lock
 	@touch $@
 
 clean:
