@@ -1,8 +1,10 @@
+import math
+
 import numpy as np
 import pytest
 
 from data.cli import InputError
-from data.sampling import Sampler
+from data.sampling import Sampler, probability
 
 LOGITS = np.log(np.array([[0.05, 0.5, 0.15, 0.3]], np.float32))
 N = 4000
@@ -118,3 +120,110 @@ def test_huge_logits_and_tiny_temperatures_do_not_overflow() -> None:
 def test_refusals(options: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Sampler(**options)  # type: ignore[arg-type]
+
+
+class Draws:
+    """Random numbers that a test chose, in the place of a sampler's own."""
+
+    def __init__(self, *numbers: float):
+        self.numbers = list(numbers)
+
+    def random(self, count: int) -> np.ndarray:
+        taken, self.numbers = self.numbers[:count], self.numbers[count:]
+        assert len(taken) == count
+        return np.array(taken)
+
+
+def with_draws(sampler: Sampler, *numbers: float) -> Sampler:
+    sampler.random = Draws(*numbers)  # type: ignore[assignment]
+    return sampler
+
+
+def by_definition(row: np.ndarray, draw: float, temperature: float, top_k: int | None, top_p: float | None) -> int:
+    """The token that a number in [0, 1) stands for, one step after the other."""
+    ranked = sorted(range(len(row)), key=lambda token: (-float(row[token]), token))  # of equals, the lowest id first
+    if top_k is not None:
+        ranked = ranked[:top_k]
+    weights = [math.exp((float(row[token]) - float(row[ranked[0]])) / temperature) for token in ranked]
+    if top_p is not None:
+        total, kept = math.fsum(weights), 1
+        while kept < len(weights) and math.fsum(weights[:kept]) / total < top_p:
+            kept += 1
+        ranked, weights = ranked[:kept], weights[:kept]
+    total, reached = math.fsum(weights), 0.0
+    for token, weight in zip(ranked, weights, strict=True):
+        reached += weight / total
+        if draw < reached:
+            return token
+    return ranked[-1]
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
+@pytest.mark.parametrize("top_k", [None, 1, 5, 40, 1000])
+@pytest.mark.parametrize("top_p", [None, 0.05, 0.9, 1.0])
+def test_all_options_together(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Several rows, several calls, and logits of which a third are equal to others of their row."""
+    random = np.random.default_rng(5)
+    sampler = Sampler(temperature, top_k, top_p, seed=9)
+    draws = np.random.Generator(np.random.PCG64(9))
+    for rows in (3, 1, 7):
+        logits = random.normal(0, 3, (rows, 60)).astype(np.float32)
+        logits[:, ::3] = np.round(logits[:, ::3])
+        expected = [
+            by_definition(*row, temperature, top_k, top_p) for row in zip(logits, draws.random(rows), strict=True)
+        ]
+        np.testing.assert_array_equal(sampler(logits), expected)
+
+
+def test_by_default_all_is_drawn_from_with_seed_0() -> None:
+    logits = np.random.default_rng(1).normal(0, 2, (50, 30)).astype(np.float32)
+    draws = np.random.Generator(np.random.PCG64(0)).random(50)
+    expected = [by_definition(row, draw, 1.0, None, None) for row, draw in zip(logits, draws, strict=True)]
+    np.testing.assert_array_equal(Sampler()(logits), expected)
+
+
+def test_of_equal_logits_top_k_keeps_the_lowest_ids() -> None:
+    logits = np.zeros((1, 300), np.float32)
+    logits[0, 40::2] = 1  # 130 equals
+    assert set(draw(Sampler(top_k=3), logits)) == {40, 42, 44}
+    np.testing.assert_array_equal(Sampler(0)(logits), [40])
+
+
+def test_top_p_that_is_reached_exactly_takes_no_more() -> None:
+    assert set(draw(Sampler(top_p=0.5), np.zeros((1, 4), np.float32))) == {0, 1}
+
+
+def test_what_a_number_on_the_edge_of_two_tokens_draws() -> None:
+    """Token i has the numbers from its edge on; the last one those that rounding leaves over."""
+    quarters, tenths = np.zeros((4, 4), np.float32), np.zeros((1, 10), np.float32)
+    np.testing.assert_array_equal(with_draws(Sampler(), 0.0, 0.25, 0.5, 0.75)(quarters), [0, 1, 2, 3])
+    last = 1 - 2**-53
+    assert sum([0.1] * 10) == last
+    for sampler in (Sampler(), Sampler(top_p=1.0), Sampler(top_k=99)):
+        np.testing.assert_array_equal(with_draws(sampler, last)(tenths), [9])
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 1.0}, {"temperature": 2.0}])
+def test_probabilities_are_computed_in_float64(options: dict[str, float]) -> None:
+    """The second token has 1.5e-8 of the probability, which float32 cannot take from 1."""
+    logits = np.array([[0, -18]], np.float32) * np.float32(options.get("temperature", 1))
+    np.testing.assert_array_equal(with_draws(Sampler(**options), 1 - 1e-8)(logits), [1])  # type: ignore[arg-type]
+
+
+def test_the_last_value_in_range_is_taken() -> None:
+    """Of every option; what lies beyond it is refused below."""
+    logits = np.array([[1, 2, 3]], np.float32)
+    for sampler in (Sampler(0, 1, 1.0, 0), Sampler(1e-300, 1, 1.0, 0), Sampler(top_p=1e-300)):
+        np.testing.assert_array_equal(sampler(logits), [2])
+    assert Sampler(1e300, top_k=3)(logits)[0] in (0, 1, 2)
+
+
+def test_probability_of_a_token() -> None:
+    logits = np.array([2, -1, 0.5, 2], np.float32)
+    total = 2 * math.exp(2) + math.exp(-1) + math.exp(0.5)
+    for token, logit in enumerate(logits):
+        assert probability(logits, token) == pytest.approx(math.exp(logit) / total, rel=1e-14)
+    assert probability(np.array([9000, 8980], np.float32), 1) == pytest.approx(
+        math.exp(-20) / (1 + math.exp(-20)), 1e-12
+    )
+    assert probability(np.array([0, -18], np.float32), 0) == pytest.approx(1 - 1.523e-8, abs=1e-11)  # not float32's 1
