@@ -39,7 +39,9 @@ class Stub:
     """The program. The functions of a step's number are for tests to change; the lists tell what it was asked."""
 
     def __init__(self) -> None:
-        self.package, self.peak_flops, self.kernels = "torch_ref", None, None
+        self.package = "torch_ref"
+        self.peak_flops: float | None = None
+        self.kernels: str | None = None
         self.files: Mapping[str, Any] = {}
         self.loss: Callable[[int], float] = lambda step: 4.0 - step / 8
         self.norm: Callable[[int], float] = lambda step: 1.0 + step / 4
@@ -198,7 +200,7 @@ def drawings(monkeypatch: pytest.MonkeyPatch) -> list[Drawing]:
         assert legend
         drawn.append(
             Drawing(
-                {label: (list(map(float, x)), list(map(float, y))) for label, (x, y) in lines.items()},
+                {label: (np.asarray(x).tolist(), np.asarray(y).tolist()) for label, (x, y) in lines.items()},
                 [text.get_text() for text in legend.get_texts()],
                 axes.get_title(),
                 axes.get_xlabel(),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -15,7 +16,16 @@ from data.checkpoint import SUMS, latest_checkpoint, load, read_safetensors, ver
 from data.cli import InputError
 from data.config import GPT2Config
 from data.initialize import initial_weights
-from data.run_folder import RunFolder, load_checkpoint, read_metrics, read_sealed, refuse_occupied
+from data.run_folder import (
+    RunFolder,
+    load_checkpoint,
+    read_metrics,
+    read_samples,
+    read_sealed,
+    refuse_occupied,
+    write_sealed,
+)
+from data.tests.support import drawings
 
 CONFIG = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=1, n_head=2)
 ORIGIN = {"command": ["again"]}
@@ -76,9 +86,22 @@ def test_checkpoints_come_back_exactly(run: RunFolder) -> None:
             np.testing.assert_array_equal(array, theirs[name])
 
 
-def test_draw(run: RunFolder) -> None:
+def test_draw(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = drawings(monkeypatch)
+    run.metrics = [{"step": 0, "val_loss": 9.0}, {"step": 1, "loss": 8.0}, {"step": 2, "loss": 6.5, "val_loss": 7.0}]
     run.draw()
     assert (run.path / "loss.png").read_bytes().startswith(PNG)
+    (picture,) = drawn
+    assert picture.lines == {"training (a batch)": ([1, 2], [8.0, 6.5]), "validation": ([0, 2], [9.0, 7.0])}
+    assert picture.legend == ["training (a batch)", "validation"]
+    assert (picture.title, picture.xlabel, picture.ylabel) == ("run", "step", "loss (nats a token)")
+
+
+def test_pictures_are_closed(run: RunFolder) -> None:
+    """Matplotlib keeps the others, and warns from the 20th on."""
+    for _ in range(2):
+        run.draw()
+    assert plt.get_fignums() == []
 
 
 def test_an_occupied_folder_is_refused(run: RunFolder, tmp_path: Path) -> None:
@@ -220,6 +243,86 @@ def test_sums_are_what_sha256sum_reads(run: RunFolder) -> None:
     folder = run.path / "checkpoints" / "step-4"
     assert subprocess.run(["sha256sum", "--check", "--quiet", SUMS], cwd=folder, check=False).returncode == 0
     assert set(os.listdir(folder)) == {SUMS, *(line.split()[1] for line in (folder / SUMS).read_text().splitlines())}
+
+
+def test_steps_are_numbers(tmp_path: Path) -> None:
+    """As text 10 and 100 come before 9."""
+    run = RunFolder.create(tmp_path / "run", {})
+    states = {}
+    for step in range(101):
+        run.add_metrics(row(step))
+        if step in (0, 9, 10, 100):
+            run.add_sample(step, "A text.")
+            run.save_checkpoint(CONFIG, *parts(step))
+            states[step] = state_of(run, step)
+    run.prune({9, 10, 100})
+    assert sorted(os.listdir(run.path / "checkpoints")) == ["latest", "step-10", "step-100", "step-9"]
+    os.truncate(run.path / "checkpoints" / "step-100" / "model.safetensors", 100)
+    with pytest.raises(InputError, match=r"the newest good checkpoint of the run is .*step-10, pass that"):
+        load(run.path)
+    resumed = RunFolder.resume(run.path, states[10], ORIGIN)
+    assert sorted(os.listdir(run.path / "checkpoints")) == ["latest", "step-10", "step-9"]
+    assert [step for step, _ in resumed.samples] == [0, 9, 10]
+    assert len(resumed.metrics) == 11
+
+
+def test_resuming_keeps_the_checkpoints_before(run: RunFolder) -> None:
+    RunFolder.resume(run.path, state_of(run, 4), ORIGIN)
+    assert sorted(os.listdir(run.path / "checkpoints")) == ["latest", "step-0", "step-2", "step-4"]
+
+
+@pytest.mark.parametrize("at", [12, -3])
+def test_a_line_after_the_checkpoint_is_vouched_for_by_itself(at: int, run: RunFolder) -> None:
+    """By its checksum: its number, and the checksum itself."""
+    run.add_metrics(row(5))
+    path = run.path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(read_metrics(run.path)) == 6
+    line = bytearray(lines[5])
+    line[at - 1 if at < 0 else at] ^= 1
+    path.write_bytes(b"".join(lines[:5]) + bytes(line))
+    with pytest.raises(ValueError, match="not as it was written|Expecting|Invalid|delimiter"):
+        read_metrics(run.path)
+
+
+def test_lines_before_the_checkpoint_are_those_it_was_saved_with(run: RunFolder) -> None:
+    """One with a right checksum of its own may still be of another run."""
+    other = RunFolder(run.path.with_name("other"))
+    other.path.mkdir()
+    for step in range(5):
+        other.add_metrics(row(step) | {"loss": 7.0})
+    shutil.copy(other.path / "metrics.jsonl", run.path)
+    with pytest.raises(ValueError, match="other bytes than were written"):
+        read_metrics(run.path)
+    with pytest.raises(InputError, match=r"metrics\.jsonl is missing or damaged"):
+        RunFolder.resume(run.path, state_of(run, 4), ORIGIN)
+
+
+def test_what_is_sealed_can_be_told_in_any_order_of_names(tmp_path: Path) -> None:
+    """The checksum is of what is said, not of how."""
+    write_sealed(tmp_path / "a.json", {"b": 1, "a": {"d": [2.5], "c": None}})
+    said = json.loads((tmp_path / "a.json").read_text())
+    assert said["sha256"] == hashlib.sha256(b'{"a": {"c": null, "d": [2.5]}, "b": 1}').hexdigest()
+    (tmp_path / "a.json").write_text(json.dumps(dict(reversed(said.items()))))
+    assert read_sealed(tmp_path / "a.json") == {"b": 1, "a": {"d": [2.5], "c": None}}
+
+
+def test_samples_as_they_are_read(run: RunFolder) -> None:
+    """Steps of any length; what a text says of steps itself is text; the last may be cut short."""
+    run.add_sample(1000, "Line\n## Step\n\nof it.")
+    with open(run.path / "samples.md", "a", encoding="utf-8") as f:
+        f.write("## Step 1500\n\ncut sh")
+    assert read_samples(run.path / "samples.md") == [
+        *((step, f"A text\n\nof step {step}.") for step in (0, 2, 4)),
+        (1000, "Line\n## Step\n\nof it."),
+        (1500, "cut sh"),
+    ]
+
+
+def test_a_model_of_the_run_is_what_latest_names(run: RunFolder) -> None:
+    run.name("latest", "step-2")
+    assert (run.path / "checkpoints" / "latest").read_text() == "step-2\n"
+    np.testing.assert_array_equal(load(run.path)[1]["wte.weight"], parts(2)[0]["wte.weight"])
 
 
 def test_pruning(run: RunFolder) -> None:

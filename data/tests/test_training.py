@@ -470,7 +470,12 @@ def events(run: Path) -> list[Any]:
 def test_tensorboard(stub: Stub, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[int] = []
     flush = tensorboardX.SummaryWriter.flush
-    monkeypatch.setattr(tensorboardX.SummaryWriter, "flush", lambda self: flushed.append(1) or flush(self))
+
+    def count(self: Any) -> None:
+        flushed.append(1)
+        flush(self)
+
+    monkeypatch.setattr(tensorboardX.SummaryWriter, "flush", count)
     trained(scripted(stub), place, tmp_path / "run", tensorboard=True)
     scalars: dict[tuple[str, int], float] = {}
     texts = {}
