@@ -3,7 +3,9 @@
 import ctypes
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -58,6 +60,7 @@ if DEVICE == "cuda":
 else:
     import triton.language as tl
     from triton._C.libtriton import ir
+    from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     def create_dot(
@@ -87,6 +90,18 @@ else:
         total = TensorHandle(before.data + value.data, value.dtype)
         self.create_masked_store(pointers, total, mask, None, None)
 
+    def sort(x: Any, descending: bool = False) -> Any:
+        """Of a vector, by numpy: the interpreter would go from number to number, for minutes."""
+        ordered = np.sort(x.handle.data)
+        return tl.tensor(TensorHandle(ordered[::-1].copy() if descending else ordered, x.dtype), x.type)
+
+    def patch_lang(fn: Any, patch: Any = interpreter._patch_lang) -> Any:
+        """Makes Triton's language the interpreter's, which would do so anew in every call, and undo it."""
+        if id(fn) not in patched:
+            patched[id(fn)] = fn
+            patch(fn)
+        return SimpleNamespace(restore=lambda: None)
+
     def set_grid_idx(self: InterpreterBuilder, *place: int, set_idx: Any = InterpreterBuilder.set_grid_idx) -> None:
         """Where a program begins."""
         early.show(False)
@@ -95,6 +110,12 @@ else:
     InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = create_dot, cast_impl
     InterpreterBuilder.create_descriptor_reduce = create_descriptor_reduce
     InterpreterBuilder.set_grid_idx = set_grid_idx
+    patched: dict[int, Any] = {}
+    interpreter._patch_lang = patch_lang
+    interpreter.interpreter_builder.options = replace(
+        interpreter.interpreter_builder.options, sanitize_overflow=False
+    )  # a second computation in 64 bits beside each one
+    tl.sort = sort
     tl.extra.cuda.gdc_wait, tl.extra.cuda.gdc_launch_dependents = partial(early.show, True), lambda: None
 
 

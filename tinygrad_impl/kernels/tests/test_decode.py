@@ -156,7 +156,7 @@ def test_texts_are_those_of_the_sampler(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Beyond the context too, and where it is uncertain what is drawn; and as many of its numbers are used up."""
-    generator = generate.Generator(GPT2(CONFIG, arrays), kernels=fused)
+    generator = generate.Generator(GPT2(CONFIG, arrays), kernels=fused, V=V - 10)
     ours, host = Sampler(**settings), Watching(**settings)
     new = generator(prompts, 5, ours)
     assert new == generator(prompts, 5, host)
@@ -181,7 +181,7 @@ def test_texts_are_those_of_the_sampler(
 
 def test_a_row_ends_before_the_end_of_text(arrays: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of what the GPU draws by itself; the other row goes on."""
-    generator = generate.Generator(GPT2(CONFIG, arrays), kernels=fused)
+    generator = generate.Generator(GPT2(CONFIG, arrays), kernels=fused, V=V - 10)
     monkeypatch.setattr(generate, "EOT", V)
     first, second = generator(PROMPTS, 8, Sampler(0))
     ending = next(token for token in first[1:] if token not in second)
@@ -192,12 +192,12 @@ def test_a_row_ends_before_the_end_of_text(arrays: dict[str, np.ndarray], monkey
 def test_weights_that_have_changed(arrays: dict[str, np.ndarray]) -> None:
     """Training changes them between two texts."""
     model = GPT2(CONFIG, arrays)
-    generator = generate.Generator(model, kernels=fused)
+    generator = generate.Generator(model, kernels=fused, V=V - 10)
     before = generator(PROMPTS[:1], 2, Sampler(0))
     weight = model.h[0].mlp.c_fc.weight
     weight.assign(-weight).realize()
     after = generator(PROMPTS[:1], 2, Sampler(0))
-    assert before != after == generate.Generator(model, kernels=fused)(PROMPTS[:1], 2, Sampler(0))
+    assert before != after == generate.Generator(model, kernels=fused, V=V - 10)(PROMPTS[:1], 2, Sampler(0))
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="there they are one graph")
