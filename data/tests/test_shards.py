@@ -1,3 +1,4 @@
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import pytest
 from data.cli import InputError
 from data.shards import (
     HEADER,
+    MAX_SHARD_TOKENS,
+    SPLITS,
     ShardWriter,
     Verification,
     main,
@@ -22,7 +25,8 @@ from data.shards import (
     verify_folder,
     write_meta,
 )
-from data.tokenizer import VOCAB_SIZE
+from data.testing import call, refused
+from data.tokenizer import RANKS, VOCAB_SIZE
 
 TOKENS = np.arange(1000, dtype=np.uint16) * 50  # 50 * 999 = 49950, a token of the vocabulary
 
@@ -53,7 +57,76 @@ def test_layout_on_disk(tmp_path: Path) -> None:
     assert int.from_bytes(raw[8:12], "little") == 1
     assert int.from_bytes(raw[12:16], "little") == VOCAB_SIZE
     assert int.from_bytes(raw[16:24], "little") == 200
+    assert raw[24:56] == hashlib.sha256(raw[64:]).digest()
+    assert raw[56:64] == bytes(8)
     assert raw[64:] == TOKENS[800:].astype("<u2").tobytes()
+    assert shards[2] == {"name": "train-00002.bin", "tokens": 200, "sha256": hashlib.sha256(raw[64:]).hexdigest()}
+
+
+def test_meta_json(prepared: Path) -> None:
+    meta = json.loads((prepared / "meta.json").read_text())
+    assert list(meta) == ["version", "tokenizer", "checksum", "splits"]
+    assert meta["version"] == 1
+    assert meta["tokenizer"] == hashlib.sha256(RANKS.read_bytes()).hexdigest()
+    sums = [
+        hashlib.sha256((prepared / f"{split}-0000{i}.bin").read_bytes()[64:]).hexdigest()
+        for split in ("train", "valid")
+        for i in range(3)
+    ]
+    assert meta["checksum"] == hashlib.sha256("".join(sums).encode()).hexdigest()
+    assert read_meta(prepared) == meta
+
+
+def test_a_shard_is_of_a_hundred_million_tokens_at_most(tmp_path: Path) -> None:
+    assert ShardWriter(tmp_path, "train").shard_tokens == MAX_SHARD_TOKENS == 100_000_000
+
+
+def test_one_token_more_than_a_shard_begins_another(tmp_path: Path) -> None:
+    for count, shards in ((4, [4]), (5, [4, 1]), (8, [4, 4]), (9, [4, 4, 1])):
+        found = write(tmp_path, tokens=TOKENS[:count], shard_tokens=4)
+        assert [shard["tokens"] for shard in found] == shards
+
+
+def test_nothing_written_is_no_shard(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "train", 400) as writer:
+        writer.write(TOKENS[:0])
+        assert writer.sync() == []
+    assert writer.shards == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_shards_are_read_in_the_order_of_meta_json(tmp_path: Path) -> None:
+    """Which is no order of names: the hundred-thousandth has a digit more."""
+    shards = write(tmp_path)
+    for shard, number in zip(shards, ("99999", "100000", "100001"), strict=True):
+        (tmp_path / shard["name"]).rename(tmp_path / f"train-{number}.bin")
+        shard["name"] = f"train-{number}.bin"
+    split = {"source": "", "documents": 1, "tokens": len(TOKENS), "shards": shards}
+    valid = {"source": "", "documents": 1, "tokens": 5, "shards": write(tmp_path, "valid", TOKENS[:5])}
+    write_meta(tmp_path, {"train": split, "valid": valid})
+    np.testing.assert_array_equal(np.concatenate(open_split(tmp_path, "train")), TOKENS)
+    np.testing.assert_array_equal(np.concatenate(open_split(tmp_path, "valid")), TOKENS[:5])
+
+
+def test_what_is_synced_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `sync` lists is in the files then, and asked of the disk; so are a finished shard and its name."""
+    synced: list[str] = []
+    monkeypatch.setattr("os.fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").readlink().name))
+    with ShardWriter(tmp_path, "train", 400) as writer:
+        writer.write(TOKENS[:450])
+        assert synced == [tmp_path.name, "train-00000.bin", tmp_path.name]
+        shards = writer.sync()
+        assert synced[3:] == ["train-00001.bin"]
+        assert [(shard["name"], shard["tokens"]) for shard in shards] == [
+            ("train-00000.bin", 400),
+            ("train-00001.bin", 50),
+        ]
+        written = (tmp_path / "train-00001.bin").read_bytes()
+        assert written == bytes(64) + TOKENS[400:450].astype("<u2").tobytes()
+        assert shards[1]["sha256"] == hashlib.sha256(written[64:]).hexdigest()
+        shards.clear()
+        assert len(writer.sync()) == 2  # the list is the caller's
+    assert synced[-1] == "train-00001.bin"
 
 
 def test_round_trip(prepared: Path) -> None:
@@ -104,13 +177,14 @@ def header(**changes: Any) -> bytes:
     ("damage", "fault"),
     [
         (lambda raw: b"", "is empty"),
-        (lambda raw: raw[:30], "truncated within its header"),
-        (lambda raw: raw[:-1], "is truncated"),
-        (lambda raw: raw + b"\0\0", "wrong size"),
+        (lambda raw: raw[:63], "truncated within its header"),
+        (lambda raw: raw[:-1], "is truncated: 863 bytes, its header's 400 tokens need 864"),
+        (lambda raw: raw[:64], "is truncated: 64 bytes, its header's 400 tokens need 864"),
+        (lambda raw: raw + b"\0\0", "has a wrong size: 866 bytes, its header's 400 tokens need 864"),
         (lambda raw: b"PK\3\4" + raw[4:], "is no shard"),
-        (lambda raw: header(version=2) + raw[64:], "format version 2"),
-        (lambda raw: header(vocabulary=50304) + raw[64:], "vocabulary of 50304"),
-        (lambda raw: header(count=0), "wrong size"),
+        (lambda raw: header(version=2) + raw[64:], "has format version 2, this program reads version 1"),
+        (lambda raw: header(vocabulary=50304) + raw[64:], "a vocabulary of 50304, the tokenizer one of 50257"),
+        (lambda raw: header(count=0), "has a wrong size: 64 bytes, its header's 0 tokens need 64"),
     ],
 )
 def test_damaged_shard(damage: Callable[[bytes], bytes], fault: str, tmp_path: Path) -> None:
@@ -160,7 +234,50 @@ def test_verification_in_the_background(prepared: Path, monkeypatch: pytest.Monk
 def test_command_line(prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["shards", str(prepared)])
     main()
-    assert capsys.readouterr().out.splitlines()[0] == "train: 1,000 tokens in 3 shard(s), whole"
+    assert capsys.readouterr().out.splitlines() == [
+        "train: 1,000 tokens in 3 shard(s), whole",
+        "valid: 1,000 tokens in 3 shard(s), whole",
+    ]
+
+
+def test_the_command_reads_both_splits_and_refuses_in_a_sentence(prepared: Path, tmp_path: Path) -> None:
+    for split in SPLITS:
+        tokens = np.memmap(prepared / f"{split}-00001.bin", "<u2", "r+", offset=64)
+        whole = tokens[0]
+        tokens[0] = whole + 1
+        refused(call(main, prepared, cwd=tmp_path), f"{split}-00001.bin is corrupted: its tokens differ")
+        tokens[0] = whole
+    assert call(main, prepared, cwd=tmp_path).code == 0
+
+
+def test_the_last_token_of_the_vocabulary_is_one(tmp_path: Path) -> None:
+    write(tmp_path, tokens=np.array([0, VOCAB_SIZE - 1], np.uint16))
+    verify(tmp_path / "train-00000.bin")
+    path = tmp_path / "train-00000.bin"
+    damaged = np.array([VOCAB_SIZE, 65535], "<u2").tobytes()
+    path.write_bytes(header(count=2, sha256=hashlib.sha256(damaged).digest()) + damaged)
+    with pytest.raises(InputError, match=r"train-00000\.bin holds token 65535, beyond the vocabulary of 50257"):
+        verify(path)
+
+
+def test_a_folder_of_no_tokens_is_damaged(tmp_path: Path) -> None:
+    train = {"source": "", "documents": 1, "tokens": len(TOKENS), "shards": write(tmp_path)}
+    write_meta(tmp_path, {"train": train, "valid": {"source": "", "documents": 1, "tokens": 0, "shards": []}})
+    with pytest.raises(InputError, match=r"meta\.json is damaged; prepare it again"):
+        read_meta(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["tokens", "sha256"])
+def test_a_shard_that_its_folder_lists_otherwise(change: str, prepared: Path) -> None:
+    """Of another length with the same checksum in its header, or the other way round."""
+    path = prepared / "train-00002.bin"
+    raw = path.read_bytes()
+    tokens = raw[64:-2] if change == "tokens" else raw[64:]
+    digest = raw[24:56] if change == "tokens" else bytes(32)
+    path.write_bytes(header(count=len(tokens) // 2, sha256=digest) + tokens)
+    with pytest.raises(InputError, match=r"train-00002\.bin is not the one that its folder lists"):
+        open_split(prepared, "train")
+    open_split(prepared, "valid")
 
 
 def test_a_shard_of_another_folder(prepared: Path) -> None:
@@ -191,13 +308,17 @@ def test_damaged_meta(content: str, prepared: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        (lambda meta: meta.update(version=2), "format version 2"),
+        (lambda meta: meta.update(version=2), "has format version 2, this program reads version 1"),
         (lambda meta: meta.update(tokenizer="00"), "another tokenizer"),
         (lambda meta: meta.update(checksum="00"), "damaged"),
         (lambda meta: meta["splits"].pop("valid"), "damaged"),
         (lambda meta: meta["splits"]["train"].update(tokens=999), "damaged"),
         (lambda meta: meta["splits"]["train"]["shards"][1].update(sha256="00"), "damaged"),
         (lambda meta: meta["splits"]["train"]["shards"][1].update(name=1), "damaged"),
+        (lambda meta: meta["splits"]["valid"].update(documents=0), "damaged"),
+        (lambda meta: meta["splits"]["valid"].update(documents=-1), "damaged"),
+        (lambda meta: meta["splits"]["valid"].update(tokens=1001), "damaged"),
+        (lambda meta: meta["splits"]["valid"]["shards"][2].update(tokens=199), "damaged"),
     ],
 )
 def test_meta_that_contradicts_itself(change: Callable[[Any], Any], fault: str, prepared: Path) -> None:
