@@ -41,6 +41,8 @@ NO_PRODUCT = re.compile(r"/tests/|/test_|/conftest\.py|/testing\.py|/catalogue/|
 PATIENCE = 100.0  # seconds of tests, as they took before, that are run on a mutant at most
 SLACK = 30.0  # seconds that tests may take longer than three times what they took before: then the mutant hangs
 
+IMPORTS = ("pytest", "numpy", "matplotlib.pyplot", "torch", "transformers", "tokenizers", "tinygrad", "triton")
+
 LineTests = dict[str, dict[int, list[str]]]  # by file and line, the tests that run it
 
 
@@ -247,11 +249,11 @@ def expanded(tests: Iterable[str], seconds: dict[str, float]) -> list[str]:
 class Server:
     """A process in a copy of the repository that has imported what takes long, and forks a pytest when asked."""
 
-    def __init__(self, tree: Path):
+    def __init__(self, tree: Path, imports: Sequence[str] = IMPORTS):
         self.tree = tree
         environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree)}
         environment |= {"TMPDIR": str(tree.parent)}
-        command = [sys.executable, "-c", "from parity_tests.mutation import serve; serve()"]
+        command = [sys.executable, "-c", "from parity_tests.mutation import serve; serve()", *imports]
         self.process = subprocess.Popen(
             command, cwd=tree, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -266,7 +268,7 @@ class Server:
 
 def serve() -> None:
     """The server's side: a line of JSON in, a line out."""
-    for module in ("matplotlib.pyplot", "numpy", "tinygrad", "torch", "transformers", "triton", "pytest", "tokenizers"):
+    for module in sys.argv[1:]:
         with contextlib.suppress(ImportError):
             __import__(module)
     for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:
