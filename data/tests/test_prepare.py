@@ -1,11 +1,16 @@
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +20,8 @@ from data import cli, prepare, sources
 from data.cli import InputError
 from data.prepare import encode
 from data.shards import ShardWriter, open_split, verify
+from data.sources import Documents, Stream
+from data.testing import call
 from data.tokenizer import EOT, EOT_TEXT, tokenizer
 
 REPOSITORY = Path(__file__).parents[2]
@@ -70,6 +77,245 @@ def test_workers_do_not_change_a_byte(valid: float | None, tmp_path: Path, monke
     assert "train-00001.bin" in contents(tmp_path / "1")
 
 
+def held_out(documents: list[str], fraction: float) -> list[str]:
+    """Those whose checksum is in the lowest `fraction` of all that there are."""
+    return [d for d in documents if zlib.crc32(d.encode("utf-8")) < fraction * 2**32]
+
+
+def test_a_hash_of_the_text_decides_what_is_held_out(text: Path, tmp_path: Path) -> None:
+    for fraction in (0.2, "0.6"):
+        meta = prepare.prepare(str(text), tmp_path / f"out-{fraction}", fraction)
+        assert decoded(tmp_path / f"out-{fraction}", "valid") == held_out(DOCUMENTS, float(fraction))
+        assert meta["splits"]["valid"]["source"] == f"{float(fraction)} of {text}"
+        assert meta["splits"]["train"]["source"] == str(text)
+    meta = prepare.prepare(str(text), tmp_path / "out")
+    assert meta["splits"]["valid"]["source"] == f"0.01 of {text}"
+    assert decoded(tmp_path / "out", "valid") == held_out(DOCUMENTS, 0.01) != []
+
+
+def test_the_command_passes_its_options_on(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pools: list[int] = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers: int):
+            pools.append(workers)
+            super().__init__(workers)
+
+    monkeypatch.setattr(prepare, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    options = ["--valid", "0.37", "--workers", "3", "--shard-tokens", "123"]
+    assert call(prepare.main, "text.txt", "--out", "some/where", *options, cwd=tmp_path).code == 0
+    splits = json.loads((tmp_path / "some" / "where" / "meta.json").read_text())["splits"]
+    assert splits["valid"]["source"] == "0.37 of text.txt"
+    assert decoded(tmp_path / "some" / "where", "valid") == held_out(DOCUMENTS, 0.37)
+    assert [max(shard["tokens"] for shard in splits[split]["shards"]) for split in splits] == [123, 123]
+    assert call(prepare.main, "text.txt", "--out", "other", "--valid", "stories.jsonl", cwd=tmp_path).code == 2
+    (tmp_path / "stories.jsonl").write_text('{"text": "Held out."}')
+    assert call(prepare.main, "text.txt", "--out", "other", "--valid", "stories.jsonl", cwd=tmp_path).code == 0
+    splits = json.loads((tmp_path / "other" / "meta.json").read_text())["splits"]
+    assert splits["valid"]["source"] == "stories.jsonl"
+    assert [len(splits[split]["shards"]) for split in splits] == [1, 1]
+    assert decoded(tmp_path / "other", "train") == DOCUMENTS
+    assert decoded(tmp_path / "other", "valid") == ["Held out."]
+    assert pools == [3, 5]  # 5: one a core
+
+
+def test_validation_of_our_own_stories(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a source that has validation text, that is taken, not what it has to train on."""
+    monkeypatch.setattr(sources, "STORIES", {"train": (0, 2_000), "valid": (1, 1_000)})
+    with_text = prepare.prepare(str(text), tmp_path / "out", valid="stories")
+    alone = prepare.prepare("stories", tmp_path / "alone")
+    for meta in (with_text, alone):
+        assert meta["splits"]["valid"]["source"] == "stories (seed 1)"
+    assert with_text["splits"]["valid"]["shards"] == alone["splits"]["valid"]["shards"]
+    assert alone["splits"]["train"]["source"] == "stories (seed 0)"
+
+
+def test_at_most_two_batches_a_worker_wait(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that memory does not grow with the text."""
+    waiting = most = 0
+
+    class Turn(Future[Any]):
+        def result(self, timeout: float | None = None) -> Any:
+            nonlocal waiting
+            waiting -= 1
+            return super().result(timeout)
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:  # type: ignore[override]
+            nonlocal waiting, most
+            waiting += 1
+            most = max(most, waiting)
+            turn = Turn()
+            turn.set_result(function(*arguments))
+            return turn
+
+    monkeypatch.setattr(prepare, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(sources, "BLOCK", 300)
+    prepare.prepare(str(text), tmp_path / "out", valid=0.2, workers=3)
+    assert (waiting, most) == (0, 6)
+
+
+MB = 1_000_000
+
+
+def imagined(name: str, size: int, group: int, stop: dict[str, int]) -> Stream:
+    """A text of `size` bytes in groups of `group`, of two documents each; `stop` says at which it is interrupted."""
+
+    def read(start: int) -> Documents:
+        for i, end in enumerate(range(group, size + 1, group)):
+            if end > start:
+                if stop.get(name) == i:
+                    raise KeyboardInterrupt
+                yield [f"{name} {i} " * 40, f"and {name} {i} " * 30], end
+
+    return Stream(name, size, f"identity of {name}", read)
+
+
+def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 3 GB to train on and 1 GB to validate on, interrupted in each: what is printed, and where it goes on."""
+    stop: dict[str, int] = {}
+    texts = {
+        "train": imagined("lessons", 3000 * MB, 500 * MB, stop),
+        "valid": imagined("exams", 1000 * MB, 100 * MB, stop),
+    }
+    clock = iter([50.0, 90.0, 7.0])
+    monkeypatch.setattr(prepare, "stream", lambda source, split: texts[split])
+    monkeypatch.setattr(prepare, "CHECKPOINT_EVERY", 1000 * MB)
+    monkeypatch.setattr(prepare, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+
+    whole = prepare.prepare("x", tmp_path / "whole", workers=1, shard_tokens=1000)
+    tokens = {split: len(encode([d for group, _ in text.documents() for d in group])) for split, text in texts.items()}
+    printed = [
+        f"train: 12 documents, {tokens['train']:,} tokens, {-(-tokens['train'] // 1000)} shard(s), from lessons",
+        f"valid: 20 documents, {tokens['valid']:,} tokens, {-(-tokens['valid'] // 1000)} shard(s), from exams",
+    ]
+    assert tokens["train"] > 1000  # a comma in them
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [*printed, f"4,000.0 MB in 40.0 s (100.0 MB/s), prepared in {tmp_path / 'whole'}"]
+    assert " 0.00/4.00G " in err.splitlines()[0]
+    assert "100%" in err.splitlines()[-1]
+    assert " 4.00G/4.00G " in err.splitlines()[-1]
+
+    stop["lessons"] = 5  # two batches wait, so three are written, 1.5 GB, when the sixth is asked for
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare("x", tmp_path / "out", workers=1, shard_tokens=1000)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1] == f"the same command goes on from {tmp_path / 'out.partial'}"
+    assert json.loads((tmp_path / "out.partial" / "checkpoint.json").read_text())["position"] == 1000 * MB
+    stop.clear()
+    monkeypatch.setattr(prepare, "CHECKPOINT_EVERY", 300 * MB)
+    stop["exams"] = 9  # seven of ten are written
+    clock = iter([0.0, 100.0, 112.5])
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare("x", tmp_path / "out", workers=1, shard_tokens=1000)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[0] == f"going on from {tmp_path / 'out.partial'}, after 1,000.0 of 4,000.0 MB"
+    assert " 1.00G/4.00G " in err.splitlines()[1]
+    stop.clear()
+    again = prepare.prepare("x", tmp_path / "out", workers=1, shard_tokens=1000)
+    out, err = capsys.readouterr()
+    assert err.splitlines()[0] == f"going on from {tmp_path / 'out.partial'}, after 3,600.0 of 4,000.0 MB"
+    assert out.splitlines() == [*printed, f"400.0 MB in 12.5 s (32.0 MB/s), prepared in {tmp_path / 'out'}"]
+    assert again == whole
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_split_without_documents_is_refused_with_their_number(tmp_path: Path) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": "a"}\n' * 1200)  # all alike: none is apart from the others
+    for fraction, split in ((0.01, "valid"), (0.999, "train")):
+        with pytest.raises(
+            InputError, match=rf"none of the 1,200 document\(s\) of .*text\.jsonl fell to {split}; give"
+        ):
+            prepare.prepare(str(path), tmp_path / "out", fraction)
+    assert os.listdir(tmp_path) == ["text.jsonl"]
+
+
+def test_the_folder_is_on_the_disk_before_it_has_its_name(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file is synced, then the folder is renamed, then its new name is synced."""
+    events: list[str] = []
+    rename = os.rename
+
+    def renamed(old: Path, new: Path) -> None:
+        events.append(f"{old.name} -> {new.name}")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", lambda fd: events.append(Path(f"/proc/self/fd/{fd}").readlink().name))
+    monkeypatch.setattr(os, "rename", renamed)
+    prepare.prepare(str(text), tmp_path / "out", valid=0.2)
+    assert {"train-00000.bin", "valid-00000.bin", "meta.json.tmp"} < set(events)
+    assert events[-3:] == ["out.partial", "out.partial -> out", tmp_path.name]
+
+
+@pytest.fixture
+def sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A text in the working folder, in which `prepared` keeps what it makes."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "sentences.txt"
+    path.write_text(f"\n{EOT_TEXT}\n".join(DOCUMENTS))
+    return path
+
+
+def test_a_text_is_prepared_once(sentences: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = prepare.prepared("sentences.txt")
+    assert folder.parent == Path("runs/data")
+    assert re.fullmatch(r"sentences-[0-9a-f]{8}", folder.name)
+    assert capsys.readouterr().out.splitlines()[0] == f"preparing sentences.txt in {folder}"
+    assert decoded(folder, "valid") == held_out(DOCUMENTS, 0.01)
+    written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert prepare.prepared("sentences.txt") == folder
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == written
+    assert capsys.readouterr().out == ""
+    assert prepare.prepared(str(folder)) == folder  # a folder is what it is
+    assert prepare.prepared(str(tmp_path)) == tmp_path
+    assert os.listdir("runs/data") == [folder.name]
+
+
+@pytest.mark.parametrize("kept", ["size", "time", "neither"])
+def test_a_text_that_was_edited_is_prepared_again(kept: str, sentences: Path) -> None:
+    """Also where its length, or its time, is what it was."""
+    first = prepare.prepared("sentences.txt")
+    time = sentences.stat().st_mtime_ns
+    text = sentences.read_text()
+    sentences.write_text(text.replace("bear", "wolf" if kept == "size" else "badger"))
+    os.utime(sentences, ns=(time, time if kept == "time" else time + 1_000_000))
+    second = prepare.prepared("sentences.txt")
+    assert second != first
+    animal = "wolf" if kept == "size" else "badger"
+    changed = [d.replace("bear", animal) for d in DOCUMENTS]
+    assert sorted(decoded(second, "train") + decoded(second, "valid")) == sorted(changed)
+    assert sorted(decoded(first, "train") + decoded(first, "valid")) == sorted(DOCUMENTS)
+
+
+def test_another_text_of_the_same_name_is_another(sentences: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "sentences.txt"
+    other.write_bytes(sentences.read_bytes())
+    os.utime(other, ns=(0, sentences.stat().st_mtime_ns))
+    assert prepare.prepared("sentences.txt") != prepare.prepared("other/sentences.txt")
+    assert prepare.prepared(str(sentences)) == prepare.prepared("sentences.txt")  # the same file, named otherwise
+
+
+def test_the_hub_is_not_asked_for_what_is_prepared(sentences: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(source: str, split: str) -> Stream:
+        raise InputError(f"{source} is out of reach")
+
+    monkeypatch.setattr(prepare, "stream", asked)
+    for source in ("tinystories", "tinystories-v1"):
+        with pytest.raises(InputError, match="out of reach"):
+            prepare.prepared(source)
+        folder = Path("runs", "data", f"{source}-{hashlib.sha256(source.encode()).hexdigest()[:8]}")
+        folder.mkdir()
+        assert prepare.prepared(source) == folder
+
+
 def test_shards_are_full_and_whole(text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     meta = prepare.prepare(str(text), out, valid=0.2, shard_tokens=100)
@@ -104,6 +350,15 @@ def test_end_of_text_in_a_document_stays_text() -> None:
     expected = [token for d in documents for token in [*tokenizer().encode_ordinary(d), EOT]]
     assert tokens.tolist() == expected
     assert encode(documents[:1]).tolist() == expected[: len(encode(documents[:1]))]
+
+
+@pytest.mark.parametrize("stray", [f"{EOT_TEXT} first", f"in {EOT_TEXT} between", f"last {EOT_TEXT}", EOT_TEXT])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_single_stray_marker_stays_text(stray: str, place: int) -> None:
+    documents = ["one", "two two", "three"]
+    documents[place] = stray
+    expected = [token for d in documents for token in [*tokenizer().encode_ordinary(d), EOT]]
+    assert encode(documents).tolist() == expected
 
 
 @pytest.mark.skipif(not TINYSTORIES.exists(), reason="needs ../shared/data/tinystories/valid.txt")
@@ -221,12 +476,13 @@ def test_what_a_checkpoint_holds_is_not_done_again(
     assert err.count("the same command goes on from") == err.count("going on from") == 2
 
 
-@pytest.mark.parametrize("change", ["text", "shard_tokens", "valid"])
+@pytest.mark.parametrize("change", ["text", "shard_tokens", "valid", "version", "tokenizer"])
 def test_other_inputs_start_anew(
     change: str,
     tmp_path: Path,
     sources_to_stop: dict[str, tuple[str, str | float | None]],
     stop_at: Callable[[int, BaseException], None],
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     source, valid = sources_to_stop["txt"]
@@ -239,10 +495,17 @@ def test_other_inputs_start_anew(
         os.utime(source, ns=(0, 0))
     elif change == "shard_tokens":
         shard_tokens = 400
-    else:
+    elif change == "valid":
         valid = 0.4
+    else:
+        monkeypatch.setattr(prepare, {"version": "VERSION", "tokenizer": "RANKS_SHA256"}[change], 0)
+    removed: list[str] = []
+    remove = os.remove
+    monkeypatch.setattr(os, "remove", lambda path: removed.append(Path(path).name) or remove(path))
     prepare.prepare(source, tmp_path / "out", valid, shard_tokens=shard_tokens)
     assert capsys.readouterr().err.count("starting anew: ") == 1
+    assert removed[0] == "checkpoint.json"  # first: it would vouch for what is gone
+    assert {"train-00000.bin", "valid-00000.bin"} < set(removed)
     prepare.prepare(source, tmp_path / "whole", valid, shard_tokens=shard_tokens)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
