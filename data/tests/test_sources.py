@@ -1,11 +1,14 @@
 import json
+import os
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from data import sources
+from data import sources, stories
 from data.cli import InputError
 from data.sources import LONGEST_DOCUMENT, Stream, stream
 from data.tokenizer import EOT_TEXT
@@ -129,6 +132,26 @@ def test_lines_are_counted_from_the_beginning(tmp_path: Path) -> None:
         list(text.documents(14))
 
 
+def test_the_number_of_a_line_far_from_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are counted over several blocks, and none behind the bad one."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n' * 6 + "bad\n" + '{"text": "a"}\n' * 5)
+    for block in (1, 7, 14, 28, 1000):
+        monkeypatch.setattr(sources, "BLOCK", block)
+        with pytest.raises(InputError, match=r"^line 7 of .*a\.jsonl is not valid JSON"):
+            documents(path, path.read_bytes())
+
+
+def test_the_longest_line_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end counts; one byte more is too long, and the sentence says how long a line may be."""
+    monkeypatch.setattr(sources, "LONGEST_LINE", 2 << 20)
+    monkeypatch.setattr(sources, "LONGEST_DOCUMENT", 4 << 20)
+    text = "a" * ((2 << 20) - len('{"text": ""}\n'))
+    assert documents(tmp_path / "a.jsonl", json.dumps({"text": text}).encode() + b"\n") == [text]
+    with pytest.raises(InputError, match=r"line 1 of .* is longer than 2 MiB; split its text over several lines"):
+        documents(tmp_path / "a.jsonl", json.dumps({"text": text + "a"}).encode() + b"\n")
+
+
 def test_line_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "LONGEST_LINE", 20)
     with pytest.raises(InputError, match=r"line 2 of .* is longer"):
@@ -144,14 +167,69 @@ def test_bad_sources(source: str, fault: str) -> None:
         stream(source, "train")
 
 
+def test_a_file_is_known_by_its_ending_in_either_case(tmp_path: Path) -> None:
+    for name, content in (("A.TXT", b"one"), ("a.JsonL", b'{"text": "one"}')):
+        assert documents(tmp_path / name, content) == ["one"]
+
+
+def test_a_file_has_no_validation_text_of_its_own(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.jsonl"):
+        (tmp_path / name).write_text("")
+        assert stream(str(tmp_path / name), "valid") is None
+
+
+def test_what_tells_one_file_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its place, its length and its time: a change of any makes it another text; its name as given does not."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt"):
+        Path(name).write_text("one")
+        os.utime(name, ns=(0, 10**18))
+
+    def identity(name: str) -> str:
+        text = stream(name, "train")
+        assert text
+        assert text.name == name
+        return text.identity
+
+    first = identity("a.txt")
+    assert identity("./a.txt") == identity(str(tmp_path / "a.txt")) == first
+    os.utime("a.txt", ns=(7, 10**18))
+    assert identity("a.txt") == first  # that it was read changes nothing
+    os.utime("a.txt", ns=(0, 10**18 + 1))
+    other_time = identity("a.txt")
+    Path("a.txt").write_text("three")
+    os.utime("a.txt", ns=(0, 10**18))
+    assert len({first, other_time, identity("a.txt"), identity("b.txt")}) == 4
+
+
+def test_our_stories(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """8 MB of seed 0 to train on, 0.4 MB of seed 1 to validate on; other text when their generator changes."""
+    identities = []
+    for split, seed, size in (("train", 0, 8_000_000), ("valid", 1, 400_000)):
+        text = stream("stories", split)
+        assert text
+        assert (text.name, text.size) == (f"stories (seed {seed})", size)
+        found = [document for group, _ in islice(text.documents(), 3) for document in group]
+        assert found == list(islice(stories.stories(seed), 3))
+        again = stream("stories", split)
+        assert again
+        assert again.identity == text.identity
+        identities.append(text.identity)
+    (tmp_path / "stories.py").write_text("another")
+    monkeypatch.setattr(stories, "__file__", str(tmp_path / "stories.py"))
+    changed = stream("stories", "train")
+    assert changed
+    assert len({*identities, changed.identity}) == 3
+
+
 def test_stories_have_their_own_validation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "STORIES", {"train": (0, 20_000), "valid": (1, 10_000)})
     train, valid = stream("stories", "train"), stream("stories", "valid")
     assert train
     assert valid
-    stories = checked(train)
-    assert train.size <= sum(map(len, stories))
-    assert not set(stories) & set(checked(valid))
+    told = checked(train)
+    assert sum(map(len, told)) - len(told[-1]) < train.size == 20_000 <= sum(map(len, told))
+    assert not set(told) & set(checked(valid))
 
 
 def unreachable(*args: Any, **kwargs: Any) -> None:
@@ -179,6 +257,60 @@ def test_hub_file_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     valid = stream("tinystories", "valid")
     assert valid
     assert checked(valid) == ["a story"]
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "name"),
+    [
+        ("tinystories", "train", "TinyStoriesV2-GPT4-train.txt"),
+        ("tinystories", "valid", "TinyStoriesV2-GPT4-valid.txt"),
+        ("tinystories-v1", "train", "TinyStories-train.txt"),
+        ("tinystories-v1", "valid", "TinyStories-valid.txt"),
+    ],
+)
+def test_what_the_hub_is_asked(
+    source: str, split: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The cache first; then, whether the file is there at all, with a short wait; then for the file."""
+    (tmp_path / name).write_text("a story\n<|endoftext|>\nand another")
+    asked: list[Any] = []
+
+    def download(*args: Any, local_files_only: bool = False, **kwargs: Any) -> str:
+        asked.append(("file", args, kwargs, local_files_only))
+        if local_files_only:
+            raise LocalEntryNotFoundError("not cached")
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(sources, "hf_hub_download", download)
+    monkeypatch.setattr(sources, "get_hf_file_metadata", lambda url, timeout: asked.append((url, timeout)))
+    text = stream(source, split)
+    assert text
+    file = (("roneneldan/TinyStories", name), {"repo_type": "dataset"})
+    url = f"{constants.ENDPOINT}/datasets/roneneldan/TinyStories/resolve/main/{name}"
+    assert asked == [("file", *file, True), (url, 10), ("file", *file, False)]
+    assert text.name == f"roneneldan/TinyStories/{name}"
+    assert text.size == (tmp_path / name).stat().st_size
+    assert checked(text) == ["a story", "and another"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ConnectionError("\n no route. \nmore"), r"\(no route\. \)"),
+        (ConnectionError("gone..."), r"\(gone\)"),
+        (TimeoutError(), r"\(TimeoutError\)"),
+        (OSError("no number"), r"\(no number\)"),
+    ],
+)
+def test_why_the_hub_is_out_of_reach(error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, local_files_only: bool = False, **kwargs: Any) -> None:
+        raise LocalEntryNotFoundError("not cached") if local_files_only else error
+
+    monkeypatch.setattr(sources, "hf_hub_download", fail)
+    monkeypatch.setattr(sources, "get_hf_file_metadata", lambda url, timeout: None)
+    name = "roneneldan/TinyStories/TinyStories-train.txt"
+    with pytest.raises(InputError, match=rf"hub cannot be reached for {name} {reason}; try again, or pass a local"):
+        stream("tinystories-v1", "train")
 
 
 def test_a_full_disk_is_not_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
