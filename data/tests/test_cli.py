@@ -47,7 +47,7 @@ def test_interrupted(end: Callable[[BaseException | None], Ended]) -> None:
     assert end(KeyboardInterrupt()) == (130, "begun\n", "interrupted\n")
 
 
-@pytest.mark.parametrize("e", [MemoryError(), RuntimeError("CUDA Error 2, out of memory")])
+@pytest.mark.parametrize("e", [MemoryError(), MemoryError("x"), RuntimeError("CUDA Error 2, Out of Memory")])
 def test_out_of_memory_is_one_sentence(e: Exception, end: Callable[[BaseException | None], Ended]) -> None:
     code, _, err = end(e)
     assert code == 2
@@ -67,9 +67,8 @@ def test_the_disks_refusals_are_one_sentence(
 ) -> None:
     code, _, err = end(OSError(number, os.strerror(number), filename))
     assert code == 2
-    assert err.startswith(f"error: {os.strerror(number)}")
-    assert len(err.splitlines()) == 1
-    assert ("some/file" in err) == (filename is not None)
+    where = " at some/file" if filename else ""
+    assert err == f"error: {os.strerror(number)}{where}; free the space, mend the permissions or name another folder\n"
 
 
 @pytest.mark.parametrize("e", [OSError(errno.EIO, "broken"), ValueError("a fault of ours")])
@@ -118,6 +117,29 @@ def test_what_is_no_whole_number_of_at_least_two(text: str) -> None:
         whole(2)(text)
 
 
+@pytest.mark.parametrize("text", ["1", "9" * 19, "-1"])
+def test_a_whole_number_too_small_or_of_nineteen_digits_is_named(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=rf"^{text} is not a whole number of at least 2$"):
+        whole(2)(text)
+    assert whole(2)("2") == 2
+
+
+def test_real_numbers_at_their_bounds() -> None:
+    """The lower bound belongs to them where they are closed, the upper one never, and infinity is below none."""
+    assert real(0.5, 2)("0.5") == 0.5
+    assert real(0.5, 2, closed=False)("0.50001") == 0.50001
+    assert real(-3)("1e300") == 1e300
+    for text, closed, sentence in [
+        ("2", True, "2 is not a number of at least 0.5 and below 2"),
+        ("0.49", True, "0.49 is not a number of at least 0.5 and below 2"),
+        ("0.5", False, "0.5 is not a number above 0.5 and below 2"),
+        ("2", False, "2 is not a number above 0.5 and below 2"),
+    ]:
+        with pytest.raises(argparse.ArgumentTypeError) as e:
+            real(0.5, 2, closed=closed)(text)
+        assert str(e.value) == sentence
+
+
 def test_real_numbers() -> None:
     assert [real(0)(text) for text in ("0", "1e-3", "5")] == [0, 1e-3, 5]
     assert real(0, 1)("0.999") == 0.999
@@ -147,6 +169,70 @@ def test_progress_off_a_terminal_is_plain_lines(capsys: pytest.CaptureFixture[st
     assert all(line.startswith("reading: ") for line in lines)
     assert "100%" in lines[-1]
     assert len(lines) == 2  # its beginning and its end, with less than ten seconds between them
+
+
+class Clock:
+    """The time that the bars see."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("tqdm.std.time", clock)
+    monkeypatch.setattr(Progress, "monitor_interval", 0)  # no thread that draws them too
+    return clock
+
+
+def test_plain_lines_are_ten_seconds_apart(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    seen = []
+    with Progress(total=100, desc="reading") as progress:
+        for seconds in (9.95, 10.05, 19, 20.2):
+            clock.now = 1000 + seconds
+            progress.update()
+            seen.append(capsys.readouterr().err.count("\n"))
+    assert seen == [1, 1, 0, 1]  # the first is of its beginning
+    last = capsys.readouterr().err
+    assert last.count("\n") == 1
+    assert "4/100" in last
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_line_of_text_goes_to_stdout(
+    terminal: bool, clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with Progress(total=2, desc="reading") as progress:
+        progress.line("step 1")
+        out, err = capsys.readouterr()
+        assert out == "step 1\n"
+        assert ("\r" in err) == terminal  # the bar makes room for it, and is drawn again
+        progress.update()
+
+
+def test_a_disabled_bar_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(total=2, disable=True) as progress:
+        progress.update()
+        progress.line("text")
+    assert capsys.readouterr() == ("text\n", "")
+
+
+def test_a_terminal_sees_each_tenth_of_a_second(
+    clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    seen = []
+    with Progress(total=100, desc="reading") as progress:
+        capsys.readouterr()
+        for seconds in (0.05, 0.15, 0.2, 0.27):
+            clock.now = 1000 + seconds
+            progress.update()
+            seen.append(capsys.readouterr().err.count("reading"))
+    assert seen == [0, 1, 0, 1]
 
 
 def test_progress_on_a_terminal_redraws_its_line(

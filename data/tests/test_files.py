@@ -1,8 +1,9 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from data.files import atomic_write
+from data.files import atomic_write, sync_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -56,3 +57,37 @@ def test_an_error_while_syncing_does_so_too(tmp_path: Path, monkeypatch: pytest.
         f.write(b"new")
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
+
+
+def test_the_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its content is synced, whole, then it is renamed, then the new name is synced: a power cut leaves old or new."""
+    events: list[str] = []
+    replace = os.replace
+
+    def synced(fd: int) -> None:
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+        events.append(f"{path.name} of {path.stat().st_size}" if path.is_file() else path.name)
+
+    def replaced(old: Path, new: Path) -> None:
+        events.append(f"{old.name} -> {new.name}")
+        replace(old, new)
+
+    monkeypatch.setattr("os.fsync", synced)
+    monkeypatch.setattr("os.replace", replaced)
+    with atomic_write(tmp_path / "file") as f:
+        f.write(b"content")
+    assert events == ["file.tmp of 7", "file.tmp -> file", tmp_path.name]
+
+
+def test_a_folder_that_is_synced_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where that fails: a run syncs thousands of times."""
+
+    def full(fd: int) -> None:
+        raise OSError("no space")
+
+    before = len(os.listdir("/proc/self/fd"))
+    sync_folder(tmp_path)
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        sync_folder(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -35,3 +35,15 @@ def test_the_seed_decides() -> None:
 def test_no_two_matrices_are_alike() -> None:
     arrays = initial_weights(CONFIG, 0)
     assert not np.array_equal(arrays["h.0.attn.c_attn.weight"], arrays["h.1.attn.c_attn.weight"])
+
+
+def test_the_numbers_are_numpys_in_the_models_order() -> None:
+    """Which makes a run's first weights the same everywhere: one stream, matrix after matrix as they are listed."""
+    for seed, scale in ((0, 0.02), (11, 0.5)):
+        random = np.random.default_rng(seed)
+        arrays = initial_weights(CONFIG, seed) if scale == 0.02 else initial_weights(CONFIG, seed, scale)
+        for name, shape in parameter_shapes(CONFIG).items():
+            if len(shape) == 2:
+                deviation = scale / 4 if name.endswith("c_proj.weight") else scale  # 4: the root of 2 * 8 layers
+                expected = random.standard_normal(shape, np.float32) * np.float32(deviation)
+                np.testing.assert_array_equal(arrays[name], expected)
