@@ -1,6 +1,7 @@
 """Our tokenizer gives the ids of `transformers`' GPT-2 tokenizer, which is built here from the same rank file."""
 
 import base64
+import json
 import sys
 import unicodedata
 from functools import partial
@@ -12,7 +13,7 @@ import pytest
 import transformers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from data.tokenizer import EOT, EOT_TEXT, RANKS, tokenizer
+from data.tokenizer import EOT, EOT_TEXT, RANKS, hugging_face_files, tokenizer
 
 STORIES = Path(__file__).parents[2] / "shared" / "data" / "tinystories" / "valid.txt"
 
@@ -95,8 +96,37 @@ def test_end_of_text_on_request(theirs: transformers.GPT2Tokenizer) -> None:
     assert ours == theirs(text)["input_ids"]
 
 
+@pytest.mark.parametrize("files", [("tokenizer.json", "tokenizer_config.json"), ("vocab.json", "merges.txt")])
+def test_the_files_beside_a_checkpoint(
+    files: tuple[str, ...], theirs: transformers.GPT2Tokenizer, tmp_path: Path
+) -> None:
+    """`transformers` makes the same tokenizer of either form."""
+    for name in files:
+        (tmp_path / name).write_text(hugging_face_files()[name], encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert (loaded.eos_token, loaded.eos_token_id, len(loaded)) == (EOT_TEXT, EOT, EOT + 1)
+    texts = list(AWKWARD.values())
+    assert loaded(texts)["input_ids"] == theirs(texts)["input_ids"]
+    assert_same(loaded, texts)
+
+
+def test_the_older_files(theirs: transformers.GPT2Tokenizer) -> None:
+    """Entry by entry: the vocabulary, and the merges in order, behind the line that says which version of them."""
+    files = hugging_face_files()
+    assert set(files) == {"tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"}
+    assert json.loads(files["vocab.json"]) == theirs.get_vocab()
+    first, *pairs = files["merges.txt"].splitlines()
+    assert first == "#version: 0.2"
+    model = json.loads(theirs.backend_tokenizer.to_str())["model"]
+    assert [pair.split(" ") for pair in pairs] == [list(pair) for pair in model["merges"]]
+    assert len(pairs) == 50_000
+    assert json.loads(files["tokenizer_config.json"])["tokenizer_class"] == "GPT2Tokenizer"
+
+
 @pytest.mark.skipif(not STORIES.is_file(), reason=f"{STORIES} is not there")
-def test_all_of_tinystories_valid(theirs: transformers.GPT2Tokenizer) -> None:
+@pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.slow)])
+def test_all_of_tinystories_valid(every: int, theirs: transformers.GPT2Tokenizer) -> None:
     stories = STORIES.read_text(encoding="utf-8").split(EOT_TEXT)
     assert len(stories) > 5000
-    assert_same(theirs, stories)
+    assert_same(theirs, stories[::every])

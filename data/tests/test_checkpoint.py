@@ -1,4 +1,5 @@
 import contextlib
+import hashlib
 import json
 import shutil
 import socket
@@ -6,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +19,23 @@ import transformers
 from huggingface_hub import constants
 
 from data import checkpoint
-from data.checkpoint import INDEX, WEIGHTS, load, read_safetensors, resolve, save, write_safetensors
+from data.checkpoint import (
+    INDEX,
+    SUMS,
+    WEIGHTS,
+    checkpoints,
+    load,
+    read_safetensors,
+    resolve,
+    save,
+    verify,
+    write_safetensors,
+    write_sums,
+)
 from data.cli import InputError
 from data.config import PRESETS, GPT2Config, parameter_shapes, to_hf
+from data.initialize import initial_weights
+from data.tokenizer import VOCAB_SIZE
 
 SMALL = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=2, n_head=2)
 
@@ -127,7 +143,50 @@ def test_bare_names_with_mask_buffers_and_the_head_beside_as_in_the_hubs_own_fil
     assert_same(load(folder)[1], arrays)
 
 
+def test_every_type_that_numpy_has(tmp_path: Path) -> None:
+    types = ["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1"]
+    arrays = {name: np.array([[1, 2, 3], [4, 100, 7]], name) for name in types} | {"bool": np.array([True, False])}
+    for name in types:
+        arrays[name][0, 0] = np.iinfo(name).max if name[0] in "iu" else np.finfo(name).max
+    safetensors.numpy.save_file(arrays, tmp_path / "x.safetensors")
+    assert_same(dict(sorted(read_safetensors(tmp_path / "x.safetensors").items())), dict(sorted(arrays.items())))
+
+
+def test_one_file_comes_before_shards(sharded: Path, arrays: Arrays) -> None:
+    changed = {name: array + 1 for name, array in arrays.items()}
+    safetensors.numpy.save_file(changed, sharded / WEIGHTS)
+    assert_same(load(sharded)[1], changed)
+
+
+def test_weights_that_are_not_finite_are_read(folder: Path, arrays: Arrays) -> None:
+    """Also where the head lies beside the embedding: NaN differs from itself, the head does not."""
+    arrays["wte.weight"][3, 2] = np.nan
+    safetensors.numpy.save_file(arrays | {"lm_head.weight": arrays["wte.weight"]}, folder / WEIGHTS)
+    assert_same(load(folder)[1], arrays)
+
+
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-6, 1e-3])
+def test_the_epsilon_of_a_folder(epsilon: float, folder: Path, tmp_path: Path, arrays: Arrays) -> None:
+    rewrite(folder / "config.json", layer_norm_epsilon=epsilon)
+    config = load(folder)[0]
+    assert config == GPT2Config(61, 16, 8, 2, 2, epsilon)
+    save(tmp_path / "again", config, arrays)
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["layer_norm_epsilon"] == epsilon
+    assert load(tmp_path / "again")[0] == config
+
+
 # What is written
+
+
+def test_the_tokenizer_comes_with_its_vocabulary(tmp_path: Path) -> None:
+    for vocabulary, beside in (
+        (VOCAB_SIZE, {"tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"}),
+        (VOCAB_SIZE - 1, set()),
+        (VOCAB_SIZE + 47, set()),
+    ):
+        config = GPT2Config(vocabulary, n_positions=4, n_embd=2, n_layer=1, n_head=1)
+        save(tmp_path / str(vocabulary), config, initial_weights(config, 0))
+        assert {path.name for path in (tmp_path / str(vocabulary)).iterdir()} == {"config.json", WEIGHTS} | beside
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -245,6 +304,16 @@ def test_float8_is_refused(folder: Path, model: transformers.GPT2LMHeadModel) ->
         load(folder)
 
 
+@pytest.mark.parametrize(("count", "more"), [(3, ""), (4, " and 1 more"), (6, " and 3 more")])
+def test_three_names_stand_for_many(count: int, more: str, folder: Path, arrays: Arrays) -> None:
+    lost = sorted(arrays)[:count]
+    assert lost[:3] == ["h.0.attn.c_attn.bias", "h.0.attn.c_attn.weight", "h.0.attn.c_proj.bias"]
+    safetensors.numpy.save_file({k: v for k, v in arrays.items() if k not in lost}, folder / WEIGHTS)
+    listed = "'h.0.attn.c_attn.bias', 'h.0.attn.c_attn.weight', 'h.0.attn.c_proj.bias'"
+    with pytest.raises(InputError, match=rf"model: {listed}{more} missing; the weights are not those"):
+        load(folder)
+
+
 # What is refused: files
 
 
@@ -309,10 +378,122 @@ def test_damaged_shards(sharded: Path) -> None:
     rewrite(sharded / INDEX, weight_map=weight_map | {name: last})
     with pytest.raises(InputError, match=f"{first} and {INDEX} disagree on '{name}'"):
         load(sharded)
+    rewrite(sharded / INDEX, weight_map=weight_map | {"ghost": first})
+    with pytest.raises(InputError, match=f"{first} and {INDEX} disagree on 'ghost'"):
+        load(sharded)
     rewrite(sharded / INDEX, weight_map=weight_map)
     (sharded / last).unlink()
     with pytest.raises(InputError, match=f"{last} is missing"):
         load(sharded)
+
+
+# What checksums say
+
+
+@pytest.fixture
+def summed(folder: Path) -> Path:
+    (folder / "notes.txt").write_text("notes")
+    write_sums(folder)
+    return folder
+
+
+def test_checksums_are_those_of_sha256sum(summed: Path) -> None:
+    names = sorted(path.name for path in summed.iterdir() if path.name != SUMS)
+    assert {"config.json", WEIGHTS, "notes.txt"} <= set(names)
+    lines = [f"{hashlib.sha256((summed / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    assert (summed / SUMS).read_text() == "".join(lines)
+    verify(summed)
+
+
+@pytest.mark.parametrize("name", ["config.json", WEIGHTS])
+def test_files_that_are_not_what_was_written_are_not_loaded(name: str, summed: Path) -> None:
+    """Though each could be: another epsilon, another weight."""
+    raw = (summed / name).read_bytes()
+    changed = raw.replace(b"1e-05", b"1e-06") if name == "config.json" else raw[:-1] + bytes([raw[-1] ^ 1])
+    assert changed != raw
+    (summed / name).write_bytes(changed)
+    sentence = rf"model/{name} is damaged \(its SHA-256 is not the one in SHA256SUMS\); download or copy it again$"
+    with pytest.raises(InputError, match=sentence):
+        load(summed)
+    (summed / SUMS).unlink()
+    load(summed)
+
+
+def test_what_is_not_loaded_may_be_damaged(summed: Path) -> None:
+    (summed / "notes.txt").write_text("other notes")
+    load(summed)
+    verify(summed, WEIGHTS, "config.json")
+    for names in ((), ("notes.txt",), ("config.json", "notes.txt")):
+        with pytest.raises(InputError, match=r"model/notes.txt is damaged"):
+            verify(summed, *names)
+    (summed / "notes.txt").unlink()
+    with pytest.raises(InputError, match=r"model/notes.txt is missing; download"):
+        verify(summed)
+    (summed / "more.txt").write_text("")
+    with pytest.raises(InputError, match=r"model/more.txt is damaged"):  # not listed
+        verify(summed, "more.txt")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "\n", "0" * 64 + "  x", "0" * 63 + "  x\n", "A" * 64 + "  x\n", "0" * 64 + " x\n"]
+)
+def test_damaged_checksums(content: str, summed: Path) -> None:
+    (summed / SUMS).write_text(content)
+    with pytest.raises(InputError, match=r"model/SHA256SUMS is damaged; download"):
+        load(summed)
+    with (summed / SUMS).open("wb") as f:
+        f.write(b"\xff" * 64 + b"  x\n")
+    with pytest.raises(InputError, match=r"model/SHA256SUMS is damaged; download"):
+        verify(summed)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Checkpoints of steps that text would sort otherwise, and beside them what is none."""
+    run = tmp_path / "run"
+    for step in (2000, 500, 1000, 20):
+        checkpoint = run / "checkpoints" / f"step-{step}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "weights").write_text(str(step))
+        write_sums(checkpoint)
+    for name in ("step-3000.partial", "step-", "step-x", "best-9000", "step-" + "9" * 19):
+        (run / "checkpoints" / name).mkdir()
+    (run / "checkpoints" / "step-4000").write_text("a file")
+    return run
+
+
+def test_checkpoints_come_by_their_steps(run: Path) -> None:
+    names = [path.name for path in checkpoints(run / "checkpoints")]
+    assert names == ["step-20", "step-500", "step-1000", "step-2000"]
+    assert checkpoints(run / "nowhere") == []
+
+
+def test_the_newest_good_checkpoint_is_offered(run: Path) -> None:
+    """In place of the damaged one, and of a `latest` that names none; itself it is never offered."""
+    folder = run / "checkpoints"
+    (folder / "step-500" / "weights").write_text("damaged")
+    with pytest.raises(InputError, match=rf"the newest good checkpoint of the run is {folder}/step-2000, pass that$"):
+        verify(folder / "step-500")
+    (folder / "step-2000" / "weights").write_text("damaged")
+    with pytest.raises(
+        InputError, match=rf"step-2000/weights is damaged .*; the newest good .* is {folder}/step-1000,"
+    ):
+        verify(folder / "step-2000")
+    (folder / "step-1000" / SUMS).unlink()
+    missing = (
+        rf"step-1000 is no whole checkpoint \(SHA256SUMS is missing\); the newest good .* is {folder}/step-20, pass"
+    )
+    with pytest.raises(InputError, match=missing):
+        verify(folder / "step-1000")
+    (folder / "latest").write_text("step-7" + "0" * 60)
+    named = (
+        rf"latest does not name a checkpoint beside it \('step-7{'0' * 34}'\); the newest good .* is {folder}/step-20, "
+    )
+    with pytest.raises(InputError, match=named):
+        resolve(run)
+    (folder / "step-20" / "weights").unlink()
+    with pytest.raises(InputError, match=r"step-20/weights is missing; download or copy it again$"):
+        verify(folder / "step-20")
 
 
 # Where a name leads
@@ -367,6 +548,50 @@ def test_a_silent_hub_is_given_up_and_its_cache_used(
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("0")
     assert_same(load(name)[1], arrays)
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_what_the_hub_is_asked_for(
+    reachable: bool, monkeypatch: pytest.MonkeyPatch, folder: Path, arrays: Arrays
+) -> None:
+    """Whether the model is there, with a short wait; then for configuration and weights, of the cache if need be."""
+    asked: list[Any] = []
+
+    class Hub:
+        def model_info(self, name: str, timeout: float) -> None:
+            asked.append((name, timeout))
+            if not reachable:
+                raise ConnectionError("no route\nmore")
+
+    def snapshot(name: str, **options: Any) -> str:
+        asked.append((name, options))
+        if options["local_files_only"] and len(asked) > 2:
+            raise FileNotFoundError("not cached")
+        return str(folder)
+
+    monkeypatch.setattr(checkpoint, "HfApi", Hub)
+    monkeypatch.setattr(checkpoint, "snapshot_download", snapshot)
+    patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
+    assert_same(load("some/model")[1], arrays)
+    options = {"allow_patterns": patterns, "local_files_only": not reachable}
+    assert asked == [("some/model", 5), ("some/model", options)]
+    if not reachable:
+        with pytest.raises(InputError, match=r"the hub cannot be reached \(no route\); pass a local folder"):
+            load("some/model")
+
+
+def test_a_cache_that_cannot_be_written_is_not_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hub:
+        def model_info(self, name: str, timeout: float) -> None:
+            pass
+
+    errors: list[Exception] = [OSError(28, "No space left on device"), OSError("odd")]
+    monkeypatch.setattr(checkpoint, "HfApi", Hub)
+    monkeypatch.setattr(checkpoint, "snapshot_download", lambda *args, **options: (_ for _ in ()).throw(errors.pop(0)))
+    with pytest.raises(OSError, match="No space"):
+        load("some/model")
+    with pytest.raises(InputError, match=r"cannot be reached \(odd\)"):
+        load("some/model")
 
 
 def test_a_model_that_the_hub_does_not_have(hub: socket.socket, hub_cache: Path) -> None:
