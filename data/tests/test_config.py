@@ -87,7 +87,7 @@ def test_config_json_is_what_transformers_has() -> None:
     theirs = transformers.GPT2Config(**ours).to_dict()
     assert {name: theirs[name] for name in ours} == ours
     default = transformers.GPT2Config().to_dict()
-    numbers = {"vocab_size": 50_300, "n_positions": 48, "n_embd": 24, "n_layer": 3, "n_head": 6}
+    numbers: dict[str, float] = {"vocab_size": 50_300, "n_positions": 48, "n_embd": 24, "n_layer": 3, "n_head": 6}
     numbers |= {"layer_norm_epsilon": 2e-4, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
     assert {name for name in ours if ours[name] != default[name]} <= {*numbers, "architectures"}
     assert {name: ours[name] for name in numbers} == numbers

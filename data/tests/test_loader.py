@@ -100,9 +100,14 @@ def test_batches_come_in_numpys_order_of_each_epoch(count: int, tmp_path: Path) 
 
 def test_an_epochs_order_is_drawn_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also while batches of two ranks run over its end by turns: of gigabytes of text it takes seconds."""
-    drawn = []
+    drawn: list[tuple[int, int]] = []
     default_rng = np.random.default_rng
-    monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(seed) or default_rng(seed))
+
+    def counted(seed: tuple[int, int]) -> np.random.Generator:
+        drawn.append(seed)
+        return default_rng(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", counted)
     ranks = [Loader(data, "train", 8, T, seed=98, rank=rank, world_size=2) for rank in range(2)]
     for _ in range(10):
         for rank in ranks:

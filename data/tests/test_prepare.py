@@ -158,6 +158,19 @@ def test_at_most_two_batches_a_worker_wait(text: Path, tmp_path: Path, monkeypat
     assert (waiting, most) == (0, 6)
 
 
+def test_the_least_that_can_be_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One token a shard, and one worker where the number of cores is not known; the folder is named in full."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    Path("a.txt").write_text("one two")
+    Path("b.txt").write_text("three")
+    meta = prepare.prepare("a.txt", "out", "b.txt", shard_tokens=1)
+    assert [[shard["tokens"] for shard in split["shards"]] for split in meta["splits"].values()] == [[1, 1, 1], [1, 1]]
+    assert capsys.readouterr().out.endswith(f", prepared in {tmp_path / 'out'}\n")
+
+
 MB = 1_000_000
 
 
@@ -501,7 +514,12 @@ def test_other_inputs_start_anew(
         monkeypatch.setattr(prepare, {"version": "VERSION", "tokenizer": "RANKS_SHA256"}[change], 0)
     removed: list[str] = []
     remove = os.remove
-    monkeypatch.setattr(os, "remove", lambda path: removed.append(Path(path).name) or remove(path))
+
+    def noted(path: Path) -> None:
+        removed.append(path.name)
+        remove(path)
+
+    monkeypatch.setattr(os, "remove", noted)
     prepare.prepare(source, tmp_path / "out", valid, shard_tokens=shard_tokens)
     assert capsys.readouterr().err.count("starting anew: ") == 1
     assert removed[0] == "checkpoint.json"  # first: it would vouch for what is gone

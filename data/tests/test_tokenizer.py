@@ -10,7 +10,10 @@ from data.tokenizer import EOT, EOT_TEXT, VOCAB_SIZE, read_encoding, tokenizer
 
 def test_known_tokens() -> None:
     assert tokenizer().encode_ordinary("Hello world, it's 2024!\n\n") == [15496, 995, 11, 340, 338, 48609, 0, 628]
-    assert tokenizer().n_vocab == VOCAB_SIZE
+    assert tokenizer().n_vocab == VOCAB_SIZE == 50257
+    assert (EOT, EOT_TEXT) == (50256, "<|endoftext|>")
+    assert tokenizer().encode_ordinary("!") == [0]
+    assert tokenizer().decode([50255]) == " gazed"
 
 
 @pytest.mark.parametrize("text", ["", "naïve café 🐻 日本語", "  \t two  spaces\r\n", f"a {EOT_TEXT} b", "\0\x7f"])
@@ -28,7 +31,7 @@ def test_bad_rank_file(content: bytes | None, fault: str, tmp_path: Path, monkey
     monkeypatch.setattr(module, "RANKS", tmp_path / "ranks")
     if content:
         (tmp_path / "ranks").write_bytes(content)
-    with pytest.raises(InputError, match=fault):
+    with pytest.raises(InputError, match=rf"rank file {tmp_path}/ranks is {fault}.*; check out the project again$"):
         read_encoding()
 
 
