@@ -13,6 +13,7 @@ import math
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice, repeat
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,16 +22,24 @@ import numpy as np
 import torch
 from tinygrad import dtypes
 
+import tinygrad_impl.model
 import tinygrad_impl.trainer
+import torch_ref.model
 import torch_ref.trainer
 from data.cli import Progress
 from data.config import GPT2Config, parameter_count, parameter_shapes, to_hf
 from data.loader import IGNORED
+from data.revision import revision
+from data.sampling import Sampler
+from data.tokenizer import VOCAB_SIZE
+from parity_tests import generation
 from parity_tests.edges import Flow, edges, flow_in_tinygrad, flow_in_torch
+from parity_tests.generation import GENERATED, SAMPLING
+from tinygrad_impl.generate import Generator
 from tinygrad_impl.trainer import Trainer
 
 MULTIPLE = {"float32": 2.0, "bfloat16": 1.5}
-EXACT = {"forward": 1e-13, "backward": 1e-13, "gradient": 1e-13, "training": 1e-12}
+EXACT = {"forward": 1e-13, "backward": 1e-13, "gradient": 1e-13, "training": 1e-12, "generation": 1e-13}
 FEW = 128  # numbers, over all batches. The logarithm of the ratio of two RMS errors of n has a spread of about n^-1/2
 ROUNDING = 2.0**-24  # of float32, in which results are stored: relative, half a unit in the last place
 KEYS = " (keys)"
@@ -41,16 +50,15 @@ GRAPH_BATCHES = 8  # through the graph that trains, which is quick once it is ca
 MORE = 4  # times as many batches tell luck from a small difference,
 BY_LUCK = 8.0  # where no error is over this multiple of what is allowed
 ROOT = Path(__file__).parents[1]
-SOURCES: tuple[str, ...] = (
-    "torch_ref/model.py",
-    "torch_ref/trainer.py",
-    "tinygrad_impl/model.py",
-    "tinygrad_impl/trainer.py",
-)
-SOURCES += ("tinygrad_impl/functional.py",)
+PACKAGES = ("data", "parity_tests", "tinygrad_impl", "torch_ref")
+NO_SOURCES = ("tests", "catalogue", "conftest.py", "testing.py")  # nor files named test_*: these compute nothing
+ACCUMULATED = (2, 1, 5)  # micro-batches of the steps, in turn
+TIES = 0.5  # as many of the draws may be ties: more prove nothing
 
 ONE_NUMBER = "one number: its error can be small by luck"
 MOVED = "torch ends up this far off too if its weights are changed in their last place"
+AS_FLOAT32 = "tokens are drawn from logits that were rounded to float32"
+NOT_FINITE = "nothing may be updated"
 
 Batch = tuple[np.ndarray, np.ndarray]
 Excuse = tuple[float, str]  # an error that a tensor may have in a dtype however small torch's own is, and why
@@ -64,7 +72,7 @@ References = tuple[torch_ref.trainer.Trainer, torch_ref.trainer.Trainer]  # in f
 class Row:
     """One tensor judged. `error` and `own` are norms of the difference from the truth over the norm of the truth."""
 
-    check: str  # forward, backward, gradient or training
+    check: str  # forward, backward, gradient, training or generation
     name: str
     error: float
     worst: float  # the largest difference of an element, over the truth's RMS
@@ -123,6 +131,7 @@ class Tally:
             if 2 * own <= EXACT[check]:
                 return Row(check, name, *figures, None, EXACT[check])
             reason = "the exact value is known: these should not move at all" if keys else MOVED
+            reason = AS_FLOAT32 if check == "generation" else reason
             return Row(check, name, *figures, own, 2 * own, reason)
         rounding = (ROUNDING, "no float32 is nearer than its rounding")
         if name.startswith("exp_avg_sq."):  # squares the scale, with its rounding, that clipping gives all gradients
@@ -259,6 +268,10 @@ class Setting:
         """tinygrad's."""
         return Trainer(self.config, self.arrays, autocast=self.tinygrad_autocast, kernels=self.kernels, **options)
 
+    def model(self) -> tinygrad_impl.model.GPT2:
+        """tinygrad's."""
+        return tinygrad_impl.model.GPT2(self.config, self.arrays)
+
     def for_truth(self, batches: Sequence[Batch]) -> Sequence[Batch]:
         """Micro-batches with the same mean loss: on a GPU row by row, since float64 takes several times the memory that
         training does. Not where some rows score fewer targets than others, whose means would count too much.
@@ -348,23 +361,33 @@ def gradient_rows(
 
 
 def micro_batches(batches: Sequence[Batch]) -> list[Sequence[Batch]]:
-    """The batches as groups: all by themselves, but two that are accumulated."""
-    return [batches[:1], batches[1:3], *([batch] for batch in batches[3:])]
+    """The batches as groups: one by itself, two and five that are accumulated, and all but these two by themselves."""
+    return [batches[:1], batches[1:3], batches[3:8], *([batch] for batch in batches[3:])]
 
 
-def step_rows(setting: Setting, port: Trainer, references: References, steps: Iterable[Step]) -> list[Row]:
+def step_rows(
+    setting: Setting,
+    port: Trainer,
+    references: References,
+    steps: Iterable[Step],
+    norms: Sequence[float | None] | None = None,
+) -> list[Row]:
     """Parameters and moments after AdamW steps, norm and reported loss, judged after each single step, with the truth's
     state, gradients and loss fed in: where a gradient is next to nothing Adam's step is its sign, on which roundings
-    need not agree. All begin where `port` stands, and all are left where the truth ends, so that `gradient_rows` can
-    tell whether the graphs have followed.
+    need not agree. `norms`: what each step's gradient is scaled to, None for what it is. All begin where `port` stands,
+    and all are left where the truth ends, so that `gradient_rows` can tell whether the graphs have followed.
     """
     truth, own = references
     first, start = port.steps, state(port)
     comparison = Comparison("training", setting.dtype, start)
     for reference in references:
         reference.restore(start, start, first)
-    for done, (batches, lr, port_lr) in enumerate(steps, first + 1):
+    for done, ((batches, lr, port_lr), norm) in enumerate(zip(steps, norms or repeat(None)), first + 1):  # noqa: B905
         loss, port.count = truth.accumulate(setting.for_truth(batches)), len(batches)
+        if norm is not None:
+            own_norm = global_norm(truth)
+            for p in truth.parameters.values():
+                p.grad = None if p.grad is None else p.grad * (norm / own_norm)
         tinygrad_impl.trainer.write(port.loss, np.array(loss * port.count, port.dtype))
         for name, p in truth.parameters.items():
             assert p.grad is not None
@@ -408,6 +431,122 @@ def free_rows(
     return comparison.rows()
 
 
+def not_finite_rows(port: Trainer) -> list[Row]:
+    """A loss and a gradient that are not finite, each by itself: the port tells them as they are and updates nothing.
+    Leaves the port as it was.
+    """
+    before, steps, rows = state(port), port.steps, list[Row]()
+    port.count = 1
+    for gradient in port.gradients.values():
+        tinygrad_impl.trainer.write(gradient, np.zeros(gradient.shape, port.dtype))
+    for of, value in (("loss", math.inf), ("loss", math.nan), ("norm", math.inf), ("norm", math.nan)):
+        said = {"loss": 1.5, "norm": 2.0} | {of: value}
+        tinygrad_impl.trainer.write(port.loss, np.array(said["loss"], port.dtype))
+        last = np.append(np.zeros(port.model.config.n_embd - 1), said["norm"]).astype(port.dtype)
+        tinygrad_impl.trainer.write(port.gradients["ln_f.bias"], last)
+        told, after = port.update(1e-3), state(port)
+        right = np.array_equal(told, (said["loss"], said["norm"]), equal_nan=True) and port.steps == steps
+        right = right and all(np.array_equal(before[name], after[name]) for name in before)
+        error = 0.0 if right else math.inf
+        rows.append(Row("training", f"{of} {value}", error, error, 1.0, None, 0.0, NOT_FINITE))
+        if not right:
+            port.restore(before, before, steps)
+    return rows
+
+
+@dataclass
+class Draw:
+    """A token that the port drew."""
+
+    place: str  # the row of its logits
+    where: str
+    token: int
+    as_truth: bool  # is it the one that the host's sampler draws from the truth's logits?
+    as_told: bool  # and from the port's?
+    logits: np.ndarray  # the truth's, (V,)
+    number: float  # the random number that it is drawn with
+
+
+def generation_rows(setting: Setting, seeds: Sequence[int], steps: int, nudges: int = 0) -> Iterator[list[Row]]:
+    """For each way of `SAMPLING`, of so many tokens after each seed's prompts: the logits of every step, inside and
+    beyond the context, and the probabilities of the tokens, all given what the port drew; and what it drew.
+    """
+    config, V = setting.config, min(VOCAB_SIZE, setting.config.vocab_size)
+    generator = Generator(setting.model(), setting.tinygrad_autocast, setting.kernels, V)
+    weights = [nudged(setting.arrays, seed) for seed in range(nudges)] or [setting.arrays]
+    for how, settings in SAMPLING.items():
+        comparison, drawn = Comparison("generation", setting.dtype, moved=nudges > 0), list[Draw]()
+        for seed in seeds:
+            prompts = generation.prompts_for(config, seed)
+            text = generation.written(generator, prompts, steps, Sampler(**settings, seed=seed))
+            told = np.clip(text.tokens, 0, V - 1)
+
+            def logits_of_torch(arrays: Mapping[str, np.ndarray], autocast: torch.dtype | None) -> list[np.ndarray]:
+                model = torch_ref.model.GPT2(config, arrays).to(setting.torch_device)
+                return generation.logits_of_torch(model, autocast, prompts, told, V)  # noqa: B023
+
+            truth, ours = logits_of_torch(setting.exact, None), generation.logits_of_port(generator, prompts, told)
+            if setting.dtype == "float64":  # the sampler gets float32: what that costs torch
+                own = [[logits.astype(np.float32).astype(np.float64) for logits in truth]]
+            else:
+                own = [logits_of_torch(arrays, setting.torch_autocast) for arrays in weights]
+            places = {
+                f"{how}.inside": text.counted & (text.lengths <= config.n_positions),
+                f"{how}.beyond": text.counted & (text.lengths > config.n_positions),
+            }
+            named = ~np.isnan(text.probabilities)
+            tensors = [
+                {name: np.stack(logits)[at[: len(logits)]] for name, at in places.items() if at.any()}
+                for logits in (truth, ours, *own)
+            ]
+            for of_it, logits in zip(tensors, (truth, ours, *own), strict=True):
+                of_it[f"{how}.probabilities"] = generation.probabilities(logits, told[: len(logits)])[
+                    named[: len(logits)]
+                ]
+            tensors[1][f"{how}.probabilities"] = text.probabilities[named]  # as users are told them
+            comparison.add(*tensors)
+            numbers = generation.numbers(seed, steps, len(prompts))
+            by_truth, by_ours = (generation.draws(logits, settings, seed) for logits in (truth, ours))
+            for place, at in places.items():
+                for s, i in np.argwhere(at[: min(len(truth), len(ours))]).tolist():
+                    token, where = int(text.tokens[s, i]), f"row {i}, token {s}"
+                    same = token == by_truth[s, i], token == by_ours[s, i]
+                    drawn.append(Draw(place, where, token, *same, truth[s][i], numbers[s, i]))
+        rows = comparison.rows()
+        yield [*rows, tokens_row(setting, how, settings, drawn, {row.name: row.allowed for row in rows})]
+
+
+def tokens_row(
+    setting: Setting, how: str, settings: Mapping[str, Any], drawn: Sequence[Draw], allowed: Mapping[str, float]
+) -> Row:
+    """The tokens have to be those that the host's sampler draws from the port's logits, and from the truth's too unless
+    that is a tie: nearer to a border than the logits' allowed error. In float64 there are none. Too many ties fail.
+    """
+    ties, wrong = 0, list[Draw]()
+    for draw in drawn:
+        off = 0.0
+        if setting.dtype != "float64":
+            off = generation.CHANCE * allowed.get(draw.place, 0.0) * math.sqrt(np.square(draw.logits).mean())
+        if draw.as_truth and draw.as_told:
+            continue
+        if draw.as_told and generation.could_draw(draw.logits, draw.token, draw.number, settings, off):
+            ties += 1
+        else:
+            wrong.append(draw)
+
+    def row(error: float, bound: float, reason: str) -> Row:
+        return Row("generation", f"{how}.tokens", error, error, 1.0, None, bound, reason)
+
+    if wrong:
+        first = wrong[0]
+        of = "the truth's logits" if first.as_told else "its own logits"
+        reason = f"{len(wrong)} of {len(drawn)} are not what the sampler draws from {of}; first {first.where}"
+        return row(len(wrong) / len(drawn), 0.0, reason)
+    if ties > TIES * len(drawn):
+        return row(ties / len(drawn), TIES, f"{ties} of {len(drawn)} draws are ties: too many to prove anything")
+    return row(0.0, 0.0, f"all {len(drawn)} the same" if not ties else f"{ties} of {len(drawn)} draws are ties")
+
+
 def state(trainer: AnyTrainer) -> dict[str, Any]:
     """Copies of the parameters and both moments."""
     if isinstance(trainer, Trainer):
@@ -437,11 +576,11 @@ def nudged(arrays: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]
     return {n: np.nextafter(a, random.choice([-np.inf, np.inf], a.shape)).astype(a.dtype) for n, a in arrays.items()}
 
 
-def training_steps(batches: Sequence[Batch], count: int, accumulated: int) -> list[Step]:
-    """Steps with the learning rates of either's schedule, on `accumulated` of the batches each, taken in turn."""
-    steps: list[Step] = []
+def training_steps(batches: Sequence[Batch], count: int, accumulated: Sequence[int] = ACCUMULATED) -> list[Step]:
+    """Steps with the learning rates of either's schedule, on as many of the batches each, both taken in turn."""
+    steps, endless = list[Step](), cycle(batches)
     for i in range(count):
-        micro = [batches[(i * accumulated + j) % len(batches)] for j in range(accumulated)]
+        micro = list(islice(endless, accumulated[i % len(accumulated)]))
         rates = [module.learning_rate(i, count, 1e-3, 1e-4, 2) for module in (torch_ref.trainer, tinygrad_impl.trainer)]
         steps.append((micro, *rates))
     return steps
@@ -453,31 +592,44 @@ def clip_between(setting: Setting, steps: Sequence[Step]) -> float:
     norms = []
     for batches, _, _ in steps:
         trainer.accumulate(batches)
-        squares = [float(p.grad.square().sum()) for p in trainer.parameters.values() if p.grad is not None]
-        norms.append(math.sqrt(sum(squares)))
+        norms.append(global_norm(trainer))
     return float(np.median(norms)) * 0.99
 
 
+def global_norm(trainer: torch_ref.trainer.Trainer) -> float:
+    """Of the gradients that the trainer holds."""
+    return math.sqrt(sum(float(p.grad.square().sum()) for p in trainer.parameters.values() if p.grad is not None))
+
+
 def prove(
-    setting: Setting, batch_size: int, seq_len: int, seed: int = 0, steps: int = 10, quiet: bool = False
+    setting: Setting,
+    batch_size: int,
+    seq_len: int,
+    seed: int = 0,
+    steps: int = 10,
+    generated: int = GENERATED,
+    quiet: bool = False,
 ) -> tuple[list[Row], str | None]:
-    """Every row of the proof, and the culprit if one of them fails."""
+    """Every row of the proof, and the culprit if one of them fails. `generated`: tokens of each row, 0 for none."""
     for times in (1, MORE):
         batches = random_batches(setting.config, batch_size, seq_len, seed, times * GRAPH_BATCHES)
-        rows = evidence(setting, batches, times, steps, quiet)
+        rows = evidence(setting, batches, times, seed, steps, generated, quiet)
         failed = [row for row in rows if not row.passed]
         if not (failed and by_luck(failed, setting.dtype)):
             break
     return rows, named(setting, failed, batches[: times * BATCHES], steps) if failed else None
 
 
-def evidence(setting: Setting, batches: Sequence[Batch], times: int, steps: int, quiet: bool) -> list[Row]:
+def evidence(
+    setting: Setting, batches: Sequence[Batch], times: int, seed: int, steps: int, generated: int, quiet: bool
+) -> list[Row]:
     """Every row of the proof, over `times` as many batches as suffice if nothing fails."""
     free, nudges = setting.dtype == "float64", NUDGES if times > 1 else 0
     few, groups = batches[: times * BATCHES], micro_batches(batches)
-    schedule = training_steps(batches, steps, 2)
+    schedule = training_steps(batches, steps)
     options = {"clip": clip_between(setting, schedule)}
-    total, what = len(few) + len(groups) + len(schedule), "parity" if times == 1 else "again, with more"
+    total = len(few) + len(groups) + len(schedule) + (len(SAMPLING) if generated else 0)
+    what = "parity" if times == 1 else "again, with more"
     with Progress(total=total, desc=what, unit="pass", disable=quiet) as progress:
 
         def counted(items: Iterable[Any]) -> Iterator[Any]:
@@ -491,7 +643,11 @@ def evidence(setting: Setting, batches: Sequence[Batch], times: int, steps: int,
             training = free_rows(setting, port, references, counted(schedule), again=times > 1)
         else:
             training = step_rows(setting, port, references, counted(schedule))
-        return rows + gradient_rows(setting, port, references, counted(groups), nudges) + training
+        rows += gradient_rows(setting, port, references, counted(groups), nudges) + training + not_finite_rows(port)
+        if generated:
+            for some in counted(generation_rows(setting, range(seed, seed + times), generated, nudges)):
+                rows += some
+        return rows
 
 
 def by_luck(failed: Sequence[Row], dtype: str) -> bool:
@@ -500,10 +656,13 @@ def by_luck(failed: Sequence[Row], dtype: str) -> bool:
     return all(excess(row) <= BY_LUCK and not (single and row.check == "training") for row in failed)
 
 
-def named(setting: Setting, failed: Sequence[Row], batches: Sequence[Batch], steps: int) -> str:
-    """The part of the port that is to blame for the rows that failed."""
+def named(setting: Setting, failed: Sequence[Row], batches: Sequence[Batch], steps: int, **options: Any) -> str:
+    """The part of the port that is to blame for the rows that failed. `options`: of the trainers, other than theirs."""
+    if all(row.check == "generation" for row in failed):
+        return f"generation: {said(worst(failed))}"
+    failed = [row for row in failed if row.check != "generation"]  # which has the same sub-layers
     if all(row.check == "training" for row in failed):
-        return training_culprit(setting, batches, steps, failed)
+        return training_culprit(setting, batches, steps, failed, **options)
     return culprit(setting, batches) or graph_culprit(setting, batches, failed)
 
 
@@ -572,18 +731,21 @@ def first_over(rows: Sequence[Row]) -> Row | None:
     return next((row for row in rows if excess(row) > max(1.0, min(math.sqrt(largest), 100.0))), None)
 
 
-def training_culprit(setting: Setting, batches: Sequence[Batch], count: int, before: Sequence[Row]) -> str:
+def training_culprit(
+    setting: Setting, batches: Sequence[Batch], count: int, before: Sequence[Row], **given: Any
+) -> str:
     """The part of the training step that is wrong: the one without which it is right."""
 
-    def rows(accumulated: int = 2, **options: float) -> list[Row]:
+    def rows(accumulated: Sequence[int] = ACCUMULATED, **options: Any) -> list[Row]:
         steps = training_steps(batches, min(count, 4), accumulated)
-        options = {"clip": clip_between(setting, steps)} | options
+        options = {"clip": clip_between(setting, steps)} | given | options
         return step_rows(setting, setting.trainer(**options), setting.references(**options), steps)
 
-    steps = training_steps(batches, count, 2)
-    for i, (_, lr, port_lr) in enumerate(steps):
+    for i, (_, lr, port_lr) in enumerate(training_steps(batches, count)):
         if lr != port_lr:
             return f"learning_rate: {port_lr:.3e} at step {i}, not {lr:.3e}"
+    if all(row.reason == NOT_FINITE for row in before):
+        return f"update of what is not finite: {said(before[0])}"
     found = rows()
     failed = [row for row in found if not row.passed]
     if not failed:
@@ -591,7 +753,7 @@ def training_culprit(setting: Setting, batches: Sequence[Batch], count: int, bef
             return "accumulate: from the truth's gradients AdamW's steps are right"
         return f"AdamW in some steps: {said(worst(before))}"
     for name, neutral in (
-        ("accumulate", {"accumulated": 1}),
+        ("accumulate", {"accumulated": (1,)}),
         ("clipping", {"clip": 1e9}),  # never
         ("clipping", {"clip": 1e-3}),  # always
         ("weight decay", {"weight_decay": 0.0}),
@@ -613,6 +775,18 @@ def as_json(certificate: Mapping[str, Any]) -> str:
     return json.dumps({**certificate, "rows": rows}, indent=1, allow_nan=False) + "\n"
 
 
+def sources(root: Path = ROOT) -> dict[str, str]:
+    """The SHA-256 of every source file that computes something, by its path in the repository."""
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*")):
+            inside = path.relative_to(root)
+            code = path.suffix in (".py", ".c") or path.name == "zig-clang"
+            if code and not path.name.startswith("test_") and not {*inside.parts} & {*NO_SOURCES}:
+                found[inside.as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
 def certificate(setting: Setting, rows: Sequence[Row], culprit: str | None, **more: Any) -> dict[str, Any]:
     """What was proven, of what, and with what, for JSON."""
     weights = hashlib.sha256()
@@ -628,7 +802,8 @@ def certificate(setting: Setting, rows: Sequence[Row], culprit: str | None, **mo
             "parameters": parameter_count(setting.config),
             "sha256": weights.hexdigest(),
         },
-        "sources": {name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in SOURCES},
+        "revision": revision(),
+        "sources": sources(),
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
         "dtype": setting.dtype,
         "multiple": MULTIPLE.get(setting.dtype),

@@ -28,13 +28,13 @@ def setting_in(dtype: str) -> Setting:
 
 @pytest.mark.parametrize(("dtype", "jit"), [("float64", 0), ("float64", 1), ("float32", 1)])
 def test_ten_steps(dtype: str, jit: int) -> None:
-    """Clipped by a bound that some gradients are under, on a schedule, on two micro-batches a step.
+    """Clipped by a bound that some gradients are under, on a schedule, on two, one and five micro-batches in turn.
 
     Freely in float64: what differs adds up over the steps. In float32 step by step from the truth's state, because
     Adam's step is the sign of a gradient that is next to nothing, and roundings need not agree on that.
     """
     setting = setting_in(dtype)
-    steps = training_steps(random_batches(CONFIG, 2, 12, seed=1, count=4), STEPS, accumulated=2)
+    steps = training_steps(random_batches(CONFIG, 2, 12, seed=1, count=4), STEPS)
     options = {"clip": clip_between(setting, steps)}
     port, references = setting.trainer(**options), setting.references(**options)
     with Context(JIT=jit):

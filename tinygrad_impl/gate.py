@@ -1,13 +1,15 @@
 """The parity gate: training asks whether its own graphs compute what PyTorch does. Here alone it needs PyTorch."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 
 from data.cli import InputError
-from data.config import GPT2Config
+from data.training import Start
 from parity_tests.proof import (
     BATCHES,
     GRAPH_BATCHES,
@@ -20,52 +22,93 @@ from parity_tests.proof import (
     by_luck,
     certificate,
     gradient_rows,
-    micro_batches,
     named,
+    not_finite_rows,
     step_rows,
 )
 from tinygrad_impl.trainer import Trainer
 
+EPS = 1e-8  # of AdamW: there is no option for it
 
-def prove_graphs(
-    trainer: Trainer, config: GPT2Config, next_batch: Callable[[], Batch], lr: float, dtype: str, device: str
-) -> dict[str, Any]:
-    """Compares the trainer's gradients and AdamW steps, on the batches that come, with PyTorch's. Leaves the trainer as
-    it was. Each of its compiled graphs is run plainly, captured and then replayed, as it is in training.
+
+def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
+    """Compares the trainer's gradients and AdamW steps, on the batches that it is about to see, with those of PyTorch
+    for the options and the weights that `start` has: what was asked for, whatever the trainer was made with. Leaves the
+    trainer and the loader as they were. Each of its compiled graphs is captured and then replayed, as in training.
 
     Returns the certificate, with a line for people as "summary". Raises `InputError`, naming the part that is wrong.
     """
     started = time.perf_counter()
-    arrays, moments, steps = trainer.model.arrays(), trainer.moments(), trainer.steps
-    setting = Setting(config, arrays, dtype, device, trainer.kernels)
-    references = setting.references(
-        betas=trainer.betas, eps=trainer.eps, weight_decay=trainer.weight_decay, clip=trainer.clip
-    )
+    args, position = start.args, start.loader.state()
+    asked = {"betas": tuple(args.betas), "eps": EPS, "weight_decay": args.weight_decay, "clip": args.clip}
+    setting = Setting(start.config, start.arrays, args.dtype, device, trainer.kernels)
+    steps, moments = start.state["step"], start.moments
+    if moments is None:
+        zeros = {name: np.zeros_like(array) for name, array in start.arrays.items()}
+        moments = {f"{moment}.{name}": zero for moment in ("exp_avg", "exp_avg_sq") for name, zero in zeros.items()}
+    wrong = difference(trainer, start.arrays | moments, steps, asked)
+    if wrong:
+        raise refusal(args.dtype, device, wrong)
+    references = setting.references(**asked)
     for times in (1, MORE):
-        batches = [next_batch() for _ in range(times * GRAPH_BATCHES)]
-        training_steps: list[Step] = [([batch], lr, lr) for batch in batches[:3]]
-        training = step_rows(setting, trainer, references, training_steps)
-        nudges = NUDGES if times > 1 else 0
-        gradients = gradient_rows(setting, trainer, references, micro_batches(batches), nudges)
+        groups = list(user_steps(start, times * GRAPH_BATCHES))
+        few = groups[0], groups[1], groups[2]
+        # a gradient as it is, one twice as large as clipping lets it be, and one that it leaves alone
+        norms = [None, 2 * args.clip, args.clip / 2]
+        taken: list[Step] = [(few[i], rate, rate) for i, rate in enumerate((args.lr, args.lr / 2, args.lr))]
+        training = step_rows(setting, trainer, references, taken, norms) + not_finite_rows(trainer)
+        gradients = gradient_rows(setting, trainer, references, groups, NUDGES if times > 1 else 0)
         rows = gradients + training
-        trainer.restore(arrays, moments, steps)
+        trainer.restore(start.arrays, moments, steps)
         failed = [row for row in rows if not row.passed]
-        if not (failed and by_luck(failed, dtype)):
+        if not (failed and by_luck(failed, args.dtype)):
             break
+    start.loader.restore(position)
     del references
     torch.cuda.empty_cache()  # training has all of the memory
 
     if failed:
-        few = [(x[:2], y[:2]) for x, y in batches[:BATCHES]]  # a sub-layer that is wrong is wrong in two rows
-        name = named(setting, failed, few, len(few))
-        raise InputError(
-            f"parity: tinygrad on {device} in {dtype} does not compute what PyTorch does: {name}; nothing was trained "
-            "(`python -m parity_tests` shows more, --parity off trains all the same)"
-        )
+        batches = [batch for group in groups for batch in group][:BATCHES]
+        few_rows = [(x[:2], y[:2]) for x, y in batches]  # a sub-layer that is wrong is wrong in two rows
+        raise refusal(args.dtype, device, named(setting, failed, few_rows, len(few_rows), **asked))
     ratio = max((row.ratio for row in gradients if row.ratio and row.reason in ("", MOVED)), default=0.0)
     seconds = time.perf_counter() - started
     count = len(trainer.parameters)
-    summary = f"parity: {count} gradients within {ratio:.1f}x of torch's own {dtype} error ({seconds:.0f} s)"
-    B, T = batches[0][0].shape
-    more = {"device": device, "batch_size": B, "seq_len": T, "seconds": round(seconds, 1), "summary": summary}
-    return certificate(setting, rows, None, **more)
+    summary = f"parity: {count} gradients within {ratio:.1f}x of torch's own {args.dtype} error ({seconds:.0f} s)"
+    more = {"device": device, "batch_size": args.batch_size, "seq_len": args.seq_len, "grad_accum": args.grad_accum}
+    return certificate(setting, rows, None, **more, seconds=round(seconds, 1), summary=summary)
+
+
+def user_steps(start: Start, count: int) -> Iterator[list[Batch]]:
+    """Micro-batches of the loader: as many as a step takes, then one, two, and each by itself: at least `count`."""
+    args = start.args
+
+    def micro_batches() -> Iterator[Batch]:
+        while True:
+            x, y = start.loader.next_batch()
+            yield from zip(np.split(x, args.grad_accum), np.split(y, args.grad_accum), strict=True)
+
+    endless = micro_batches()
+    for size in (args.grad_accum, 1, 2):
+        yield list(islice(endless, size))
+    for _ in range(max(0, count - args.grad_accum - 3)):
+        yield [next(endless)]
+
+
+def difference(trainer: Trainer, state: dict[str, np.ndarray], steps: int, asked: dict[str, Any]) -> str | None:
+    """What the trainer has that is not what was asked for, if anything."""
+    for name, value in (asked | {"steps": steps}).items():
+        if getattr(trainer, name) != value:
+            return f"{name}: it has {getattr(trainer, name)}, and was asked for {value}"
+    ours = trainer.model.arrays() | trainer.moments()
+    for name, array in state.items():
+        if not np.array_equal(ours[name], array):
+            return f"{name}: it does not begin with those it was given"
+    return None
+
+
+def refusal(dtype: str, device: str, name: str) -> InputError:
+    return InputError(
+        f"parity: tinygrad on {device} in {dtype} does not compute what PyTorch does: {name}; nothing was trained "
+        "(`python -m parity_tests` shows more, --parity off trains all the same)"
+    )

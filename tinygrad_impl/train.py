@@ -4,7 +4,6 @@ import importlib.util
 import sys
 from typing import Any
 
-import numpy as np
 from tinygrad import dtypes
 
 import data.training
@@ -29,7 +28,7 @@ def parser() -> ArgumentParser:
 
 def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
     """Proves the trainer's graphs on the batches that it is about to see. Returns the files that tell of it."""
-    args, loader = start.args, start.loader
+    args = start.args
     if args.parity == "off":
         print("PARITY NOT CHECKED (--parity off): nothing is proven about what this device computes")
         return {}
@@ -37,13 +36,7 @@ def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
         raise InputError("the parity check before training needs PyTorch; `pip install torch`, or pass --parity off")
     from tinygrad_impl.gate import prove_graphs  # here, because it imports PyTorch
 
-    def next_batch() -> tuple[np.ndarray, np.ndarray]:
-        x, y = loader.next_batch()
-        return x[: args.batch_size], y[: args.batch_size]
-
-    position = loader.state()
-    certificate = prove_graphs(trainer, start.config, next_batch, args.lr, args.dtype, device)
-    loader.restore(position)
+    certificate = prove_graphs(trainer, start, device)
     if not args.quiet:
         print(certificate["summary"])
     return {"parity.json": certificate}
