@@ -133,6 +133,25 @@ def relative_error(got: torch.Tensor, truth: torch.Tensor) -> float:
     return float((got.double() - truth.double()).norm() / truth.double().norm())
 
 
+def check(got: torch.Tensor, truth: torch.Tensor, torchs: torch.Tensor, least: float = 0.0) -> None:
+    """As a whole, and in each row and column, the error is at most 1.5 and 2 times PyTorch's, and `least` of what the
+    numbers are in the mean, which is what rounding may cost where PyTorch was lucky.
+    """
+    assert got.isfinite().all()
+    errors = [(x.detach().double() - truth.double()).reshape(-1, x.shape[-1]) for x in (got, torchs)]
+    typical = truth.double().square().mean().sqrt()
+    for most, dim in ((1.5, None), (2, 0), (2, 1)):
+        ours, theirs = (error.square().mean(dim).sqrt().max() / typical for error in errors)
+        assert ours <= most * theirs + least, (dim, ours, theirs)
+
+
+def check_rounding(got: torch.Tensor, truth: torch.Tensor) -> None:
+    """bfloat16 numbers are the truth, rounded: but for a few that lie between two, of which the other is taken."""
+    rounded, spacing = truth.bfloat16(), torch.finfo(torch.bfloat16).eps
+    assert ((got.double() - truth.double()).abs() <= spacing * truth.double().abs() + 1e-3 * spacing).all()
+    assert (got != rounded).double().mean() < 0.02
+
+
 class Interpreted:
     """Stands for a compiled program on tinygrad's CPU device: calls the kernel in Triton's interpreter."""
 

@@ -6,10 +6,10 @@ from tinygrad_impl.kernels import adamw
 from tinygrad_impl.kernels.launch import Launch
 from tinygrad_impl.kernels.tests.support import DEVICE, relative_error, run_launch
 
-SIZES = [adamw.BLOCK, 1, 3 * adamw.BLOCK + 5, 64]
-HALVES = [0, None, None, 1]
-DECAYS = [0.1, 0.0, 0.0, 0.1]
-BETAS, EPS = (0.9, 0.95), 1e-8
+SIZES = [adamw.BLOCK, 1, 3 * adamw.BLOCK + 5, 64, 2 * adamw.BLOCK]
+HALVES = [2, None, 0, 1, None]
+DECAYS = [0.1, 0.0, 0.0, 3.0, 0.02]
+BETAS, EPS = (0.8, 0.95), 1e-3
 
 
 def random(size: int, seed: int) -> torch.Tensor:
@@ -33,9 +33,12 @@ def step(state: tuple[torch.Tensor, ...], scalars: torch.Tensor, decay: float) -
 
 
 def test_step() -> None:
-    ps, ms, gradients = ([random(size, 10 * kind + i) for i, size in enumerate(SIZES)] for kind in range(3))
+    ps, ms, gradients = (
+        [random(size, 10 * kind + i) for i, size in enumerate(SIZES)] for kind in range(3)
+    )  # each of its own
     vs = [random(size, 30 + i).square() for i, size in enumerate(SIZES)]
-    halves = [torch.full((SIZES[i],), float("nan"), dtype=torch.bfloat16, device=DEVICE) for i in (0, 3)]
+    sizes = [SIZES[HALVES.index(i)] for i in range(3)]
+    halves = [torch.full((size,), float("nan"), dtype=torch.bfloat16, device=DEVICE) for size in sizes]
     scalars = torch.tensor([0.7, 1e-3, 0.03, 1 - BETAS[0] ** 3, 1 - BETAS[1] ** 3], device=DEVICE)
     states = list(zip(ps, ms, vs, gradients, strict=True))
     truth = [step(tuple(t.double() for t in state), scalars, d) for state, d in zip(states, DECAYS, strict=True)]
@@ -52,9 +55,9 @@ def test_step() -> None:
 
 def test_squares() -> None:
     gradients = [random(size, i) for i, size in enumerate(SIZES)]
-    for most in (512, 2):
+    for most, parts in ((512, [1, 1, 4, 1, 2]), (2, [1, 1, 1, 1, 1]), (4, [1, 1, 2, 1, 1])):
         kernel = adamw.squares(SIZES, most)
         sums = torch.empty(*kernel.grid, device=DEVICE)
         run_launch(kernel, [sums], *gradients)
-        truth = torch.cat(gradients).double().square().sum()
-        assert relative_error(sums.double().sum(), truth) < 1e-6
+        for got, gradient in zip(sums.split(parts), gradients, strict=True):
+            assert relative_error(got.double().sum(), gradient.double().square().sum()) < 1e-6
