@@ -124,6 +124,12 @@ def test_the_largest_and_the_smallest_number(name: str, largest: int) -> None:
             GPT2Config(**(fitting | {name: value}))
 
 
+def test_settings_that_are_left_out_are_ours() -> None:
+    sizes = ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "layer_norm_epsilon"]
+    raw = {"model_type": "gpt2"} | {name: to_hf(SMALL)[name] for name in sizes}
+    assert from_hf(raw, "config.json") == SMALL
+
+
 def test_what_transformers_writes_is_read_and_dropout_is_ignored() -> None:
     theirs = transformers.GPT2Config(n_layer=3, n_embd=96, layer_norm_epsilon=1e-6, attn_pdrop=0.3)
     ours = GPT2Config(n_layer=3, n_embd=96, layer_norm_epsilon=1e-6)
@@ -133,7 +139,19 @@ def test_what_transformers_writes_is_read_and_dropout_is_ignored() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("activation_function", "gelu_pytorch_tanh"), ("n_inner", 32), ("n_ctx", 16), ("quantization_config", None)],
+    [
+        ("activation_function", "gelu_pytorch_tanh"),
+        ("n_inner", 32),
+        ("n_inner", None),
+        ("n_ctx", 16),
+        ("pruned_heads", {}),
+        ("pruned_heads", None),
+        ("is_causal", True),
+        ("is_encoder_decoder", False),
+        ("quantization_config", None),
+        ("auto_map", None),
+        ("resid_pdrop", 0.1),
+    ],
 )
 def test_other_words_for_the_same_function_are_accepted(name: str, value: object) -> None:
     assert from_hf(to_hf(SMALL) | {name: value}, "config.json") == SMALL

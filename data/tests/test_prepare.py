@@ -1,3 +1,4 @@
+import fcntl
 import hashlib
 import json
 import os
@@ -613,8 +614,16 @@ def test_never_deletes_what_is_not_its_own(text: Path, tmp_path: Path) -> None:
 
 
 def test_two_runs_at_once(text: Path, tmp_path: Path) -> None:
-    with prepare._partial_folder(tmp_path / "out"), pytest.raises(InputError, match="another run is preparing"):
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "train-00000.bin").write_bytes(b"another run's")
+    lock = os.open(partial, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(InputError, match=rf"another run is preparing {tmp_path}/out; wait for it or name another"):
         prepare.prepare(str(text), tmp_path / "out", valid=0.2)
+    os.close(lock)
+    assert (partial / "train-00000.bin").read_bytes() == b"another run's"
+    prepare.prepare(str(text), tmp_path / "out", valid=0.2)  # once that has ended
 
 
 def test_empty_folder_is_taken(text: Path, tmp_path: Path) -> None:

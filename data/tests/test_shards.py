@@ -134,6 +134,8 @@ def test_round_trip(prepared: Path) -> None:
     assert isinstance(shards[0], np.memmap)
     assert shards[0].dtype == np.uint16
     np.testing.assert_array_equal(np.concatenate(shards), TOKENS)
+    with pytest.raises(ValueError, match="read-only"):
+        shards[0][0] = 1
     for i in range(3):
         verify(prepared / f"train-0000{i}.bin")
 
@@ -225,6 +227,7 @@ def test_verification_in_the_background(prepared: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("data.shards.verify_folder", slow)
     verification = Verification(prepared)
     verification.check()  # does not wait
+    assert verification.daemon  # nor does a program that ends
     begin.set()
     for timeout in (None, 0):
         with pytest.raises(InputError, match=r"valid-00002\.bin is corrupted"):
