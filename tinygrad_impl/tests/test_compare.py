@@ -3,161 +3,271 @@
 import json
 import math
 import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tinygrad import dtypes
 
+import data.revision
+import torch_ref.model
 from data.checkpoint import load
-from data.loader import windows
+from data.config import GPT2Config
+from data.loader import Loader
 from data.run_folder import read_sealed, write_sealed
 from data.sampling import Sampler
-from data.shards import read_meta
-from data.testing import SMALL, Result, call, refused, save_model
+from data.testing import Result, call, refused, save_model, write_tokens
 from tinygrad_impl import compare
-from tinygrad_impl.compare import PROMPTS, main
-from tinygrad_impl.generate import Generator, write
+from tinygrad_impl.compare import main
 from tinygrad_impl.report import comparison_page
-from torch_ref.model import GPT2
+from tinygrad_impl.tests.support import by_torch, save_sure_model
 
 PAIR = ["Once upon a time", "The dog"]
-MEASURED = 150
+MEASURED, SEQ_LEN = 150, 24  # neither whole windows nor a whole batch of four
+SMALLEST = GPT2Config(n_layer=1, n_head=1, n_embd=2, n_positions=32)
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("other"), seed=2)
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    sides = {"pretrained": 1, "finetuned": 3}
+    return {side: save_sure_model(tmp_path_factory.mktemp(side), seed) for side, seed in sides.items()}
 
 
 @pytest.fixture(scope="module")
 def compared(
-    small: Path, other: Path, prepared_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    models: dict[str, Path], prepared_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Result]:
     """The folder that a comparison was made in, and what it printed."""
     folder = tmp_path_factory.mktemp("compared")
-    prompts = [word for prompt in PAIR for word in ("--prompt", prompt)]
-    options = ["--data", prepared_folder, "--eval-tokens", MEASURED, "--max-new-tokens", 6, "--device", "CPU", *prompts]
-    result = call(main, "--pretrained", small, "--finetuned", other, *options, cwd=folder)
+    options = ["--data", prepared_folder, "--eval-tokens", MEASURED, "--seq-len", SEQ_LEN, "--html", "page.html"]
+    options += ["--temperature", 1.7, "--top-k", 40, "--top-p", 0.9, "--seed", 6, "--max-new-tokens", 12]
+    options += [word for pair in models.items() for word in (f"--{pair[0]}", pair[1])]
+    options += [word for prompt in PAIR for word in ("--prompt", prompt)]
+    result = call(main, *options, "--device", "CPU", cwd=folder)
     assert result.code == 0, result
     return folder, result
 
 
-def reference_loss(model_folder: Path, data: Path) -> float:
-    """The mean loss a token, by PyTorch."""
-    model = GPT2(*load(model_folder))
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for x, y in windows(data, "valid", 1, SMALL.n_positions, MEASURED):
-            loss = model(torch.tensor(x), torch.tensor(y))[1].item()
-            total += loss * int((y >= 0).sum())
-            count += int((y >= 0).sum())
-    assert count == MEASURED
-    return total / count
+@torch.no_grad()
+def reference_loss(model_folder: Path, prepared: Path) -> float:
+    """The mean over the first tokens of the validation split, by PyTorch, of windows that begin anew."""
+    config, arrays = load(model_folder)
+    model = torch_ref.model.GPT2(config, {name: array.astype(np.float64) for name, array in arrays.items()})
+    row = Loader(prepared, "valid", 1, 199, 0).next_batch()[0][0]  # all but the last
+    losses: list[float] = []
+    for start in range(0, MEASURED, SEQ_LEN):
+        stop = min(start + SEQ_LEN, MEASURED)
+        x, y = torch.tensor(row[start:stop])[None], torch.tensor(row[start + 1 : stop + 1]).long()
+        losses += torch.nn.functional.cross_entropy(model(x)[0][0], y, reduction="none").tolist()
+    assert len(losses) == MEASURED
+    return sum(losses) / MEASURED
 
 
-def test_losses_and_perplexities(
-    compared: tuple[Path, Result], small: Path, other: Path, prepared_folder: Path
-) -> None:
-    printed = re.findall(r"(?m)^\| (pretrained|finetuned): (\S+) \| (\S+) \| (\S+) \|$", compared[1].out)
-    assert [(side, name) for side, name, _, _ in printed] == [("pretrained", str(small)), ("finetuned", str(other))]
-    expected = [reference_loss(folder, prepared_folder) for folder in (small, other)]
-    assert abs(expected[0] - expected[1]) > 1e-3  # so that exchanging them would show
-    for (_, _, loss, perplexity), reference in zip(printed, expected, strict=True):
-        assert float(loss) == pytest.approx(reference, abs=1e-4)
-        assert float(perplexity) == pytest.approx(math.exp(reference), rel=1e-3)
-    assert f"the first {MEASURED} of {read_meta(prepared_folder)['splits']['valid']['tokens'] - 1}" in compared[1].out
+def quoted(text: str) -> str:
+    return "> " + text.strip().replace("\n", "\n> ")
 
 
-def test_texts(compared: tuple[Path, Result]) -> None:
-    out = compared[1].out
-    assert re.findall(r"(?m)^## (.*)$", out) == PAIR
-    texts = re.findall(r"(?ms)^\*\*(pretrained|finetuned)\*\*\n\n> (.*?)\n(?!>)", out)
-    assert [side for side, _ in texts] == ["pretrained", "finetuned"] * 2
+def test_what_it_says(compared: tuple[Path, Result], models: dict[str, Path], prepared_folder: Path) -> None:
+    """Every figure is PyTorch's, and every text that of its logits, drawn with the same random numbers."""
+    losses = {side: reference_loss(path, prepared_folder) for side, path in models.items()}
+    assert abs(losses["pretrained"] - losses["finetuned"]) > 1e-2
+    sampler = {side: Sampler(1.7, 40, 0.9, 6) for side in models}
+    texts = {side: by_torch(path, PAIR, 12, sampler[side]) for side, path in models.items()}
+    assert len({*texts["pretrained"], *texts["finetuned"]}) == 4
+    page, _, last = compared[1].out.rpartition("\n\n")
+    assert last == "Written to compare.md\n"
+    printed = re.findall(r"(?m)^\| (.*) \| (.*) \| (.*) \|$", page)
+    assert "\n| | loss (nats a token) | perplexity |\n|---|---|---|\n| pretrained: " in page
+    for (label, loss, perplexity), (side, path) in zip(printed, models.items(), strict=True):
+        assert label == f"{side}: {path}"
+        assert re.fullmatch(r"\d+\.\d{4}/\d+\.\d\d", f"{loss}/{perplexity}")
+        assert float(loss) == pytest.approx(losses[side], abs=2e-4)
+        assert float(perplexity) == pytest.approx(math.exp(losses[side]), rel=1e-3)
+    lines = [
+        f"# {models['pretrained']} and {models['finetuned']}",
+        f"On {prepared_folder}, the first 150 of 199 validation tokens, 24 at a time:",
+        page[page.index("| | loss") : page.index("\n\n## ")],
+    ]
     for i, prompt in enumerate(PAIR):
-        before, after = texts[2 * i][1], texts[2 * i + 1][1]
-        assert before.startswith(prompt)
-        assert after.startswith(prompt)
-        assert len(before) > len(prompt)
-        assert before != after
+        lines += [f"## {prompt}"]
+        for side in models:
+            lines += [f"**{side}**", quoted(texts[side][i])]
+    lines += ["The same for both: temperature 1.7, top-k 40, top-p 0.9, seed 6, at most 12 new tokens."]
+    assert page == "\n\n".join(lines)
 
 
-def test_the_page_is_written_here_by_default(compared: tuple[Path, Result]) -> None:
+def test_what_is_written(
+    compared: tuple[Path, Result], models: dict[str, Path], prepared_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page as it was printed, and of the JSON what is on the page, with every piece's probability."""
     folder, result = compared
-    page = (folder / "compare.md").read_text(encoding="utf-8")
-    assert result.out == f"{page}\nWritten to compare.md\n"
-    assert not result.errors
-
-
-def test_json(compared: tuple[Path, Result], small: Path, other: Path, prepared_folder: Path) -> None:
-    """What the page says, and every piece of the texts with its probability."""
-    folder, result = compared
+    assert result.out == f"{(folder / 'compare.md').read_text(encoding='utf-8')}\nWritten to compare.md\n"
     found = read_sealed(folder / "compare.json")
-    assert found.keys() == {"pretrained", "finetuned", "data", "tokens", "seq_len", "sampling", "texts"}
-    assert (found["data"], found["tokens"], found["seq_len"]) == (str(prepared_folder), MEASURED, SMALL.n_positions)
-    expected = {"temperature": 0.8, "top_k": None, "top_p": None, "seed": 0, "max_new_tokens": 6}
-    assert found["sampling"] == expected
+    expected = {"temperature": 1.7, "top_k": 40, "top_p": 0.9, "seed": 6, "max_new_tokens": 12}
+    assert {name: found[name] for name in ("data", "tokens", "seq_len", "sampling", "source")} == {
+        **{"data": str(prepared_folder), "tokens": 150, "seq_len": 24, "sampling": expected},
+        "source": found["source"] | {"commit": data.revision.revision()["commit"]},
+    }
+    assert found["source"].keys() == {"commit", "clean"}
+    assert found.keys() == {"pretrained", "finetuned", "data", "tokens", "seq_len", "sampling", "source", "texts"}
     assert [text["prompt"] for text in found["texts"]] == PAIR
-    for side, path in (("pretrained", small), ("finetuned", other)):
-        assert found[side].keys() == {"name", "loss", "perplexity"}
+    for side, path in models.items():
         assert found[side]["name"] == str(path)
         assert found[side]["perplexity"] == math.exp(found[side]["loss"])
         assert f"| {side}: {path} | {found[side]['loss']:.4f} | {found[side]['perplexity']:.2f} |" in result.out
-        written = write(Generator(compare.GPT2(*load(path))), PAIR, 6, Sampler(0.8))
-        for text, whole in zip(found["texts"], written, strict=True):
-            assert text.keys() == {"prompt", "pretrained", "finetuned"}
-            pieces, probabilities = text[side]["pieces"], text[side]["probabilities"]
-            assert text["prompt"] + "".join(pieces) == whole
-            assert len(pieces) == len(probabilities) > 2
-            assert all(0 < p < 1 for p in probabilities)
+        for text in found["texts"]:
+            assert quoted(text["prompt"] + "".join(text[side]["pieces"])) in result.out
+            assert len(text[side]["pieces"]) == len(text[side]["probabilities"]) > 2
+            assert all(0 < p < 1 for p in text[side]["probabilities"])
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    assert page == comparison_page(found)
+
+
+def test_progress(compared: tuple[Path, Result], models: dict[str, Path]) -> None:
+    """What computes each model, how many batches of four windows, and how many tokens."""
+    err = compared[1].err
+    for side, path in models.items():
+        assert re.search(rf"(?m)^{side}: {path}, 0\.8M parameters; CPU with \d+ cores, float32, plain kernels$", err)
+        assert re.search(rf"(?m)^{side} loss: 100%.* 2/2 ", err)
+        assert re.search(rf"(?m)^{side} texts: 100%.* 12/12 ", err)
+    assert not compared[1].errors
+
+
+class Watched:
+    """What the program gave to what computes: in `made` the dtypes, in `read` the batches, in `asked` the rest."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[Any, ...]] = []
+        self.read: list[list[tuple[np.ndarray, np.ndarray]]] = []
+        self.asked: list[tuple[Any, ...]] = []
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No models: what is tested is around them."""
-    monkeypatch.setattr(compare.Evaluator, "__call__", lambda self, batches: float(sum(1 for _ in batches)))
-    monkeypatch.setattr(compare.Generator, "stream", lambda *_: iter(()))
+def quick(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """No models: what is tested is around them. The first model's loss is 2, the second's 1."""
+    watched = Watched()
+
+    class Evaluator:
+        def __init__(self, *arguments: Any):
+            watched.made.append(arguments)
+
+        def __call__(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+            watched.read.append(list(batches))
+            return 3.0 - len(watched.read)
+
+    class Generator:
+        def __init__(self, *arguments: Any):
+            watched.made.append(arguments)
+
+        def stream(self, prompts: list[list[int]], new: int, sampler: Sampler) -> Iterator[list[Any]]:
+            watched.asked.append((prompts, new, sampler))
+            yield [(257, 0.25), None][: len(prompts)] + [None] * (len(prompts) - 2)
+
+    monkeypatch.setattr(compare, "Evaluator", Evaluator)
+    monkeypatch.setattr(compare, "Generator", Generator)
+    return watched
 
 
-def a_run(folder: Path, data: Path) -> Path:
-    save_model(folder / "checkpoints" / "step-3", seed=2)
-    (folder / "checkpoints" / "latest").write_text("step-3\n")
-    write_sealed(folder / "run.json", {"data": {"folder": str(data)}, "options": {"seq_len": 16}})
+@pytest.fixture(scope="module")
+def smallest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("smallest"), SMALLEST)
+
+
+def a_run(folder: Path, prepared: Path) -> Path:
+    for step in (3, 20, 100):
+        save_model(folder / "checkpoints" / f"step-{step}", SMALLEST, seed=step)
+    (folder / "checkpoints" / "latest").write_text("step-20\n")
+    write_sealed(folder / "run.json", {"data": {"folder": str(prepared)}, "options": {"seq_len": 16}})
     return folder
 
 
-@pytest.mark.usefixtures("quick")
-def test_a_run_names_its_data_and_keeps_the_page(small: Path, prepared_folder: Path, tmp_path: Path) -> None:
+def test_a_run_names_its_data_and_keeps_the_page(
+    quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Path
+) -> None:
+    """And all that is not asked for is as the help says."""
     run = a_run(tmp_path / "run", prepared_folder)
-    result = call(main, "--pretrained", small, "--finetuned", run, "--device", "CPU", cwd=tmp_path)
+    result = call(main, "--pretrained", smallest, "--finetuned", run, "--device", "CPU", cwd=tmp_path)
     assert result.code == 0, result
     page = (run / "compare.md").read_text(encoding="utf-8")
+    assert f"# {smallest} and {run}\n" in page
     assert f"On {prepared_folder}, the first 199 of 199" in page
     assert "16 at a time" in page  # as the run was trained
-    assert re.findall(r"(?m)^## (.*)$", page) == PROMPTS
+    prompts = ["Once upon a time", "One day, a little girl named Lily", "The dog was sad because"]
+    assert re.findall(r"(?m)^## (.*)$", page) == prompts
+    assert f"| pretrained: {smallest} | 2.0000 | 7.39 |" in page
+    assert f"| finetuned: {run} | 1.0000 | 2.72 |" in page
+    assert "temperature 0.8, top-k None, top-p None, seed 0, at most 200 new tokens" in page
     assert not (tmp_path / "compare.md").exists()
-    assert read_sealed(run / "compare.json")["seq_len"] == 16
+    found = read_sealed(run / "compare.json")
+    assert (found["seq_len"], found["tokens"]) == (16, 199)
+    assert found["texts"][0]["pretrained"] == {"pieces": [" a"], "probabilities": [0.25]}
+    assert found["texts"][1]["pretrained"] == {"pieces": [], "probabilities": []}
+    for batches in quick.read:
+        assert {x.shape for x, _ in batches} == {(4, 16)}
+        assert sum(int((y >= 0).sum()) for _, y in batches) == 199
+    weights = [arguments[0].wte.weight.numpy() for arguments in quick.made]
+    step_20 = load(run / "checkpoints" / "step-20")[1]["wte.weight"]
+    for found_there, expected in zip(weights, [load(smallest)[1]["wte.weight"]] * 2 + [step_20] * 2, strict=True):
+        np.testing.assert_array_equal(found_there, expected)
+    assert [arguments[1:] for arguments in quick.made] == [(None, None)] * 4
+    samplers = [sampler for _, _, sampler in quick.asked]
+    assert [(s.temperature, s.top_k, s.top_p) for s in samplers] == [(0.8, None, None)] * 2
+    zero = np.random.Generator(np.random.PCG64(0)).random()
+    assert [sampler.random.random() for sampler in samplers] == [zero] * 2  # each from the beginning
 
 
-@pytest.mark.usefixtures("quick")
-def test_html(small: Path, prepared_folder: Path, tmp_path: Path) -> None:
-    given = ("--pretrained", small, "--finetuned", small, "--data", prepared_folder, "--device", "CPU")
-    assert call(main, *given, "--html", "page.html", "--prompt", "A <b>", cwd=tmp_path).code == 0
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert page == comparison_page(read_sealed(tmp_path / "compare.json"))
-    assert "A &lt;b&gt;" in page
+def test_of_a_long_text_the_beginning(quick: Watched, smallest: Path, tmp_path: Path) -> None:
+    valid = np.arange(17_000) % 50_000
+    folder = write_tokens(tmp_path / "long", valid[:100], valid)
+    given = ("--pretrained", smallest, "--finetuned", smallest, "--data", folder, "--device", "CPU", "--seq-len", 4)
+    for options, tokens in (((), 16_384), (("--eval-tokens", 0), 16_999), (("--eval-tokens", 20_000), 16_999)):
+        result = call(main, *given, *options, cwd=tmp_path)
+        assert f"the first {tokens:,} of 16,999 validation tokens, 4 at a time" in result.out
+        targets = np.concatenate([y.flat for _, y in quick.read.pop()])
+        np.testing.assert_array_equal(targets[targets >= 0], valid[1 : tokens + 1])
 
 
-@pytest.mark.usefixtures("quick")
-def test_out(small: Path, prepared_folder: Path, tmp_path: Path) -> None:
+def test_the_context_is_what_both_models_have(quick: Watched, smallest: Path, prepared_folder: Path) -> None:
+    short = save_model(prepared_folder.parent / "short", GPT2Config(n_layer=1, n_head=1, n_embd=2, n_positions=20))
+    for pair in ((smallest, short), (short, smallest)):
+        given = ("--pretrained", pair[0], "--finetuned", pair[1], "--data", prepared_folder, "--device", "CPU")
+        assert "20 at a time" in call(main, *given, cwd=prepared_folder).out
+        assert "20 at a time" in call(main, *given, "--seq-len", 20, cwd=prepared_folder).out
+        refused(call(main, *given, "--seq-len", 21, cwd=prepared_folder), "over the context of 20 tokens that both")
+
+
+def test_device_dtype_and_stories(
+    quick: Watched, smallest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bfloat16 is for both, losses and texts; without --data and a run the text is that of our stories."""
+    asked: list[Any] = []
+    folder = write_tokens(tmp_path / "data", np.arange(100), np.arange(50))
+
+    def answered(answer: object) -> Callable[[object], object]:
+        return lambda question: (asked.append(question), answer)[1]  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(compare, "open_device", answered("CPU"))
+    monkeypatch.setattr(compare, "prepared", answered(folder))
+    given = ("--pretrained", smallest, "--finetuned", smallest, "--device", "metal", "--dtype", "bfloat16")
+    result = call(main, *given, cwd=tmp_path)
+    assert asked == ["metal", "stories"]
+    assert [arguments[1:] for arguments in quick.made] == [(dtypes.bfloat16, None)] * 4
+    assert len(re.findall(r"(?m)^(?:pretrained|finetuned): .*, bfloat16, plain kernels$", result.err)) == 2
+
+
+def test_out(quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", prepared_folder)
-    options = ("--out", "page.md", "--eval-tokens", 0, "--device", "CPU", "--prompt", "a\nb")
-    assert call(main, "--pretrained", small, "--finetuned", run, *options, cwd=tmp_path).code == 0
+    given = ("--pretrained", smallest, "--finetuned", run, "--device", "CPU")
+    options = ("--out", "page.md", "--html", "page.html", "--prompt", "a\nb <b>", "--data", prepared_folder)
+    assert call(main, *given, *options, cwd=tmp_path).code == 0
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
-    assert "> a\n> b\n" in page  # every line is part of the quotation
-    assert "the first 199 of 199" in page
+    assert "> a\n> b <b> a\n" in page  # every line is part of the quotation
     assert not (run / "compare.md").exists()
-    assert read_sealed(tmp_path / "page.json")["texts"][0]["prompt"] == "a\nb"
+    assert read_sealed(tmp_path / "page.json")["texts"][0]["prompt"] == "a\nb <b>"
+    assert "b &lt;b&gt;" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -177,36 +287,21 @@ def test_out(small: Path, prepared_folder: Path, tmp_path: Path) -> None:
         (["--device", "abacus"], "there is no device ABACUS"),
     ],
 )
-def test_bad_input(options: list[object], word: str, small: Path, prepared_folder: Path, tmp_path: Path) -> None:
-    given = ["--pretrained", small, "--finetuned", small, "--data", prepared_folder]
+def test_bad_input(options: list[object], word: str, smallest: Path, prepared_folder: Path, tmp_path: Path) -> None:
+    given = ["--pretrained", smallest, "--finetuned", smallest, "--data", prepared_folder]
     refused(call(main, *given, *options, cwd=tmp_path), word)
     assert not (tmp_path / "compare.md").exists()
 
 
-def test_both_models_have_to_be_named(small: Path, tmp_path: Path) -> None:
-    refused(call(main, "--pretrained", small, cwd=tmp_path), "--finetuned")
+def test_both_models_have_to_be_named(smallest: Path, tmp_path: Path) -> None:
+    refused(call(main, "--pretrained", smallest, cwd=tmp_path), "--finetuned")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"data": {}}', '{"data": 3}', '{"data": {"folder": "data"}}'])
-def test_a_damaged_run_json(text: str, small: Path, prepared_folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_run_json(text: str, smallest: Path, prepared_folder: Path, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", prepared_folder)
     try:
         write_sealed(run / "run.json", json.loads(text))  # of another version, say
     except (ValueError, TypeError):
         (run / "run.json").write_text(text)
-    refused(call(main, "--pretrained", small, "--finetuned", run, "--device", "CPU", cwd=tmp_path), "run.json")
-
-
-def test_the_mean_counts_every_token_once(small: Path) -> None:
-    """A batch that is mostly padding must not weigh as much as a full one."""
-    losses = iter([1.0, 4.0])
-
-    class Fixed:
-        def __call__(self, x: object, y: object) -> object:
-            return type("Loss", (), {"item": lambda self: next(losses)})()
-
-    evaluator = compare.Evaluator(compare.GPT2(*load(small)))
-    evaluator._loss = Fixed()
-    x, y = np.zeros((1, 4), np.int32), np.zeros((1, 4), np.int32)
-    padded = np.array([[0, -100, -100, -100]], np.int32)
-    assert evaluator([(x, y), (x, padded)]) == pytest.approx((4 * 1.0 + 1 * 4.0) / 5)
+    refused(call(main, "--pretrained", smallest, "--finetuned", run, "--device", "CPU", cwd=tmp_path), "run.json")
