@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import transformers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -109,6 +110,16 @@ def test_the_files_beside_a_checkpoint(
     texts = list(AWKWARD.values())
     assert loaded(texts)["input_ids"] == theirs(texts)["input_ids"]
     assert_same(loaded, texts)
+
+
+def test_tokenizer_json_by_itself(theirs: transformers.GPT2Tokenizer) -> None:
+    """As `tokenizers` reads it, to which it says how text is split, and how tokens become text again."""
+    loaded = tokenizers.Tokenizer.from_str(hugging_face_files()["tokenizer.json"])
+    texts = list(AWKWARD.values())
+    encoded = [encoding.ids for encoding in loaded.encode_batch(texts)]
+    assert encoded == theirs(texts)["input_ids"]
+    assert loaded.decode_batch(encoded, skip_special_tokens=False) == texts
+    assert loaded.decode([EOT, 0]) == "!"
 
 
 def test_the_older_files(theirs: transformers.GPT2Tokenizer) -> None:

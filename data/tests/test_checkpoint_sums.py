@@ -22,6 +22,16 @@ def summed(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_checkpoint_is_on_the_disk_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder's own name, then each file and its name, the configuration behind the weights."""
+    events: list[str] = []
+    monkeypatch.setattr("os.fsync", lambda fd: events.append(Path(f"/proc/self/fd/{fd}").readlink().name))
+    save(tmp_path / "runs" / "model", CONFIG, initial_weights(CONFIG, 0))
+    assert events == ["runs", f"{WEIGHTS}.tmp", "model", "config.json.tmp", "model"]
+    write_sums(tmp_path / "runs" / "model")
+    assert events[5:] == [f"{SUMS}.tmp", "model"]
+
+
 def test_checksums_are_those_of_sha256sum(summed: Path) -> None:
     names = sorted(path.name for path in summed.iterdir() if path.name != SUMS)
     assert {"config.json", WEIGHTS, "notes.txt"} <= set(names)

@@ -232,7 +232,7 @@ def test_evaluation_covers_every_target_once(max_tokens: int | None, data: Path)
 
 def test_evaluation_reads_on_from_batch_to_batch(data: Path) -> None:
     """Row after row, batch after batch, up to a number of targets that ends within a row, with one batch, or behind."""
-    for max_tokens in (1, B * T - 1, B * T, B * T + 1, N - 2, N - 1, N):
+    for max_tokens in (0, 1, B * T - 1, B * T, B * T + 1, N - 2, N - 1, N):
         targets = min(max_tokens, N - 1)
         batches = list(windows(data, "train", B, T, max_tokens))
         assert len(batches) == -(-targets // (B * T))
