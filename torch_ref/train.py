@@ -7,7 +7,7 @@ import torch
 
 from data.cli import InputError, run
 from data.sampling import Sampler
-from data.tokenizer import EOT, tokenizer
+from data.tokenizer import EOT, VOCAB_SIZE, tokenizer
 from data.training import Implementation, begin, find_learning_rate, parse, parser, train
 from torch_ref.generate import generate
 from torch_ref.trainer import Trainer, learning_rate
@@ -19,6 +19,10 @@ def main() -> None:
     if device not in ("CPU", "CUDA") or (device == "CUDA" and not torch.cuda.is_available()):
         raise InputError(f"PyTorch has no device {device} here; leave --device out for the best there is")
     start = begin(args, device)
+    if start.config.vocab_size < VOCAB_SIZE:  # which the samples would find out
+        raise InputError(
+            f"the model has {start.config.vocab_size} tokens, the tokenizer {VOCAB_SIZE}; choose other weights"
+        )
     trainer = Trainer(
         start.config,
         start.arrays,
