@@ -13,7 +13,7 @@ import pytest
 from data.cli import InputError
 from data.run_folder import checked_line, section, write_sealed
 from data.testing import call, refused
-from tinygrad_impl.report import SERIES, comparison_page, load_run, main, points, report_page, ticks
+from tinygrad_impl.report import SERIES, comparison_page, label, load_run, log_ticks, main, points, report_page, ticks
 
 HOSTILE = "\"><script>alert(1)</script></script><img src=x onerror=alert(2)>'&amp;"
 FACTS: dict[str, Any] = {
@@ -382,3 +382,257 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
         write_run(tmp_path / parent / "run", metrics(3))
     assert call(main, "a/run", "b/run", cwd=tmp_path).code == 0
     assert embedded((tmp_path / "report.html").read_text(encoding="utf-8"))["names"] == ["a/run", "b/run"]
+
+
+def facts_of(page: str) -> dict[str, str]:
+    """What a page of one run says first: labels and values, in order."""
+    return dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page.partition("<h2>Curves")[0]))
+
+
+def test_figures_of_a_run(tmp_path: Path) -> None:
+    """Where first, last, least and greatest, mean and median, the last step and the last that has a value differ."""
+    rows: list[dict[str, Any]] = [{"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": 4.0}]
+    rates, losses = [10.0, 2000.0, 1000.0, 3000.0, 500.0], {1: 1.5, 2: 5.5, 4: 2.5}
+    for step, rate in enumerate(rates, 1):
+        row = {"step": step, "tokens": 1000 * step, "seconds": 61.0 * step, "tokens_per_second": rate, "loss": 7.0}
+        rows.append(row | ({"val_loss": losses[step]} if step in losses else {}))
+    folder = write_run(tmp_path / "mine", rows)
+    assert facts_of(report_page([load_run(folder)])) == {
+        "Validation loss": "4.000 → 2.500 (least 1.500)",
+        "Perplexity": "54.6 → 12.18",
+        "Parity with PyTorch": "equal",
+        "Steps": "5 of 60",
+        "Tokens trained on": "5,000",
+        "Training time": "305 s",
+        "Throughput (median)": "1,000 tokens/s",
+        "Model": "3,318,592 parameters: 2 layers, 4 heads, 64 wide",
+        "Device": "CPU (CPU with 2 cores), float32",
+        "Data": "stories",
+    }
+    other = write_run(tmp_path / "other", rows[:2], everything=False)
+    heads, first, second = re.findall(r"(?s)<tr>(.*?)</tr>", report_page([load_run(folder), load_run(other)]))[:3]
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in (heads, first, second)]
+    assert cells[0] == ["run", *facts_of(report_page([load_run(folder)]))]
+    assert cells[1][:3] == ["mine", "4.000 → 2.500 (least 1.500)", "54.6 → 12.18"]
+    assert cells[2][:7] == ["other", "4.000 → 1.500", "54.6 → 4.482", "not checked", "1 of 60", "1,000", "61 s"]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        *((0, "0"), (0.001, "0.001"), (0.000999, "1.0e-3"), (1.23456e-7, "1.2e-7"), (12.3456, "12.35"), (-2.5, "-2.5")),
+        *((999.96, "1,000"), (1000.6, "1,001"), (123456.7, "123,457"), (9e14, "900,000,000,000,000"), (1e15, "1.0e15")),
+        *((None, "–"), (math.nan, "NaN"), (math.inf, "∞"), (-math.inf, "−∞"), (2.5e-12, "2.5e-12")),
+    ],
+)
+def test_numbers_in_few_letters(value: float | None, expected: str) -> None:
+    comparison = COMPARISON | {"finetuned": {"name": "mine", "loss": value, "perplexity": 7}}
+    text = " ".join(Page(comparison_page(comparison)).text.split())
+    assert f"finetuned: mine {expected} 7 " in text
+
+
+def test_perplexities_too_large_for_a_number(tmp_path: Path) -> None:
+    rows = [{"step": 0, "val_loss": 701.0}, {"step": 1, "val_loss": 699.0}]
+    page = report_page([load_run(write_run(tmp_path / "run", rows))])
+    assert facts_of(page)["Perplexity"] == f"∞ → {math.exp(699):.1e}".replace("e+", "e")
+
+
+def test_checks_of_parity(folder: Path) -> None:
+    """Of each check how many, how many failed, and the one nearest its bound, which has not the greatest error."""
+
+    def row(check: str, name: str, error: float | None, allowed: float | None, passed: bool = True) -> dict[str, Any]:
+        return {"check": check, "name": name, "error": error, "own": 3e-8, "allowed": allowed, "passed": passed}
+
+    rows = [
+        row("gradient", "large", 6e-7, 9e-6),
+        row("gradient", "near", 2e-7, 2.5e-7),
+        row("step", "over", 3, 2, False),
+    ]
+    rows += [row("gradient", "far", 1e-9, 1e-7), row("step", "none", 0.0, 0.0), row("step", "within", 1, 2)]
+    rows += [row("logits", "nought", 0.0, None), row("logits", "bounded", 1e-8, 1e-7), row("loss", "free", 1e-8, None)]
+    rows += [row("loss", "tight", 1e-3, 1e-3)]
+    write_sealed(folder / "parity.json", PARITY | {"rows": rows})
+    page = report_page([load_run(folder)])
+    (table,) = re.findall(r"(?s)<table>((?:(?!</table>).)*nearest its bound.*?)</table>", page)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line) for line in re.findall(r"(?s)<tr>(.*?)</tr>", table)]
+    assert cells == [
+        ["check", "tensors", "failed", "nearest its bound", "error", "PyTorch's own", "allowed"],
+        ["gradient", "3", "0", "near", "2.0e-7", "3.0e-8", "2.5e-7"],
+        ["step", "3", "1", "over", "3", "3.0e-8", "2"],
+        ["logits", "2", "0", "bounded", "1.0e-8", "3.0e-8", "1.0e-7"],
+        ["loss", "2", "0", "free", "1.0e-8", "3.0e-8", "–"],
+    ]
+    assert '<strong class="good">Equal.</strong>' in page
+    assert "What is wrong" not in page
+    assert "on CPU in float32, with torch 2.13.0" in page
+    write_sealed(folder / "parity.json", PARITY | {"verdict": "different"})
+    assert '<strong class="bad">Different.</strong>' in report_page([load_run(folder)])
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_the_commit_of_each_part_of_a_run(folder: Path) -> None:
+    """With changes or without; and nothing is said of a run that does not know it, or is older than that."""
+    versions = "python 3.11.2, tinygrad 0.14.0"
+
+    def says(part: dict[str, Any]) -> str:
+        write_sealed(folder / "run.json", FACTS | part)
+        return " ".join(Page(report_page([load_run(folder)])).text.split())
+
+    assert f"With {versions}. " in says({})
+    assert f"With {versions}. " in says({"source": {"commit": None, "clean": None}})
+    assert f"With {versions}, commit {COMMIT}. " in says({"source": {"commit": COMMIT, "clean": True}})
+    assert f"With {versions}, commit {COMMIT} with changes. " in says({"source": {"commit": COMMIT, "clean": False}})
+    later = [{"step": 1000, "command": ["python", "x"]}, {"step": 2000, "command": ["y"]}]
+    later[0] |= {"source": {"commit": COMMIT[::-1], "clean": False}}
+    text = says({"source": {"commit": COMMIT, "clean": True}, "continued": later})
+    assert f"commit {COMMIT}. Continued from step 1,000: python x, commit {COMMIT[::-1]} with changes." in text
+    assert "with changes. Continued from step 2,000: y. " in text
+
+
+def test_curves_against_each_axis(tmp_path: Path) -> None:
+    """A point is where its own row is; rows that lack an axis are left out of that drawing alone."""
+    rows = [{"step": s, "tokens": s * s, "seconds": 100.0 - s, "lr": 0.25 * s} for s in range(1, 5)]
+    del rows[2]["tokens"]
+    page = report_page([load_run(write_run(tmp_path / "run", rows))])
+    places = {}
+    for axis in ("step", "tokens", "seconds"):
+        (drawing,) = re.findall(rf'(?s)<svg class="{axis} linear".*?</svg>', page)
+        (path,) = re.findall(r'<path class="bold c0 d0 run0 lr" d="M([^"]*)"', drawing)
+        places[axis] = [tuple(float(n) for n in place.split()) for place in path.split("L")]
+    heights = [pytest.approx(244 - 232 * i / 3, abs=0.06) for i in range(4)]
+    assert places["step"] == [(pytest.approx(56 + 406 * i / 3, abs=0.06), heights[i]) for i in range(4)]
+    assert places["tokens"] == [
+        (pytest.approx(56 + 406 * (s * s - 1) / 15, abs=0.06), heights[s - 1]) for s in (1, 2, 4)
+    ]
+    assert places["seconds"] == [(pytest.approx(462 - 406 * i / 3, abs=0.06), heights[i]) for i in range(4)]
+
+
+def labels(page: str, title: str, scale: str) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+    """What is written beside a chart's frame against the step, with where: the heights', and the widths'."""
+    figure = re.findall(rf'(?s)<figure data-chart="{title}">.*?</figure>', page)[0]
+    drawing = re.findall(rf'(?s)<svg class="step {scale}".*?</svg>', figure)[0]
+    found = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(end|middle)">(.*?)</text>', drawing)
+    return (
+        [(text, float(y) - 4) for _, y, anchor, text in found if anchor == "end"],
+        [(text, float(x)) for x, _, anchor, text in found if anchor == "middle"],
+    )
+
+
+def test_labels_of_axes(tmp_path: Path) -> None:
+    """Round numbers, each at its own height or width, on both scales."""
+    rows = [{"step": s, "lr": lr, "grad_norm": 1.0} for s, lr in ((0, 0.001), (1500, 1.0), (3000, 2.0))]
+    page = report_page([load_run(write_run(tmp_path / "run", rows))])
+    heights, widths = labels(page, "Learning rate", "linear")
+    assert widths == [
+        (f"{s / 1000:g}k" if s >= 1000 else str(s), pytest.approx(56 + 406 * s / 3000, abs=0.06))
+        for s in range(0, 3001, 500)
+    ]
+    ticks_there = [0.5, 1.0, 1.5, 2.0]
+    assert heights == [(f"{y:g}", pytest.approx(244 - 232 * (y - 0.001) / 1.999, abs=0.06)) for y in ticks_there]
+    heights, _ = labels(page, "Learning rate", "log")
+    low, high = -3, math.log10(2)
+    assert heights == [
+        (f"{10.0**power:g}", pytest.approx(244 - 232 * (power - low) / (high - low), abs=0.06))
+        for power in range(-3, 1)
+    ]
+    for title, unit in (("Loss", "nats a token"), ("Learning rate", ""), ("Gradient norm", "before clipping")):
+        assert (f"<b>{title}</b> {unit}</figcaption>" in page) == (title != "Loss")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 60, [0, 10, 20, 30, 40, 50, 60]),
+        (0.3, 0.9, [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
+        (1, 13, [2, 4, 6, 8, 10, 12]),
+        *((-20, 5, [-20, -15, -10, -5, 0, 5]), (3, 4.3, [3, 3.5, 4])),
+    ],
+)
+def test_ticks(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 0.6, [1, 1.5, 2, 2.5, 3, 3.5]),
+        (0, 1, [1, 2, 5, 10]),
+        (-0.1, 2.3, [1, 2, 5, 10, 20, 50, 100]),
+        (-1, 2, [0.1, 1, 10, 100]),
+        (-9, 3, [10.0**n for n in range(-9, 4, 2)]),
+    ],
+)
+def test_ticks_of_a_logarithmic_scale(low: float, high: float, expected: list[float]) -> None:
+    assert log_ticks(low, high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0, "0"),
+        (0.25, "0.25"),
+        (0.001, "0.001"),
+        (0.0002, "2e-4"),
+        (12, "12"),
+        (999, "999"),
+        (1500, "1.5k"),
+        (2e6, "2M"),
+        *((-3e9, "-3G"), (1e12, "1,000,000,000,000"), (1e20, "1e20"), (0.30000000000000004, "0.3")),
+    ],
+)
+def test_labels_are_short(value: float, expected: str) -> None:
+    assert label(value) == expected
+
+
+def test_every_curve_has_its_name_and_style(tmp_path: Path) -> None:
+    """Of two runs: names and marks differ, and the values beneath are each run's own."""
+    folders = []
+    for i, name in enumerate(("one", "two")):
+        rows = [row | {"lr": row["lr"] * (i + 1)} if "lr" in row else row for row in metrics(30)]
+        folders.append(write_run(tmp_path / name, rows))
+    page = report_page([load_run(folder) for folder in folders])
+    data = embedded(page)
+    assert data["frame"] == [56, 462, 12, 244]
+    assert data["ranges"] == {"step": [0, 30], "tokens": [0, 7680], "seconds": [0, 10]}
+    assert data["charts"]["Loss"] == {"loss": "training", "val_loss": "validation"}
+    assert data["styles"] == [{key: f"c{i} d{i}" for key in SERIES} for i in (0, 1)]
+    assert [points[0][3] for points in (run["lr"] for run in data["curves"])] == [1e-3, 2e-3]
+    for i, mark in enumerate(("m-3 0a3 3 0 1 0 6 0a3", "m-2.7-2.7h5.4")):
+        (marks,) = curves(page, f"mark c{i} d{i} run{i} val_loss")
+        assert marks.count(mark) == 4  # steps 0, 10, 20 and 30
+        assert f'<input type="checkbox" id="run{i}" checked>' in page
+    words = re.findall(r'<label><input type="checkbox" id="(\w+)" checked>.*?</svg> ([^<]*)</label>', page)
+    named = [("loss", "training (a batch)"), ("mean", "running mean"), ("val_loss", "validation")]
+    assert words == [*named, ("run0", "one"), ("run1", "two")]
+    assert re.findall(r'<input type="radio" name="axis" id="(\w+)"( checked)?> (\w+)<', page) == [
+        *(("step", " checked", "step"), ("tokens", "", "tokens"), ("seconds", "", "seconds"))
+    ]
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Curves", "one", "two"]
+
+
+def test_points_of_a_middling_run_are_all_there() -> None:
+    """Up to four times as many as there are stretches; of more, in each stretch the least and the greatest."""
+    random = [math.sin(7 * i * i) for i in range(2400)]
+    for count in (1920, 1921, 2400):
+        rows: list[dict[str, float]] = [{"step": i, "loss": value} for i, value in enumerate(random[:count])]
+        found = [int(point["step"]) for point in points(rows, "loss")]
+        kept = {0, count - 1}
+        for start in range(0, count, 5):
+            stretch = random[start : min(start + 5, count)]
+            kept |= {start + stretch.index(min(stretch)), start + stretch.index(max(stretch))}
+        assert found == (list(range(count)) if count == 1920 else sorted(kept))
+
+
+def test_of_two_and_sixty_one_samples(folder: Path) -> None:
+    for count, shown in ((1, 1), (2, 2), (60, 60), (61, 60)):
+        (folder / "samples.md").write_text("".join(section(10 * i, f"text {i}.") for i in range(count)))
+        page = report_page([load_run(folder)])
+        pairs = re.findall(r'<h4>Step ([\d,]+)</h4><p class="text">text (\d+)\.', page)
+        assert [step for step, _ in pairs] == [f"{10 * int(i)}" for _, i in pairs]
+        chosen = [int(i) for _, i in pairs]
+        assert (len(chosen), chosen[0], chosen[-1]) == (shown, 0, count - 1)
+        assert chosen == sorted(set(chosen))
+        assert ("Samples through time (60 of 61)" in page) == (count == 61)
+        assert f'max="{shown - 1}" value="{shown - 1}"' in page
