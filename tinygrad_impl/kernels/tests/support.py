@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import triton
 from tinygrad import dtypes
@@ -18,6 +19,7 @@ from tinygrad.uop.ops import UOp
 from tinygrad_impl.kernels.launch import SCRATCH, Launch, wrap
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"  # as conftest.py found it
+slow_without_gpu = pytest.mark.slow if DEVICE == "cpu" else lambda test: test
 DTYPES = {
     dtypes.float64: torch.float64,
     dtypes.float32: torch.float32,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tinygrad_impl.kernels import attention
-from tinygrad_impl.kernels.tests.support import DEVICE, check, relative_error, run_launch
+from tinygrad_impl.kernels.tests.support import DEVICE, check, relative_error, run_launch, slow_without_gpu
 
 # B, T, H, D, TILE: one tile; some, and so loops that run not at all, once, and more often; others where the last tile
 # is not full, of which the last has the size that training takes
@@ -85,7 +85,7 @@ def test_single_position() -> None:
     assert max(dq.abs().max(), dk.abs().max()) < 1e-5
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter has one order")
+@slow_without_gpu  # the interpreter has one order
 def test_same_in_every_run() -> None:
     qkv, dy = random(2, 200, 3 * 64), random(2, 200, 64)
     first, second = (by_kernels(qkv, dy, 1, group=96) for _ in range(2))
