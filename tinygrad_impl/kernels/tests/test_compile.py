@@ -12,7 +12,10 @@ import pytest
 LIMITS = {86: 99 << 10, 90: 227 << 10, 120: 99 << 10}
 
 
-@pytest.mark.parametrize("capability", LIMITS)
+# half a minute each; `test_tiles_fit_the_gpu` works out what the tiles of the others take
+@pytest.mark.parametrize(
+    "capability", [90, *(pytest.param(other, marks=pytest.mark.slow) for other in LIMITS if other != 90)]
+)
 def test_kernels_fit(capability: int) -> None:
     command = [sys.executable, "-m", "tinygrad_impl.kernels.tests.compiled", str(capability)]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -1,0 +1,91 @@
+"""Whether the kernels are used, and what is said where they cannot be."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from data.cli import InputError
+from data.config import PRESETS, GPT2Config
+from tinygrad_impl import kernels
+from tinygrad_impl.kernels.tests.support import DEVICE
+
+from tinygrad_impl.kernels import fused, graph, matmul  # isort: skip: after the support
+
+SMALLEST = GPT2Config(n_embd=64, n_head=4)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A GPU of compute capability 8.6, or what a test makes of it."""
+    gpu = SimpleNamespace(renderer=SimpleNamespace(target=SimpleNamespace(arch="sm_86")), graph="tinygrad's")
+    monkeypatch.setattr(kernels, "Device", {"CUDA": gpu})
+    monkeypatch.setattr(matmul, "capability", matmul.capability)
+    monkeypatch.setattr(graph, "add_dependencies", None)
+    return gpu
+
+
+@pytest.mark.parametrize("wanted", ["auto", "fused"])
+@pytest.mark.parametrize(("arch", "capability"), [("sm_80", 80), ("sm_90", 90), ("sm_120", 120)])
+@pytest.mark.parametrize("config", [PRESETS["gpt2"], SMALLEST, GPT2Config(n_embd=64, n_head=2)])
+def test_they_are_used(
+    gpu: Any, wanted: str, arch: str, capability: int, config: GPT2Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With tiles for that GPU, and silently."""
+    gpu.renderer.target.arch = arch
+    assert kernels.choose(wanted, config, "CUDA", bfloat16=True) is fused
+    assert matmul.capability == capability
+    assert gpu.graph == "tinygrad's"  # this driver starts none early
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_driver_that_starts_kernels_early(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "add_dependencies", lambda *given: 0)
+    kernels.choose("auto", SMALLEST, "CUDA", bfloat16=True)
+    assert gpu.graph is graph.Graph
+
+
+def test_plain(gpu: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert kernels.choose("plain", SMALLEST, "CUDA", bfloat16=True) is None
+    assert gpu.graph == "tinygrad's"
+    assert capsys.readouterr() == ("", "")
+
+
+WIDTHS = "they take widths that 64 divides and heads of 16, 32 or 64, not "
+OBSTACLES: list[tuple[dict[str, Any], str]] = [
+    ({"device": "CPU"}, "they are for NVIDIA GPUs, and the device is CPU"),
+    ({"device": "METAL"}, "they are for NVIDIA GPUs, and the device is METAL"),
+    ({"arch": "sm_79"}, "this GPU (sm_79) is older than sm_80"),
+    ({"triton": None}, "Triton is not installed (`pip install triton`)"),
+    ({"bfloat16": False}, "they compute in bfloat16, and the dtype is float32"),
+    ({"config": GPT2Config(n_embd=96, n_head=3)}, f"{WIDTHS}96 and 32"),
+    ({"config": GPT2Config(n_embd=64, n_head=8)}, f"{WIDTHS}64 and 8"),
+    ({"config": GPT2Config(n_embd=128, n_head=1)}, f"{WIDTHS}128 and 128"),
+]
+
+
+@pytest.mark.parametrize(("given", "reason"), OBSTACLES)
+def test_obstacles(
+    gpu: Any, given: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each stops whoever insists, in a sentence; others hear of it where there is a GPU."""
+    gpu.renderer.target.arch = given.get("arch", "sm_86")
+    config, device = given.get("config", PRESETS["gpt2"]), given.get("device", "CUDA")
+    bfloat16, before = given.get("bfloat16", True), matmul.capability
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: given.get("triton", name))
+    with pytest.raises(InputError) as refused:
+        kernels.choose("fused", config, device, bfloat16)
+    assert str(refused.value) == f"--kernels fused cannot be: {reason}; leave it out"
+    assert capsys.readouterr() == ("", "")
+
+    assert kernels.choose("auto", config, device, bfloat16) is None
+    note = f"note: tinygrad's own kernels compute this, which are slower: {reason}\n"
+    assert capsys.readouterr() == ("", note if device == "CUDA" else "")
+    assert kernels.choose("plain", config, device, bfloat16) is None
+    assert (matmul.capability, gpu.graph) == (before, "tinygrad's")
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="there is no NVIDIA GPU")
+@pytest.mark.gpu
+def test_this_gpu() -> None:
+    assert kernels.capability("CUDA") >= kernels.OLDEST

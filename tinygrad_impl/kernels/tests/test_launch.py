@@ -1,0 +1,157 @@
+"""How a kernel becomes a program of tinygrad's: its tensors, sizes and names, and what the GPU is told."""
+
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tinygrad import Tensor, dtypes
+from tinygrad.engine.realize import runtime_cache
+from tinygrad.uop.ops import Ops, UOp
+
+from tinygrad_impl.kernels.tests.support import DEVICE  # first: it readies Triton's interpreter
+
+from tinygrad_impl.kernels import launch  # isort: skip
+from tinygrad_impl.kernels.launch import Compiled, Launch  # isort: skip
+
+
+TENSORS = "CUDA" if DEVICE == "cuda" else "CPU"
+
+
+class Kernel:
+    """Stands for what triton.jit makes."""
+
+    __name__ = "add_kernel"
+    arg_names = ("out", "parts", "x", "B", "K", "EARLY")
+
+
+CONSTANTS = {"K": 7, "EARLY": True, "B": 3, "OTHER": 5}
+ADD = Launch(Kernel(), (6, 2), CONSTANTS, warps=8, stages=3, flops=50, bytes=70, descriptors=True, groups=(0, 3, 0))
+
+
+def placeholders(*types: Any) -> tuple[UOp, ...]:
+    return tuple(UOp.placeholder((4,), dtype, i) for i, dtype in enumerate(types))
+
+
+ARGS = placeholders(dtypes.float32, dtypes.bfloat16, dtypes.int32, dtypes.int64, dtypes.float64, *[dtypes.uint8] * 2)
+
+
+def test_name() -> None:
+    """The kernel's own without its ending, and its sizes in one order, whatever order they were given in."""
+    assert ADD.name == "add_3_7"
+    assert (
+        Launch(Kernel(), (1,), {"V": 2, "T": 4, "H": 5, "D": 6, "M": 1, "N": 8, "R": 9, "C": 3}).name
+        == "add_4_5_6_1_8_9_3_2"
+    )
+
+
+def test_waits() -> None:
+    assert ADD.waits
+    assert not Launch(Kernel(), (1,), {"EARLY": False}).waits
+    assert not Launch(Kernel(), (1,), {"K": 1}).waits
+
+
+def test_arguments() -> None:
+    """In groups where parameters are tuples, also of one tensor; else one by one."""
+    assert ADD.arguments([*"abcde"]) == ["a", ("b", "c", "d"), "e"]
+    assert Launch(Kernel(), (1,), {}, groups=(1, 0, 2)).arguments([*"abcd"]) == [("a",), "b", ("c", "d")]
+    assert Launch(Kernel(), (1,), {}).arguments([*"abc"]) == ["a", "b", "c"]
+
+
+def test_wrap() -> None:
+    uop = launch.wrap(ADD, 2, ARGS)
+    info, sink = uop.arg, uop.src[0]
+    assert (info.name, info.global_size, info.local_size) == ("add_3_7", (6, 2, 1), (256, 1, 1))
+    assert (info.globals, info.ins) == (tuple(range(7)), tuple(range(7)))
+    assert info.outs == (0, 1, 5)  # and the first scratch
+    assert (sink.arg.name, sink.arg.estimates.ops, sink.arg.estimates.mem, sink.arg.estimates.lds) == (
+        "add_3_7",
+        50,
+        70,
+        70,
+    )
+    assert len(sink.src) == len(ARGS)
+    source = next(u for u in uop.src if u.op is Ops.SOURCE)
+    for other in (Launch(Kernel(), (6, 3), CONSTANTS), Launch(Kernel(), (6, 2), CONSTANTS | {"K": 8})):
+        assert launch.wrap(other, 2, ARGS).key != uop.key
+    assert "'K': 7" in source.arg
+
+
+class Loaded:
+    """Stands for tinygrad's CUDAProgram."""
+
+    prg, other = "function", "anything else"
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return args, options
+
+
+def compiled(
+    kernel: Launch, scratch: int, monkeypatch: pytest.MonkeyPatch, binary: Any = None
+) -> tuple[Any, list[Any]]:
+    """A kernel that has been compiled, and what the driver is told when it is loaded."""
+    told: list[Any] = []
+    cuda = pytest.importorskip("tinygrad.runtime.ops_cuda")
+    monkeypatch.setattr(cuda, "check", lambda code: told.append(("check", code)))
+    monkeypatch.setattr(cuda.cuda, "cuFuncSetAttribute", lambda *given: told.append(given) or 0)
+
+    def runtime(obj: Any) -> Loaded:
+        told.append((obj.name, obj.lib))
+        return Loaded()
+
+    device = SimpleNamespace(renderer=SimpleNamespace(target=SimpleNamespace(arch="sm_90")), runtime=runtime)
+    monkeypatch.setattr(launch, "Device", {"GPU": device})
+    metadata = SimpleNamespace(name="entry", shared=1234, global_scratch_size=scratch)
+    future: Future[Any] = Future()
+    future.set_result(SimpleNamespace(metadata=metadata, asm={"cubin": b"code"}))
+    return Compiled(kernel, future, "GPU", launch.wrap(kernel, 2, ARGS)), told
+
+
+def test_it_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is first asked for, with all the shared memory that it takes."""
+    program, told = compiled(ADD, 640, monkeypatch)
+    assert told == []
+    assert program(1, 2, wait=True) == ((1, 2), {"wait": True})
+    assert program.other == "anything else"
+    assert program.smem == 1234
+    from tinygrad.runtime.ops_cuda import cuda
+
+    attribute = cuda.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    assert told == [("entry", b"code"), ("function", attribute, 1234), ("check", 0)]
+
+
+@pytest.mark.parametrize(("descriptors", "scratch"), [(True, 641), (False, 1)])
+def test_more_scratch_than_it_gets(descriptors: bool, scratch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Launch(Kernel(), (1,), CONSTANTS, descriptors=descriptors)
+    program, _ = compiled(kernel, scratch, monkeypatch)
+    with pytest.raises(AssertionError):
+        program()
+
+
+def test_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled once for its tensors' dtypes and the device's architecture, in the background."""
+    asked: list[Any] = []
+    compiled(ADD, 0, monkeypatch)
+    monkeypatch.setattr(launch, "compile_kernel", lambda *given: asked.append(given) or "binary")
+    uop = launch.program(ADD, 2, "GPU", *ARGS)
+    assert launch.program(ADD, 2, "GPU", *ARGS) is uop
+    made = runtime_cache[uop.key, "GPU"]
+    assert (made.kernel, made.device, made.uop, made.binary.result()) == (ADD, "GPU", uop, "binary")
+    assert asked == [(ADD, (dtypes.float32, dtypes.bfloat16, dtypes.int32, dtypes.int64, dtypes.float64), "sm_90")]
+    other = Launch(Kernel(), (6, 2), CONSTANTS | {"K": 8}, warps=8, stages=3, flops=50, bytes=70, groups=(0, 3, 0))
+    assert launch.program(other, 2, "GPU", *ARGS) is not uop
+
+
+def test_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """640 bytes for each program's tensor descriptors, and one byte where it has none."""
+    found: list[tuple[int, ...]] = []
+    monkeypatch.setattr(
+        launch, "program", lambda kernel, outs, device, *args: found.append(sizes(args)) or args[0].sink()
+    )
+
+    def sizes(args: tuple[UOp, ...]) -> tuple[int, ...]:
+        return tuple(arg.max_numel() for arg in args[-2:])
+
+    for kernel in (ADD, Launch(Kernel(), (6, 2), CONSTANTS)):
+        launch.launch(kernel, [Tensor.invalids(4, device=TENSORS)], Tensor.zeros(4, device=TENSORS))
+    assert found == [(640 * 12, 1), (1, 1)]
