@@ -164,7 +164,9 @@ def begin(args: argparse.Namespace, device: str) -> Start:
     checkpoint = moments = None
     if args.resume and args.resume.parent.name == "checkpoints":
         checkpoint = args.resume
-    elif args.resume and any((args.resume / "checkpoints").glob("[ls]*")):  # latest, step-N
+    elif args.resume and (
+        checkpoints(args.resume / "checkpoints") or (args.resume / "checkpoints" / "latest").exists()
+    ):
         checkpoint = latest_checkpoint(args.resume)
     if checkpoint:
         config, arrays, moments, state = load_checkpoint(checkpoint)

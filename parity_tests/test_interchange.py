@@ -16,6 +16,7 @@ from tinygrad import Tensor
 
 import data.training
 import tinygrad_impl.train
+import tinygrad_impl.trainer
 import torch_ref.train
 import torch_ref.trainer
 from data.checkpoint import load
@@ -105,6 +106,31 @@ def runs(tmp_path_factory: pytest.TempPathFactory, short_samples: None) -> Path:
         result = call(main, *words(out=package), *ungated(package), cwd=folder)
         assert result.code == 0, result
     return folder
+
+
+@pytest.mark.parametrize("module", [torch_ref.trainer, tinygrad_impl.trainer])
+def test_the_schedule(module: Any) -> None:
+    """A line to the highest rate, then half a turn of a cosine down to the lowest, which is reached one step after."""
+    rates = [module.learning_rate(step, 10, 0.5, 0.1, 4) for step in range(10)]
+    down = [0.3 + 0.2 * math.cos(math.pi * i / 6) for i in range(6)]
+    assert rates == pytest.approx([0.125, 0.25, 0.375, 0.5, *down], rel=1e-12)
+    assert rates[7] == pytest.approx(0.3, rel=1e-12)
+    assert [module.learning_rate(step, 3, 0.6, 0.0, 3) for step in range(3)] == pytest.approx([0.2, 0.4, 0.6])
+    assert module.learning_rate(0, 2, 0.5, 0.1, 0) == 0.5
+    assert module.learning_rate(1, 2, 0.5, 0.1, 0) == pytest.approx(0.3, rel=1e-12)
+
+
+def test_what_the_trainers_do_unless_told_otherwise() -> None:
+    """The same: betas of 0.9 and 0.95, eps of 1e-8, decay of 0.1, gradients of norm 1."""
+    arrays = random_weights(CONFIG, 0, 0.2)
+    port, reference = tinygrad_impl.trainer.Trainer(CONFIG, arrays), torch_ref.trainer.Trainer(CONFIG, arrays)
+    assert (port.betas, port.eps, port.weight_decay, port.clip) == ((0.9, 0.95), 1e-8, 0.1, 1.0)
+    groups = [(g["betas"], g["eps"], g["weight_decay"]) for g in reference.optimizer.param_groups]
+    assert groups == [((0.9, 0.95), 1e-8, 0.1), ((0.9, 0.95), 1e-8, 0.0)]
+    assert (reference.clip, reference.autocast, port.autocast) == (1.0, None, None)
+    zeros = {name: np.asarray(t) for name, t in reference.moments().items()}
+    assert zeros.keys() == port.moments().keys()
+    assert not any(array.any() for array in (*zeros.values(), *port.moments().values()))
 
 
 @dataclass
@@ -245,20 +271,18 @@ def test_every_option_tells(changed: dict[str, Any], runs: Path, truth: Course) 
 
 
 @pytest.mark.parametrize("package", list(MAINS))
-def test_validation_weighs_tokens_and_not_batches(package: str, runs: Path) -> None:
-    """Of batches of 32 and 8 tokens, the second of which is easier: the mean of both would be another one."""
-    config, arrays = load(runs / "init")
-    trainer: Any = torch_ref.trainer.Trainer(config, arrays)
-    evaluate = trainer.evaluate
+def test_validation_weighs_tokens_and_not_batches(package: str, tmp_path: Path) -> None:
+    """Of batches of 24 and 6 tokens, whose losses differ: the mean of both would be another one."""
+    setting = Setting(CONFIG, random_weights(CONFIG, 0, 0.2), "float32", "CPU")
+    evaluate: Any = setting.references()[1].evaluate
     if package == "tinygrad_impl":
-        evaluate = Evaluator(Setting(config, arrays, "float32", "CPU").trainer().model)
-    valid = tokens_of(runs, "valid")
-    batches = list(windows(runs / "data", "valid", B, T, 40))
+        evaluate = Evaluator(setting.trainer().model)
+    tokens = np.random.default_rng(0).integers(0, CONFIG.vocab_size, 60)
+    batches = list(windows(write_tokens(tmp_path / "data", tokens, tokens), "valid", 2, 12, 30))
     one, other = (evaluate([batch]) for batch in batches)
-    assert len(valid) == 60
-    assert abs(one - other) > 1e-3
-    assert evaluate(batches) == pytest.approx((32 * one + 8 * other) / 40, rel=1e-6)
-    assert evaluate(reversed(batches)) == pytest.approx((32 * one + 8 * other) / 40, rel=1e-6)
+    assert abs(one - other) > 1e-2
+    assert evaluate(batches) == pytest.approx((24 * one + 6 * other) / 30, rel=1e-6)
+    assert evaluate(reversed(batches)) == pytest.approx((24 * one + 6 * other) / 30, rel=1e-6)
 
 
 # of the port, its own test sees in a second that the dtype arrives

@@ -281,7 +281,7 @@ def test_a_line_after_the_checkpoint_is_vouched_for_by_itself(at: int, run: RunF
     line = bytearray(lines[5])
     line[at - 1 if at < 0 else at] ^= 1
     path.write_bytes(b"".join(lines[:5]) + bytes(line))
-    with pytest.raises(ValueError, match="not as it was written|Expecting|Invalid|delimiter"):
+    with pytest.raises(ValueError, match=r"not as it was written|Expecting|Invalid|delimiter"):
         read_metrics(run.path)
 
 

@@ -354,6 +354,12 @@ def test_keep_is_of_the_newest_by_number(
     assert kept(tmp_path / "run") == expected
 
 
+def test_the_last_step_counts_among_the_newest(stub: Stub, place: Path, tmp_path: Path) -> None:
+    """Of 3, 6, 9, 12 and 13 two are kept, and besides them the best."""
+    trained(scripted(stub), place, tmp_path / "run", keep=2)
+    assert kept(tmp_path / "run") == {0, 8, 12, 13}
+
+
 def test_keep_while_the_run_goes_on(stub: Stub, place: Path, tmp_path: Path) -> None:
     """After each step: the first, the newest scheduled, and the best; the newest best even where it is off schedule."""
     found: list[set[int]] = []

@@ -116,6 +116,16 @@ def test_a_resumed_run_is_the_run_that_went_through(step: int, stub: Stub, finis
     assert (continued["device"], continued["versions"]["numpy"]) == ("CPU", np.__version__)
 
 
+def test_the_bar_of_a_resumed_run_begins_with_the_last_validation(
+    stub: Stub, finished: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of step 4, which is neither the first nor the best."""
+    shown: list[str] = []
+    monkeypatch.setattr("data.cli.Progress.set_postfix_str", lambda self, text, refresh: shown.append(text))
+    assert resume(stub, finished[0], rewind(finished[1], tmp_path / "stopped", 6)).code == 0
+    assert [text.split(", ")[1] for text in shown[:3]] == ["val 2.400", "val 2.000", "val 2.000"]
+
+
 def test_a_resumed_run_records_where_it_did_so(stub: Stub, finished: Folders, tmp_path: Path) -> None:
     """Once for every time, beside what it began with."""
     stopped = rewind(finished[1], tmp_path / "stopped", 6)
@@ -140,13 +150,15 @@ def test_going_on_from_an_earlier_checkpoint(stub: Stub, finished: Folders, tmp_
     assert_same_end(run, finished[1])
 
 
-@pytest.mark.parametrize("left", ["nothing", "no checkpoint"])
+@pytest.mark.parametrize("left", ["nothing", "no checkpoint", "half a checkpoint"])
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(
     left: str, stub: Stub, finished: Folders, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished[1], run)
     shutil.rmtree(run / "checkpoints")
+    if left == "half a checkpoint":
+        (run / "checkpoints" / "step-0.partial").mkdir(parents=True)
     if left == "nothing":
         (run / "metrics.jsonl").unlink()
         (run / "samples.md").unlink()

@@ -153,7 +153,8 @@ def test_a_resumed_trainer_has_the_state_of_the_checkpoint(
     caught: list[Any] = []
     monkeypatch.setattr(train, "train", lambda start, by, files: caught.append((start, by)))
     said = json.loads((folder / "run" / "checkpoints" / "step-3" / "trainer.json").read_text())
-    result = call(train.main, "--resume", folder / "run" / "checkpoints" / "step-3", "--parity", "off", cwd=folder)
+    ported = ("--parity", "off", "--kernels", "plain")  # which a run may go on with
+    result = call(train.main, "--resume", folder / "run" / "checkpoints" / "step-3", *ported, cwd=folder)
     assert result.code == 0, result
     ((start, by),) = caught
     assert by.trainer.steps == said["step"] == 3
