@@ -2,21 +2,32 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from importlib.metadata import version
+from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from tinygrad import Tensor, TinyJit
+import torch
+import torch._dynamo.utils
+from tinygrad import Tensor, TinyJit, dtypes
 from tinygrad.engine import jit
 from tinygrad.engine.realize import run_linear
 
+import torch_ref.bench
+import torch_ref.model
 from data.cli import InputError
 from data.config import GPT2Config
 from data.initialize import initial_weights
+from data.revision import revision
 from data.testing import call, refused
 from tinygrad_impl import bench
 from torch_ref.bench import Peer
@@ -68,24 +79,394 @@ def test_report(tmp_path: Path) -> None:
     assert "others" in result.out
 
 
-@pytest.mark.parametrize("padding", [0, 24])
-def test_both_do_the_same_work(padding: int, tmp_path: Path) -> None:
-    """The loss, but for what the padding of PyTorch's vocabulary adds to it, and without any the weights."""
-    config = replace(CONFIG, vocab_size=CONFIG.vocab_size - padding)
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (bench.BATCHES, 2, 17), np.int32)
+def test_both_do_the_same_work(tmp_path: Path) -> None:
+    """The losses and the weights after some steps."""
+    tokens = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (bench.BATCHES, 2, 17), np.int32)
     np.save(tmp_path / "tokens.npy", tokens)
-    peer = Peer(asdict(config), bench.SEED, str(tmp_path / "tokens.npy"), "float32", "cpu", compile=False)
+    peer = Peer(asdict(CONFIG), bench.SEED, str(tmp_path / "tokens.npy"), "float32", "cpu", compile=False)
     peer.run(bench.WARM_UP)
-    port = bench.Port(config, tokens, "float32", "CPU", None)
-    added = math.log(CONFIG.vocab_size / config.vocab_size)  # logits are near 0 yet, as those of the padding
-    assert port.first_loss == pytest.approx(peer.first_loss - added, abs=5e-4 if padding else 5e-6)
+    port = bench.Port(CONFIG, tokens, "float32", "CPU", None)
+    assert port.first_loss == pytest.approx(peer.first_loss, abs=5e-6)
     ours, theirs = port.trainer.model.arrays(), peer.model.arrays()
-    assert np.abs(ours["wte.weight"] - initial_weights(config, bench.SEED)["wte.weight"]).max() > bench.LR
-    if padding:
-        assert theirs["wte.weight"].shape == (1024, 16)
-    else:
-        for name in ours:
-            np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=bench.LR / 10, err_msg=name)
+    assert np.abs(ours["wte.weight"] - initial_weights(CONFIG, bench.SEED)["wte.weight"]).max() > bench.LR
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=bench.LR / 10, err_msg=name)
+
+
+def test_the_peers_vocabulary_is_padded(tmp_path: Path) -> None:
+    """To 128 of its tokens, as its users do; the padding is in the loss, and nothing else is other than the model's."""
+    config = replace(CONFIG, vocab_size=1000)
+    tokens = np.random.default_rng(0).integers(0, 1000, (2, 2, 17), np.int32)
+    np.save(tmp_path / "tokens.npy", tokens)
+    peer = Peer(asdict(config), 5, str(tmp_path / "tokens.npy"), "float32", "cpu", compile=False)
+    wte = peer.model.arrays()["wte.weight"]
+    assert wte.shape == (1024, 16)
+    assert (wte[1000:] == 0).all()
+    arrays = initial_weights(config, 5)
+    np.testing.assert_array_equal(wte[:1000], arrays["wte.weight"])
+    x, y = torch.tensor(tokens[0, :, :-1]), torch.tensor(tokens[0, :, 1:])
+    loss = torch_ref.model.GPT2(config, arrays)(x, y)[1]
+    assert loss is not None
+    peer.run(1)
+    assert peer.first_loss == pytest.approx(loss.item() + math.log(1024 / 1000), abs=5e-4)  # logits are near 0 yet
+    peer.run(1)
+    assert peer.first_loss == pytest.approx(loss.item() + math.log(1024 / 1000), abs=5e-4)  # of the first step for ever
+
+
+class Clock:
+    """Time that passes only as it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("time.perf_counter", clock)
+    return clock
+
+
+TOKENS = np.arange(4 * 2 * 6).reshape(4, 2, 6)
+
+
+def scripted_trainer(clock: Clock, losses: list[float], norms: list[float], taken: list[Any]) -> type:
+    class Scripted:
+        steps = 0
+
+        def __init__(self, config: GPT2Config, arrays: Any, **options: Any):
+            taken.append((config, arrays["wte.weight"], options))
+            clock.now += 7
+
+        def step(self, batches: list[tuple[np.ndarray, np.ndarray]], lr: float) -> tuple[float, float]:
+            taken.append((batches, lr))
+            clock.now += 2**self.steps
+            self.steps += 1
+            return losses[self.steps - 1], norms[self.steps - 1]
+
+    return Scripted
+
+
+def test_steps_of_the_port(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds by a clock that stands still between steps: the first has the building in it; batches by turns."""
+    taken: list[Any] = []
+    trainer = scripted_trainer(clock, [5.0, 4.0, 3.0, 2.0, 1.0], [1.0] * 5, taken)
+    counts = iter((10, 13))
+    monkeypatch.setattr(bench, "Trainer", trainer)
+    monkeypatch.setattr(bench, "compiled", lambda: next(counts))
+    kernels = SimpleNamespace()
+    port = bench.Port(CONFIG, TOKENS, "bfloat16", "CPU", kernels)  # type: ignore[arg-type]
+    assert taken[0][0] is CONFIG
+    np.testing.assert_array_equal(taken[0][1], initial_weights(CONFIG, 1337)["wte.weight"])
+    assert taken[0][2] == {"autocast": dtypes.bfloat16, "kernels": kernels}
+    assert port.figures["seconds"] == [7 + 1, 2, 4]
+    assert (port.figures["compiled"], port.figures["first_loss"]) == (3, 5.0)
+    assert port.run(2)["seconds"] == [8, 16]
+    assert port.run(0)["first_loss"] == 5.0
+    for i, ([(x, y)], lr) in enumerate(taken[1:]):
+        np.testing.assert_array_equal(x, TOKENS[i % 4, :, :5])
+        np.testing.assert_array_equal(y, TOKENS[i % 4, :, 1:])
+        assert lr == 1e-4
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (3.0, math.inf)])
+def test_a_step_that_is_left_out_is_not_measured(
+    loss: float, norm: float, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "Trainer", scripted_trainer(clock, [4.0, loss], [2.0, norm], []))
+    with pytest.raises(InputError, match=f"loss became {loss} and the gradient's norm {norm}; this measures nothing"):
+        bench.Port(CONFIG, TOKENS, "float32", "CPU", None)
+
+
+def test_memory_is_the_most_there_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its device; what was there before counts, what went away in between does too."""
+    monkeypatch.setattr(bench.GlobalCounters, "mem_used_per_device", {"CPU": 5, "NULL": 900})
+    memory = bench.HighWater()
+    assert memory.highest["CPU"] == 5
+    for count in (30, 20, 25):
+        memory["CPU"] = count
+    memory["NEW"] += 4
+    assert (memory["CPU"], memory.highest) == (25, {"CPU": 30, "NULL": 900, "NEW": 4})
+    assert bench.free_memory("CPU") == 0
+
+
+def test_compiled_kernels_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tinygrad's, and Triton's, of which each is in a folder of its own."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    before = bench.compiled()
+    for name in ("a/one.cubin", "b/two.cubin", "b/two.ptx", "three.cubin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert bench.compiled() == before + 2
+    Tensor.full((before % 89 + 3, 7), 2.0).contiguous().mul(before).exp().realize()  # a kernel that is new
+    assert bench.compiled() > before + 2
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_steps_of_the_peer(compile: bool, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f) or f)  # type: ignore[func-returns-value]
+    monkeypatch.setitem(torch._dynamo.utils.counters["inductor"], "fxgraph_cache_miss", 6)
+    np.save(tmp_path / "tokens.npy", TOKENS)
+    init, adamw, taken = Peer.__init__, torch.optim.AdamW.step, list[Any]()
+    loss_of = Peer.loss_of
+
+    def slow_init(*arguments: Any, **options: Any) -> None:
+        init(*arguments, **options)
+        clock.now += 7
+
+    def slow_step(self: torch.optim.AdamW) -> None:
+        adamw(self)
+        clock.now += 2 ** (len(taken) - 1)
+
+    def watched(self: Peer, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        taken.append((x.numpy(), y.numpy(), torch.is_autocast_enabled("cpu")))
+        return loss_of(self, x, y)
+
+    monkeypatch.setattr(Peer, "__init__", slow_init)
+    monkeypatch.setattr(Peer, "loss_of", watched)
+    monkeypatch.setattr(torch.optim.AdamW, "step", slow_step)
+    arguments: dict[str, Any] = {
+        "config": asdict(CONFIG),
+        "seed": 3,
+        "tokens": str(tmp_path / "tokens.npy"),
+        "device": "cpu",
+    }
+    peer, figures = torch_ref.bench.build(3, **arguments, dtype="float32", compile=compile)
+    assert figures["seconds"] == [7 + 1, 2, 4]
+    assert (figures["compiled"], len(compiled)) == ((6, 1) if compile else (0, 0))
+    assert figures["versions"] == {"torch": torch.__version__}
+    assert peer.run(2)["seconds"] == [8, 16]
+    for i, (x, y, autocast) in enumerate(taken):
+        np.testing.assert_array_equal(x, TOKENS[i % 4, :, :5])
+        np.testing.assert_array_equal(y, TOKENS[i % 4, :, 1:])
+        assert not autocast
+    groups = peer.optimizer.param_groups
+    assert [(g["lr"], g["betas"], g["weight_decay"]) for g in groups] == [(1e-4, (0.9, 0.95), d) for d in (0.1, 0.0)]
+    assert [{p.ndim for p in g["params"]} for g in groups] == [{2}, {1}]
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
+    taken.clear()
+    Peer(**arguments, dtype="bfloat16", compile=compile).step()
+    assert taken[0][2]
+
+
+def test_ceilings(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten calls at a time, the median but for the first; operations of a product, and bytes read and written."""
+    spent = iter([500.0] * 10 + [0.1] * 10 + [0.4] * 10 + [0.2] * 10 + [9.0] * 10)
+
+    def call() -> None:
+        clock.now += next(spent)
+
+    assert torch_ref.bench.rate(call, "cpu") == pytest.approx(1 / 0.3)
+    rates = iter((5.0, 3.0))
+    monkeypatch.setattr(torch_ref.bench, "rate", lambda function, device: function() is None or next(rates))
+    assert torch_ref.bench.ceilings("cpu", "float32") == {"n": 768, "flops": 10 * 768**3, "bytes": 6 * 2**26}
+
+
+FLOPS = (6 * (1024 * 16 + 12 * 16**2 + 13 * 16 + 2 * 16) + 12 * 16 * 20) * 3 * 20  # of a step of 3 x 20 tokens
+
+
+class Figures:
+    """A contender whose figures are written down: seconds, of which the first of each turn is not to count."""
+
+    def __init__(self, name: str, counted: list[float], memory: list[int], log: list[Any]):
+        self.name, self.counted, self.memory, self.log = name, iter(counted), cycle(memory), log
+        self.device, self.steps = "CPU", 0
+        self.figures = {"seconds": [5.0, 0.25, 0.5], "first_loss": 6.9375, "compiled": 4, "held_bytes": 1_500_000_000}
+        if name == "tinygrad":
+            self.figures["allocated_bytes"] = 2_345_000_000
+
+    def run(self, steps: int) -> dict[str, Any]:
+        self.log.append((self.name, steps))
+        held = next(self.memory)
+        figures = {"seconds": [99.0, *(next(self.counted) for _ in range(steps - 1))], "held_bytes": held}
+        return figures | ({"allocated_bytes": held // 2} if self.name == "tinygrad" else {})
+
+    def step(self) -> float:
+        self.steps += 1
+        return 1.0
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        self.log.append((self.name, do, arguments))
+        if do == "ceilings":
+            return {"n": 768, "flops": next(self.ceilings) * 1e9, "bytes": 2e9}
+        return self.figures | {"versions": {"torch": "2.13.0"}}
+
+    ceilings = iter(())
+
+
+@pytest.fixture
+def scripted(small: None, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What contenders were asked, whose figures differ in mean and median, first and last, least and most."""
+    log: list[Any] = []
+    seconds = {
+        "tinygrad": [0.010, 0.020, 0.040, 0.011, 0.013, 0.012, 0.5],
+        "torch-eager": [0.040, 0.041, 0.042, 0.030, 0.900, 0.010, 0.010],
+        "torch-compile": [0.026, 0.020, 0.025, 0.026, 0.027, 0.028, 0.029],
+    }
+    memory = {"tinygrad": [1, 2, 7, 3, 4], "torch-eager": [9, 8, 1, 1, 1], "torch-compile": [1, 1, 1, 1, 1]}
+    contenders = {n: Figures(n, seconds[n] * 40, [m * 10**9 for m in memory[n]], log) for n in seconds}
+    monkeypatch.setattr(Figures, "ceilings", iter([1.0, 2.0, 9.0, 4.0, 3.0]))
+
+    class Port:
+        def __new__(cls, *given: Any) -> Figures:  # type: ignore[misc]
+            log.append(("Port", *given))
+            return contenders["tinygrad"]
+
+    monkeypatch.setattr(bench, "Port", Port)
+
+    @contextmanager
+    def worker(name: str) -> Iterator[Figures]:
+        yield contenders.get(name, Figures(name, [], [], log))
+
+    @contextmanager
+    def one_by_one(device: str) -> Iterator[list[tuple[str, int, int, float]]]:
+        """Of each step 28 kernels; the first is there twice, and once more in another size."""
+        i = contenders["tinygrad"].steps
+        spread = [9.0, 1.0, 2.0, 4.0, 3.0][i]  # of which the median is 3, and the mean 3.8
+        kernels = [("matmul", 6_000_000, 1000, spread * 1e-3)] * 2 + [("matmul", 2_000_000, 8_000_000, spread * 3e-3)]
+        yield kernels + [(f"small_{n}", 0, 2000, 1e-6 * n) for n in range(2, 27)]
+
+    monkeypatch.setattr(bench, "worker", worker)
+    monkeypatch.setattr(bench, "one_by_one", one_by_one)
+    return log
+
+
+def test_figures(scripted: list[Any], tmp_path: Path) -> None:
+    """Each against what can be worked out from the script."""
+    options = "--preset tiny --device CPU --batch-size 3 --seq-len 20 --steps 7 --dtype bfloat16 --kernels plain"
+    options += " --against torch-compile,torch-eager --json found.json --profile"
+    result = call(bench.main, *options.split(), cwd=tmp_path)
+    assert result.code == 0, result
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert list(found["contenders"]) == ["tinygrad", "torch-compile", "torch-eager"]
+    assert found["source"]["commit"] == revision()["commit"]
+    assert found["command"] == ["python", "-m", "tinygrad_impl.bench", *options.split()]
+    assert found["flops_a_step"] == FLOPS == 7_320_960
+    assert found["ceiling"] == {"n": 768, "flops": 3e9, "bytes": 2e9, "dtype": "float32"}
+    ours = found["contenders"]["tinygrad"]
+    assert ours == {
+        **{"tokens_per_second": pytest.approx(60 / 0.013), "step_seconds": 0.013, "steps": 7},
+        **{"step_seconds_10th": pytest.approx(0.0106), "step_seconds_90th": pytest.approx(0.224)},
+        **{"flops": pytest.approx(FLOPS / 0.013), "share_of_ceiling": pytest.approx(FLOPS / 0.013 / 3e9)},
+        **{"first_step_seconds": 5.0, "first_steps_seconds": 5.75, "compiled": 4, "first_loss": 6.9375},
+        **{"allocated_bytes": 3_500_000_000, "held_bytes": 7_000_000_000},
+    }
+    assert found["ratios"] == {
+        "torch-compile": pytest.approx(0.026 / 0.013),
+        "torch-eager": pytest.approx(0.040 / 0.013),
+    }
+    assert [found["contenders"][n]["held_bytes"] for n in found["ratios"]] == [1_500_000_000, 9_000_000_000]
+    assert "allocated_bytes" not in found["contenders"]["torch-eager"]
+
+    lines = result.out.splitlines()
+    assert lines[0].startswith("tiny, 0.0M parameters, steps of 3 x 20 tokens, bfloat16, plain kernels; CPU with ")
+    ceilings = "768^3 float32 product 0.003 TFLOP/s, copy 0.002 TB/s"
+    assert lines[1] == f"tinygrad {version('tinygrad')}, torch 2.13.0; ceilings: {ceilings}"
+    heads = ["tok/s", "ms a step", "(10-90 %)", "TFLOP/s", "of ceiling", "GB allocated", "GB held", "s to step 1"]
+    cells = [re.split(r"  +", line.strip()) for line in lines[3:7]]
+    assert cells[0] == [*heads, "to 3", "compiled", "loss", "tinygrad is"]
+    assert cells[1][:6] == ["tinygrad", "4,615", "13.00", "10.60-224.00", "0.000563", "18.8%"]
+    assert cells[1][6:] == ["3.50", "7.00", "5.0", "5.8", "4", "6.9375", "1.000 x"]
+    assert cells[2][:4] == ["torch-compile", "2,308", "26.00", "23.00-28.40"]
+    assert cells[2][6:] == ["-", "1.50", "5.0", "5.8", "4", "6.9375", "2.000 x"]
+    assert cells[3][:3] + cells[3][-1:] == ["torch-eager", "1,500", "40.00", "3.077 x"]
+    assert lines[8] == "tinygrad trains at 2.000 x the rate of torch-compile, the fastest peer"
+
+    # the median of the large kernels is 3 times 1 and 3 ms; 25 small ones are of 2 to 26 us
+    total = 2 * 0.003 + 0.009 + 350e-6
+    first, second = found["profile"][:2]
+    assert first == {
+        **{"name": "matmul", "count": 1, "seconds": pytest.approx(0.009), "flops": 2_000_000, "bytes": 8_000_000},
+        **{
+            "share": pytest.approx(0.009 / total),
+            "share_of_roofline": pytest.approx(0.004 / 0.009),
+        },  # it moves too much
+    }
+    assert second == {
+        **{"name": "matmul", "count": 2, "seconds": pytest.approx(0.006), "flops": 12_000_000, "bytes": 2000},
+        **{"share": pytest.approx(0.006 / total), "share_of_roofline": pytest.approx(0.004 / 0.006)},
+    }
+    assert [row["name"] for row in found["profile"][2:]] == [f"small_{n}" for n in range(26, 1, -1)]
+    rows = [re.split(r"  +", line.strip()) for line in lines[10:]]
+    assert rows[0] == ["kernel", "count", "ms", "share", "TFLOP/s", "GB/s", "of roofline"]
+    assert rows[1] == ["matmul", "1", "9.000", "58.6%", "0.000222", "1", "44.4%"]
+    assert rows[2] == ["matmul", "2", "6.000", "39.1%", "0.002", "0", "66.7%"]
+    assert rows[3][:4] == ["small_26", "1", "0.026", "0.2%"]
+    assert rows[25][0] == "small_4"
+    assert rows[26] == ["2 others", "2", "0.005", "0.0%"]
+    assert lines[-1] == "28 kernels, 15.35 ms one by one; a whole step takes 13.00 ms"
+
+
+def test_turns(scripted: list[Any], tmp_path: Path) -> None:
+    """Peers begin first, then all take turns, in one order and then in the other; one step more each than counts."""
+    options = "--preset tiny --device CPU --steps 7 --against torch-eager,torch-compile,torch-eager"
+    assert call(bench.main, *options.split(), cwd=tmp_path).code == 0
+    asked = [entry[:2] for entry in scripted]
+    assert asked[:2] == [("torch-eager", "build"), ("torch-compile", "build")]
+    assert asked[2][0] == "Port"
+    forth = ["tinygrad", "torch-eager", "torch-compile"]
+    expected: list[Any] = []
+    for i, steps in enumerate((2, 2, 1, 1, 1)):
+        expected += [(name, 1 + steps) for name in (forth[::-1] if i % 2 else forth)]
+        expected += [("torch-eager", "ceilings")]
+    assert asked[3:] == expected
+    _, config, tokens, dtype, device, kernels = scripted[2]
+    assert (config, dtype, device, kernels) == (CONFIG, "float32", "CPU", None)
+    assert tokens.shape == (4, 8, 33)  # as tiny is trained
+    np.testing.assert_array_equal(tokens, np.random.default_rng(1337).integers(0, 1024, (4, 8, 33), np.int32))
+    for (_, _, build), compile in zip(scripted[:2], (False, True), strict=True):
+        assert build.pop("tokens").endswith("tokens.npy")
+        common = {"warm_up": 3, "config": asdict(CONFIG), "seed": 1337, "dtype": "float32", "device": "cpu"}
+        assert build == common | {"compile": compile}
+    assert scripted[6][2] == {"device": "cpu", "dtype": "float32"}
+
+
+def test_defaults(scripted: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the device: what is measured, against whom, how often, in which dtype."""
+    chosen: list[Any] = []
+    names: list[str | None] = []
+
+    def choose(wanted: str, config: GPT2Config, device: str, bfloat16: bool) -> str | None:
+        chosen.append((wanted, config, device, bfloat16))
+        return "kernels" if device == "CUDA" else None
+
+    monkeypatch.setattr(bench, "choose", choose)
+    monkeypatch.setattr(bench, "card_name", lambda device: f"card of {device}")
+    monkeypatch.setitem(bench.PRESETS, "gpt2", CONFIG)
+    expected = {"CPU": ("torch-eager", 10, "float32"), "CUDA": ("torch-compile", 100, "bfloat16")}
+    expected["METAL"] = ("", 100, "float32")
+    for device, (against, steps, dtype) in expected.items():
+
+        def opened(name: str | None, device: str = device) -> str:
+            names.append(name)
+            return device
+
+        monkeypatch.setattr(bench, "open_device", opened)
+        monkeypatch.setattr(Figures, "ceilings", iter([1.0] * 5))
+        scripted.clear()
+        scripted.clear()
+        result = call(bench.main, "--json", "found.json", cwd=tmp_path)
+        if device == "CUDA":
+            assert scripted[0][2]["device"] == "cuda"
+        found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+        assert found["contenders"].keys() == {"tinygrad", against} - {""}, result
+        assert [found[key] for key in ("preset", "dtype", "device", "card")] == [
+            "gpt2",
+            dtype,
+            device,
+            f"card of {device}",
+        ]
+        assert found["kernels"] == ("fused" if device == "CUDA" else "plain")
+        assert found["contenders"]["tinygrad"]["steps"] == steps
+        assert (found["batch_size"], found["seq_len"]) == (8, 32)  # as train, as far as the context goes
+        assert (found["ceiling"] or {}).get("dtype") == {"CPU": "float32", "CUDA": "bfloat16", "METAL": None}[device]
+        assert found["profile"] is None
+    assert names == [None] * 3
+    assert chosen == [("auto", CONFIG, device, device == "CUDA") for device in expected]
 
 
 def test_graphs_kernel_by_kernel() -> None:
