@@ -94,6 +94,15 @@ def test_a_hash_of_the_text_decides_what_is_held_out(text: Path, tmp_path: Path)
     assert decoded(tmp_path / "out", "valid") == held_out(DOCUMENTS, 0.01) != []
 
 
+def test_the_hash_is_of_all_of_a_text(tmp_path: Path) -> None:
+    """Of texts that begin alike, and end alike, some are held out."""
+    alike = [f"{'the same ' * 600}{i}{' as ever' * 600}" for i in range(40)]
+    (tmp_path / "text.txt").write_text(f"\n{EOT_TEXT}\n".join(alike))
+    prepare.prepare(str(tmp_path / "text.txt"), tmp_path / "out", 0.3)
+    assert decoded(tmp_path / "out", "valid") == held_out(alike, 0.3)
+    assert 0 < len(held_out(alike, 0.3)) < 40
+
+
 def test_the_command_passes_its_options_on(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

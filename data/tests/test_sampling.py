@@ -203,6 +203,18 @@ def test_what_a_number_on_the_edge_of_two_tokens_draws() -> None:
         np.testing.assert_array_equal(with_draws(sampler, last)(tenths), [9])
 
 
+def test_rows_of_other_magnitudes_beside_one_another() -> None:
+    """None overflows, or vanishes, beside the others."""
+    rows = np.array([[0, 1, 2], [3000, 3001, 3002], [-3000, -2999, -2998]], np.float32)
+    for sampler in (Sampler(), Sampler(top_p=1.0)):  # of the likeliest: 0.665, 0.910, 1
+        np.testing.assert_array_equal(with_draws(sampler, 0.66, 0.7, 0.92)(rows), [2, 1, 0])
+
+
+def test_a_tiny_temperature_still_draws() -> None:
+    logits = np.array([[0, 1e-9], [0, 1e-9]], np.float32)
+    np.testing.assert_array_equal(with_draws(Sampler(1e-9), 0.7, 0.8)(logits), [1, 0])  # 0.731 and 0.269
+
+
 @pytest.mark.parametrize("options", [{}, {"top_p": 1.0}, {"temperature": 2.0}])
 def test_probabilities_are_computed_in_float64(options: dict[str, float]) -> None:
     """The second token has 1.5e-8 of the probability, which float32 cannot take from 1."""

@@ -63,18 +63,21 @@ def test_layout_on_disk(tmp_path: Path) -> None:
     assert shards[2] == {"name": "train-00002.bin", "tokens": 200, "sha256": hashlib.sha256(raw[64:]).hexdigest()}
 
 
-def test_meta_json(prepared: Path) -> None:
-    meta = json.loads((prepared / "meta.json").read_text())
+def test_meta_json(tmp_path: Path) -> None:
+    splits = {
+        split: {"source": "", "documents": 1, "tokens": len(tokens), "shards": write(tmp_path, split, tokens)}
+        for split, tokens in {"train": TOKENS, "valid": TOKENS[:500]}.items()
+    }
+    written = write_meta(tmp_path, splits)
+    meta = json.loads((tmp_path / "meta.json").read_text())
     assert list(meta) == ["version", "tokenizer", "checksum", "splits"]
     assert meta["version"] == 1
     assert meta["tokenizer"] == hashlib.sha256(RANKS.read_bytes()).hexdigest()
-    sums = [
-        hashlib.sha256((prepared / f"{split}-0000{i}.bin").read_bytes()[64:]).hexdigest()
-        for split in ("train", "valid")
-        for i in range(3)
-    ]
+    names = ["train-00000.bin", "train-00001.bin", "train-00002.bin", "valid-00000.bin", "valid-00001.bin"]
+    sums = [hashlib.sha256((tmp_path / name).read_bytes()[64:]).hexdigest() for name in names]
     assert meta["checksum"] == hashlib.sha256("".join(sums).encode()).hexdigest()
-    assert read_meta(prepared) == meta
+    assert meta["splits"] == splits
+    assert read_meta(tmp_path) == meta == written
 
 
 def test_a_shard_is_of_a_hundred_million_tokens_at_most(tmp_path: Path) -> None:
@@ -85,6 +88,10 @@ def test_one_token_more_than_a_shard_begins_another(tmp_path: Path) -> None:
     for count, shards in ((4, [4]), (5, [4, 1]), (8, [4, 4]), (9, [4, 4, 1])):
         found = write(tmp_path, tokens=TOKENS[:count], shard_tokens=4)
         assert [shard["tokens"] for shard in found] == shards
+        with ShardWriter(tmp_path, "train", 4) as writer:  # and token by token
+            for i in range(count):
+                writer.write(TOKENS[i : i + 1])
+        assert writer.shards == found
 
 
 def test_nothing_written_is_no_shard(tmp_path: Path) -> None:
@@ -170,6 +177,31 @@ def test_going_on_behind_what_was_synced(synced: int, tmp_path: Path) -> None:
         assert (tmp_path / shard["name"]).read_bytes() == (tmp_path / "whole" / shard["name"]).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-2]), "is truncated|is corrupted: its tokens differ"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:24] + bytes(32) + b"12345678xy" * 90),
+            "wrong size|corrupted",
+        ),
+    ],
+)
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_was_synced_has_to_be_there(
+    number: int, damage: Callable[[Path], Any], fault: str, tmp_path: Path
+) -> None:
+    """The finished shard, and the one that was not."""
+    with suppress(KeyboardInterrupt), ShardWriter(tmp_path, "train", 400) as writer:
+        writer.write(TOKENS[:700])
+        shards = writer.sync()
+        raise KeyboardInterrupt
+    damage(tmp_path / f"train-0000{number}.bin")
+    with pytest.raises(InputError, match=rf"train-0000{number}\.bin ({fault}).*; prepare it again"):
+        ShardWriter(tmp_path, "train", 400, shards)
+
+
 def header(**changes: Any) -> bytes:
     fields = {"magic": b"GPT2TOKS", "version": 1, "vocabulary": VOCAB_SIZE, "count": 400, "sha256": b""} | changes
     return HEADER.pack(*fields.values())
@@ -232,6 +264,17 @@ def test_verification_in_the_background(prepared: Path, monkeypatch: pytest.Monk
     for timeout in (None, 0):
         with pytest.raises(InputError, match=r"valid-00002\.bin is corrupted"):
             verification.check(timeout)
+
+
+def test_whatever_ends_a_verification_is_told(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only that tokens are damaged: also that the disk fails."""
+
+    def fail(folder: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("data.shards.verify_folder", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        Verification(prepared).check(timeout=None)
 
 
 def test_command_line(prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
