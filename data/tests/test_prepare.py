@@ -613,13 +613,17 @@ def test_killed_as_a_process(tmp_path: Path, sources_to_stop: dict[str, tuple[st
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_never_deletes_what_is_not_its_own(text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["thesis.tex", "train-00000.bin.bak", "my-train-00000.bin", "train-.bin", "checkpoint-json", "meta.json.tmp.tmp"],
+)
+def test_never_deletes_what_is_not_its_own(name: str, text: Path, tmp_path: Path) -> None:
     partial = tmp_path / "out.partial"
     partial.mkdir()
-    (partial / "thesis.tex").write_text("precious")
-    with pytest.raises(InputError, match=r"thesis\.tex is in the way"):
+    (partial / name).write_text("precious")
+    with pytest.raises(InputError, match=rf"{re.escape(name)} is in the way and not ours; move it or name another"):
         prepare.prepare(str(text), tmp_path / "out", valid=0.2)
-    assert (partial / "thesis.tex").read_text() == "precious"
+    assert (partial / name).read_text() == "precious"
 
 
 def test_two_runs_at_once(text: Path, tmp_path: Path) -> None:
