@@ -4,13 +4,14 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_uint64
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from tinygrad import Device, Tensor
 from tinygrad.helpers import Context
 
-from tinygrad_impl.cpu import Program, product
+from tinygrad_impl.cpu import Program, kernel, product
 
 RANDOM = np.random.default_rng(0)
 
@@ -28,8 +29,9 @@ def exact(layout: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("layout", ["NN", "NT", "TN"])
-# one number, less than a tile, full tiles, and more than a tile, a block of rows and a block of products
-@pytest.mark.parametrize(("M", "N", "K"), [(1, 1, 1), (5, 7, 3), (12, 64, 128), (265, 131, 300)])
+# one number, less than a tile, full tiles, and more than a tile, a block of rows and a block of products, in parts of
+# rows and of columns, each of which ends within a tile
+@pytest.mark.parametrize(("M", "N", "K"), [(1, 1, 1), (5, 7, 3), (12, 64, 128), (265, 131, 300), (131, 265, 129)])
 def test_product(M: int, N: int, K: int, layout: str, dtype: type[np.floating]) -> None:
     a, b = given(layout, M, N, K, dtype)
     c = product(Tensor(a), Tensor(b), layout).numpy()
@@ -59,6 +61,40 @@ def test_parts_are_the_whole_bit_for_bit(M: int, N: int) -> None:
         np.testing.assert_array_equal(other, results[0])
 
 
+def parameters(layout: str, M: int, N: int, K: int, cores: int) -> tuple[Any, int, str]:
+    """What tinygrad is told of a product: estimates, parts, and the part of the source that says the sizes."""
+    a, b = given(layout, M, N, K, np.float64)
+    with Context(NUM_CPU_THREADS=cores):
+        program = kernel(layout, *(Tensor(array).uop for array in (np.zeros((M, N)), a, b)))
+    info, [sink, _, source] = program.arg, program.src
+    return sink.arg.estimates, info.global_size[0], source.arg
+
+
+def test_sizes_parts_and_estimates() -> None:
+    """Parts of at least 2^18 operations, of whole tiles (6 rows, 64 columns) of the longer side, as many as cores."""
+    for (M, N, K), cores, part, parts in (
+        ((200, 64, 300), 1, 204, 1),
+        ((200, 64, 300), 2, 102, 2),
+        ((200, 64, 300), 3, 72, 3),
+        ((64, 200, 300), 3, 128, 2),
+        ((64, 200, 300), 64, 64, 4),
+        ((200, 64, 10), 64, 204, 1),  # 256,000 operations
+        ((256, 64, 16), 64, 132, 2),  # 2 x 2^18
+        ((64, 64, 100), 2, 64, 1),
+        ((65, 64, 100), 2, 36, 2),
+    ):
+        estimates, count, source = parameters("NN", M, N, K, cores)
+        assert (count, f"#define PART {part}L\n" in source) == (parts, True), (M, N, K, cores, source[:200])
+        assert estimates.ops == 2 * M * N * K
+        assert estimates.mem == estimates.lds == 8 * (M * N + M * K + K * N)
+    strides = {"NN": (7, 1, 5, 1), "NT": (7, 1, 1, 7), "TN": (1, 3, 5, 1)}  # of (3, 5) and seven products
+    for layout, (AM, AK, BK, BN) in strides.items():
+        _, _, source = parameters(layout, 3, 5, 7, 2)
+        for name, value in {"M": 3, "N": 5, "K": 7, "AM": AM, "AK": AK, "BK": BK, "BN": BN}.items():
+            assert f"#define {name} {value}L\n" in source
+        assert "#define T double\n" in source
+
+
 def test_long_sums_stay_exact() -> None:
     """Of 50,000 equal products, which one running sum would have wrong by 6e-4."""
     a, b = np.full((1, 50_000), 0.1, np.float32), np.full((50_000, 1), 0.3, np.float32)
@@ -74,10 +110,12 @@ def test_parts_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         both.wait(timeout=10)
         found.append([a.value for a in arguments])
 
+    clock = iter((2.0, 5.5))
+    monkeypatch.setattr("tinygrad_impl.cpu.time.perf_counter", lambda: next(clock))
     monkeypatch.setattr("tinygrad_impl.cpu.threads", ThreadPoolExecutor(2))  # on one core too
     program = object.__new__(Program)
     program.runtimevars, program.fxn = {"core_id": 1}, compiled
-    program(SimpleNamespace(va_addr=7), global_size=(2, 1, 1), vals=(None, 5))
+    assert program(SimpleNamespace(va_addr=7), global_size=(2, 1, 1), vals=(None, 5)) == 3.5
     assert sorted(found) == [[7, 0, 5], [7, 1, 5]]
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -99,17 +100,126 @@ def test_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         open_device("CPU")
 
 
-def test_peak_rates() -> None:
-    assert peak_flops("NVIDIA H200", bfloat16=True) == 989e12
-    assert peak_flops("NVIDIA H200", bfloat16=False) == 67e12
-    assert peak_flops("NVIDIA H100 PCIe", bfloat16=True) == 756e12  # not that of the H100 in general
-    assert peak_flops("NVIDIA L40S", bfloat16=True) == 362e12  # not that of the L4
-    assert peak_flops("CPU with 2 cores", bfloat16=True) is None
+@pytest.mark.parametrize(
+    ("card", "bfloat16", "float32"),  # dense, of NVIDIA's datasheets, in TFLOP/s
+    [
+        *(("NVIDIA H200", 989, 67), ("NVIDIA H100 80GB HBM3", 989, 67), ("NVIDIA H100 PCIe", 756, 51)),
+        *(("NVIDIA A100-SXM4-80GB", 312, 19.5), ("NVIDIA L40S", 362, 91.6), ("NVIDIA L4", 121, 30.3)),
+        *(("NVIDIA A10", 125, 31.2), ("NVIDIA GeForce RTX 4090", 165, 82.6), ("NVIDIA GeForce RTX 3090", 71, 35.6)),
+        *(("NVIDIA A10G", None, None), ("NVIDIA L40", None, None), ("CPU with 2 cores", None, None)),
+        *(("NVIDIA GeForce RTX 3090 Ti", 71, 35.6), ("GH200", None, None)),
+    ],
+)
+def test_peak_rates(card: str, bfloat16: float | None, float32: float | None) -> None:
+    found = [peak_flops(card, bfloat16=True), peak_flops(card, bfloat16=False)]
+    assert found == [rate and pytest.approx(rate * 1e12) for rate in (bfloat16, float32)]
 
 
 def test_card_names() -> None:
     assert card_name("CPU") == f"CPU with {len(os.sched_getaffinity(0))} cores"
     assert card_name("METAL") == "METAL"
+
+
+def test_the_name_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the driver says of the first."""
+    from tinygrad.runtime.autogen import cuda
+
+    def get_name(buffer: ctypes.Array, size: int, number: int) -> None:
+        assert size == len(buffer)
+        buffer.value = f"NVIDIA H{number}00".encode()
+
+    monkeypatch.setattr(cuda, "cuDeviceGetName", get_name)
+    assert card_name("CUDA") == "NVIDIA H000"
+
+
+class Devices:
+    """tinygrad's, of which some can be opened."""
+
+    def __init__(self, *there: str):
+        self.there, self.asked = there, list[str]()
+
+    def __getitem__(self, name: str) -> object:
+        self.asked.append(name)
+        if name not in self.there:
+            raise RuntimeError(f"no {name} here\nat all" if name != "HIP" else "")
+        return SimpleNamespace(runtime_t=None)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Opens a device where only some are there. Gives those that were tried, and last what was chosen or DEV."""
+
+    def open_one(name: str | None, *there: str, dev: str = "") -> list[str]:
+        devices = Devices(*there)
+        monkeypatch.setattr(device, "Device", devices)
+        monkeypatch.setattr(device, "DEV", SimpleNamespace(device=dev, value=None))
+        monkeypatch.setattr(device, "share_context", lambda: devices.asked.append("context"))
+        monkeypatch.setattr(device, "use_all_cores", lambda: devices.asked.append("cores"))
+        monkeypatch.setenv("CC", "clang")
+        chosen = open_device(name)
+        assert device.DEV.value == os.environ["DEV"] == chosen
+        return [*devices.asked, chosen]
+
+    return open_one
+
+
+def test_the_best_device_there_is(opened: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA comes first, then what tinygrad has in its order; DEV is asked before that, and --device before DEV."""
+    monkeypatch.setattr(device, "ALL_DEVICES", ["METAL", "AMD", "NV", "CUDA", "CPU"])
+    assert opened(None, "CUDA", "METAL", "CPU") == ["context", "CUDA", "CUDA"]
+    assert opened(None, "NV", "CPU") == ["context", "CUDA", "METAL", "AMD", "NV", "NV"]
+    assert opened(None, "CPU")[-3:] == ["CPU", "cores", "CPU"]
+    assert opened(None, "CUDA", "AMD", dev="AMD") == ["AMD", "AMD"]
+    assert opened("metal", "CUDA", "METAL", "AMD", dev="AMD") == ["METAL", "METAL"]
+    with pytest.raises(InputError, match=r"^the device AMD cannot be opened \(no AMD here\); leave --device out for"):
+        opened("amd", "CUDA", "CPU")
+    with pytest.raises(InputError, match=r"^the device CUDA or METAL or AMD or NV or CPU cannot be .* \(no CPU here\)"):
+        opened(None)
+    monkeypatch.setattr(device, "ALL_DEVICES", ["HIP"])
+    with pytest.raises(InputError, match=r"cannot be opened \(RuntimeError\)"):
+        opened("hip")
+
+
+@pytest.mark.parametrize(("name", "driver", "noted"), [(None, True, True), (None, False, False), ("cuda", True, False)])
+def test_a_gpu_that_cannot_be_used_is_spoken_of(
+    name: str | None,
+    driver: bool,
+    noted: bool,
+    opened: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where there is one, and nobody asked for it."""
+    exists = Path.exists
+    version = Path("/proc/driver/nvidia/version")
+    monkeypatch.setattr(Path, "exists", lambda path: driver if path == version else exists(path))
+    if name:
+        with pytest.raises(InputError, match="the device CUDA cannot be opened"):
+            opened(name, "CPU")
+    else:
+        assert opened(name, "CPU")[-1] == "CPU"
+    expected = "note: this machine's NVIDIA GPU cannot be used (no CUDA here)\n"
+    assert capsys.readouterr().err == (expected if noted else "")
+
+
+def test_clangs_are_tried_newest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one without a number before all, then 30 to 13; what is not there or no clang is passed over."""
+    monkeypatch.setenv("CC", "")
+    asked: list[str] = []
+    there = {"clang": compiler(tmp_path / "gcc", "gcc 12"), "clang-13": compiler(tmp_path / "clang-13", "clang 13")}
+
+    def which(name: str) -> str | None:
+        asked.append(name)
+        return there.get(name)
+
+    monkeypatch.setattr(shutil, "which", which)
+    provide_clang()
+    assert os.environ["CC"] == there["clang-13"]
+    assert asked == ["clang", *(f"clang-{n}" for n in range(30, 12, -1))]
+    there["clang-9"], there["clang-19"] = (compiler(tmp_path / f"clang-{n}", f"clang {n}") for n in (9, 19))
+    monkeypatch.setenv("CC", "")
+    provide_clang()
+    assert os.environ["CC"] == there["clang-19"]
 
 
 @pytest.mark.parametrize(("toolkit", "chosen"), [(False, True), (True, False)])
@@ -129,10 +239,31 @@ def test_cuda_compiler_of_pytorchs_packages(
     for name in ("CUDA_PATH", "NVRTC_PATH"):
         monkeypatch.setenv(name, "")  # so that what follows is undone
         monkeypatch.delenv(name)
+    (tmp_path / "nvidia" / "aa" / "include").mkdir(parents=True)  # headers of something else, without a compiler
+    (tmp_path / "nvidia" / "cu13" / "lib" / "libcublas.so.13").touch()
     device.provide_nvrtc()
     assert os.environ.get("CUDA_PATH") == (str(tmp_path / "nvidia" / "cu13") if chosen else None)
     expected = str(tmp_path / "nvidia" / "cu13" / "lib" / "libnvrtc.so.13")
     assert os.environ.get("NVRTC_PATH") == (expected if chosen else None)
+
+
+@pytest.mark.parametrize("missing", ["packages", "lib/libnvrtc.so.13", "include/cuda_bf16.h", "nothing"])
+def test_without_a_cuda_compiler_nothing_is_set(missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nor where CUDA_PATH is set already."""
+    for file in ("lib/libnvrtc.so.13", "include/cuda_bf16.h"):
+        (tmp_path / "cu13" / file).parent.mkdir(parents=True)
+        if file != missing:
+            (tmp_path / "cu13" / file).touch()
+    packages = None if missing == "packages" else SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: packages)
+    monkeypatch.setattr(device, "TOOLKIT", tmp_path / "toolkit")
+    for name in ("CUDA_PATH", "NVRTC_PATH"):
+        monkeypatch.setenv(name, "mine")
+        if name == "NVRTC_PATH" or missing != "nothing":
+            monkeypatch.delenv(name)
+    device.provide_nvrtc()
+    assert os.environ.get("CUDA_PATH") == ("mine" if missing == "nothing" else None)
+    assert "NVRTC_PATH" not in os.environ
 
 
 def test_the_context_is_the_one_that_pytorch_uses(monkeypatch: pytest.MonkeyPatch) -> None:
