@@ -242,7 +242,7 @@ def test_the_host_draws_what_is_uncertain(generator: generate.Generator, monkeyp
     """In the middle of a burst too, with the logits of that step and the numbers that it has."""
     expected = generator(PROMPTS, 6, Sampler(**SETTINGS[1]))
     monkeypatch.setattr(decode, "CLOSE", decode.tl.constexpr(0.03))
-    decoder, certain = generator.cached(2), list[list[bool]]()
+    decoder, certain = generator.cached(2), list[Any]()
     assert isinstance(decoder, decode.Decoder)
     run = decoder.run
 

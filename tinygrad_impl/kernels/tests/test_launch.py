@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tinygrad import Tensor, dtypes
 from tinygrad.engine.realize import runtime_cache
+from tinygrad.runtime import ops_cuda
 from tinygrad.uop.ops import Ops, UOp
 
 from tinygrad_impl.kernels.tests.support import DEVICE  # first: it readies Triton's interpreter
@@ -91,14 +92,17 @@ def compiled(
 ) -> tuple[Any, list[Any]]:
     """A kernel that has been compiled, and what the driver is told when it is loaded."""
     told: list[Any] = []
-    cuda = pytest.importorskip("tinygrad.runtime.ops_cuda")
-    monkeypatch.setattr(cuda, "check", lambda code: told.append(("check", code)))
-    monkeypatch.setattr(cuda.cuda, "cuFuncSetAttribute", lambda *given: told.append(given) or 0)
+
+    def set_attribute(*given: Any) -> int:
+        told.append(given)
+        return 0
 
     def runtime(obj: Any) -> Loaded:
         told.append((obj.name, obj.lib))
         return Loaded()
 
+    monkeypatch.setattr(ops_cuda, "check", lambda code: told.append(("check", code)))
+    monkeypatch.setattr(ops_cuda.cuda, "cuFuncSetAttribute", set_attribute)
     device = SimpleNamespace(renderer=SimpleNamespace(target=SimpleNamespace(arch="sm_90")), runtime=runtime)
     monkeypatch.setattr(launch, "Device", {"GPU": device})
     metadata = SimpleNamespace(name="entry", shared=1234, global_scratch_size=scratch)
@@ -114,9 +118,7 @@ def test_it_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert program(1, 2, wait=True) == ((1, 2), {"wait": True})
     assert program.other == "anything else"
     assert program.smem == 1234
-    from tinygrad.runtime.ops_cuda import cuda
-
-    attribute = cuda.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    attribute = ops_cuda.cuda.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     assert told == [("entry", b"code"), ("function", attribute, 1234), ("check", 0)]
 
 
@@ -132,7 +134,12 @@ def test_program(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled once for its tensors' dtypes and the device's architecture, in the background."""
     asked: list[Any] = []
     compiled(ADD, 0, monkeypatch)
-    monkeypatch.setattr(launch, "compile_kernel", lambda *given: asked.append(given) or "binary")
+
+    def compile_kernel(*given: Any) -> str:
+        asked.append(given)
+        return "binary"
+
+    monkeypatch.setattr(launch, "compile_kernel", compile_kernel)
     uop = launch.program(ADD, 2, "GPU", *ARGS)
     assert launch.program(ADD, 2, "GPU", *ARGS) is uop
     made = runtime_cache[uop.key, "GPU"]
@@ -145,13 +152,12 @@ def test_program(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
     """640 bytes for each program's tensor descriptors, and one byte where it has none."""
     found: list[tuple[int, ...]] = []
-    monkeypatch.setattr(
-        launch, "program", lambda kernel, outs, device, *args: found.append(sizes(args)) or args[0].sink()
-    )
 
-    def sizes(args: tuple[UOp, ...]) -> tuple[int, ...]:
-        return tuple(arg.max_numel() for arg in args[-2:])
+    def program(kernel: Launch, outs: int, device: str, *args: UOp) -> UOp:
+        found.append(tuple(arg.max_numel() for arg in args[-2:]))
+        return args[0].sink()
 
+    monkeypatch.setattr(launch, "program", program)
     for kernel in (ADD, Launch(Kernel(), (6, 2), CONSTANTS)):
         launch.launch(kernel, [Tensor.invalids(4, device=TENSORS)], Tensor.zeros(4, device=TENSORS))
     assert found == [(640 * 12, 1), (1, 1)]
