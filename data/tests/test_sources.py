@@ -77,7 +77,10 @@ def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("aa bb\ncc dd ee ff gg hh", ["aa bb", "cc dd ee", "ff gg hh"]),  # at a line end, else at a space
         ("aaaa bbbb cccc", ["aaaa bbbb", "cccc"]),
         ("x" * 35, ["x" * 10, "x" * 10, "x" * 10, "x" * 5]),
+        ("a\nbb\ncc dd ee ff", ["a\nbb", "cc dd ee", "ff"]),  # the last of each that fits
         ("abcdefghij", ["abcdefghij"]),  # just fits
+        ("abcd\nefg h", ["abcd\nefg h"]),  # as does this, which could be cut
+        ("abcd\nefg hi", ["abcd", "efg hi"]),
     ],
 )
 def test_long_documents_are_cut(
