@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data.checkpoint import SUMS, WEIGHTS, checkpoints, load, resolve, save, verify, write_sums
+from data.checkpoint import SUMS, WEIGHTS, checkpoints, load, remedy, resolve, save, verify, write_sums
 from data.cli import InputError
 from data.config import GPT2Config
 from data.initialize import initial_weights
@@ -106,6 +106,8 @@ def test_checkpoints_come_by_their_steps(run: Path) -> None:
 def test_the_newest_good_checkpoint_is_offered(run: Path) -> None:
     """In place of the damaged one, and of a `latest` that names none; itself it is never offered."""
     folder = run / "checkpoints"
+    offered = f"the newest good checkpoint of the run is {folder}/step-1000, pass that"
+    assert remedy(folder / "step-2000") == offered  # whatever is wrong with it, its checksums are right
     (folder / "step-500" / "weights").write_text("damaged")
     with pytest.raises(InputError, match=rf"the newest good checkpoint of the run is {folder}/step-2000, pass that$"):
         verify(folder / "step-500")
