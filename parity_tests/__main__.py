@@ -19,7 +19,8 @@ CHECKS = {
     "forward": "activations at every edge between sub-layers, and the loss",
     "backward": "gradients at those edges",
     "gradient": "gradient of every parameter, out of the graph that trains",
-    "training": "AdamW: parameters, both moments, the gradient's norm",
+    "training": "AdamW: parameters, both moments, the gradient's norm; nothing where that or the loss is not finite",
+    "generation": "logits of every step, with a cache, in the context and beyond it; the tokens drawn",
 }
 
 
@@ -50,12 +51,12 @@ def parser() -> ArgumentParser:
 
 def table(rows: list[Row]) -> str:
     """The rows nearest to their bounds, or furthest over them."""
-    lines = [f"{'check':9} {'tensor':34} {'error':>8} {'torch own':>9} {'allowed':>8} {'of it':>6}"]
+    lines = [f"{'check':10} {'tensor':34} {'error':>8} {'torch own':>9} {'allowed':>8} {'of it':>6}"]
     for row in sorted(rows, key=excess, reverse=True)[:SHOWN]:
         own = "" if row.own is None else f"{row.own:.1e}"
         mark = "" if row.passed else "  FAILS"
         share = f"{excess(row):6.0%}" if excess(row) < 100 else f"{excess(row):6.0e}"
-        lines.append(f"{row.check:9} {row.name:34} {row.error:8.1e} {own:>9} {row.allowed:8.1e} {share}{mark}")
+        lines.append(f"{row.check:10} {row.name:34} {row.error:8.1e} {own:>9} {row.allowed:8.1e} {share}{mark}")
     return "\n".join(lines)
 
 
@@ -86,7 +87,7 @@ def main() -> None:
     print(f"\n{table(rows)}\n")
     for check, meaning in CHECKS.items():
         ours = [row for row in rows if row.check == check]
-        print(f"{check:9} {len(ours):4} compared, {sum(not row.passed for row in ours):4} failed: {meaning}")
+        print(f"{check:10} {len(ours):4} compared, {sum(not row.passed for row in ours):4} failed: {meaning}")
     more = {"device": device, "card": card_name(device), "batch_size": args.batch_size, "seq_len": args.seq_len}
     more |= {"seed": args.seed, "steps": steps, "seconds": round(seconds, 1)}
     proof = certificate(setting, rows, culprit, **more, command=["python", "-m", "parity_tests", *sys.argv[1:]])

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tinygrad_impl.device import open_device
 from torch_ref.testing import save_random_gpt2, save_small_gpt2
@@ -14,6 +15,7 @@ from torch_ref.testing import save_random_gpt2, save_small_gpt2
 def cpu() -> None:
     """The tests are of the CPU device, whatever else the machine has: the references compute there."""
     open_device("CPU")
+    torch.set_num_threads(1)  # a process has a core to itself
 
 
 @pytest.fixture(scope="session")

@@ -573,7 +573,8 @@ def follow(port: Trainer, references: References, steps: int) -> None:
 def nudged(arrays: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
     """Every number's next neighbour, up or down."""
     random = np.random.default_rng(seed)
-    return {n: np.nextafter(a, random.choice([-np.inf, np.inf], a.shape)).astype(a.dtype) for n, a in arrays.items()}
+    ends = np.array([-np.inf, np.inf])
+    return {n: np.nextafter(a, random.choice(ends.astype(a.dtype), a.shape)) for n, a in arrays.items()}
 
 
 def training_steps(batches: Sequence[Batch], count: int, accumulated: Sequence[int] = ACCUMULATED) -> list[Step]:

@@ -16,6 +16,7 @@ CHECKS = {
     "backward": ("Backward", "Gradients at the same edges. Read right to left: from the loss back to the input."),
     "gradient": ("Gradients", "The gradient of each parameter, in the order of the model."),
     "training": ("Training", "Parameters and AdamW's moments after the last step."),
+    "generation": ("Generation", "Logits and probabilities of each step, with a cache, and the tokens drawn."),
 }
 WORST = 15  # rows shown before any table is opened
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 270, 50, 474, 12, 244  # a plot, and the frame in it
@@ -52,9 +53,9 @@ failures first, then by error ÷ allowed. All are in the tables below.</p>
 {"".join(details(check, rows, c) for check, rows in checks.items())}
 <h2>How to repeat this</h2>
 <div class="scroll"><pre>{command}</pre></div>
-{pairs({"Versions": ", ".join(f"{k} {v}" for k, v in c["versions"].items())})}
-<h3>SHA-256</h3>
-{pairs({"weights": c["model"]["sha256"], **c["sources"]}, "hashes")}
+{pairs({"Versions": ", ".join(f"{k} {v}" for k, v in c["versions"].items()), "Commit": commit(c["revision"])})}
+<details><summary>SHA-256 of the weights, and of every source that computes</summary>
+{pairs({"weights": c["model"]["sha256"], **c["sources"]}, "hashes")}</details>
 </main>
 </body>
 </html>
@@ -83,6 +84,12 @@ def facts(c: dict[str, Any]) -> str:
         "Training": f"{c['steps']} steps of AdamW",
         "Time": f"{c['seconds']:,.1f} s",
     })  # fmt: skip
+
+
+def commit(revision: dict[str, Any]) -> str:
+    if revision["commit"] is None:
+        return "unknown"
+    return f"{revision['commit']}, {'clean' if revision['clean'] else 'with changes that are not committed'}"
 
 
 def definitions(c: dict[str, Any]) -> str:

@@ -1,33 +1,76 @@
-"""`python -m parity_tests.bench`: what it reports, and what it refuses."""
+"""`python -m parity_tests.bench`: its figures, what its options do, and what it refuses."""
 
 import json
+from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from tinygrad import dtypes
 
-from data.config import GPT2Config
+from data.config import PRESETS, GPT2Config
 from data.testing import call, refused
 from parity_tests import bench
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_report(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def clock() -> Iterator[float]:
+    """For two sizes of batches, tinygrad and transformers by turns: what begins and ends takes so many seconds."""
+    ours, theirs = (9, 1, 4, 2, 7, 8, 16, 4), (5, 3, 8, 1, 6, 1, 2, 2)
+    taken = [seconds for pair in zip(ours, theirs, strict=True) for seconds in pair]
+    return accumulate((1.0, *(s for seconds in taken for s in (float(seconds), 0.5))))
+
+
+def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates are of the median turn after the first; tokens are those of all rows."""
     config = GPT2Config(vocab_size=50257, n_layer=1, n_head=2, n_embd=16, n_positions=32)
     monkeypatch.setitem(bench.PRESETS, "tiny", config)
-    options = {"preset": "tiny", "device": "CPU", "batch-size": 2, "max-new-tokens": 8, "json": "found.json"}
-    options |= {"dtype": dtype}
-    result = call(
-        bench.main, *(str(word) for name, value in options.items() for word in (f"--{name}", value)), cwd=tmp_path
-    )
+    times = clock()
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    argv = ("--preset", "tiny", "--device", "CPU", "--batch-size", 2, "--batch-size", 3, "--max-new-tokens", 8)
+    result = call(bench.main, *argv, "--json", "found.json", "--dtype", "float32", cwd=tmp_path)
     assert result.code == 0, result
-    (row,) = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
-    assert (row["rows"], row["new_tokens"]) == (2, 8)
-    assert row["same_tokens"] or dtype == "bfloat16"
-    ours, theirs = (row[f"{name}_tokens_per_second"] for name in ("tinygrad", "transformers"))
-    assert row["ratio"] == pytest.approx(ours / theirs)
-    assert min(ours, theirs, row["tinygrad_first_seconds"], row["transformers_first_seconds"]) > 0
-    assert f"{ours:,.1f}" in result.out
-    assert f"tiny in {dtype}, plain kernels, on CPU" in result.out
+    rows = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    two, three = rows
+    assert (two["rows"], two["new_tokens"], two["same_tokens"]) == (2, 8, True)
+    assert (three["rows"], three["new_tokens"], three["same_tokens"]) == (3, 8, True)
+    assert two["tinygrad_tokens_per_second"] == pytest.approx(16 / 2)
+    assert two["transformers_tokens_per_second"] == pytest.approx(16 / 3)
+    assert three["tinygrad_tokens_per_second"] == pytest.approx(24 / 8)
+    assert three["transformers_tokens_per_second"] == pytest.approx(24 / 2)
+    assert (two["ratio"], three["ratio"]) == (pytest.approx(1.5), pytest.approx(0.25))
+    first = [(row["tinygrad_first_seconds"], row["transformers_first_seconds"]) for row in rows]
+    assert first == [(9, 5), (7, 6)]
+    assert "tiny in float32, plain kernels, on CPU" in result.out
+    lines = [line.split() for line in result.out.splitlines()[-2:]]
+    assert lines == [
+        ["2", "8.0", "5.3", "1.50", "9.0,", "5.0", "yes"],
+        ["3", "3.0", "12.0", "0.25", "7.0,", "6.0", "yes"],
+    ]
+
+
+def test_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each arrives where it acts, with a value that is no default."""
+    asked: list[Any] = []
+
+    def measure(*given: Any) -> list[dict[str, Any]]:
+        asked.append(given)
+        return []
+
+    opened: list[Any] = []
+    monkeypatch.setattr(bench, "open_device", lambda name: opened.append(name) or "CPU")
+    monkeypatch.setattr(bench, "measure", measure)
+    result = call(bench.main, cwd=tmp_path)
+    assert result.code == 0, result
+    assert (asked[-1], opened[-1]) == ((PRESETS["gpt2"], "CPU", None, None, [1], 64), None)
+    argv = ("--preset", "tinystories", "--device", "NAME", "--dtype", "bfloat16", "--max-new-tokens", 9)
+    result = call(bench.main, *argv, "--batch-size", 4, "--batch-size", 7, "--json", "found.json", cwd=tmp_path)
+    assert result.code == 0, result
+    assert asked[-1] == (PRESETS["tinystories"], "CPU", dtypes.bfloat16, None, [4, 7], 9)
+    assert opened[-1] == "NAME"
+    assert "tinystories in bfloat16, plain kernels" in result.out
+    assert json.loads((tmp_path / "found.json").read_text(encoding="utf-8")) == []
 
 
 def test_bad_options(tmp_path: Path) -> None:

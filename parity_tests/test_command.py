@@ -1,16 +1,24 @@
-"""`python -m parity_tests`: its verdict, its certificate, and what it refuses."""
+"""`python -m parity_tests`: its verdict, its figures, its certificate, what its options do, and what it refuses."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from data.config import GPT2Config, parameter_shapes
+from data.checkpoint import load
+from data.config import PRESETS, parameter_count, parameter_shapes
 from data.testing import call, refused, save_model
 from parity_tests import __main__ as command
+from parity_tests import mutants
+from parity_tests.proof import Row, Setting
+from parity_tests.weights import hard_weights, random_weights
 from tinygrad_impl import functional
 
-CONFIG = GPT2Config(vocab_size=199, n_layer=1, n_head=2, n_embd=16, n_positions=16)
+CONFIG = replace(mutants.CONFIG, n_layer=1)  # of the proof's shapes, whose kernels are compiled once for all tests
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(**changed: object) -> list[str]:
-    given = {"model": "model", "device": "CPU", "seq-len": 9, "steps": 2} | changed
+    given = {"model": "model", "device": "CPU", "seq-len": mutants.LENGTH, "steps": 2} | changed
     return [str(word) for name, value in given.items() for word in (f"--{name}", value)]
 
 
@@ -31,15 +39,21 @@ def test_equal(place: Path) -> None:
     assert "\nEQUAL (" in result.out
     proof = json.loads((place / "proof.json").read_text(encoding="utf-8"))
     assert (proof["verdict"], proof["culprit"], proof["dtype"], proof["device"]) == ("equal", None, "float32", "CPU")
-    assert (proof["model"]["source"], proof["seq_len"], proof["batch_size"], proof["steps"]) == ("model", 9, 2, 2)
+    assert (proof["model"]["source"], proof["seq_len"], proof["batch_size"], proof["steps"]) == ("model", 14, 2, 2)
+    assert proof["model"]["config"]["layer_norm_epsilon"] == 1e-3
     assert proof["command"][:3] == ["python", "-m", "parity_tests"]
-    assert {"torch_ref/model.py", "tinygrad_impl/model.py"} <= proof["sources"].keys()
+    assert {"torch_ref/model.py", "tinygrad_impl/kernels/fused.py"} <= proof["sources"].keys()
+    assert proof["revision"].keys() == {"commit", "clean"}
     assert proof["versions"].keys() == {"python", "torch", "tinygrad", "numpy"}
     assert len(proof["model"]["sha256"]) == 64
-    gradients = {row["name"] for row in proof["rows"] if row["check"] == "gradient"}
-    assert gradients == {*parameter_shapes(CONFIG), "loss", "h.0.attn.c_attn.bias (keys)"}
+    names = {check: {row["name"] for row in proof["rows"] if row["check"] == check} for check in command.CHECKS}
+    assert names["gradient"] == {*parameter_shapes(CONFIG), "loss", "h.0.attn.c_attn.bias (keys)"}
+    of_each = ("inside", "beyond", "probabilities", "tokens")
+    assert names["generation"] == {f"{how}.{of}" for how in ("greedy", "sampled") for of in of_each}
+    assert {"loss inf", "loss nan", "norm inf", "norm nan", "norm", "loss"} <= names["training"]
     page = (place / "proof.html").read_text(encoding="utf-8")
     assert proof["model"]["sha256"] in page
+    assert str(proof["revision"]["commit"] or "unknown") in page
 
 
 def test_different(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +67,129 @@ def test_different(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert proof["verdict"] == "different"
     assert proof["culprit"].startswith("h.0.mlp.gelu forward")
     assert (place / "broken.html").exists()
+
+
+class Asked:
+    """Stands for the proof: keeps what it was asked for, and finds these rows."""
+
+    def __init__(self, rows: list[Row], culprit: str | None = None):
+        self.rows, self.culprit = rows, culprit
+
+    def __call__(self, setting: Setting, *how: int) -> tuple[list[Row], str | None]:
+        self.setting, self.how = setting, how
+        return self.rows, self.culprit
+
+
+ROWS = [
+    Row("forward", "ln_f", 1.5e-7, 4.5e-7, 0.75, 1.2e-7, 2.4e-7),
+    Row("backward", "lm_head", 0.0, 0.0, 1.0, 1e-7, 2e-7),
+    Row("gradient", "wte.weight", 6e-7, 9e-7, 0.5, 2e-7, 4e-7, "a reason"),
+    Row("gradient", "wpe.weight", 1e-7, 1e-7, 1.0, 2e-7, 4e-7),
+    Row("training", "norm", math.nan, math.inf, math.nan, None, 3e-13),
+    Row("generation", "greedy.tokens", 0.5, 0.5, 1.0, None, 1e-3),
+]
+
+
+def test_figures(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is printed and what is in the JSON, of rows that are known."""
+    monkeypatch.setattr(command, "prove", Asked(ROWS, "someone"))
+    times = iter([10.0, 73.4])
+    monkeypatch.setattr(command.time, "perf_counter", lambda: next(times))
+    result = call(command.main, *options(json="figures.json"), cwd=place)
+    assert result.code == 1
+    lines = result.out.splitlines()
+    said = f"model, {parameter_count(CONFIG) / 1e6:.1f}M parameters, CPU"
+    assert lines[0].startswith(said)
+    assert lines[0].endswith(", float32, 2 x 14 tokens; truth: PyTorch in float64")
+    table = [line.split() for line in lines[2:9]]
+    assert table[0] == ["check", "tensor", "error", "torch", "own", "allowed", "of", "it"]
+    assert table[1:] == [
+        ["training", "norm", "nan", "3.0e-13", "inf", "FAILS"],
+        ["generation", "greedy.tokens", "5.0e-01", "1.0e-03", "5e+02", "FAILS"],
+        ["gradient", "wte.weight", "6.0e-07", "2.0e-07", "4.0e-07", "150%", "FAILS"],
+        ["forward", "ln_f", "1.5e-07", "1.2e-07", "2.4e-07", "62%"],
+        ["gradient", "wpe.weight", "1.0e-07", "2.0e-07", "4.0e-07", "25%"],
+        ["backward", "lm_head", "0.0e+00", "1.0e-07", "2.0e-07", "0%"],
+    ]
+    counts = [line.split(":")[0].split() for line in lines[10:15]]
+    assert counts == [
+        ["forward", "1", "compared,", "0", "failed"],
+        ["backward", "1", "compared,", "0", "failed"],
+        ["gradient", "2", "compared,", "1", "failed"],
+        ["training", "1", "compared,", "1", "failed"],
+        ["generation", "1", "compared,", "1", "failed"],
+    ]
+    assert lines[-1] == "DIFFERENT: someone (63 s)"
+    proof = json.loads((place / "figures.json").read_text(encoding="utf-8"))
+    assert (proof["verdict"], proof["culprit"], proof["seconds"]) == ("different", "someone", 63.4)
+    assert [row["ratio"] for row in proof["rows"]] == pytest.approx([1.25, 0.0, 3.0, 0.5, None, None])
+    assert [row["passed"] for row in proof["rows"]] == [True, True, False, True, False, False]
+    assert proof["rows"][2] == vars(ROWS[2]) | {"ratio": proof["rows"][2]["ratio"], "passed": False}
+    assert proof["rows"][4]["error"] is None
+
+
+def test_no_more_than_the_worst_rows_are_shown(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Row("gradient", f"tensor{i:02}", i, i, 1.0, None, 100.0) for i in range(30)]
+    monkeypatch.setattr(command, "prove", Asked(rows))
+    result = call(command.main, *options(), cwd=place)
+    assert result.code == 0, result
+    shown = [line.split()[1] for line in result.out.splitlines() if line.startswith("gradient  ") and "%" in line]
+    assert shown == [f"tensor{i:02}" for i in range(29, 14, -1)]
+    assert result.out.splitlines()[-1].startswith("EQUAL (")
+
+
+def test_options(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each arrives where it acts, with a value that is no default."""
+    asked, opened, chosen = Asked(ROWS[:1]), list[Any](), list[Any]()
+    open_device = command.open_device
+
+    def opening(name: str | None) -> str:
+        opened.append(name)
+        return open_device("CPU")
+
+    monkeypatch.setattr(command, "prove", asked)
+    monkeypatch.setattr(command, "open_device", opening)
+    monkeypatch.setattr(command, "choose", lambda *given: chosen.append(given))
+
+    def run(*argv: object) -> Setting:
+        result = call(command.main, *argv, cwd=place)
+        assert result.code == 0, result
+        return asked.setting
+
+    tiny = PRESETS["tiny"]
+    setting = run()
+    assert (setting.config, setting.dtype, asked.how, opened) == (tiny, "float32", (2, 32, 0, 3), [None])
+    assert chosen == [("auto", tiny, "CPU", False)]
+    for name, array in random_weights(tiny, 0).items():
+        np.testing.assert_array_equal(setting.arrays[name], array)
+    setting = run("--hard", "--seed", 5, "--dtype", "float64", "--batch-size", 3, "--seq-len", 7)
+    assert (setting.dtype, asked.how) == ("float64", (3, 7, 5, 10))
+    np.testing.assert_array_equal(setting.arrays["wpe.weight"], hard_weights(tiny, 5)["wpe.weight"])
+    argv = (
+        "--seq-len",
+        9,
+        "--device",
+        "NAME",
+        "--dtype",
+        "bfloat16",
+        "--kernels",
+        "fused",
+        "--steps",
+        4,
+        "--json",
+        "a",
+        "--html",
+        "b",
+    )
+    setting = run("--model", "model", *argv)
+    assert (setting.config, setting.dtype, asked.how) == (CONFIG, "bfloat16", (2, 9, 0, 4))
+    assert opened[-1] == "NAME"
+    assert chosen[-1] == ("fused", CONFIG, "CPU", True)
+    np.testing.assert_array_equal(setting.arrays["wte.weight"], load(str(place / "model"))[1]["wte.weight"])
+    proof = json.loads((place / "a").read_text(encoding="utf-8"))
+    assert proof["command"] == ["python", "-m", "parity_tests", "--model", "model", *map(str, argv)]
+    assert (proof["steps"], proof["dtype"], proof["model"]["source"]) == (4, "bfloat16", "model")
+    assert (place / "b").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tinygrad_impl.trainer
+import torch_ref.trainer
 from data.checkpoint import load
 from data.config import PRESETS, GPT2Config
 from data.loader import IGNORED
+from parity_tests import proof
 from parity_tests.assertions import assert_passed, assert_passes_equal, assert_reference_is_hugging_face
-from parity_tests.proof import Setting, prove, random_batches
+from parity_tests.mutants import CONFIG, LENGTH, ROWS
+from parity_tests.proof import Setting, judge, prove, random_batches, summed
 from parity_tests.weights import hard_weights, random_weights
 
-DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
+slow = pytest.mark.slow
 
 
 def sized(n_embd: int, n_head: int, n_layer: int = 1) -> GPT2Config:
@@ -22,44 +26,68 @@ def sized(n_embd: int, n_head: int, n_layer: int = 1) -> GPT2Config:
 def test_batches_have_what_matters() -> None:
     config = sized(8, 2)
     for x, y in random_batches(config, 3, 7, seed=0, count=3):
+        assert x.shape == y.shape == (3, 7)
+        assert x.dtype == y.dtype == np.int32
         assert len(np.unique(x)) < x.size // 2 + 2  # tokens repeat, so that their gradients add up
         assert config.vocab_size - 1 in x[0, 1:-1]  # end-of-text with tokens on both sides of it
         assert 0 < (y == IGNORED).sum() < y.size
+        scored = y[:, :-1] != IGNORED
+        np.testing.assert_array_equal(y[:, :-1][scored], x[:, 1:][scored])  # targets are the next tokens
+    a, b = (random_batches(config, 3, 7, seed, count=1)[0][0] for seed in (0, 1))
+    assert not np.array_equal(a, b)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
-def test_prove(dtype: str) -> None:
-    """All of it, steps too, on the full context."""
-    setting = Setting(sized(32, 4, n_layer=2), random_weights(sized(32, 4, n_layer=2), 0, 0.2), dtype, "CPU")
-    assert_passed(*prove(setting, 2, 16, quiet=True))
+def test_prove(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it; steps and generation too; on a context that is not full, with an epsilon that is not the usual one."""
+    monkeypatch.setattr(proof, "BATCHES", 2)  # which take the most time by far
+    setting = Setting(CONFIG, random_weights(CONFIG, 0, 0.2), dtype, "CPU")
+    rows, culprit = prove(setting, ROWS, LENGTH, steps=3, quiet=True)
+    assert_passed(rows, culprit)
+    assert {row.check for row in rows} == {"forward", "backward", "gradient", "training", "generation"}
+    told = {row.name: row.reason for row in rows if row.check == "generation" and row.name.endswith(".tokens")}
+    assert told.keys() == {"greedy.tokens", "sampled.tokens"}
+    if dtype != "bfloat16":
+        assert set(told.values()) == {"all 160 the same"}
 
 
-@DTYPES
+@slow
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_published_shape_of_vocabulary(small: Path, dtype: str) -> None:
-    """The vocabulary of 50257, in weights that Hugging Face wrote."""
+    """The vocabulary of 50257, in weights that Hugging Face wrote. In `make test` test_training.py trains on it."""
     setting = Setting(*load(small), dtype, "CPU")
     assert_passes_equal(setting, random_batches(setting.config, 3, 7, seed=0, count=3))
 
 
 # With one position attention gives its value whatever query and key are: their gradients are exactly 0, and steps
 # divide what rounding leaves of that by itself. So passes alone are compared here; test_training.py has steps.
-@DTYPES
-@pytest.mark.parametrize(("B", "T", "n_head"), [(1, 1, 4), (1, 9, 1), (3, 7, 3), (1, 16, 24)])
-def test_shapes(dtype: str, B: int, T: int, n_head: int) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "B", "T", "n_head", "flows"),
+    [
+        ("float32", 1, 1, 4, False),
+        ("float32", 1, 16, 24, False),  # the full context, and heads of one number
+        *(
+            pytest.param(dtype, *shape, True, marks=slow)
+            for dtype in ("float64", "float32")
+            for shape in ((1, 1, 4), (1, 9, 1), (3, 7, 3), (1, 16, 24))
+        ),
+    ],
+)
+def test_shapes(dtype: str, B: int, T: int, n_head: int, flows: bool) -> None:
     config = sized(24, n_head)
     setting = Setting(config, random_weights(config, 1, 0.2), dtype, "CPU")
-    assert_passes_equal(setting, random_batches(config, B, T, seed=T, count=3))
+    assert_passes_equal(setting, random_batches(config, B, T, seed=T, count=3), flows)
 
 
-@DTYPES
+@pytest.mark.parametrize("dtype", [pytest.param("float64", marks=slow), "float32"])
 def test_hard_weights(dtype: str) -> None:
-    config = sized(64, 4, n_layer=2)
-    arrays = hard_weights(config, 0)
+    arrays = hard_weights(CONFIG, 0)
     largest = np.abs(arrays["wpe.weight"]).max(1)
     assert largest[0] > 10 * largest[1:].max()
-    assert_passes_equal(Setting(config, arrays, dtype, "CPU"), random_batches(config, 2, 16, seed=3, count=4))
+    assert_passes_equal(Setting(CONFIG, arrays, dtype, "CPU"), random_batches(CONFIG, ROWS, LENGTH, seed=3, count=2))
 
 
+@slow
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name.startswith("gpt2")])
 def test_widths_of_gpt2(preset: str) -> None:
     """One layer as wide as the published model's, with as many heads."""
@@ -82,9 +110,19 @@ def test_reference_is_hugging_face(small: Path) -> None:
         assert_reference_is_hugging_face(small, random_batches(config, B, T, seed=T, count=2))
 
 
-@pytest.mark.slow
+@slow
 def test_full(full: Path) -> None:
-    setting = Setting(*load(full), "float32", "CPU")
-    batches = random_batches(setting.config, 1, 16, seed=16, count=4)
-    assert_reference_is_hugging_face(full, batches[:1])
-    assert_passes_equal(setting, batches, flows=False)
+    """124 million parameters: gradients out of the graph that trains. One trainer at a time, for memory."""
+    config, arrays = load(full)
+    batch = random_batches(config, 1, 16, seed=16, count=1)[0]
+    port = tinygrad_impl.trainer.Trainer(config, arrays)
+    port.accumulate([batch])
+    ours = {name: gradient.numpy().copy() for name, gradient in port.gradients.items()}
+    del port
+
+    def by_torch(dtype: str) -> dict[str, np.ndarray]:
+        trainer = torch_ref.trainer.Trainer(config, {name: array.astype(dtype) for name, array in arrays.items()})
+        trainer.accumulate([batch])
+        return {name: p.grad.numpy() for name, p in trainer.parameters.items() if p.grad is not None}
+
+    assert_passed(judge("gradient", "float32", [(by_torch("float64"), ours, by_torch("float32"))], summed(config, 16)))

@@ -1,5 +1,10 @@
 """The proof's judgement: what has to fail does, by name, and what is noise does not."""
 
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from tinygrad import Tensor
@@ -7,8 +12,9 @@ from tinygrad import Tensor
 import tinygrad_impl.model
 import torch_ref.trainer
 from data.config import GPT2Config, parameter_shapes
-from parity_tests import proof
-from parity_tests.mutants import configuration
+from parity_tests import generation, proof
+from parity_tests.generation import SAMPLING, could_draw, draws, numbers, prompts_for
+from parity_tests.mutants import CONFIG, LENGTH, ROWS, configuration
 from parity_tests.proof import (
     EXACT,
     FEW,
@@ -161,7 +167,8 @@ def test_what_fails_by_little_is_asked_again(
 ) -> None:
     calls = []
 
-    def evidence(setting: Setting, batches: list[proof.Batch], times: int, steps: int, quiet: bool) -> list[Row]:
+    def evidence(setting: Setting, batches: list[proof.Batch], times: int, seed: int, steps: int, *_: Any) -> list[Row]:
+        assert (seed, steps) == (3, 7)
         assert len(batches) == times * proof.GRAPH_BATCHES
         calls.append(times)
         return [Row(check, "wte.weight", by, by, 1.0, 1.0, 1.0) for by in (first, second)[len(calls) - 1]]
@@ -169,7 +176,7 @@ def test_what_fails_by_little_is_asked_again(
     monkeypatch.setattr(proof, "evidence", evidence)
     monkeypatch.setattr(proof, "named", lambda setting, failed, batches, steps: "someone")
     config = GPT2Config(vocab_size=128, n_positions=8, n_embd=16, n_layer=1, n_head=2)
-    rows, culprit = prove(Setting(config, random_weights(config, 0, 0.2), "float32", "CPU"), 2, 8, quiet=True)
+    rows, culprit = prove(Setting(config, random_weights(config, 0, 0.2), "float32", "CPU"), 2, 8, 3, 7, quiet=True)
     assert calls == asked
     assert culprit == (None if equal else "someone")
     assert [row.error for row in rows] == pytest.approx((first, second)[len(asked) - 1], nan_ok=True)
@@ -216,7 +223,7 @@ def test_trained_key_third_has_to_stay_where_it_began() -> None:
 
 def test_culprit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other GELU, in the second layer alone: what comes after it is wrong too, and is not to blame."""
-    config = GPT2Config(vocab_size=128, n_positions=8, n_embd=16, n_layer=2, n_head=2)
+    monkeypatch.setattr(proof, "BATCHES", 2)
     forward, calls = tinygrad_impl.model.MLP.__call__, []
 
     def wrong(self: tinygrad_impl.model.MLP, x: Tensor) -> Tensor:
@@ -227,8 +234,8 @@ def test_culprit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         return self.c_proj(0.5 * x * (1 + (x / 2**0.5).erf()))
 
     monkeypatch.setattr(tinygrad_impl.model.MLP, "__call__", wrong)
-    setting = Setting(config, random_weights(config, 0, 0.2), "float32", "CPU")
-    rows, culprit = prove(setting, 2, 8, steps=2, quiet=True)
+    setting = Setting(CONFIG, random_weights(CONFIG, 0, 0.2), "float32", "CPU")
+    rows, culprit = prove(setting, ROWS, LENGTH, steps=2, generated=0, quiet=True)
     bad = {f"{row.check} {row.name}" for row in rows if not row.passed}
     assert culprit is not None
     assert culprit.startswith("h.1.mlp.gelu forward")
@@ -236,12 +243,13 @@ def test_culprit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(name.startswith("forward h.0.") for name in bad)
 
 
+@pytest.mark.slow
 def test_ill_conditioned_training_is_bounded_by_its_condition() -> None:
     """Saturated softmaxes, whose gradients are next to nothing, and which Adam divides by themselves: a change of the
     last place grows to more than the bound, in torch as here.
     """
     setting, rows, length, _ = configuration(18, 0)
-    judged, culprit = prove(setting, rows, length, seed=18, steps=4, quiet=True)
+    judged, culprit = prove(setting, rows, length, seed=18, steps=4, generated=0, quiet=True)
     assert culprit is None
     (row,) = (row for row in judged if row.check == "training" and row.name == "h.2.attn.c_attn.weight")
     assert EXACT["training"] < row.error <= row.allowed < 1e-11
@@ -269,3 +277,255 @@ def test_truth_row_by_row_is_the_truth() -> None:
         results.append({n: p.grad for n, p in trainer.parameters.items()} | {"loss": loss})
     at_once, singly = results
     assert all(row.passed for row in judge("gradient", "float64", [(at_once, singly, at_once)]))
+
+
+def test_the_figures_of_a_row() -> None:
+    """Worked out by hand, over two batches in which the mistakes that one could make differ."""
+    truths = [np.array([3.0, 4.0]), np.array([0.0, 12.0])]  # norms 5 and 12, together 13
+    ours = [np.array([3.0, 4.3]), np.array([0.4, 12.0])]  # errors 0.3 and 0.4, together 0.5
+    own = [np.array([3.1, 4.0]), np.array([0.0, 12.0])]
+    batches = [({"a": t}, {"a": a}, {"a": o}) for t, a, o in zip(truths, ours, own, strict=True)]
+    (row,) = judge("gradient", "bfloat16", batches)
+    assert row.error == pytest.approx(0.5 / 13)
+    assert row.own == pytest.approx(0.1 / 13)
+    assert row.ratio == pytest.approx(5)
+    assert row.worst == pytest.approx(0.3 / np.sqrt(25 / 2))  # of an element, over the RMS of its batch
+    dot, norms = 9 + 17.2 + 144, 13 * np.sqrt(9 + 4.3**2 + 0.4**2 + 144)
+    assert row.cosine == pytest.approx(dot / norms)
+    assert row.allowed == pytest.approx(1.5 * np.exp(5 / 2) * 0.1 / 13)  # of 4 numbers
+    drawn = [
+        {"a": own[0]},
+        {"a": np.array([3.0, 4.7])},
+    ]  # torch's own from two sets of weights: the mean of the squares
+    comparison = proof.Comparison("gradient", "float32", moved=True)
+    comparison.add({"a": truths[0]}, {"a": ours[0]}, *drawn)
+    (row,) = comparison.rows()
+    assert row.own == pytest.approx(np.sqrt((0.1**2 + 0.7**2) / 2) / 5)
+    assert row.reason == proof.MOVED
+
+
+def rows_of(**errors: float) -> list[Row]:
+    return [Row("gradient", name, error, error, 1.0, 1.0, 2.0) for name, error in errors.items()]
+
+
+def test_worst_and_first_over() -> None:
+    assert proof.worst(rows_of(a=1.0, b=3.0, c=2.5)).name == "b"
+    assert [proof.excess(row) for row in rows_of(a=0.0, b=3.0, c=np.nan)] == [0.0, 1.5, math.inf]
+    assert proof.first_over(rows_of(a=1.0, b=2.0)) is None  # as large as allowed is allowed
+    for errors, name in (
+        ({"a": 2.2, "b": 3.0}, "b"),  # 1.1 is below sqrt(1.5)
+        ({"a": 2.6, "b": 3.0}, "a"),
+        ({"a": 2.2, "b": 200.0, "c": 100.0}, "b"),  # next to 100 times the bound, 1.1 times it is chance
+        ({"a": 2 * 101, "b": 2e9}, "a"),  # but 101 times never is
+        ({"a": np.nan}, "a"),
+    ):
+        first = proof.first_over(rows_of(**errors))
+        assert first is not None
+        assert first.name == name
+    limit = proof.BY_LUCK
+    assert proof.by_luck(rows_of(a=2 * limit, b=3.0), "float32")
+    assert not proof.by_luck(rows_of(a=2 * limit + 0.1, b=3.0), "float32")
+    training = [Row("training", "a", 3.0, 3.0, 1.0, 1.0, 2.0)]
+    assert proof.by_luck(training, "float64")
+    assert not proof.by_luck([*rows_of(a=3.0), *training], "float32")
+
+
+def test_groups_of_micro_batches() -> None:
+    """One, two and five that are accumulated, in gradients and in steps; and every batch is in one of them."""
+    batches: list[Any] = [(np.array(i), np.array(i)) for i in range(8)]
+
+    def which(groups: Any) -> list[list[int]]:
+        return [[int(x) for x, _ in group] for group in groups]
+
+    assert which(proof.micro_batches(batches)) == [[0], [1, 2], [3, 4, 5, 6, 7], [3], [4], [5], [6], [7]]
+    steps = proof.training_steps(batches, 4)
+    assert which(batches for batches, *_ in steps) == [[0, 1], [2], [3, 4, 5, 6, 7], [0, 1]]
+    rates = [torch_ref.trainer.learning_rate(i, 4, 1e-3, 1e-4, 2) for i in range(4)]
+    assert [(lr, port) for _, lr, port in steps] == [(rate, rate) for rate in rates]
+    assert which(b for b, *_ in proof.training_steps(batches, 3, (1,))) == [[0], [1], [2]]
+
+
+def test_nudged_weights_are_the_nearest_neighbours() -> None:
+    arrays = {"a": np.linspace(-1, 1, 1000, dtype=np.float32)}
+    changed = proof.nudged(arrays, 0)["a"]
+    ups, downs = (np.nextafter(arrays["a"], np.float32(end)) for end in (np.inf, -np.inf))
+    up = changed == ups
+    assert 400 < up.sum() < 600
+    np.testing.assert_array_equal(changed[~up], downs[~up])
+    assert not np.array_equal(changed, proof.nudged(arrays, 1)["a"])
+
+
+def test_both_sides_of_clipping() -> None:
+    setting = Setting(CONFIG, random_weights(CONFIG, 0, 0.2), "float32", "CPU")
+    steps = proof.training_steps(random_batches(CONFIG, ROWS, LENGTH, seed=0, count=5), 5, (1,))
+    norms = []
+    for batches, *_ in steps:
+        trainer, _ = setting.references()
+        trainer.accumulate(batches)
+        norms.append(np.sqrt(sum(float((p.grad**2).sum()) for p in trainer.parameters.values())))
+    assert proof.clip_between(setting, steps) == pytest.approx(0.99 * np.sort(norms)[2])
+
+
+# --- generation --------------------------------------------------------------------------------------------------
+
+LOGITS = np.log(np.array([0.1, 0.4, 0.3, 0.15, 0.05]))  # drawn in the order 1, 2, 3, 0, 4
+PLAIN: dict[str, Any] = {"temperature": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "token", "number", "expected"),
+    [
+        ({"temperature": 0.0}, 1, 0.9, True),
+        ({"temperature": 0.0}, 2, 0.0, False),
+        (PLAIN, 1, 0.39, True),
+        (PLAIN, 1, 0.41, False),
+        (PLAIN, 2, 0.41, True),
+        (PLAIN, 2, 0.39, False),
+        (PLAIN, 2, 0.71, False),
+        (PLAIN, 4, 0.96, True),
+        (PLAIN, 4, 0.94, False),
+        ({"temperature": 1.0, "top_k": 2}, 2, 0.58, True),  # 4/7
+        ({"temperature": 1.0, "top_k": 2}, 2, 0.56, False),
+        ({"temperature": 1.0, "top_k": 2}, 3, 0.99, False),
+        ({"temperature": 1.0, "top_p": 0.6}, 2, 0.58, True),
+        ({"temperature": 1.0, "top_p": 0.6}, 1, 0.58, False),
+        ({"temperature": 1.0, "top_p": 0.6}, 3, 0.9999, False),
+        ({"temperature": 1.0, "top_k": 3, "top_p": 0.9}, 3, 0.83, True),  # 0.7 / 0.85 = 0.8235
+        ({"temperature": 1.0, "top_k": 3, "top_p": 0.9}, 3, 0.82, False),
+        ({"temperature": 0.5}, 1, 0.55, True),  # 0.16 / 0.285
+        ({"temperature": 0.5}, 2, 0.55, False),
+    ],
+)
+def test_what_could_be_drawn(settings: dict[str, Any], token: int, number: float, expected: bool) -> None:
+    """Where nothing is off it is what the sampler draws; near a border it is both."""
+    assert could_draw(LOGITS, token, number, settings, 0.0) == expected
+    assert could_draw(LOGITS, token, number, settings, 1e-6) == expected
+    if settings["temperature"] == 0:
+        assert could_draw(LOGITS, token, number, settings, 0.5 * np.log(4 / 3) - 1e-6) == expected
+        assert could_draw(LOGITS, 2, number, settings, 0.5 * np.log(4 / 3) + 1e-6)
+    else:
+        assert could_draw(LOGITS, token, number, settings, 0.2) or token in (3, 4) or not expected
+
+
+def test_ties_are_of_the_size_of_the_error() -> None:
+    """A border at 0.4: errors of the logits move it by at most 2 * 0.4 * 0.6 of theirs, and by no more is allowed."""
+    for off in (1e-3, 1e-2):
+        near, far = 0.3 * off, 2 * off
+        for token, side in ((1, 1), (2, -1)):
+            assert could_draw(LOGITS, token, 0.4 + side * near, PLAIN, off)
+            assert not could_draw(LOGITS, token, 0.4 + side * far, PLAIN, off)
+
+
+def test_what_the_sampler_draws_could_be_drawn() -> None:
+    random = np.random.default_rng(0)
+    for settings in (*SAMPLING.values(), PLAIN, {"temperature": 2.0, "top_p": 0.5}):
+        logits = [random.standard_normal((3, 50)) for _ in range(20)]
+        drawn, uniform = draws(logits, settings, 5), numbers(5, 20, 3)
+        assert drawn.shape == uniform.shape == (20, 3)
+        for s in range(20):
+            for i in range(3):
+                assert could_draw(logits[s][i], drawn[s, i], uniform[s, i], settings, 0.0)
+                others = [could_draw(logits[s][i], t, uniform[s, i], settings, 1e-9) for t in range(50)]
+                assert sum(others) == 1
+
+
+def test_prompts_reach_all_of_the_context() -> None:
+    lengths = [len(prompt) for prompt in prompts_for(CONFIG, 0)]
+    assert lengths == [1, 8, 14, 19]
+    assert generation.GENERATED > 2 * 16  # the shortest goes beyond the context too, and the kernels draw 32 at once
+    assert prompts_for(CONFIG, 0) != prompts_for(CONFIG, 1)
+    assert max(map(max, prompts_for(CONFIG, 0))) < CONFIG.vocab_size
+
+
+def draw(as_truth: bool, as_told: bool, number: float = 0.9) -> proof.Draw:
+    return proof.Draw("sampled.inside", "row 1, token 2", 2, as_truth, as_told, LOGITS, number)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "others", "error", "passed", "said"),
+    [
+        ("float32", [], 0.0, True, "all 4 the same"),
+        ("float32", [draw(False, True, 0.4 - 1e-6)], 0.0, True, "1 of 5 draws are ties"),
+        (
+            "float64",
+            [draw(False, True, 0.4 - 1e-6)],
+            0.2,
+            False,
+            "1 of 5 are not what the sampler draws from the truth's",
+        ),
+        ("float32", [draw(False, True, 0.3)], 0.2, False, "from the truth's logits; first row 1, token 2"),
+        ("float32", [draw(True, False)], 0.2, False, "from its own logits"),
+        ("float32", [draw(False, False, 0.4 - 1e-6)], 0.2, False, "from its own logits"),
+        ("float32", [draw(False, True, 0.4 - 1e-6)] * 4, 0.0, True, "4 of 8 draws are ties"),
+        ("float32", [draw(False, True, 0.4 - 1e-6)] * 5, 5 / 9, False, "too many to prove anything"),
+    ],
+)
+def test_the_tokens_drawn(dtype: str, others: list[proof.Draw], error: float, passed: bool, said: str) -> None:
+    setting = Setting(CONFIG, random_weights(CONFIG, 0, 0.2), dtype, "CPU")
+    drawn = [draw(True, True)] * 4 + others
+    row = proof.tokens_row(setting, "sampled", PLAIN, drawn, {"sampled.inside": 1e-5})
+    assert (row.check, row.name, row.error, row.passed) == ("generation", "sampled.tokens", error, passed)
+    assert said in row.reason
+
+
+def test_generation_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache whose positions are those of the first row: nothing but generation sees it."""
+    cache = tinygrad_impl.model.KVCache
+
+    def positions(self: Any, T: int) -> Tensor:
+        return (self.lengths[:1, None] + Tensor.arange(T)).minimum(15).expand(self.lengths.shape[0], T)
+
+    monkeypatch.setattr(cache, "positions", positions)
+    monkeypatch.setitem(SAMPLING, "greedy", SAMPLING.pop("sampled"))
+    setting = Setting(CONFIG, random_weights(CONFIG, 0, 0.2), "float32", "CPU")
+    (rows,) = proof.generation_rows(setting, [0], 3)
+    wrong = [row for row in rows if not row.passed]
+    assert {row.name for row in wrong} >= {"greedy.inside", "greedy.tokens"}
+    assert not proof.by_luck(wrong, "float32")
+    assert proof.named(setting, wrong, [], 3).startswith("generation: greedy.")
+
+
+# --- the certificate ---------------------------------------------------------------------------------------------
+
+
+def test_a_changed_byte_of_any_source_changes_the_certificate(tmp_path: Path) -> None:
+    for package in proof.PACKAGES:
+        shutil.copytree(proof.ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    before = proof.sources(tmp_path)
+    assert before == proof.sources()
+    files = [p for p in tmp_path.rglob("*") if p.suffix in (".py", ".c") or p.name == "zig-clang"]
+    tests = [p for p in files if "test" in p.name or {"tests", "catalogue"} & {*p.parts} or p.name == "conftest.py"]
+    assert len(tests) > 40
+    assert before.keys() == {p.relative_to(tmp_path).as_posix() for p in {*files} - {*tests}}
+    needed = {"torch_ref/model.py", "tinygrad_impl/cpu.py", "tinygrad_impl/product.c", "tinygrad_impl/zig-clang"}
+    needed |= {"tinygrad_impl/kernels/fused.py", "data/sampling.py", "parity_tests/proof.py"}
+    assert needed <= before.keys()
+    for name in before:
+        content = bytearray((tmp_path / name).read_bytes() or b" ")
+        content[-1] ^= 1
+        (tmp_path / name).write_bytes(content)
+    after = proof.sources(tmp_path)
+    assert after.keys() == before.keys()
+    assert not {*after.items()} & {*before.items()}
+
+
+def test_what_a_certificate_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "revision", lambda: {"commit": "ab" * 20, "clean": False})
+    weights = random_weights(CONFIG, 0, 0.2)
+
+    def made(rows: list[Row], dtype: str = "float32", **changed: np.ndarray) -> dict[str, Any]:
+        return proof.certificate(Setting(CONFIG, weights | changed, dtype, "CPU"), rows, "someone", seed=7)
+
+    good = rows_of(a=1.0, b=2.0)
+    c = made(good)
+    assert (c["verdict"], c["culprit"], c["multiple"], c["seed"]) == ("equal", "someone", 2.0, 7)
+    assert c["revision"] == {"commit": "ab" * 20, "clean": False}
+    assert c["model"]["parameters"] == sum(array.size for array in weights.values())
+    assert c["rows"][1] == vars(good[1]) | {"ratio": 2.0, "passed": True}
+    assert made([*good, *rows_of(c=2.1)])["verdict"] == "different"
+    assert made([])["verdict"] == "different"
+    assert [made(good, dtype)["multiple"] for dtype in ("float64", "bfloat16")] == [None, 1.5]
+    bias = weights["ln_f.bias"].copy()
+    bias[3] = np.nextafter(bias[3], np.float32(1))
+    assert made(good, **{"ln_f.bias": bias})["model"]["sha256"] != c["model"]["sha256"]
+    assert made(good)["model"]["sha256"] == c["model"]["sha256"]

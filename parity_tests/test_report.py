@@ -24,7 +24,8 @@ PARAMETERS = [
     *("ln_f.weight", "ln_f.bias"),
 ]
 TRAINED = [*PARAMETERS, *(f"{m}.{name}" for m in ("exp_avg", "exp_avg_sq") for name in PARAMETERS), "loss", "norm"]
-NAMES = {"forward": EDGES, "backward": EDGES, "gradient": PARAMETERS, "training": TRAINED}
+GENERATED = [f"{how}.{of}" for how in ("greedy", "sampled") for of in ("inside", "beyond", "probabilities", "tokens")]
+NAMES = {"forward": EDGES, "backward": EDGES, "gradient": PARAMETERS, "training": TRAINED, "generation": GENERATED}
 
 
 def certificate(dtype: str = "float32", broken: bool = False) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def certificate(dtype: str = "float32", broken: bool = False) -> dict[str, Any]:
         "culprit": "h.3.attn.c_attn forward: error 3.1e-2, allowed 4.0e-7" if broken else None,
         "model": {"source": "gpt2", "config": config, "parameters": 124439808, "sha256": "ab" * 32},
         "sources": {"torch_ref/model.py": "cd" * 32, "tinygrad_impl/model.py": "ef" * 32},
+        "revision": {"commit": "12" * 20, "clean": not broken},
         "versions": {"python": "3.11.2", "torch": "2.13.0", "tinygrad": "0.14.0", "numpy": "2.4.0"},
         **{"device": "CPU", "card": "CPU with 2 cores", "dtype": dtype},
         **{"batch_size": 2, "seq_len": 32, "seed": 0, "steps": 10, "seconds": 12.3},
@@ -108,7 +110,13 @@ CERTIFICATES = [certificate(), certificate(broken=True), certificate("float64"),
 @pytest.mark.parametrize("c", CERTIFICATES)
 def test_every_row_is_there_once_and_failures_are_marked(c: dict[str, Any]) -> None:
     tables = Page(html(c)).rows
-    assert [summary.split(":")[0] for summary in tables] == ["Forward", "Backward", "Gradients", "Training"]
+    assert [summary.split(":")[0] for summary in tables] == [
+        "Forward",
+        "Backward",
+        "Gradients",
+        "Training",
+        "Generation",
+    ]
     for (summary, found), check in zip(tables.items(), NAMES, strict=True):
         rows = [row for row in c["rows"] if row["check"] == check]
         failed = sum(not row["passed"] for row in rows)
@@ -140,6 +148,73 @@ def test_figures_that_are_none() -> None:
     assert cells[2, "wpe.weight"][-1] == "Its bound is the largest of all."
 
 
+def small_certificate() -> dict[str, Any]:
+    """Of four rows whose figures are round, and stand in no order."""
+    found = [
+        ("forward", "wte", 1e-6, 2e-6, 0.75, 5e-7, 1e-6, True, "a reason"),
+        ("forward", "ln_f", 1e-4, 3e-4, 0.5, 1e-3, 2e-3, True, ""),
+        ("forward", "lm_head", 1e-2, 4e-2, 0.25, 1e-3, 2e-3, False, ""),
+        ("gradient", "wpe.weight", 0.0, 0.0, 1.0, 1e-3, 2e-3, True, ""),
+    ]
+    keys = ("check", "name", "error", "worst", "cosine", "own", "allowed", "passed", "reason")
+    rows = [dict(zip(keys, row, strict=True)) for row in found]
+    return certificate() | {"rows": [row | {"ratio": row["error"] / row["own"]} for row in rows]}
+
+
+def test_figures_of_the_tables() -> None:
+    """Failures first, then by error over allowed; each figure under its head."""
+    tables = Page(html(small_certificate())).rows
+    assert tables == {
+        "Forward: 3 rows, 1 failed": [
+            ("failed", ["✗ failed lm_head", "0.01", "0.001", "0.002", "10", "5", "0.04", "0.75", ""]),
+            ("passed", ["wte", "1.0e-6", "5.0e-7", "1.0e-6", "2", "1", "2.0e-6", "0.25", "a reason"]),
+            ("passed", ["ln_f", "1.0e-4", "0.001", "0.002", "0.1", "0.05", "3.0e-4", "0.5", ""]),
+        ],
+        "Gradients: 1 rows, all passed": [
+            ("passed", ["wpe.weight", "0", "0.001", "0.002", "0", "0", "0", "0", ""]),
+        ],
+    }
+    page = html(small_certificate())
+    heads = [
+        "name",
+        "error",
+        "own",
+        "allowed",
+        "error ÷ own",
+        "error ÷ allowed",
+        "worst element",
+        "1 − cosine",
+        "reason",
+    ]
+    assert re.findall(r'<th scope="col">([^<]*)</th>', page)[:9] == heads
+    text = Page(page).text
+    assert "3 of 4 comparisons are within the allowed error; 1 failed." in text
+    assert "The first 4 of 4,\nfailures first" in text
+    assert (
+        "All 4 comparisons are" in Page(html(small_certificate() | {"rows": small_certificate()["rows"][3:] * 4})).text
+    )
+
+
+def test_places_in_a_plot() -> None:
+    """In the order of the rows, in columns of one width, and as high as the logarithms: 1e-8 at the foot to 1e-2."""
+    page = html(small_certificate())
+    figure = page.split("<figure>")[1]
+    width, height = (474 - 50) / 3, 244 - 12
+    dots = re.findall(r'<circle class="error" cx="([\d.]+)" cy="([\d.]+)"', figure)
+    expected = [(50 + width / 2, 244 - height * 2 / 6), (50 + 1.5 * width, 244 - height * 4 / 6)]
+    assert [float(n) for dot in dots for n in dot] == pytest.approx([n for dot in expected for n in dot], abs=0.06)
+    (cross,) = re.findall(r'<path class="failed" d="M([\d.]+) ([\d.]+)l6', figure)
+    assert [float(n) + 3 for n in cross] == pytest.approx([50 + 2.5 * width, 12], abs=0.06)
+    (allowed,) = re.findall(r'<path class="allowed" d="([^"]*)"', figure)
+    heights = [244 - height * (math.log10(value) + 8) / 6 for value in (1e-6, 2e-3, 2e-3)]
+    drawn = [float(y) for y in re.findall(r"[ V]([\d.]+)H", allowed)]
+    assert drawn == pytest.approx(heights, abs=0.06)
+    labels = re.findall(r'<text x="44" y="([\d.]+)" text-anchor="end">1e(-?\d+)</text>', figure)
+    assert [int(exponent) for _, exponent in labels] == [-8, -7, -6, -5, -4, -3, -2]
+    assert [float(y) for y, _ in labels] == pytest.approx([244 + 4 - height * i / 6 for i in range(7)], abs=0.06)
+    assert "<title>lm_head: error 0.01, own 0.001, allowed 0.002 (failed)</title>" in figure
+
+
 def test_worst_come_first() -> None:
     c = certificate()
     ratios = [float(cells[5]) for _, cells in Page(html(c)).rows["Forward: 160 rows, all passed"]]
@@ -161,6 +236,13 @@ def test_all_that_identifies_the_run_is_there() -> None:
     hashes = [c["model"]["sha256"], *c["sources"].values()]
     versions = [f"{name} {version}" for name, version in c["versions"].items()]
     command = "python -m parity_tests --model 'a model'\"'\"'s name'"
+    assert f"Commit{'12' * 20}, clean" in text
+    assert f"Commit{'12' * 20}, with changes that are not committed" in Page(html(certificate(broken=True))).text
+    assert "Commitunknown" in Page(html(c | {"revision": {"commit": None, "clean": None}})).text
+    for item in ("12 layers, 12 heads, 768 wide", "seed 0", "10 steps of AdamW", "12.3 s", "gpt2: 124,439,808"):
+        assert item in text
+    assert "2 × own, unless" in text
+    assert "a fixed bound" in Page(html(certificate("float64"))).text
     for item in [*hashes, *c["sources"], *versions, command, "124,439,808", "CPU with 2 cores", "2 × 32", "float32"]:
         assert item in text
 

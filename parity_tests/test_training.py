@@ -1,6 +1,8 @@
 """AdamW steps of both trainers: trajectories in float64, single steps in float32, and a whole run of the command."""
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,24 +11,32 @@ from tinygrad.helpers import Context
 import tinygrad_impl.trainer
 import torch_ref.trainer
 from data.checkpoint import load
-from data.config import GPT2Config, parameter_shapes
+from data.config import parameter_shapes
 from data.run_folder import read_metrics
 from data.testing import call, save_model, write_tokens
 from parity_tests.assertions import assert_passed
-from parity_tests.proof import Setting, clip_between, free_rows, judge, random_batches, step_rows, training_steps
+from parity_tests.mutants import CONFIG, LENGTH, ROWS
+from parity_tests.proof import Setting, clip_between, free_rows, judge, random_batches, state, step_rows, training_steps
 from parity_tests.weights import random_weights
 from tinygrad_impl import train
 from torch_ref.trainer import Trainer
 
-CONFIG = GPT2Config(vocab_size=199, n_positions=16, n_embd=32, n_layer=2, n_head=4)
 STEPS = 10
+slow = pytest.mark.slow
 
 
 def setting_in(dtype: str) -> Setting:
     return Setting(CONFIG, random_weights(CONFIG, 0, initializer_range=0.2), dtype, "CPU")
 
 
-@pytest.mark.parametrize(("dtype", "jit"), [("float64", 0), ("float64", 1), ("float32", 1)])
+@pytest.mark.parametrize(
+    ("dtype", "jit"),
+    [
+        pytest.param("float64", 0, marks=slow),  # as the proof's activations and gradients at edges are computed
+        ("float64", 1),
+        pytest.param("float32", 1, marks=slow),  # test_prove has three of them
+    ],
+)
 def test_ten_steps(dtype: str, jit: int) -> None:
     """Clipped by a bound that some gradients are under, on a schedule, on two, one and five micro-batches in turn.
 
@@ -34,7 +44,7 @@ def test_ten_steps(dtype: str, jit: int) -> None:
     Adam's step is the sign of a gradient that is next to nothing, and roundings need not agree on that.
     """
     setting = setting_in(dtype)
-    steps = training_steps(random_batches(CONFIG, 2, 12, seed=1, count=4), STEPS)
+    steps = training_steps(random_batches(CONFIG, ROWS, LENGTH, seed=1, count=4), STEPS)
     options = {"clip": clip_between(setting, steps)}
     port, references = setting.trainer(**options), setting.references(**options)
     with Context(JIT=jit):
@@ -50,10 +60,11 @@ def test_ten_steps(dtype: str, jit: int) -> None:
         assert [graph.captured is not None for graph in graphs] == [bool(jit)] * 3
 
 
+@slow  # the proof has five micro-batches beside the truth
 def test_accumulation() -> None:
-    """A step on three micro-batches is the step on one batch of all of them, clipped or not."""
+    """A step on five micro-batches is the step on one batch of all of them, clipped or not."""
     setting = setting_in("float64")
-    parts = random_batches(CONFIG, 2, 10, seed=2, count=3)  # each ignores as many targets, so the means agree
+    parts = random_batches(CONFIG, ROWS, LENGTH, seed=2, count=5)  # each ignores as many targets, so the means agree
     xs, ys = zip(*parts, strict=True)
     whole = [(np.concatenate(xs), np.concatenate(ys))]
     states = []
@@ -64,6 +75,60 @@ def test_accumulation() -> None:
         states.append({"loss": np.array(loss), "norm": np.array(norm)} | trainer.model.arrays() | trainer.moments())
     at_once, accumulated = states
     assert_passed(judge("training", "float64", [(at_once, accumulated, at_once)], None, setting.exact))
+
+
+@pytest.mark.parametrize(
+    ("of", "dtype"),
+    [
+        *(("torch_ref", dtype) for dtype in ("float64", "float32", "bfloat16")),
+        ("tinygrad_impl", "float32"),
+        *(pytest.param("tinygrad_impl", dtype, marks=slow) for dtype in ("float64", "bfloat16")),  # test_prove has them
+    ],
+)
+def test_what_is_not_finite_updates_nothing(of: str, dtype: str) -> None:
+    """The loss and the norm, each by itself, of both implementations; they return what they found. Then they go on."""
+    setting = setting_in(dtype)
+    trainer: Any = setting.trainer() if of == "tinygrad_impl" else setting.references()[1]
+    batch = random_batches(CONFIG, ROWS, LENGTH, seed=0, count=1)[0]
+    finite = trainer.step([batch], 1e-2)
+    before = {name: np.array(array) for name, array in state(trainer).items()}
+    for spoilt, value in (("loss", math.inf), ("norm", math.inf), ("loss", math.nan), ("norm", math.nan)):
+        trainer.accumulate([batch])
+        if of == "torch_ref":
+            loss = trainer.loss = value if spoilt == "loss" else trainer.loss
+            if spoilt == "norm":
+                trainer.parameters["ln_f.bias"].grad[-1] = value
+            norm = trainer.update(1e-2)
+        else:
+            gradient = trainer.gradients["ln_f.bias"].numpy().copy()
+            gradient[-1] = value if spoilt == "norm" else gradient[-1]
+            tinygrad_impl.trainer.write(trainer.gradients["ln_f.bias"], gradient)
+            if spoilt == "loss":
+                tinygrad_impl.trainer.write(trainer.loss, np.array(value, trainer.dtype))
+            loss, norm = trainer.update(1e-2)
+        assert [math.isfinite(loss), math.isfinite(norm)] == [spoilt != "loss", spoilt != "norm"]
+        assert str(loss if spoilt == "loss" else norm) == str(value)
+        assert trainer.steps == 1
+        after = state(trainer)
+        assert all(np.array_equal(before[name], after[name]) for name in before)
+    again = trainer.step([batch], 1e-2)
+    assert trainer.steps == 2
+    assert again[0] < finite[0]
+    assert not np.array_equal(before["wte.weight"], state(trainer)["wte.weight"])
+
+
+@slow  # test_gate.py has all that the command has options for
+def test_options_take_effect() -> None:
+    """None of them the default, in both trainers: three steps, one of them clipped."""
+    setting = setting_in("float64")
+    steps = training_steps(random_batches(CONFIG, ROWS, LENGTH, seed=0, count=3), 3, (1,))
+    options: dict[str, Any] = {
+        "betas": (0.7, 0.9),
+        "eps": 1e-3,
+        "weight_decay": 0.4,
+        "clip": clip_between(setting, steps),
+    }
+    assert_passed(step_rows(setting, setting.trainer(**options), setting.references(**options), steps))
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 7, 40])

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import pytest
 from data.config import GPT2Config, parameter_shapes
 from data.run_folder import read_metrics
 from data.testing import Result, call, refused, save_model, write_tokens
+from parity_tests import mutants
 from parity_tests.proof import MORE
 from tinygrad_impl import functional, gate, train
 from tinygrad_impl.trainer import Trainer
 
-CONFIG = GPT2Config(vocab_size=99, n_layer=1, n_head=2, n_embd=16, n_positions=32, layer_norm_epsilon=1e-3)
-B, T, ACCUM, STEPS = 2, 16, 5, 3
+CONFIG = replace(mutants.CONFIG, n_layer=1)  # of the proof's shapes, whose kernels are compiled once for all tests
+B, T, ACCUM, STEPS = mutants.ROWS, mutants.LENGTH, 5, 3
 BETAS, DECAY, CLIP = (0.8, 0.99), 0.3, 0.5  # none of them a default
 
 
