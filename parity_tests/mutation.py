@@ -16,10 +16,7 @@ import json
 import os
 import random
 import re
-import resource
-import select
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -28,20 +25,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.files import atomic_write
-from parity_tests.planted import ROOT, copied_tree
+from parity_tests.planted import PACKAGES, ROOT, Server, servers
 
 FOLDER = ROOT / ".mutants"
-PACKAGES = ("data", "torch_ref", "tinygrad_impl", "parity_tests")
 NO_PRODUCT = re.compile(r"/tests/|/test_|/conftest\.py|/testing\.py|/catalogue/|parity_tests/mutation\.py")
 PATIENCE = 100.0  # seconds of tests, as they took before, that are run on a mutant at most
 SLACK = 30.0  # seconds that tests may take longer than three times what they took before: then the mutant hangs
-
-IMPORTS = ("pytest", "numpy", "matplotlib.pyplot", "torch", "transformers", "tokenizers", "tinygrad", "triton")
 
 LineTests = dict[str, dict[int, list[str]]]  # by file and line, the tests that run it
 
@@ -243,87 +236,7 @@ def expanded(tests: Iterable[str], seconds: dict[str, float]) -> list[str]:
     return sorted(chosen, key=lambda test: seconds[test])
 
 
-# --- running them --------------------------------------------------------------------------------------------------
-
-
-class Server:
-    """A process in a copy of the repository that has imported what takes long, and forks a pytest when asked."""
-
-    def __init__(self, tree: Path, imports: Sequence[str] = IMPORTS):
-        self.tree = tree
-        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree)}
-        environment |= {"TMPDIR": str(tree.parent)}
-        command = [sys.executable, "-c", "from parity_tests.mutation import serve; serve()", *imports]
-        self.process = subprocess.Popen(
-            command, cwd=tree, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def run(self, tests: Sequence[str], timeout: float) -> dict[str, Any]:
-        """pytest's exit code (None if it took longer than `timeout` seconds) and the first test that failed."""
-        assert self.process.stdin
-        assert self.process.stdout
-        print(json.dumps({"tests": tests, "timeout": timeout}), file=self.process.stdin, flush=True)
-        return dict(json.loads(self.process.stdout.readline()))
-
-
-def serve() -> None:
-    """The server's side: a line of JSON in, a line out."""
-    for module in sys.argv[1:]:
-        with contextlib.suppress(ImportError):
-            __import__(module)
-    for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:
-        del sys.modules[name]  # they are to be imported with the mutant in them
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for request in sys.stdin:
-        asked = json.loads(request)
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.close(reading)
-            forked(asked["tests"], writing)
-        os.close(writing)
-        print(json.dumps(awaited(child, reading, asked["timeout"])), file=replies, flush=True)
-
-
-def forked(tests: list[str], writing: int) -> None:
-    """In the child: runs pytest on the tests, up to the first that fails, and ends the process."""
-    os.setsid()
-    resource.setrlimit(resource.RLIMIT_DATA, (12 << 30, 12 << 30))  # a mutant may ask for endless memory
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(null, descriptor)
-    sys.path.insert(0, os.getcwd())
-    import pytest
-
-    class Failed:
-        name = ""
-
-        def pytest_runtest_logreport(self, report: Any) -> None:
-            if report.failed:
-                self.name = self.name or report.nodeid
-
-    failed = Failed()
-    options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:cov"]
-    try:
-        code = int(pytest.main([*options, *tests], plugins=[failed]))
-    except BaseException:
-        code = 1
-    os.write(writing, json.dumps({"code": code, "by": failed.name}).encode())
-    os._exit(0)
-
-
-def awaited(child: int, reading: int, timeout: float) -> dict[str, Any]:
-    """What the child says, or what became of it."""
-    ready, _, _ = select.select([reading], [], [], timeout)
-    text = os.read(reading, 1 << 16) if ready else b""
-    os.close(reading)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # with all that it started
-    os.waitpid(child, 0)
-    if text:
-        return dict(json.loads(text))
-    return {"code": None, "by": "no end" if not ready else "a crash"}
+# --- running them -----------------------------------------------------------------------------------------------------
 
 
 def tried(mutant: Mutant, server: Server, lines: LineTests, seconds: dict[str, float]) -> dict[str, Any]:
@@ -353,19 +266,6 @@ def results() -> dict[str, dict[str, Any]]:
     file = FOLDER / "results.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")] if file.exists() else []
     return {row["key"]: row for row in rows}
-
-
-@contextlib.contextmanager
-def servers(count: int) -> Iterator["SimpleQueue[Server]"]:
-    """So many, each in a copy of the repository of its own."""
-    queue: SimpleQueue[Server] = SimpleQueue()
-    with contextlib.ExitStack() as stack:
-        for _ in range(count):
-            server = Server(stack.enter_context(copied_tree()))
-            stack.callback(server.process.wait)
-            stack.callback(server.process.kill)
-            queue.put(server)
-        yield queue
 
 
 def parser() -> ArgumentParser:

@@ -1,20 +1,38 @@
-"""Bugs planted in source files of a copy of the repository, so that they act in every process that a test starts."""
+"""`python -m parity_tests.planted`: is every bug of the catalogue caught by the test that is to catch it?
 
+The bugs are those of parity_tests/catalogue. Each is planted in a source file of a copy of the repository, so that it
+acts in every process that a test starts. A pytest run takes no start-up time, because it is forked from a process that
+has imported PyTorch and tinygrad already.
+"""
+
+import contextlib
 import importlib
+import json
 import os
+import resource
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
+from data.cli import ArgumentParser, InputError, Progress, run, whole
 from parity_tests.catalogue import Row
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("data", "torch_ref", "tinygrad_impl", "parity_tests")
 ROOMS = ("data", "training", "programs", "kernels", "proof")
-LEFT_OUT = (".git", ".venv", "runs", "build", "__pycache__", ".*_cache", "*.egg-info")
+LEFT_OUT = (".git", ".venv", ".mutants", "runs", "build", "__pycache__", ".*_cache", "*.egg-info")
+IMPORTS = ("pytest", "numpy", "matplotlib.pyplot", "torch", "transformers", "tokenizers", "tinygrad", "triton")
+PATIENCE = 300.0  # seconds for a test, with its fixtures, on a busy machine
 
 
 def catalogue() -> list[Row]:
@@ -42,19 +60,151 @@ def copied_tree() -> Iterator[Path]:
         yield tree
 
 
-def run_tests(tree: Path, *tests: str, timeout: float = 600) -> int:
-    """pytest's exit code there: 0 if the tests pass, 1 if one fails."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests]
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=timeout).returncode
+class Server:
+    """A process in a copy of the repository that has imported what takes long, and forks a pytest when asked."""
+
+    def __init__(self, tree: Path, imports: Sequence[str] = IMPORTS):
+        self.tree = tree
+        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree)}
+        environment |= {"TMPDIR": str(tree.parent)}
+        command = [sys.executable, "-c", "from parity_tests.planted import serve; serve()", *imports]
+        self.process = subprocess.Popen(
+            command, cwd=tree, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, tests: Sequence[str], timeout: float) -> dict[str, Any]:
+        """pytest's exit code (None if it took longer than `timeout` seconds) and the first test that failed."""
+        assert self.process.stdin
+        assert self.process.stdout
+        print(json.dumps({"tests": tests, "timeout": timeout}), file=self.process.stdin, flush=True)
+        return dict(json.loads(self.process.stdout.readline()))
 
 
-def caught(row: Row) -> str | None:
-    """The test that fails with the bug planted. None if it passes; raises `RuntimeError` if it cannot be run."""
-    *_, test = row
-    with copied_tree() as tree:
-        (tree / row[1]).write_text(planted_source(row), encoding="utf-8")
-        code = run_tests(tree, test)
-    if code not in (0, 1):
-        raise RuntimeError(f"{row[0]}: pytest ended with {code} on {test}")
-    return test if code else None
+def serve() -> None:
+    """The server's side: a line of JSON in, a line out."""
+    for module in sys.argv[1:]:
+        with contextlib.suppress(ImportError):
+            __import__(module)
+    for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:
+        del sys.modules[name]  # they are to be imported with the mutant in them
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for request in sys.stdin:
+        asked = json.loads(request)
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            forked(asked["tests"], writing)
+        os.close(writing)
+        print(json.dumps(awaited(child, reading, asked["timeout"])), file=replies, flush=True)
+
+
+def forked(tests: list[str], writing: int) -> None:
+    """In the child: runs pytest on the tests, up to the first that fails, and ends the process."""
+    os.setsid()
+    resource.setrlimit(resource.RLIMIT_DATA, (12 << 30, 12 << 30))  # a mutant may ask for endless memory
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    sys.path.insert(0, os.getcwd())
+    import pytest
+
+    class Failed:
+        name = ""
+
+        def pytest_runtest_logreport(self, report: Any) -> None:
+            if report.failed:
+                self.name = self.name or report.nodeid
+
+    failed = Failed()
+    options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:cov"]
+    try:
+        code = int(pytest.main([*options, *tests], plugins=[failed]))
+    except BaseException:
+        code = 1
+    os.write(writing, json.dumps({"code": code, "by": failed.name}).encode())
+    os._exit(0)
+
+
+def awaited(child: int, reading: int, timeout: float) -> dict[str, Any]:
+    """What the child says, or what became of it."""
+    ready, _, _ = select.select([reading], [], [], timeout)
+    text = os.read(reading, 1 << 16) if ready else b""
+    os.close(reading)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # with all that it started
+    os.waitpid(child, 0)
+    if text:
+        return dict(json.loads(text))
+    return {"code": None, "by": "no end" if not ready else "a crash"}
+
+
+@contextlib.contextmanager
+def servers(count: int) -> Iterator["SimpleQueue[Server]"]:
+    """So many, each in a copy of the repository of its own."""
+    queue: SimpleQueue[Server] = SimpleQueue()
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            server = Server(stack.enter_context(copied_tree()))
+            stack.callback(server.process.wait)
+            stack.callback(server.process.kill)
+            queue.put(server)
+        yield queue
+
+
+def caught(row: Row, server: Server) -> bool:
+    """Whether the row's test fails with the bug planted. Raises `LookupError` where the test is not to be found."""
+    name, file, _, _, test = row
+    path = server.tree / file
+    original = path.read_text(encoding="utf-8")
+    path.write_text(planted_source(row), encoding="utf-8")
+    try:
+        code = server.run([test], PATIENCE)["code"]
+    finally:
+        path.write_text(original, encoding="utf-8")
+    if code in (4, 5):  # pytest's, for a test that is not there, and for none
+        raise LookupError(f"{name}: there is no test {test}")
+    return bool(code != 0)
+
+
+def main() -> None:
+    parser = ArgumentParser(
+        prog="python -m parity_tests.planted",
+        description="Plant the bugs of a catalogue in the source, one by one, and run the test that has to catch each. "
+        "Exit code 0 if all are caught, 1 if not.",
+        epilog="example: python -m parity_tests.planted --only sampling",
+    )
+    parser.add_argument("--only", default="", metavar="WORDS", help="only bugs with these words in their name or file")
+    parser.add_argument("--jobs", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="at once")
+    args = parser.parse_args()
+    rows = [row for row in catalogue() if args.only in row[0] or args.only in row[1]]
+    if not rows:
+        raise InputError(f"no bug has {args.only!r} in its name or file; give another --only")
+    started, survived = time.perf_counter(), 0
+    with (
+        servers(min(args.jobs, len(rows))) as free,
+        ThreadPoolExecutor(args.jobs) as threads,
+        Progress(total=len(rows), desc="planted", unit="bug") as progress,
+    ):
+
+        def work(row: Row) -> bool:
+            server = free.get()
+            try:
+                return caught(row, server)
+            finally:
+                free.put(server)
+
+        for row, was_caught in zip(rows, threads.map(work, rows), strict=True):
+            if not was_caught:
+                survived += 1
+                progress.line(f"NOT CAUGHT: {row[0]} ({row[1]}), by {row[4]}")
+            progress.update()
+    print(f"{len(rows)} bugs planted, {len(rows) - survived} caught ({time.perf_counter() - started:.0f} s)")
+    sys.stdout.flush()
+    if survived:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run(main)

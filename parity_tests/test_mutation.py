@@ -8,8 +8,8 @@ import pytest
 
 from data.testing import call, refused
 from parity_tests import mutation
-from parity_tests.mutation import Mutant, Server, judges, product_files, summary, test_of, tried
-from parity_tests.planted import copied_tree
+from parity_tests.mutation import Mutant, judges, product_files, summary, test_of, tried
+from parity_tests.planted import Server, copied_tree
 
 test_of.__test__ = False  # type: ignore[attr-defined]  # it is none
 SOURCE = '''"""One + one."""
@@ -25,7 +25,7 @@ def double(x: int | None, most: int = 7) -> int | str:
 def test_what_is_changed() -> None:
     pytest.importorskip("cosmic_ray", reason="needs cosmic-ray, which `make mutants` installs")
     found = list(mutation.places("data/x.py", SOURCE))
-    changes = {}
+    changes: dict[tuple[int, int], list[str]] = {}
     for place in found:
         for mutant in place:
             new = mutation.changed(mutant, SOURCE)

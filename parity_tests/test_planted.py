@@ -1,12 +1,14 @@
-"""The catalogue of bugs in source files. `python -m parity_tests.mutants --where source` plants them all."""
+"""The catalogue of bugs in source files, some of which are planted here; `python -m parity_tests.planted` plants all."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from data.testing import call, refused
 from parity_tests import planted
-from parity_tests.planted import ROOT, catalogue, caught, copied_tree, planted_source, run_tests
+from parity_tests.planted import ROOT, Server, catalogue, caught, copied_tree, planted_source
 
 
 def test_every_bug_can_be_planted() -> None:
@@ -35,26 +37,53 @@ def test_words_that_are_not_there() -> None:
         planted_source(("a bug", "data/revision.py", "unknown = {", "unknown = {", ""))
 
 
-def test_a_bug_acts_in_the_tests_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """One in a copy of the repository. It imports nothing before it forks, which is quicker for a test or two."""
+    with copied_tree() as tree:
+        server = Server(tree, ["pytest"])
+        yield server
+        server.process.kill()
+        server.process.wait()
+
+
+def test_a_bug_acts_in_the_tests_and_nowhere_else(server: Server) -> None:
     test = "data/tests/test_revision.py::test_a_commit_and_what_was_changed_since"
     before = (ROOT / "data" / "revision.py").read_text()
-    assert caught(("upside down", "data/revision.py", "not changes", "bool(changes)", test)) == test
-    assert caught(("harmless", "data/revision.py", "timeout=30", "timeout=29", test)) is None
-    with pytest.raises(RuntimeError, match="pytest ended with 4"):  # no such test
-        caught(("elsewhere", "data/revision.py", "timeout=30", "timeout=29", f"{test}_and_more"))
-    assert (ROOT / "data" / "revision.py").read_text() == before
+    assert caught(("upside down", "data/revision.py", "not changes", "bool(changes)", test), server)
+    assert not caught(("harmless", "data/revision.py", "timeout=30", "timeout=29", test), server)
+    with pytest.raises(LookupError, match="elsewhere: there is no test"):
+        caught(("elsewhere", "data/revision.py", "timeout=30", "timeout=29", f"{test}_and_more"), server)
+    assert (ROOT / "data" / "revision.py").read_text() == (server.tree / "data" / "revision.py").read_text() == before
 
 
-def test_the_copy_is_whole() -> None:
-    with copied_tree() as tree:
-        for name in ("data/gpt2.tiktoken", "tinygrad_impl/product.c", "tinygrad_impl/zig-clang", "pyproject.toml"):
-            assert (tree / name).read_bytes() == (ROOT / name).read_bytes()
-        assert not (tree / ".git").exists()
-        (tree / "test_it.py").write_text(f"import data\n\ndef test_it(): assert {str(tree)!r} in data.__file__\n")
-        assert run_tests(tree, "test_it.py") == 0
-        (tree / "test_it.py").write_text("def test_it(): assert False\n")
-        assert run_tests(tree, "test_it.py") == 1
-    assert not Path(tree).exists()
+def test_the_copy_is_whole(server: Server) -> None:
+    for name in ("data/gpt2.tiktoken", "tinygrad_impl/product.c", "tinygrad_impl/zig-clang", "pyproject.toml"):
+        assert (server.tree / name).read_bytes() == (ROOT / name).read_bytes()
+    assert not (server.tree / ".git").exists()
+    words = f"import subprocess, sys\nimport data\n\ndef test_it():\n    assert {str(server.tree)!r} in data.__file__\n"
+    words += "    code = 'import data; print(data.__file__)'\n"
+    words += "    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout\n"
+    (server.tree / "test_it.py").write_text(f"{words}    assert out.strip() == data.__file__\n")
+    assert server.run(["test_it.py"], 60.0) == {"code": 0, "by": ""}
+    (server.tree / "test_it.py").write_text("def test_it(): assert False\n")
+    assert server.run(["test_it.py"], 60.0) == {"code": 1, "by": "test_it.py::test_it"}
+    (server.tree / "test_it.py").unlink()
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says which are not caught, and by which test they should have been."""
+    test = "data/tests/test_revision.py::test_this_repository"
+    rows = [("one bug", "data/revision.py", "timeout=30", "timeout=29", test)]
+    rows += [("another", "data/revision.py", "root: Path = ROOT", "root: Path = ROOT / 'x'", test)]
+    rows += [("a third", "data/cli.py", "import errno", "import errno as e", test)]
+    monkeypatch.setattr(planted, "catalogue", lambda: rows)
+    monkeypatch.setattr(planted.Server.__init__, "__defaults__", (["pytest"],))
+    result = call(planted.main, "--only", "revision", "--jobs", 1, cwd=tmp_path)
+    assert result.code == 1
+    assert f"NOT CAUGHT: one bug (data/revision.py), by {test}\n2 bugs planted, 1 caught (" in result.out
+    assert call(planted.main, "--only", "another", "--jobs", 1, cwd=tmp_path).code == 0
+    refused(call(planted.main, "--only", "no such bug", cwd=tmp_path), "no bug has 'no such bug'")
 
 
 def test_every_room_is_planted() -> None:
