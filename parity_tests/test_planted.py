@@ -1,4 +1,4 @@
-"""The catalogue of bugs in source files, some of which are planted here; `python -m parity_tests.planted` plants all."""
+"""The catalogue of bugs in source files: some are planted here, `python -m parity_tests.planted` plants them all."""
 
 import ast
 from collections.abc import Iterator
@@ -73,9 +73,9 @@ def test_the_copy_is_whole(server: Server) -> None:
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says which are not caught, and by which test they should have been."""
-    test = "data/tests/test_revision.py::test_this_repository"
+    test = "data/tests/test_revision.py::test_a_commit_and_what_was_changed_since"
     rows = [("one bug", "data/revision.py", "timeout=30", "timeout=29", test)]
-    rows += [("another", "data/revision.py", "root: Path = ROOT", "root: Path = ROOT / 'x'", test)]
+    rows += [("another", "data/revision.py", "not changes", "bool(changes)", test)]
     rows += [("a third", "data/cli.py", "import errno", "import errno as e", test)]
     monkeypatch.setattr(planted, "catalogue", lambda: rows)
     monkeypatch.setattr(planted.Server.__init__, "__defaults__", (["pytest"],))
