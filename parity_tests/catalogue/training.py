@@ -371,7 +371,7 @@ PLANTED: list[Row] = [
     (
         "half of a first checkpoint is taken for one",
         TRAINING,
-        '(checkpoints(args.resume / "checkpoints") or (args.resume / "checkpoints" / "latest").exists())',
+        'checkpoints(args.resume / "checkpoints") or (args.resume / "checkpoints" / "latest").exists()',
         'any((args.resume / "checkpoints").glob("[ls]*"))',
         RESUME + "test_a_run_killed_before_its_first_checkpoint_begins_anew",
     ),
