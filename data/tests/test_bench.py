@@ -238,7 +238,10 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(bench.main, cwd=tmp_path).out == PRINTED
     assert asked == [(17_000_000, ["one", "two"]), (200_000_000, list(islice(stories(1), 5000)))]
     assert sorted(os.listdir(tmp_path)) == ["found.json", "text.jsonl"]
-    refused(call(bench.main, "--size", "9", cwd=tmp_path), "argument --size: 9 is not a whole number of at least 10")
+    refused(
+        call(bench.main, "--size", "9", cwd=tmp_path),
+        "--size: 9 is not a whole number of at least 10; see `python -m data.bench --help`",
+    )
     refused(call(bench.main, "--text", "nowhere.txt", cwd=tmp_path), "there is no file nowhere.txt")
 
 

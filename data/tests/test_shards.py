@@ -119,9 +119,18 @@ def test_shards_are_read_in_the_order_of_meta_json(tmp_path: Path) -> None:
 def test_what_is_synced_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `sync` lists is in the files then, and asked of the disk; so are a finished shard and its name."""
     synced: list[str] = []
-    monkeypatch.setattr("os.fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").readlink().name))
+    headers: list[bytes] = []
+
+    def sync(fd: int) -> None:
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+        synced.append(path.name)
+        if path.is_file():
+            headers.append(path.read_bytes()[:8])
+
+    monkeypatch.setattr("os.fsync", sync)
     with ShardWriter(tmp_path, "train", 400) as writer:
         writer.write(TOKENS[:450])
+        assert headers == [b"GPT2TOKS"]
         assert synced == [tmp_path.name, "train-00000.bin", tmp_path.name]
         shards = writer.sync()
         assert synced[3:] == ["train-00001.bin"]
@@ -294,6 +303,7 @@ def test_the_command_reads_both_splits_and_refuses_in_a_sentence(prepared: Path,
         refused(call(main, prepared, cwd=tmp_path), f"{split}-00001.bin is corrupted: its tokens differ")
         tokens[0] = whole
     assert call(main, prepared, cwd=tmp_path).code == 0
+    refused(call(main, cwd=tmp_path), "required: DIR; see `python -m data.shards --help`")
 
 
 def test_the_last_token_of_the_vocabulary_is_one(tmp_path: Path) -> None:
@@ -307,7 +317,10 @@ def test_the_last_token_of_the_vocabulary_is_one(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_no_tokens_is_damaged(tmp_path: Path) -> None:
-    train = {"source": "", "documents": 1, "tokens": len(TOKENS), "shards": write(tmp_path)}
+    """One of a single token is none to train on, but whole."""
+    train = {"source": "", "documents": 1, "tokens": 1, "shards": write(tmp_path, tokens=TOKENS[:1])}
+    write_meta(tmp_path, {"train": train, "valid": train})
+    assert read_meta(tmp_path)["splits"]["valid"]["tokens"] == 1
     write_meta(tmp_path, {"train": train, "valid": {"source": "", "documents": 1, "tokens": 0, "shards": []}})
     with pytest.raises(InputError, match=r"meta\.json is damaged; prepare it again"):
         read_meta(tmp_path)
