@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from tinygrad import Tensor, dtypes, nn
 
 import tinygrad_impl.functional as F
@@ -228,3 +229,125 @@ def test_autocast_ends_with_an_exception() -> None:
     with pytest.raises(KeyError), F.autocast(dtypes.bfloat16):
         raise KeyError
     assert F.compute_dtype is None
+
+
+def compare(
+    ours: tuple[Tensor, list[Tensor]], theirs: tuple[torch.Tensor, list[torch.Tensor]], tolerance: float
+) -> None:
+    """The value and the gradients of the sum of its elements, each times a weight of its own, with PyTorch's."""
+    (y, inputs), (z, others) = ours, theirs
+    above = np.cos(np.arange(z.numel())).reshape(z.shape)
+    gradients = y.gradient(*inputs, gradient=Tensor(above).cast(y.dtype))
+    z.backward(torch.tensor(above))
+    exact = [z.detach(), *(other.grad for other in others)]
+    for found, expected in zip((y, *gradients), exact, strict=True):
+        assert expected is not None
+        assert found.dtype == dtypes.float64
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=tolerance)
+
+
+def both(*arrays: np.ndarray) -> tuple[list[Tensor], list[torch.Tensor]]:
+    return [Tensor(a) for a in arrays], [torch.tensor(a, requires_grad=True) for a in arrays]
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("rows", [1, F.ROWS, F.ROWS + 1, 3 * F.ROWS])  # no block, one, two and three
+@pytest.mark.parametrize("n_in", [24])
+def test_linear(rows: int, n_in: int) -> None:
+    ours, theirs = both(*(RANDOM.standard_normal(shape) for shape in ((1, rows, n_in), (n_in, 12), (12,))))
+    z = theirs[0] @ theirs[1] + theirs[2]
+    compare((F.linear(*ours), ours), (z, theirs), 1e-11)
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize(("rows", "width", "eps"), [(3, 16, 0.3), (F.ROWS + 3, 256, 0.02), (5, 384, 0.3)])
+def test_layer_norm(rows: int, width: int, eps: float) -> None:
+    """In one sum, and of more than 256 numbers in blocks of 128; the epsilon is that of the model."""
+    x, weight, bias = (RANDOM.standard_normal(shape) for shape in ((1, rows, width), (width,), (width,)))
+    (a, w, b), theirs = both(x / 2 + 1, weight, bias)
+    norm = F.LayerNorm(width, eps=eps)
+    norm.weight, norm.bias = w, b
+    z = torch.nn.functional.layer_norm(theirs[0], (width,), theirs[1], theirs[2], eps)
+    compare((norm(a), [a, w, b]), (z, theirs), 1e-11)
+
+
+@pytest.mark.parametrize("S", [3, 5])
+@pytest.mark.parametrize("mask", ["causal", "given", "none"])
+def test_attention(mask: str, S: int) -> None:
+    """Two rows with two heads, of which each query sees what the mask of its row says."""
+    T = S if mask == "causal" else 3
+    ours, theirs = both(*(RANDOM.standard_normal((2, 2, size, 4)) for size in (T, S, S)))
+    seen = np.tri(T, S, S - T, dtype=bool) & (RANDOM.random((2, 1, T, S)) < 0.6) | np.eye(T, S, dtype=bool)
+    options = {"attn_mask": Tensor(seen)} if mask == "given" else {}
+    other = {"attn_mask": torch.tensor(seen)} if mask == "given" else {}
+    y = F.scaled_dot_product_attention(*ours, is_causal=mask == "causal", **options)
+    z = torch.nn.functional.scaled_dot_product_attention(*theirs, is_causal=mask == "causal", **other)
+    compare((y, ours), (z, theirs), 1e-12)
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("rows", [6, 130, 2100])  # one block of the other devices, two, and as many as there may be
+def test_the_head_and_the_loss(rows: int) -> None:
+    """Of a vocabulary that is padded; every fifth target is ignored."""
+    V = F.VOCAB_TILE + 5
+    ours, theirs = both(RANDOM.standard_normal((2, rows // 2, 3)), RANDOM.standard_normal((V, 3)))
+    targets = RANDOM.integers(0, V, (2, rows // 2))
+    targets.flat[::5] = -100
+    loss = F.cross_entropy(F.tied_head(*ours), Tensor(targets.astype(np.int32)), ignore_index=-100)
+    logits = (theirs[0] @ theirs[1].T).flatten(0, 1)
+    z = torch.nn.functional.cross_entropy(logits, torch.tensor(targets).flatten(), ignore_index=-100)
+    compare((loss, ours), (z, theirs), 1e-12)
+
+
+def test_the_head_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On both kinds of device the product of what is rounded to 8 bits, rounded once."""
+    x, table = (2.0 ** RANDOM.integers(-2, 3, shape) * RANDOM.choice([-1, 1], shape) for shape in ((1, 2, 8), (130, 8)))
+    nearest = torch.tensor(x @ table.T).bfloat16().float().numpy()
+    for on_cpu in (True, False):
+        monkeypatch.setattr(F, "is_cpu", lambda x, on_cpu=on_cpu: on_cpu)
+        with F.autocast(dtypes.bfloat16):
+            logits = F.tied_head(Tensor(x.astype(np.float32)), Tensor(table.astype(np.float32)))
+        assert logits.dtype == dtypes.bfloat16
+        np.testing.assert_array_equal(logits.float().numpy()[..., :130], nearest)
+
+
+@pytest.mark.parametrize(("count", "parts"), [(16, 16), (17, 2), (32, 2), (256, 16), (257, 2)])
+def test_partial_sums(count: int, parts: int) -> None:
+    """At most as many as asked for, which are sums of every so manyth, padded with zeros."""
+    x = RANDOM.standard_normal((2, count))
+    found = F.partial_sums(Tensor(x), 16).numpy()
+    assert found.shape == (2, parts)
+    np.testing.assert_allclose(found.sum(-1), x.sum(-1), rtol=0, atol=1e-12)
+
+
+class Kernels:
+    """Takes the place of the kernels' module, and says what it was asked for."""
+
+    def __init__(self, able: bool):
+        self.asked: list[str] = []
+        self.able = able
+
+    def __getattr__(self, name: str) -> object:
+        def compute(*arguments: object) -> str | None:
+            self.asked.append(name)
+            return name if self.able or name in ("linear", "tied_head", "normalised") else None
+
+        return compute
+
+
+def test_kernels_compute_what_they_can() -> None:
+    """Where they are chosen, and attention only where it is causal; what they cannot is computed as without them."""
+    x = Tensor.ones(1, 2, 3, 4)
+    for able in (True, False):
+        kernels = Kernels(able)
+        with F.autocast(dtypes.bfloat16, kernels):  # type: ignore[arg-type]
+            assert F.linear(x, x, x) == "linear"
+            assert F.tied_head(x, x) == "tied_head"
+            assert F.LayerNorm(4)(x) == "normalised"
+            found = [F.gelu(x, "tanh"), F.scaled_dot_product_attention(x, x, x, is_causal=True)]
+            found += [F.cross_entropy(Tensor.ones(1, 2, 5), Tensor.zeros(1, 2, dtype=dtypes.int32), -100)]
+            assert isinstance(F.scaled_dot_product_attention(x, x, x), Tensor)
+        names = ["gelu", "scaled_dot_product_attention", "mean_loss"]
+        assert kernels.asked == ["linear", "tied_head", "normalised", *names]
+        assert [y if able else isinstance(y, Tensor) for y in found] == (names if able else [True] * 3)
+        assert F.fused is None
