@@ -1,5 +1,281 @@
-"""Bugs in generate, compare, report and bench."""
+"""Bugs in generate, compare, report and bench, in the choice of device, and in the CPU's products."""
 
 from parity_tests.catalogue import Row
 
-PLANTED: list[Row] = []
+GENERATE, COMPARE = "tinygrad_impl/generate.py", "tinygrad_impl/compare.py"
+REPORT, BENCH, PEER = "tinygrad_impl/report.py", "tinygrad_impl/bench.py", "torch_ref/bench.py"
+DEVICE, CPU, PRODUCT = "tinygrad_impl/device.py", "tinygrad_impl/cpu.py", "tinygrad_impl/product.c"
+IN_GENERATE = "tinygrad_impl/tests/test_generate.py::test_"
+IN_COMPARE, IN_REPORT = "tinygrad_impl/tests/test_compare.py::test_", "tinygrad_impl/tests/test_report.py::test_"
+IN_BENCH, IN_TRAINER = "tinygrad_impl/tests/test_bench.py::test_", "tinygrad_impl/tests/test_trainer.py::test_"
+IN_DEVICE, IN_CPU = "tinygrad_impl/tests/test_device.py::test_", "tinygrad_impl/tests/test_cpu.py::test_"
+IN_FUNCTIONAL = "tinygrad_impl/tests/test_functional.py::test_"
+
+PLANTED: list[Row] = [
+    (
+        "generate: top-p is not passed on",
+        GENERATE,
+        "Sampler(args.temperature, args.top_k, args.top_p, args.seed)",
+        "Sampler(args.temperature, args.top_k, None, args.seed)",
+        IN_GENERATE + "every_option_takes_part",
+    ),
+    (
+        "generate: samples by turns instead of prompt by prompt",
+        GENERATE,
+        'for prompt in args.prompt or ["Once upon a time"] for _ in range(args.num_samples)]',
+        'for _ in range(args.num_samples) for prompt in args.prompt or ["Once upon a time"]]',
+        IN_GENERATE + "many_prompts",
+    ),
+    (
+        "generate: the note about the context goes by the shortest prompt",
+        GENERATE,
+        "if max(len(encode(prompt)) for prompt in prompts)",
+        "if min(len(encode(prompt)) for prompt in prompts)",
+        IN_GENERATE + "when_a_text_may_outgrow_the_context",
+    ),
+    (
+        "generate: says float32 whatever it runs in",
+        GENERATE,
+        '"bfloat16" if autocast else "float32", "fused"',
+        '"float32", "fused"',
+        IN_GENERATE + "bfloat16_and_what_it_says",
+    ),
+    (
+        "generate: bfloat16 is not the default on a GPU",
+        GENERATE,
+        '(dtype or ("bfloat16" if device == "CUDA" else "float32"))',
+        '(dtype or "float32")',
+        IN_GENERATE + "precision",
+    ),
+    (
+        "generate: more steps than are left are drawn at once",
+        GENERATE,
+        "most = min(max_new_tokens - steps, n_positions - max(held))",
+        "most = min(max_new_tokens, n_positions - max(held))",
+        IN_GENERATE + "what_each_token_is_drawn_from",
+    ),
+    (
+        "generate: until the last row's context is full",
+        GENERATE,
+        "n_positions - max(held))  #",
+        "n_positions - min(held))  #",
+        IN_GENERATE + "what_each_token_is_drawn_from",
+    ),
+    (
+        "generate: the context slides one token early",
+        GENERATE,
+        "if len(row) - starts[i] > n_positions:",
+        "if len(row) - starts[i] >= n_positions:",
+        IN_GENERATE + "what_each_token_is_drawn_from",
+    ),
+    (
+        "compare: the seed is not passed on",
+        COMPARE,
+        "settings = (args.temperature, args.top_k, args.top_p, args.seed)",
+        "settings = (args.temperature, args.top_k, args.top_p)",
+        IN_COMPARE + "what_it_says",
+    ),
+    (
+        "compare: one stream of random numbers for both",
+        COMPARE,
+        "args.max_new_tokens, Sampler(*settings))",
+        "args.max_new_tokens, names.setdefault('sampler', Sampler(*settings)))",
+        IN_COMPARE + "what_it_says",
+    ),
+    (
+        "compare: losses of the training split",
+        COMPARE,
+        'windows(folder, "valid", BATCH_SIZE',
+        'windows(folder, "train", BATCH_SIZE',
+        IN_COMPARE + "what_it_says",
+    ),
+    (
+        "compare: the last token is counted as a target more",
+        COMPARE,
+        '["splits"]["valid"]["tokens"] - 1',
+        '["splits"]["valid"]["tokens"]',
+        IN_COMPARE + "what_it_says",
+    ),
+    (
+        "compare: the larger of the two contexts",
+        COMPARE,
+        "context = min(config",
+        "context = max(config",
+        IN_COMPARE + "the_context_is_what_both_models_have",
+    ),
+    (
+        "compare: losses in float32, whatever --dtype says",
+        COMPARE,
+        "Evaluator(model, *how)",
+        "Evaluator(model)",
+        IN_COMPARE + "device_dtype_and_stories",
+    ),
+    (
+        "compare: perplexity of base 2",
+        COMPARE,
+        '"perplexity": math.exp(loss)',
+        '"perplexity": 2**loss',
+        IN_COMPARE + "what_it_says",
+    ),
+    (
+        "report: the least loss instead of the last",
+        REPORT,
+        'f"{val[0]:.3f} → {val[-1]:.3f}{least}"',
+        'f"{val[0]:.3f} → {min(val):.3f}{least}"',
+        IN_REPORT + "figures_of_a_run",
+    ),
+    (
+        "report: the mean throughput is called median",
+        REPORT,
+        "statistics.median(rates)",
+        "statistics.mean(rates)",
+        IN_REPORT + "figures_of_a_run",
+    ),
+    (
+        "report: of a check the row with the greatest error",
+        REPORT,
+        "worst = max(rows, key=share)",
+        'worst = max(rows, key=lambda row: row["error"])',
+        IN_REPORT + "checks_of_parity",
+    ),
+    (
+        "report: the label of the x axis is at the wrong place",
+        REPORT,
+        "return LEFT + (x - width[0]) / (width[1] - width[0]) * (RIGHT - LEFT)",
+        "return LEFT + x / width[1] * (RIGHT - LEFT)",
+        IN_REPORT + "curves_against_each_axis",
+    ),
+    (
+        "report: a clean tree is called changed",
+        REPORT,
+        "{'' if known['clean'] else ' with changes'}",
+        "{' with changes' if known['clean'] else ''}",
+        IN_REPORT + "the_commit_of_each_part_of_a_run",
+    ),
+    (
+        "report: the last sample is not shown",
+        REPORT,
+        "(len(written) - 1) // max(count - 1, 1)",
+        "(len(written) - 1) // max(count, 1)",
+        IN_REPORT + "of_two_and_sixty_one_samples",
+    ),
+    (
+        "report: shades end at a hundredth",
+        REPORT,
+        "-math.log10(p) / 3",
+        "-math.log10(p) / 2",
+        IN_REPORT + "tokens_are_shaded_by_their_probability",
+    ),
+    (
+        "bench: the mean step",
+        BENCH,
+        "step = statistics.median(seconds)",
+        "step = statistics.mean(seconds)",
+        IN_BENCH + "figures",
+    ),
+    (
+        "bench: the first step after another's turn is counted",
+        BENCH,
+        'for s in turn["seconds"][1:]]',
+        'for s in turn["seconds"]]',
+        IN_BENCH + "figures",
+    ),
+    (
+        "bench: GiB are called GB",
+        BENCH,
+        'f"{row[k] / 1e9:.2f}"',
+        'f"{row[k] / 2**30:.2f}"',
+        IN_BENCH + "figures",
+    ),
+    (
+        "bench: the slowest peer is called the fastest",
+        BENCH,
+        'fastest = min(found["ratios"]',
+        'fastest = max(found["ratios"]',
+        IN_BENCH + "figures",
+    ),
+    (
+        "bench: the roofline is the lower of the two bounds",
+        BENCH,
+        'ceiling and max(row["flops"]',
+        'ceiling and min(row["flops"]',
+        IN_BENCH + "figures",
+    ),
+    (
+        "bench: memory of the last turn",
+        BENCH,
+        "row[kind] = max(figures[kind] for figures in [begun, *turns])",
+        "row[kind] = turns[-1][kind]",
+        IN_BENCH + "figures",
+    ),
+    (
+        "bench: no turns the other way",
+        BENCH,
+        "for name in reversed(names) if i % 2 else names:",
+        "for name in names:",
+        IN_BENCH + "turns",
+    ),
+    (
+        "bench: the commit is not recorded",
+        BENCH,
+        '        "source": revision(),\n',
+        "",
+        IN_BENCH + "figures",
+    ),
+    (
+        "bench: both peers are compiled",
+        BENCH,
+        '"compile": name == "torch-compile"}',
+        '"compile": True}',
+        IN_BENCH + "turns",
+    ),
+    (
+        "bench: the port's building is left out of its first step",
+        BENCH,
+        '        self.figures["seconds"][0] += built\n',
+        "",
+        IN_BENCH + "steps_of_the_port",
+    ),
+    (
+        "bench: every step takes the same tokens",
+        BENCH,
+        "self.batches[self.trainer.steps % BATCHES]",
+        "self.batches[BATCHES % BATCHES]",
+        IN_BENCH + "steps_of_the_port",
+    ),
+    (
+        "bench: vectors decay in PyTorch",
+        PEER,
+        '"weight_decay": 0.0},',
+        '"weight_decay": WEIGHT_DECAY},',
+        IN_BENCH + "steps_of_the_peer",
+    ),
+    (
+        "bench: a copy moves its bytes once",
+        PEER,
+        "moved = 2 * size",
+        "moved = size",
+        IN_BENCH + "ceilings",
+    ),
+    (
+        "a step whose norm is not finite is taken by the reference",
+        "torch_ref/trainer.py",
+        "if math.isfinite(self.loss + norm):",
+        "if math.isfinite(self.loss):",
+        IN_TRAINER + "what_is_not_finite_changes_nothing",
+    ),
+    (
+        "a step whose loss is not finite is taken by the port",
+        "tinygrad_impl/trainer.py",
+        "if not math.isfinite(loss + norm):",
+        "if not math.isfinite(norm):",
+        IN_TRAINER + "what_is_not_finite_changes_nothing",
+    ),
+    (
+        "the reference's evaluation is a mean over batches",
+        "torch_ref/trainer.py",
+        "count = int((y >= 0).sum())",
+        "count = 1",
+        IN_TRAINER + "evaluation_counts_every_token_once",
+    ),
+]
