@@ -328,8 +328,8 @@ mutant("weight decay 0.01", DECAY, (*init, ("weight_decay: float = 0.1", "weight
 ahead = (("beta1**self.steps", "beta1 ** (self.steps + 1)"), ("beta2**self.steps", "beta2 ** (self.steps + 1)"))
 mutant("bias correction off by one step", UPDATE, *((*update, change) for change in ahead))
 finite = "math.isfinite(loss + norm)"
-for name, change in {"an infinite norm": "math.isfinite(loss)", "an infinite loss": "math.isfinite(norm)"}.items():
-    mutant(f"{name} updates the weights", "update of what is not finite", (*update, (finite, change)))
+for name, other in {"an infinite norm": "math.isfinite(loss)", "an infinite loss": "math.isfinite(norm)"}.items():
+    mutant(f"{name} updates the weights", "update of what is not finite", (*update, (finite, other)))
 frozen = "self.__dict__.setdefault('frozen', lr)"
 mutant(
     "learning rate frozen in the graph",

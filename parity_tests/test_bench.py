@@ -59,7 +59,12 @@ def test_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return []
 
     opened: list[Any] = []
-    monkeypatch.setattr(bench, "open_device", lambda name: opened.append(name) or "CPU")
+
+    def open_device(name: str | None) -> str:
+        opened.append(name)
+        return "CPU"
+
+    monkeypatch.setattr(bench, "open_device", open_device)
     monkeypatch.setattr(bench, "measure", measure)
     result = call(bench.main, cwd=tmp_path)
     assert result.code == 0, result

@@ -1,12 +1,14 @@
 """The catalogue of mutants, a few of which are planted here; `python -m parity_tests.mutants` plants them all."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from data.testing import call, refused
 from parity_tests import mutants
-from parity_tests.mutants import MUTANTS, Mutant, checked, edited
+from parity_tests.mutants import MUTANTS, Mutant, checked, configuration, edited
 from tinygrad_impl import trainer
 
 STEPS = 3
@@ -16,6 +18,9 @@ FEW = {
     "decay of biases and gains too": "float64",
     "schedule off by one": "float64",
     "replay on the batch that was captured": "float64",
+    "layer norm's eps 1e-5 for every model": "float32",
+    "micro-batches past the second are left out": "float64",
+    "an infinite norm updates the weights": "float32",
 }
 
 
@@ -49,12 +54,98 @@ def test_caught_by_a_check_of_its_own(mutant: Mutant) -> None:
     assert mutant.names(said), said
 
 
+@pytest.mark.slow  # test_proof.py and test_gate.py have the culprits of one sub-layer, of AdamW and of accumulation
 @pytest.mark.parametrize("name", FEW)
 def test_caught_by_the_proof(name: str) -> None:
     mutant = next(m for m in MUTANTS if m.name == name)
     with mutant.plant():
         said = checked(mutant.where, FEW[name], 0, STEPS)
     assert mutant.names(said), said
+
+
+def result(mutant: str | None, by: str | None, named: bool = False, what: str = "") -> mutants.Result:
+    return mutants.Result(mutant, "proof", "float64", by, named, 1.0, what)
+
+
+class Pool:
+    """Stands for the processes: keeps what they were asked for, and gives these results."""
+
+    def __init__(self, results: list[mutants.Result]):
+        self.results = results
+
+    def __call__(self, jobs: int, *_: object, **__: object) -> "Pool":
+        self.jobs = jobs
+        return self
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def imap(self, work: object, todo: list[mutants.Task]) -> list[mutants.Result]:
+        self.todo = todo
+        return self.results
+
+
+RIGHT, WRONG, MISSED = (result("m", "clipping", True), result("m2", "loss"), result("m3", None))
+QUIET, ALARM = result(None, None), result(None, "loss", what="the model")
+
+
+@pytest.mark.parametrize(
+    ("results", "code", "said"),
+    [
+        ([RIGHT] * 20 + [QUIET], 0, "1 mutants, 20 checks of them: 20 caught, 20 named right; 1 checks without one: 0"),
+        ([RIGHT] * 19 + [WRONG], 0, "2 mutants, 20 checks of them: 20 caught, 19 named right; 0 checks without one: 0"),
+        ([RIGHT] * 18 + [WRONG] * 2, 1, "2 mutants, 20 checks of them: 20 caught, 18 named right"),
+        ([RIGHT] * 30 + [MISSED], 1, "2 mutants, 31 checks of them: 30 caught, 30 named right"),
+        ([RIGHT] * 20 + [ALARM, QUIET], 1, "2 checks without one: 1 false alarms"),
+    ],
+)
+def test_figures(
+    results: list[mutants.Result], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = Pool(results)
+    monkeypatch.setattr(mutants.multiprocessing, "get_context", lambda kind: SimpleNamespace(Pool=pool))
+    found = call(mutants.main, "--only", "clipping without its", "--json", "found.json", cwd=tmp_path)
+    assert found.code == code, found
+    assert said in found.out
+    written = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    planted = [r for r in results if r.mutant]
+    assert written["checks"] == len(planted)
+    assert written["caught"] == sum(r.by is not None for r in planted)
+    assert written["named"] == sum(r.named for r in planted)
+    assert (written["clean"], written["false_alarms"]) == (len(results) - len(planted), results.count(ALARM))
+    assert written["results"] == [vars(r) for r in results]
+    assert ("FALSE ALARM: proof float64: loss\n  the model" in found.out + found.err) == (ALARM in results)
+
+
+def test_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each arrives where it acts, with a value that is no default."""
+    pool = Pool([RIGHT])
+    monkeypatch.setattr(mutants.multiprocessing, "get_context", lambda kind: SimpleNamespace(Pool=pool))
+    name = "clipping without its 1e-6"
+    assert call(mutants.main, "--only", name, "--jobs", 9, cwd=tmp_path).code == 0
+    clean = [(None, "proof", dtype, 0, 6) for dtype in ("float64", "float32")]
+    assert pool.todo == [(name, "proof", "float64", 0, 6), (name, "proof", "float32", 0, 6), *clean]
+    assert pool.jobs == 4  # no more processes than checks
+    argv = ("--only", name, "--dtype", "float32", "--seed", 3, "--steps", 2, "--configs", 2, "--jobs", 2)
+    assert call(mutants.main, *argv, cwd=tmp_path).code == 0
+    random = [(None, "configuration", number, 3, 2) for number in ("0", "1")]
+    assert pool.todo == [(name, "proof", "float32", 3, 2), (None, "proof", "float32", 3, 2), *random]
+    assert pool.jobs == 2
+
+
+def test_random_models_vary_all_that_a_configuration_can_bring() -> None:
+    made = [configuration(number, 0) for number in range(24)]
+    configs = [setting.config for setting, *_ in made]
+    assert {config.layer_norm_epsilon for config in configs} == {1e-5, 1e-6, 1e-3}
+    assert {setting.dtype for setting, *_ in made} == {"float64", "float32"}
+    full = [length == config.n_positions for config, (_, _, length, _) in zip(configs, made, strict=True)]
+    assert 0 < sum(full) < 24
+    for of in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"):
+        assert len({getattr(config, of) for config in configs}) > 2
+    assert configuration(3, 1)[0].config != configuration(3, 0)[0].config
 
 
 def test_bad_options(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from tinygrad import Tensor
 
+import tinygrad_impl.generate
 import tinygrad_impl.model
+import tinygrad_impl.trainer
 import torch_ref.trainer
 from data.config import GPT2Config, parameter_shapes
 from parity_tests import generation, proof
@@ -54,6 +56,16 @@ def failed(ours: Arrays, dtype: str = "float64", own: Arrays | None = None) -> l
     truth = tensors(0)
     rows = judge("gradient", dtype, [(truth, ours, truth if own is None else own)])
     return [row for row in rows if not row.passed]
+
+
+def test_bounds() -> None:
+    """Those that README.md names."""
+    assert MULTIPLE == {"float32": 2.0, "bfloat16": 1.5}
+    same = dict.fromkeys(("forward", "backward", "gradient", "generation"), 1e-13)
+    assert same | {"training": 1e-12} == EXACT
+    assert np.finfo(np.float32).eps / 2 == ROUNDING
+    assert (proof.BATCHES, proof.GRAPH_BATCHES, proof.MORE, proof.NUDGES, proof.BY_LUCK, FEW) == (4, 8, 4, 8, 8.0, 128)
+    assert (proof.TIES, generation.CHANCE) == (0.5, 5.0)
 
 
 def test_rounding_passes() -> None:
@@ -330,7 +342,7 @@ def test_worst_and_first_over() -> None:
     assert not proof.by_luck([*rows_of(a=3.0), *training], "float32")
 
 
-def test_groups_of_micro_batches() -> None:
+def test_groups_of_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """One, two and five that are accumulated, in gradients and in steps; and every batch is in one of them."""
     batches: list[Any] = [(np.array(i), np.array(i)) for i in range(8)]
 
@@ -342,6 +354,11 @@ def test_groups_of_micro_batches() -> None:
     assert which(batches for batches, *_ in steps) == [[0, 1], [2], [3, 4, 5, 6, 7], [0, 1]]
     rates = [torch_ref.trainer.learning_rate(i, 4, 1e-3, 1e-4, 2) for i in range(4)]
     assert [(lr, port) for _, lr, port in steps] == [(rate, rate) for rate in rates]
+    with monkeypatch.context() as patch:
+        patch.setattr(tinygrad_impl.trainer, "learning_rate", lambda *given: given[0] + 0.5)
+        assert [(lr, port) for _, lr, port in proof.training_steps(batches, 2)] == [
+            (torch_ref.trainer.learning_rate(i, 2, 1e-3, 1e-4, 2), i + 0.5) for i in range(2)
+        ]
     assert which(b for b, *_ in proof.training_steps(batches, 3, (1,))) == [[0], [1], [2]]
 
 
@@ -362,7 +379,8 @@ def test_both_sides_of_clipping() -> None:
     for batches, *_ in steps:
         trainer, _ = setting.references()
         trainer.accumulate(batches)
-        norms.append(np.sqrt(sum(float((p.grad**2).sum()) for p in trainer.parameters.values())))
+        gradients = [p.grad.numpy() for p in trainer.parameters.values() if p.grad is not None]
+        norms.append(np.linalg.norm(np.concatenate([gradient.ravel() for gradient in gradients])))
     assert proof.clip_between(setting, steps) == pytest.approx(0.99 * np.sort(norms)[2])
 
 
@@ -468,19 +486,29 @@ def test_the_tokens_drawn(dtype: str, others: list[proof.Draw], error: float, pa
     assert said in row.reason
 
 
-def test_generation_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache whose positions are those of the first row: nothing but generation sees it."""
-    cache = tinygrad_impl.model.KVCache
+def first_rows_positions(self: Any, T: int) -> Tensor:
+    return (self.lengths[:1, None] + Tensor.arange(T)).minimum(15).expand(self.lengths.shape[0], T)
 
-    def positions(self: Any, T: int) -> Tensor:
-        return (self.lengths[:1, None] + Tensor.arange(T)).minimum(15).expand(self.lengths.shape[0], T)
 
-    monkeypatch.setattr(cache, "positions", positions)
-    monkeypatch.setitem(SAMPLING, "greedy", SAMPLING.pop("sampled"))
+@pytest.mark.parametrize(
+    ("owner", "name", "planted", "failing"),
+    [
+        (tinygrad_impl.model.KVCache, "positions", first_rows_positions, {"greedy.inside", "greedy.probabilities"}),
+        (tinygrad_impl.generate, "probability", lambda logits, token: 0.5, {"greedy.probabilities"}),
+    ],
+    ids=["positions", "probabilities"],
+)
+def test_generation_that_is_wrong_is_named(
+    owner: Any, name: str, planted: Any, failing: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nothing but generation sees."""
+    monkeypatch.setattr(owner, name, planted)
+    monkeypatch.setattr(proof, "SAMPLING", {"greedy": SAMPLING["greedy"]})
     setting = Setting(CONFIG, random_weights(CONFIG, 0, 0.2), "float32", "CPU")
     (rows,) = proof.generation_rows(setting, [0], 3)
+    assert len(rows) == 4
     wrong = [row for row in rows if not row.passed]
-    assert {row.name for row in wrong} >= {"greedy.inside", "greedy.tokens"}
+    assert {row.name for row in wrong} >= failing
     assert not proof.by_luck(wrong, "float32")
     assert proof.named(setting, wrong, [], 3).startswith("generation: greedy.")
 
@@ -513,8 +541,9 @@ def test_what_a_certificate_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proof, "revision", lambda: {"commit": "ab" * 20, "clean": False})
     weights = random_weights(CONFIG, 0, 0.2)
 
-    def made(rows: list[Row], dtype: str = "float32", **changed: np.ndarray) -> dict[str, Any]:
-        return proof.certificate(Setting(CONFIG, weights | changed, dtype, "CPU"), rows, "someone", seed=7)
+    def made(rows: list[Row], dtype: str = "float32", changed: Arrays | None = None) -> dict[str, Any]:
+        setting = Setting(CONFIG, weights | (changed or {}), dtype, "CPU")
+        return proof.certificate(setting, rows, "someone", seed=7)
 
     good = rows_of(a=1.0, b=2.0)
     c = made(good)
@@ -527,5 +556,5 @@ def test_what_a_certificate_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [made(good, dtype)["multiple"] for dtype in ("float64", "bfloat16")] == [None, 1.5]
     bias = weights["ln_f.bias"].copy()
     bias[3] = np.nextafter(bias[3], np.float32(1))
-    assert made(good, **{"ln_f.bias": bias})["model"]["sha256"] != c["model"]["sha256"]
+    assert made(good, changed={"ln_f.bias": bias})["model"]["sha256"] != c["model"]["sha256"]
     assert made(good)["model"]["sha256"] == c["model"]["sha256"]

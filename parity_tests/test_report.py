@@ -157,7 +157,7 @@ def small_certificate() -> dict[str, Any]:
         ("gradient", "wpe.weight", 0.0, 0.0, 1.0, 1e-3, 2e-3, True, ""),
     ]
     keys = ("check", "name", "error", "worst", "cosine", "own", "allowed", "passed", "reason")
-    rows = [dict(zip(keys, row, strict=True)) for row in found]
+    rows: list[dict[str, Any]] = [dict(zip(keys, row, strict=True)) for row in found]
     return certificate() | {"rows": [row | {"ratio": row["error"] / row["own"]} for row in rows]}
 
 
