@@ -30,11 +30,13 @@ DTYPES = {
 
 
 class Early:
-    """Calls kernels as if each began early: where the one before it writes are zeros until its programs wait."""
+    """Calls kernels as if each began early: where those before it write, from the graph's first on (they may all run
+    still, because one may let the next begin before it waits itself), are zeros until its programs wait.
+    """
 
     def __init__(self) -> None:
-        self.written: set[Any] = set()  # where the kernel before wrote
-        self.late: list[tuple[torch.Tensor, torch.Tensor]] = []  # memory that this one reads of it, and the other state
+        self.written: set[Any] = set()  # where the kernels before wrote
+        self.late: list[tuple[torch.Tensor, torch.Tensor]] = []  # memory that this one reads of them, and the other state
         self.shown = True
 
     def show(self, shown: bool) -> None:
@@ -45,14 +47,17 @@ class Early:
                 other.copy_(kept)
         self.shown = shown
 
-    def run(self, call: Callable[..., None], tensors: list[torch.Tensor], outs: int) -> None:
-        """Calls a kernel that reads tensors and writes the first of them."""
+    def run(self, call: Callable[..., None], tensors: list[torch.Tensor], outs: int, first: bool) -> None:
+        """Calls a kernel, the first of its graph or not, that reads tensors and writes the first of them."""
+        if first:
+            self.written = set()
         read = {(t.data_ptr(), t.dtype, t.shape): t for t in tensors}
         self.late = [(read[place], torch.zeros_like(read[place])) for place in read if place in self.written]
         self.shown = True
         call()
         self.show(True)
-        self.written, self.late = set(list(read)[:outs]), []
+        self.written |= set(list(read)[:outs])
+        self.late = []
 
 
 early = Early()
@@ -167,7 +172,7 @@ class Interpreted:
             tensors.append(torch.frombuffer(memory, dtype=DTYPES[arg.dtype]))
         call = partial(self.kernel.kernel[self.kernel.grid], *self.kernel.arguments(tensors), **self.kernel.constants)
         if self.kernel.waits:
-            early.run(call, tensors, self.outs)
+            early.run(call, tensors, self.outs, first=self.kernel.name.startswith("embed"))
         else:
             call()
 
