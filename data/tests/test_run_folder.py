@@ -373,13 +373,20 @@ def test_moments_of_another_model_are_refused(run: RunFolder) -> None:
         load_checkpoint(folder)
 
 
-@pytest.mark.parametrize(
-    "state", [{}, {"step": "4", "tokens": 0, "loader": {}}, {"step": 4, "tokens": 0, "loader": []}]
-)
-def test_a_damaged_trainer_state_is_refused(state: dict[str, Any], run: RunFolder) -> None:
+@pytest.mark.parametrize("wrong", [None, "missing"])
+@pytest.mark.parametrize("name", ["step", "tokens", "seconds", "metrics", "loader", "options"])
+def test_a_damaged_trainer_state_is_refused(name: str, wrong: str | None, run: RunFolder) -> None:
+    """Whichever of its parts is missing, or of another kind."""
     folder = run.path / "checkpoints" / "step-4"
-    (folder / "trainer.json").write_text(json.dumps(state))
-    (folder / SUMS).unlink()
-    write_sums(folder)
-    with pytest.raises(InputError, match=r"trainer\.json is damaged"):
-        load_checkpoint(folder)
+    state = json.loads((folder / "trainer.json").read_text())
+    for content, whole in ((state, True), (state | {"seconds": 3}, True), ({**state, name: wrong}, False)):
+        if wrong and not whole:
+            del content[name]
+        (folder / "trainer.json").write_text(json.dumps(content))
+        (folder / SUMS).unlink()
+        write_sums(folder)
+        if whole:
+            assert load_checkpoint(folder)[3] == content
+        else:
+            with pytest.raises(InputError, match=r"trainer\.json is damaged; the newest good checkpoint of the run is"):
+                load_checkpoint(folder)

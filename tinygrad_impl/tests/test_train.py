@@ -13,6 +13,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 from time import sleep
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,19 @@ def test_the_kernels_are_chosen_by_what_was_asked_for(
     monkeypatch.setattr(train, "choose", lambda *a, **k: asked.append((*a, k)))
     prepared_training(folder, monkeypatch, kernels=given, dtype=dtype)
     assert asked == [(wanted, SMALL, "CPU", {"bfloat16": bfloat16})]
+
+
+def test_chosen_kernels_train_validate_and_write(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All three, in the dtype that was asked for; tinygrad's own write in that of the weights."""
+    kernels, generators = SimpleNamespace(keep_halves=lambda parameters: None), list[Any]()
+    monkeypatch.setattr(train, "Generator", lambda *given: generators.append(given))
+    for chosen, said in ((kernels, "fused"), (None, "plain")):
+        monkeypatch.setattr(train, "choose", lambda *a, chosen=chosen, **k: chosen)
+        _, by, _ = prepared_training(folder, monkeypatch, dtype="bfloat16")
+        trainer: Any = by.trainer
+        evaluate: Any = by.evaluate
+        assert (trainer.kernels, evaluate.kernels, by.kernels) == (chosen, chosen, said)
+        assert generators.pop() == ((trainer.model, dtypes.bfloat16, kernels) if chosen else (trainer.model,))
 
 
 @pytest.mark.parametrize(("dtype", "peak"), [("bfloat16", 989e12), ("float32", 67e12)])
