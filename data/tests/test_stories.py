@@ -59,7 +59,7 @@ def test_seeds_give_different_stories(train: list[str], validation: list[str]) -
 def test_runs_of_words_vary(train: list[str], validation: list[str]) -> None:
     """Of the validation's runs of 13 words, many are new: the split measures more than what was learned by heart.
 
-    Behind 5,000 stories 59 % are.
+    Behind 1,000 stories, as here, 75 % are, behind 5,000 59 %.
     """
 
     def runs(text: str) -> set[str]:
@@ -168,6 +168,8 @@ def test_rows_variants_and_beats_are_parsed_as_documented() -> None:
 def test_cast_makes_capitals_and_articles() -> None:
     cast = Cast(toy="ball", treat="apple")
     assert "{Toy} {a_toy} {a_treat} {A_treat}".format_map(cast) == "Ball a ball an apple An apple"
+    for word in ("acorn", "egg", "ink pot", "oven", "umbrella"):
+        assert "{a_toy} {A_toy}".format_map(Cast(toy=word)) == f"an {word} An {word}"
     with pytest.raises(KeyError, match="place"):
         "{place}".format_map(cast)
 
