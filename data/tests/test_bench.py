@@ -1,6 +1,8 @@
 import json
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from itertools import islice
@@ -243,6 +245,13 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "--size: 9 is not a whole number of at least 10; see `python -m data.bench --help`",
     )
     refused(call(bench.main, "--text", "nowhere.txt", cwd=tmp_path), "there is no file nowhere.txt")
+
+
+def test_as_a_process() -> None:
+    line = [sys.executable, "-m", "data.bench", "--text", "nowhere.txt"]
+    ended = subprocess.run(line, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: there is no file nowhere.txt")
 
 
 def test_all_that_is_measured(apart: Apart, tmp_path: Path) -> None:

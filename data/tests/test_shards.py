@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -293,6 +294,13 @@ def test_command_line(prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         "train: 1,000 tokens in 3 shard(s), whole",
         "valid: 1,000 tokens in 3 shard(s), whole",
     ]
+
+
+def test_as_a_process(prepared: Path) -> None:
+    line = [sys.executable, "-m", "data.shards", str(prepared)]
+    ended = subprocess.run(line, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("train: 1,000 tokens in 3 shard(s), whole\n")
 
 
 def test_the_command_reads_both_splits_and_refuses_in_a_sentence(prepared: Path, tmp_path: Path) -> None:
