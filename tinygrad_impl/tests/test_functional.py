@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tinygrad import Tensor, dtypes, nn
+from tinygrad import Tensor, dtypes
 
 import tinygrad_impl.functional as F
 from data.config import GPT2Config
@@ -36,9 +36,9 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 # as one block, of rows and columns that have blocks, and of sums that have
-@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("device", ["other"], indirect=True)
 @pytest.mark.parametrize(("rows", "n_in", "n_out"), [(6, 8, 8), (384, 16, 320), (6, 640, 24)])
-def test_blocked_matmul_and_its_gradients(rows: int, n_in: int, n_out: int) -> None:
+def test_blocked_matmul_and_its_gradients(device: None, rows: int, n_in: int, n_out: int) -> None:
     x, weight = RANDOM.standard_normal((2, rows // 2, n_in)), RANDOM.standard_normal((n_in, n_out))
     above = RANDOM.standard_normal((2, rows // 2, n_out))
     a, b = Tensor(x), Tensor(weight)
@@ -97,22 +97,6 @@ def test_gelu_and_its_derivative(scale: float) -> None:
     assert relative_error(y.numpy(), 0.5 * z * (1 + np.tanh(u))) < HALF_A_UNIT
     derivative = 0.5 * (1 + np.tanh(u)) + 0.5 * z * du * (1 - np.tanh(u) ** 2)
     assert relative_error(slope.numpy(), derivative) < 2 * HALF_A_UNIT
-
-
-def test_layer_norm_in_blocks() -> None:
-    """Of 640 numbers, in five blocks: tinygrad's own layer norm in float64, and its gradients."""
-    x, above = RANDOM.standard_normal((2, 3, 640)) + 5, RANDOM.standard_normal((2, 3, 640))
-    blocked, plain = F.LayerNorm(640), nn.LayerNorm(640)
-    results = []
-    for norm in (blocked, plain):
-        norm.weight, norm.bias = Tensor(np.linspace(0.5, 2, 640)), Tensor(np.linspace(-1, 1, 640))
-        given = Tensor(x)
-        y = norm(given)
-        gradients = y.gradient(given, norm.weight, norm.bias, gradient=Tensor(above))
-        results.append([t.numpy() for t in (y, *gradients)])
-    for ours, theirs in zip(*results, strict=True):
-        assert ours.dtype == np.float64
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("count", [1, 32, 33, 1000, 50304])
@@ -187,7 +171,8 @@ def test_attention_sees_the_past_only() -> None:
     np.testing.assert_allclose(first, weights @ v, rtol=1e-5, atol=1e-6)
 
 
-def test_autocast_keeps_what_needs_it_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("computed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_autocast_keeps_what_needs_it_in_float32(computed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     config = GPT2Config(vocab_size=61, n_positions=16, n_embd=16, n_layer=1, n_head=2)
     model = GPT2(config, initial_weights(config, 0))
     tokens = RANDOM.integers(0, 61, (2, 17)).astype(np.int32)
@@ -211,6 +196,8 @@ def test_autocast_keeps_what_needs_it_in_float32(monkeypatch: pytest.MonkeyPatch
     assert loss.dtype == dtypes.float32
     gradients = loss.gradient(model.wte.weight, model.h[0].attn.c_attn.weight)
     assert [g.dtype for g in gradients] == [dtypes.float32] * 2
+    if not computed:  # of inference test_generate.py has it
+        return
     exact = model(x, y)[1]
     assert exact is not None
     assert loss.item() != exact.item()
@@ -251,10 +238,9 @@ def both(*arrays: np.ndarray) -> tuple[list[Tensor], list[torch.Tensor]]:
 
 
 @pytest.mark.usefixtures("device")
-@pytest.mark.parametrize("rows", [1, F.ROWS, F.ROWS + 1, 3 * F.ROWS])  # no block, one, two and three
-@pytest.mark.parametrize("n_in", [24])
-def test_linear(rows: int, n_in: int) -> None:
-    ours, theirs = both(*(RANDOM.standard_normal(shape) for shape in ((1, rows, n_in), (n_in, 12), (12,))))
+@pytest.mark.parametrize("rows", [F.ROWS, F.ROWS + 1, 3 * F.ROWS])  # one block, two and three
+def test_linear(rows: int) -> None:
+    ours, theirs = both(*(RANDOM.standard_normal(shape) for shape in ((1, rows, 24), (24, 12), (12,))))
     z = theirs[0] @ theirs[1] + theirs[2]
     compare((F.linear(*ours), ours), (z, theirs), 1e-11)
 
@@ -271,23 +257,26 @@ def test_layer_norm(rows: int, width: int, eps: float) -> None:
     compare((norm(a), [a, w, b]), (z, theirs), 1e-11)
 
 
-@pytest.mark.parametrize("S", [3, 5])
 @pytest.mark.parametrize("mask", ["causal", "given", "none"])
-def test_attention(mask: str, S: int) -> None:
+def test_attention(mask: str) -> None:
     """Two rows with two heads, of which each query sees what the mask of its row says."""
-    T = S if mask == "causal" else 3
-    ours, theirs = both(*(RANDOM.standard_normal((2, 2, size, 4)) for size in (T, S, S)))
+    S, T = 5, 5 if mask == "causal" else 3
+    (q_ours, k_ours, v_ours), theirs = both(*(RANDOM.standard_normal((2, 2, size, 4)) for size in (T, S, S)))
+    ours = [q_ours, k_ours, v_ours]
     seen = np.tri(T, S, S - T, dtype=bool) & (RANDOM.random((2, 1, T, S)) < 0.6) | np.eye(T, S, dtype=bool)
-    options = {"attn_mask": Tensor(seen)} if mask == "given" else {}
-    other = {"attn_mask": torch.tensor(seen)} if mask == "given" else {}
-    y = F.scaled_dot_product_attention(*ours, is_causal=mask == "causal", **options)
-    z = torch.nn.functional.scaled_dot_product_attention(*theirs, is_causal=mask == "causal", **other)
+    given, causal = mask == "given", mask == "causal"
+    y = F.scaled_dot_product_attention(
+        q_ours, k_ours, v_ours, attn_mask=Tensor(seen) if given else None, is_causal=causal
+    )
+    q, k, v = theirs
+    other = torch.tensor(seen) if given else None
+    z = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=other, is_causal=causal)
     compare((y, ours), (z, theirs), 1e-12)
 
 
-@pytest.mark.usefixtures("device")
-@pytest.mark.parametrize("rows", [6, 130, 2100])  # one block of the other devices, two, and as many as there may be
-def test_the_head_and_the_loss(rows: int) -> None:
+# two blocks of the other devices, and as many as there may be; a CPU has none
+@pytest.mark.parametrize(("device", "rows"), [("CPU", 130), ("other", 130), ("other", 2100)], indirect=["device"])
+def test_the_head_and_the_loss(device: None, rows: int) -> None:
     """Of a vocabulary that is padded; every fifth target is ignored."""
     V = F.VOCAB_TILE + 5
     ours, theirs = both(RANDOM.standard_normal((2, rows // 2, 3)), RANDOM.standard_normal((V, 3)))
