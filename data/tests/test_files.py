@@ -1,3 +1,4 @@
+import contextlib
 import os
 from pathlib import Path
 
@@ -79,15 +80,26 @@ def test_the_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypa
     assert events == ["file.tmp of 7", "file.tmp -> file", tmp_path.name]
 
 
-def test_a_folder_that_is_synced_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [None, OSError("no space")])
+def test_a_folder_that_is_synced_is_closed(
+    error: OSError | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where that fails: a run syncs thousands of times."""
+    closed: list[int] = []
+    synced: list[int] = []
+    close = os.close
 
-    def full(fd: int) -> None:
-        raise OSError("no space")
+    def sync(fd: int) -> None:
+        synced.append(fd)
+        if error:
+            raise error
 
-    before = len(os.listdir("/proc/self/fd"))
-    sync_folder(tmp_path)
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="no space"):
+    def noted(fd: int) -> None:
+        closed.append(fd)
+        close(fd)
+
+    monkeypatch.setattr("os.fsync", sync)
+    monkeypatch.setattr("os.close", noted)
+    with pytest.raises(OSError, match="no space") if error else contextlib.nullcontext():
         sync_folder(tmp_path)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert closed == synced != []
