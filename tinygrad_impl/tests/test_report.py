@@ -636,3 +636,41 @@ def test_of_two_and_sixty_one_samples(folder: Path) -> None:
         assert chosen == sorted(set(chosen))
         assert ("Samples through time (60 of 61)" in page) == (count == 61)
         assert f'max="{shown - 1}" value="{shown - 1}"' in page
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "to"),
+    [
+        *(
+            ("run", path, to)
+            for path, to in ((("command",), "train"), (("command",), [3]), (("config", "n_head"), "2"))
+        ),
+        *(
+            ("run", (key,), to)
+            for key, to in (("parameters", 10**400), ("parameters", 1.5), ("options", []), ("card", 1))
+        ),
+        *(("run", ("data", key), None) for key in ("folder", "checksum")),
+        *(
+            ("run", ("source",), to)
+            for to in ({"commit": 3, "clean": True}, {"commit": "ab"}, {"clean": True}, "ab", None)
+        ),
+        *(("run", ("continued",), to) for to in ([{"step": 3}], [{"step": "3", "command": []}], {})),
+        ("run", ("continued",), [{"step": 3, "command": [], "source": {"commit": 1, "clean": None}}]),
+        *(("parity", ("rows", 1, key), []) for key in ("check", "name", "error", "own", "allowed", "passed")),
+        *(("parity", (key,), 3) for key in ("verdict", "culprit", "summary", "dtype", "versions", "model", "sources")),
+        *(("compare", ("texts", 0, "finetuned", key), [[]]) for key in ("pieces", "probabilities")),
+        *(("compare", ("pretrained", key), [10]) for key in ("name", "loss", "perplexity")),
+        *(("compare", (key,), 0.5) for key in ("data", "tokens", "seq_len", "sampling", "texts")),
+    ],
+)
+def test_whole_files_of_another_form_are_refused(file: str, path: tuple[Any, ...], to: Any, folder: Path) -> None:
+    content = {"run": FACTS, "parity": PARITY, "compare": COMPARISON}[file]
+    write_sealed(folder / f"{file}.json", json.loads(change(content, *path, to=to)))
+    result = call(main, folder, cwd=folder.parent)
+    refused(result, f"{folder / file}.json is damaged or of another version; copy it again")
+
+
+def test_pieces_without_probabilities_are_refused(folder: Path) -> None:
+    changed = change(COMPARISON, "texts", 0, "pretrained", "pieces", to=["one"])
+    write_sealed(folder / "compare.json", json.loads(changed))
+    refused(call(main, folder, cwd=folder.parent), "compare.json is damaged (pieces without probabilities)")
