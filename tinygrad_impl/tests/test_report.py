@@ -654,7 +654,9 @@ def test_of_two_and_sixty_one_samples(folder: Path) -> None:
             ("run", ("source",), to)
             for to in ({"commit": 3, "clean": True}, {"commit": "ab"}, {"clean": True}, "ab", None)
         ),
-        *(("run", ("continued",), to) for to in ([{"step": 3}], [{"step": "3", "command": []}], {})),
+        ("run", ("continued",), [{"step": 3}]),
+        ("run", ("continued",), [{"step": "3", "command": []}]),
+        ("run", ("continued",), {}),
         ("run", ("continued",), [{"step": 3, "command": [], "source": {"commit": 1, "clean": None}}]),
         *(("parity", ("rows", 1, key), []) for key in ("check", "name", "error", "own", "allowed", "passed")),
         *(("parity", (key,), 3) for key in ("verdict", "culprit", "summary", "dtype", "versions", "model", "sources")),
