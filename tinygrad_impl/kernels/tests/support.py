@@ -36,7 +36,9 @@ class Early:
 
     def __init__(self) -> None:
         self.written: set[Any] = set()  # where the kernels before wrote
-        self.late: list[tuple[torch.Tensor, torch.Tensor]] = []  # memory that this one reads of them, and the other state
+        self.late: list[
+            tuple[torch.Tensor, torch.Tensor]
+        ] = []  # memory that this one reads of them, and the other state
         self.shown = True
 
     def show(self, shown: bool) -> None:

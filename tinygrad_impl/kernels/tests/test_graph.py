@@ -154,6 +154,12 @@ def number(node: Any) -> int:
             {(0, 1)},
             {(1, 2), (2, 3)},
         ),
+        # nor is what came before that
+        (
+            [("plain", [0], [9]), ("plain", [1], [0]), ("plain", [2], [1]), ("waits", [3], [0, 2])],
+            {(0, 1), (1, 2)},
+            {(2, 3)},
+        ),
         # two that do not come after one another
         ([("plain", [0], [9]), ("plain", [1], [9]), ("waits", [2], [0, 1])], {(0, 2), (1, 2)}, set()),
         # the first, and one after a copy
