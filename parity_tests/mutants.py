@@ -581,12 +581,12 @@ def check_generation(_: str, seed: int, __: int) -> str | None:
     """The tokens of torch_ref, which computes every row anew at every step, after prompts of different lengths: in the
     context, beyond it, up to end-of-text, and after other prompts.
     """
-    config = GPT2Config(vocab_size=99, n_layer=2, n_head=2, n_embd=16, n_positions=16)
+    config = GPT2Config(vocab_size=VOCAB_SIZE, n_layer=2, n_head=2, n_embd=16, n_positions=16)
     # in float64: rounding decides between two nearly equal tokens
     arrays = {n: a.astype(np.float64) for n, a in random_weights(config, seed, 0.2).items()}
     reference, generator = (
         torch_ref.model.GPT2(config, arrays),
-        G.Generator(M.GPT2(config, arrays), V=config.vocab_size),
+        G.Generator(M.GPT2(config, arrays)),
     )
     prompts = [[46, 32, 18, 57, 92, 32, 13], [98, 74]]
     script = [[5, 6], [EOT, 7], [8, 9], [10, EOT], [11, 12], [13, 14]]

@@ -18,7 +18,7 @@ import torch_ref.model
 from data.checkpoint import load
 from data.config import GPT2Config
 from data.sampling import Sampler
-from data.tokenizer import EOT
+from data.tokenizer import EOT, VOCAB_SIZE
 from parity_tests.mutants import CONFIG
 from parity_tests.weights import random_weights
 from tinygrad_impl.generate import Generator
@@ -146,17 +146,24 @@ def test_greedy_is_that_of_hugging_face(float32: Pair, folder: Path) -> None:
     assert generator(PROMPTS, 9, Sampler(0)) == expected
 
 
-def test_ends_before_end_of_text(float32: Pair) -> None:
-    reference, generator = float32
+@pytest.fixture(scope="module")
+def with_end_of_text() -> Pair:
+    """Of a vocabulary that has that token."""
+    config = replace(CONFIG, vocab_size=VOCAB_SIZE)
+    return pair(config, random_weights(config, 0, 0.2), "float64")
+
+
+def test_ends_before_end_of_text(with_end_of_text: Pair) -> None:
+    reference, generator = with_end_of_text
     script = [[5, 6], [EOT, 7], [8, 9], [10, EOT]]  # and no fifth: both rows have ended
     assert generate(reference, PROMPTS, BEYOND, Scripted(script)) == [[5], [6, 7, 9]]
     assert generate(reference, PROMPTS, BEYOND, Scripted(script), cached=True) == [[5], [6, 7, 9]]
     assert generator(PROMPTS, BEYOND, Scripted(script)) == [[5], [6, 7, 9]]
 
 
-def test_a_row_that_has_ended_leaves_the_others_alone(float64: Pair) -> None:
+def test_a_row_that_has_ended_leaves_the_others_alone(with_end_of_text: Pair) -> None:
     """It ends in the middle; what the other rows then draw, beyond the context too, is what they draw without it."""
-    reference, generator = float64
+    reference, generator = with_end_of_text
 
     class Ending(Sampler):
         """Greedy, but the second row's fifth token is the end of text."""

@@ -127,13 +127,6 @@ PLANTED: list[Row] = [
         f"{JUDGED}::test_ties_are_of_the_size_of_the_error",
     ),
     (
-        "top-k does not limit what could be drawn",
-        GENERATION,
-        "before.sum() >= top_k",
-        "before.sum() > 50 * top_k",
-        f"{JUDGED}::test_what_could_be_drawn",
-    ),
-    (
         "no prompt is longer than the context",
         GENERATION,
         "P + 3",
