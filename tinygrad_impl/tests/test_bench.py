@@ -27,7 +27,6 @@ import torch_ref.model
 from data.cli import InputError
 from data.config import GPT2Config
 from data.initialize import initial_weights
-from data.revision import revision
 from data.testing import call, refused
 from tinygrad_impl import bench
 from torch_ref.bench import Peer
@@ -335,15 +334,16 @@ def scripted(small: None, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return log
 
 
-def test_figures(scripted: list[Any], tmp_path: Path) -> None:
+def test_figures(scripted: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each against what can be worked out from the script."""
     options = "--preset tiny --device CPU --batch-size 3 --seq-len 20 --steps 7 --dtype bfloat16 --kernels plain"
     options += " --against torch-compile,torch-eager --json found.json --profile"
+    monkeypatch.setattr(bench, "revision", lambda: {"commit": "ab" * 20, "clean": False})
     result = call(bench.main, *options.split(), cwd=tmp_path)
     assert result.code == 0, result
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert list(found["contenders"]) == ["tinygrad", "torch-compile", "torch-eager"]
-    assert found["source"]["commit"] == revision()["commit"]
+    assert found["source"] == {"commit": "ab" * 20, "clean": False}
     assert found["command"] == ["python", "-m", "tinygrad_impl.bench", *options.split()]
     assert found["flops_a_step"] == FLOPS == 7_320_960
     assert found["ceiling"] == {"n": 768, "flops": 3e9, "bytes": 2e9, "dtype": "float32"}
