@@ -12,7 +12,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 GPU := $(wildcard /proc/driver/nvidia/version /dev/nvidia0)
 
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+# Two tests at a time have a core each: more threads of PyTorch's, and processes of tinygrad's that compile, only wait
+PYTEST := OMP_NUM_THREADS=1 PARALLEL=0 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 .PHONY: train test check check-tests test-all test-gpu mutants lint clean
 

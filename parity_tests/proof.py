@@ -127,6 +127,8 @@ class Tally:
         both = math.sqrt(self.truth * self.ours)
         error = self.relative(self.error)
         figures = (error, self.worst, self.product / both if both and not keys else 1.0)
+        if not self.numbers:
+            return Row(check, name, math.inf, math.inf, 0.0, None, 0.0, "there is nothing to compare")
         if dtype == "float64":
             if 2 * own <= EXACT[check]:
                 return Row(check, name, *figures, None, EXACT[check])

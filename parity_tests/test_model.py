@@ -37,10 +37,12 @@ def test_batches_have_what_matters() -> None:
     assert not np.array_equal(a, b)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+# bfloat16 is what GPUs train in, where kernels/tests/test_fused.py has the same of it
+@pytest.mark.parametrize("dtype", ["float64", "float32", pytest.param("bfloat16", marks=slow)])
 def test_prove(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it; steps and generation too; on a context that is not full, with an epsilon that is not the usual one."""
     monkeypatch.setattr(proof, "BATCHES", 2)  # which take the most time by far
+    monkeypatch.setattr(proof, "NUDGES", 2)
     setting = Setting(CONFIG, random_weights(CONFIG, 0, 0.2), dtype, "CPU")
     rows, culprit = prove(setting, ROWS, LENGTH, steps=3, quiet=True)
     assert_passed(rows, culprit)
@@ -100,7 +102,7 @@ def test_many_rows() -> None:
     """The full context of 1024 in a batch: gradients of parameters are sums over thousands of rows, not of a few."""
     config = GPT2Config(vocab_size=199, n_positions=1024, n_embd=16, n_layer=1, n_head=2)
     setting = Setting(config, random_weights(config, 5), "float32", "CPU")
-    assert_passes_equal(setting, random_batches(config, 5, 1023, seed=5, count=2), flows=False)
+    assert_passes_equal(setting, random_batches(config, 5, 1023, seed=5, count=1), flows=False)
 
 
 def test_reference_is_hugging_face(small: Path) -> None:

@@ -1,6 +1,6 @@
 """The catalogue of bugs in source files: some are planted here, `python -m parity_tests.planted` plants them all."""
 
-import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,13 +19,13 @@ def test_every_bug_can_be_planted() -> None:
         source = planted_source(row)
         assert source != (ROOT / row[1]).read_text(encoding="utf-8")
         if row[1].endswith(".py"):
-            ast.parse(source)
+            compile(source, row[1], "exec")
 
 
 def test_every_bug_names_a_test_that_is_there() -> None:
     for name, _, _, _, test in catalogue():
         file, _, rest = test.partition("::")
-        functions = {node.name for node in ast.walk(ast.parse((ROOT / file).read_text())) if hasattr(node, "name")}
+        functions = re.findall(r"(?m)^def (test_\w+)\(", (ROOT / file).read_text())
         assert rest.partition("[")[0].rpartition("::")[2] in functions, (name, test)
 
 

@@ -33,8 +33,8 @@ def setting_in(dtype: str) -> Setting:
     ("dtype", "jit"),
     [
         pytest.param("float64", 0, marks=slow),  # as the proof's activations and gradients at edges are computed
-        ("float64", 1),
-        pytest.param("float32", 1, marks=slow),  # test_prove has three of them
+        pytest.param("float64", 1, marks=slow),  # test_prove has three of them, in both dtypes
+        pytest.param("float32", 1, marks=slow),
     ],
 )
 def test_ten_steps(dtype: str, jit: int) -> None:
@@ -141,6 +141,7 @@ def test_learning_rate(warmup: int) -> None:
     assert max(rates[0]) == pytest.approx(6e-4)
 
 
+@slow  # test_interchange.py has every option of the command, on both implementations
 def test_the_command_trains_on_the_right_data_in_the_right_order(tmp_path: Path) -> None:
     """A run of the command, and PyTorch's trainer on the windows that the loader's documentation promises."""
     B, T, accumulated, steps, seed = 2, 16, 2, 4, 7
