@@ -33,7 +33,7 @@ from parity_tests.planted import PACKAGES, ROOT, Server, servers
 
 FOLDER = ROOT / ".mutants"
 NO_PRODUCT = re.compile(r"/tests/|/test_|/conftest\.py|/testing\.py|/catalogue/|parity_tests/mutation\.py")
-PATIENCE = 100.0  # seconds of tests, as they took before, that are run on a mutant at most
+PATIENCE = 45.0  # seconds of tests, as they took before, that are run on a mutant at most
 SLACK = 30.0  # seconds that tests may take longer than three times what they took before: then the mutant hangs
 
 LineTests = dict[str, dict[int, list[str]]]  # by file and line, the tests that run it
@@ -162,6 +162,7 @@ def measured(tests: Sequence[str], quiet: bool = False) -> tuple[LineTests, dict
         command += ["-p", "no:cacheprovider", "-p", "parity_tests.mutation", "--cov", f"--cov-config={folder / 'rc'}"]
         command += ["--cov-context=test", "--cov-report=", *tests]
         environment = os.environ | {"COVERAGE_FILE": str(folder / "data"), "MUTATION_DURATIONS": str(folder)}
+        environment |= {"OMP_NUM_THREADS": "1", "PARALLEL": "0"}
         code = subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr).returncode
         if code:
             raise InputError(f"the tests fail as they are (pytest ended with {code}); mend them first")

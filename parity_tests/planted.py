@@ -65,7 +65,12 @@ class Server:
 
     def __init__(self, tree: Path, imports: Sequence[str] = IMPORTS):
         self.tree = tree
-        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree)}
+        environment = os.environ | {
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PARALLEL": "0",
+            "PYTHONPATH": str(tree),
+        }
         environment |= {"TMPDIR": str(tree.parent)}
         command = [sys.executable, "-c", "from parity_tests.planted import serve; serve()", *imports]
         self.process = subprocess.Popen(
