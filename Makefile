@@ -15,6 +15,12 @@ GPU := $(wildcard /proc/driver/nvidia/version /dev/nvidia0)
 # Two tests at a time have a core each: more threads of PyTorch's, and processes of tinygrad's that compile, only wait
 PYTEST := OMP_NUM_THREADS=1 PARALLEL=0 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
+# Of data, loop, kernels, proof and training step those that notice most in a minute
+CHECK := data/tests/test_training.py data/tests/test_prepare.py::test_every_document_lands_once_in_order \
+  data/tests/test_shards.py::test_layout_on_disk parity_tests/test_mirror.py parity_tests/test_model.py::test_hard_weights \
+  tinygrad_impl/tests/test_trainer.py::test_steps tinygrad_impl/kernels/tests/test_layer_norm.py \
+  tinygrad_impl/kernels/tests/test_cross_entropy.py
+
 .PHONY: train test check check-tests test-all test-gpu mutants lint clean
 
 train: $(VENV)/installed
@@ -27,7 +33,7 @@ check: $(VENV)/installed
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint check-tests
 
 check-tests:
-	@$(BIN)/python -m pytest -q -m check $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=3 -m "not slow" $(CHECK) $(ARGS)
 
 test-all: $(VENV)/installed
 	@$(PYTEST) $(ARGS)

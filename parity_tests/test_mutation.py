@@ -79,9 +79,10 @@ def mutant(line: int) -> Mutant:
     return Mutant("data/x.py", line, 0, "f", "core/AddNot", 0, "0")
 
 
-def test_which_tests_judge() -> None:
+def test_which_tests_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the line, the fastest first; then those of the file; then no more, when they take too long together."""
-    seconds = {"t.py::slow": 25.0, "t.py::fast": 1.0, "t.py::other": 0.5, "u.py::one": 30.0, "u.py::two": 50.0}
+    monkeypatch.setattr(mutation, "PATIENCE", 100.0)
+    seconds = {"t.py::slow": 60.0, "t.py::fast": 1.0, "t.py::other": 0.5, "u.py::one": 30.0, "u.py::two": 50.0}
     lines = {"data/x.py": {3: ["t.py::slow", "t.py::fast"], 4: ["t.py::other"], 5: ["u.py::"]}}
     assert judges(mutant(3), lines, seconds) == ["t.py::fast", "t.py::slow", "t.py::other", "u.py::one"]
     assert judges(mutant(5), lines, seconds) == ["u.py::one", "u.py::two", "t.py::other", "t.py::fast"]

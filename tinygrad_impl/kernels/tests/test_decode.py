@@ -72,7 +72,7 @@ def test_logits(
 ) -> None:
     """Of rows of different lengths, each to the last position. What the cache has after them is of other tokens."""
     config = GPT2Config(V2, P, width, layers, heads, layer_norm_epsilon=eps)
-    arrays = random_weights(config, 0, 0.1)
+    arrays = random_weights(config, 0, 0.8 / width**0.5)
     for name in ("wte.weight", "wpe.weight"):
         arrays[name] *= 4  # a large stream, whose rounding would show
     for layer in range(layers):
