@@ -29,7 +29,7 @@ from typing import Any
 
 from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.files import atomic_write
-from parity_tests.planted import PACKAGES, ROOT, Server, servers
+from parity_tests.planted import PACKAGES, ROOT, Server, servers, write_source
 
 FOLDER = ROOT / ".mutants"
 NO_PRODUCT = re.compile(r"/tests/|/test_|/conftest\.py|/testing\.py|/catalogue/|parity_tests/mutation\.py")
@@ -164,8 +164,8 @@ def measured(tests: Sequence[str], quiet: bool = False) -> tuple[LineTests, dict
         environment = os.environ | {"COVERAGE_FILE": str(folder / "data"), "MUTATION_DURATIONS": str(folder)}
         environment |= {"OMP_NUM_THREADS": "1", "PARALLEL": "0"}
         code = subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr).returncode
-        if code:
-            raise InputError(f"the tests fail as they are (pytest ended with {code}); mend them first")
+        if code > 1:
+            raise InputError(f"the tests cannot be run (pytest ended with {code}); see above")
     return line_tests(folder), json.loads((folder / "durations.json").read_text())
 
 
@@ -203,15 +203,19 @@ def test_of(context: str) -> str:
 def pytest_runtest_logreport(report: Any) -> None:
     """As a plugin of pytest: adds up the seconds of each test."""
     SECONDS[report.nodeid] += report.duration
+    if report.failed:
+        FAILED.add(report.nodeid)
 
 
 def pytest_sessionfinish(session: Any) -> None:
     """As a plugin of pytest: writes them down, in the process that hears of all tests."""
     if "MUTATION_DURATIONS" in os.environ and not hasattr(session.config, "workerinput"):
-        Path(os.environ["MUTATION_DURATIONS"], "durations.json").write_text(json.dumps(SECONDS))
+        passed = {test: seconds for test, seconds in SECONDS.items() if test not in FAILED}
+        Path(os.environ["MUTATION_DURATIONS"], "durations.json").write_text(json.dumps(passed))
 
 
 SECONDS: dict[str, float] = defaultdict(float)
+FAILED: set[str] = set()  # as they are, under coverage.py: they judge no mutant
 
 
 def judges(mutant: Mutant, lines: LineTests, seconds: dict[str, float]) -> list[str]:
@@ -230,11 +234,14 @@ def judges(mutant: Mutant, lines: LineTests, seconds: dict[str, float]) -> list[
 
 
 def expanded(tests: Iterable[str], seconds: dict[str, float]) -> list[str]:
-    """All tests that the names stand for, the fastest first."""
+    """All tests that the names stand for: those of the fastest files first, as a file's tests share what takes long."""
     names = set(tests)
     files = {name for name in names if name.endswith("::")}
     chosen = [test for test in seconds if test in names or f"{test.partition('::')[0]}::" in files]
-    return sorted(chosen, key=lambda test: seconds[test])
+    of_file = defaultdict[str, float](float)
+    for test, taken in seconds.items():
+        of_file[test.partition("::")[0]] += taken
+    return sorted(chosen, key=lambda test: (of_file[test.partition("::")[0]], seconds[test]))
 
 
 # --- running them -----------------------------------------------------------------------------------------------------
@@ -252,11 +259,11 @@ def tried(mutant: Mutant, server: Server, lines: LineTests, seconds: dict[str, f
     elif not tests:
         outcome = "no test"
     else:
-        path.write_text(new, encoding="utf-8")
+        write_source(path, new)
         try:
             reply = server.run(tests, 3 * sum(seconds[test] for test in tests) + SLACK)
         finally:
-            path.write_text(original, encoding="utf-8")
+            write_source(path, original)
         outcome = "survived" if reply["code"] == 0 else "killed"
         result["by"] = reply["by"] or ("" if reply["code"] == 0 else "an import that fails")
     return result | {"outcome": outcome, "tests": len(tests), "seconds": round(time.perf_counter() - started, 1)}

@@ -66,7 +66,6 @@ class Server:
     def __init__(self, tree: Path, imports: Sequence[str] = IMPORTS):
         self.tree = tree
         environment = os.environ | {
-            "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
             "PARALLEL": "0",
             "PYTHONPATH": str(tree),
@@ -158,16 +157,23 @@ def servers(count: int) -> Iterator["SimpleQueue[Server]"]:
         yield queue
 
 
+def write_source(path: Path, source: str) -> None:
+    """Writes a Python file, and removes what was compiled of it: two versions of one second may be taken for one."""
+    path.write_text(source, encoding="utf-8")
+    for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
+        compiled.unlink()
+
+
 def caught(row: Row, server: Server) -> bool:
     """Whether the row's test fails with the bug planted. Raises `LookupError` where the test is not to be found."""
     name, file, _, _, test = row
     path = server.tree / file
     original = path.read_text(encoding="utf-8")
-    path.write_text(planted_source(row), encoding="utf-8")
+    write_source(path, planted_source(row))
     try:
         code = server.run([test], PATIENCE)["code"]
     finally:
-        path.write_text(original, encoding="utf-8")
+        write_source(path, original)
     if code in (4, 5):  # pytest's, for a test that is not there, and for none
         raise LookupError(f"{name}: there is no test {test}")
     return bool(code != 0)

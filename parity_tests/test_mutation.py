@@ -89,6 +89,8 @@ def test_which_tests_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     assert judges(mutant(9), lines, seconds)[0] == "t.py::other"  # run while importing: any test of the file may tell
     assert judges(mutant(3), {}, seconds) == []
     assert judges(mutant(3), lines, seconds | {"t.py::fast": 300.0, "t.py::slow": 301.0})[0] == "t.py::fast"
+    lines = {"data/x.py": {3: ["t.py::other", "u.py::one"]}}  # what is quick there may need what takes long there
+    assert judges(mutant(3), lines, seconds | {"t.py::fixture": 30.0})[:2] == ["u.py::one", "t.py::other"]
 
 
 def test_a_mutant_is_tried_in_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
