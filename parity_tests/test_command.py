@@ -13,7 +13,7 @@ from data.checkpoint import load
 from data.config import PRESETS, parameter_count, parameter_shapes
 from data.testing import call, refused, save_model
 from parity_tests import __main__ as command
-from parity_tests import mutants
+from parity_tests import mutants, proof
 from parity_tests.proof import Row, Setting
 from parity_tests.weights import hard_weights, random_weights
 from tinygrad_impl import functional
@@ -33,29 +33,38 @@ def options(**changed: object) -> list[str]:
     return [str(word) for name, value in given.items() for word in (f"--{name}", value)]
 
 
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer batches and tokens than the command has otherwise."""
+    monkeypatch.setattr(proof, "BATCHES", 2)
+    monkeypatch.setattr(proof, "GENERATED", 12)
+
+
+@pytest.mark.usefixtures("brief")
 def test_equal(place: Path) -> None:
     result = call(command.main, *options(json="proof.json", html="proof.html"), cwd=place)
     assert result.code == 0, result
     assert "\nEQUAL (" in result.out
-    proof = json.loads((place / "proof.json").read_text(encoding="utf-8"))
-    assert (proof["verdict"], proof["culprit"], proof["dtype"], proof["device"]) == ("equal", None, "float32", "CPU")
-    assert (proof["model"]["source"], proof["seq_len"], proof["batch_size"], proof["steps"]) == ("model", 14, 2, 2)
-    assert proof["model"]["config"]["layer_norm_epsilon"] == 1e-3
-    assert proof["command"][:3] == ["python", "-m", "parity_tests"]
-    assert {"torch_ref/model.py", "tinygrad_impl/kernels/fused.py"} <= proof["sources"].keys()
-    assert proof["revision"].keys() == {"commit", "clean"}
-    assert proof["versions"].keys() == {"python", "torch", "tinygrad", "numpy"}
-    assert len(proof["model"]["sha256"]) == 64
-    names = {check: {row["name"] for row in proof["rows"] if row["check"] == check} for check in command.CHECKS}
+    said = json.loads((place / "proof.json").read_text(encoding="utf-8"))
+    assert (said["verdict"], said["culprit"], said["dtype"], said["device"]) == ("equal", None, "float32", "CPU")
+    assert (said["model"]["source"], said["seq_len"], said["batch_size"], said["steps"]) == ("model", 14, 2, 2)
+    assert said["model"]["config"]["layer_norm_epsilon"] == 1e-3
+    assert said["command"][:3] == ["python", "-m", "parity_tests"]
+    assert {"torch_ref/model.py", "tinygrad_impl/kernels/fused.py"} <= said["sources"].keys()
+    assert said["revision"].keys() == {"commit", "clean"}
+    assert said["versions"].keys() == {"python", "torch", "tinygrad", "numpy"}
+    assert len(said["model"]["sha256"]) == 64
+    names = {check: {row["name"] for row in said["rows"] if row["check"] == check} for check in command.CHECKS}
     assert names["gradient"] == {*parameter_shapes(CONFIG), "loss", "h.0.attn.c_attn.bias (keys)"}
     of_each = ("inside", "beyond", "probabilities", "tokens")
     assert names["generation"] == {f"{how}.{of}" for how in ("greedy", "sampled") for of in of_each}
     assert {"loss inf", "loss nan", "norm inf", "norm nan", "norm", "loss"} <= names["training"]
     page = (place / "proof.html").read_text(encoding="utf-8")
-    assert proof["model"]["sha256"] in page
-    assert str(proof["revision"]["commit"] or "unknown") in page
+    assert said["model"]["sha256"] in page
+    assert str(said["revision"]["commit"] or "unknown") in page
 
 
+@pytest.mark.usefixtures("brief")
 def test_different(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug with NaN: the certificate is JSON all the same."""
     monkeypatch.setattr(functional, "gelu", lambda x, approximate: x.log())
@@ -63,9 +72,9 @@ def test_different(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.code == 1, result
     assert "\nDIFFERENT: h.0.mlp.gelu forward: error nan" in result.out
     text = (place / "broken.json").read_text(encoding="utf-8")
-    proof = json.loads(text, parse_constant=pytest.fail)
-    assert proof["verdict"] == "different"
-    assert proof["culprit"].startswith("h.0.mlp.gelu forward")
+    said = json.loads(text, parse_constant=pytest.fail)
+    assert said["verdict"] == "different"
+    assert said["culprit"].startswith("h.0.mlp.gelu forward")
     assert (place / "broken.html").exists()
 
 
@@ -120,12 +129,12 @@ def test_figures(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ["generation", "1", "compared,", "1", "failed"],
     ]
     assert lines[-1] == "DIFFERENT: someone (63 s)"
-    proof = json.loads((place / "figures.json").read_text(encoding="utf-8"))
-    assert (proof["verdict"], proof["culprit"], proof["seconds"]) == ("different", "someone", 63.4)
-    assert [row["ratio"] for row in proof["rows"]] == pytest.approx([1.25, 0.0, 3.0, 0.5, None, None])
-    assert [row["passed"] for row in proof["rows"]] == [True, True, False, True, False, False]
-    assert proof["rows"][2] == vars(ROWS[2]) | {"ratio": proof["rows"][2]["ratio"], "passed": False}
-    assert proof["rows"][4]["error"] is None
+    said = json.loads((place / "figures.json").read_text(encoding="utf-8"))
+    assert (said["verdict"], said["culprit"], said["seconds"]) == ("different", "someone", 63.4)
+    assert [row["ratio"] for row in said["rows"]] == pytest.approx([1.25, 0.0, 3.0, 0.5, None, None])
+    assert [row["passed"] for row in said["rows"]] == [True, True, False, True, False, False]
+    assert said["rows"][2] == vars(ROWS[2]) | {"ratio": said["rows"][2]["ratio"], "passed": False}
+    assert said["rows"][4]["error"] is None
 
 
 def test_no_more_than_the_worst_rows_are_shown(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,9 +195,9 @@ def test_options(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert opened[-1] == "NAME"
     assert chosen[-1] == ("fused", CONFIG, "CPU", True)
     np.testing.assert_array_equal(setting.arrays["wte.weight"], load(str(place / "model"))[1]["wte.weight"])
-    proof = json.loads((place / "a").read_text(encoding="utf-8"))
-    assert proof["command"] == ["python", "-m", "parity_tests", "--model", "model", *map(str, argv)]
-    assert (proof["steps"], proof["dtype"], proof["model"]["source"]) == (4, "bfloat16", "model")
+    said = json.loads((place / "a").read_text(encoding="utf-8"))
+    assert said["command"] == ["python", "-m", "parity_tests", "--model", "model", *map(str, argv)]
+    assert (said["steps"], said["dtype"], said["model"]["source"]) == (4, "bfloat16", "model")
     assert (place / "b").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 

@@ -88,7 +88,7 @@ def test_same_tokens(float64: Pair, settings: dict[str, Any]) -> None:
     assert generator(PROMPTS, BEYOND, Sampler(**settings)) == theirs
 
 
-@pytest.mark.parametrize("n_positions", [1, pytest.param(2, marks=pytest.mark.slow), 9])
+@pytest.mark.parametrize("n_positions", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 9])
 def test_contexts_of_any_length(n_positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each row slides three times or more, and not when the others do; every call finds the cache of the one before."""
     monkeypatch.setattr(tinygrad_impl.generate, "CHUNK", 3)

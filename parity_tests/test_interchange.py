@@ -37,7 +37,7 @@ CONFIG = GPT2Config(vocab_size=199, n_positions=16, n_embd=32, n_layer=2, n_head
 STEPS = 20
 
 
-@pytest.mark.parametrize("first", ["torch_ref", "tinygrad_impl"])
+@pytest.mark.parametrize("first", [pytest.param("torch_ref", marks=pytest.mark.slow), "tinygrad_impl"])
 def test_ten_steps_here_and_ten_there_are_twenty(first: str, tmp_path: Path) -> None:
     """Through a checkpoint on disk, in float64: to the bound of ten free steps, twice."""
     setting = Setting(CONFIG, random_weights(CONFIG, 0, 0.2), "float64", "CPU")
@@ -270,6 +270,7 @@ def test_every_option_tells(changed: dict[str, Any], runs: Path, truth: Course) 
     assert apart > 2 * max(WEIGHTS.values())
 
 
+@pytest.mark.slow  # of a whole run; tinygrad_impl/tests/test_trainer.py has the same of both evaluations
 @pytest.mark.parametrize("package", list(MAINS))
 def test_validation_weighs_tokens_and_not_batches(package: str, tmp_path: Path) -> None:
     """Of batches of 24 and 6 tokens, whose losses differ: the mean of both would be another one."""
@@ -400,6 +401,7 @@ def poisoned(arrays: Mapping[str, np.ndarray], unseen: int, target: int) -> dict
     }
 
 
+@pytest.mark.slow  # out of weights that overflow; test_trainer.py has it of both trainers, for every kind of number
 @pytest.mark.parametrize("package", list(MAINS))
 def test_what_is_not_finite_updates_nothing(package: str) -> None:
     """The loss alone, the norm alone, or both: nothing of parameters, moments and steps may move."""

@@ -13,6 +13,7 @@ FOLDER = "data/tests/test_run_folder.py::"
 PORT = "tinygrad_impl/tests/test_train.py::"
 REFERENCE = "torch_ref/tests/test_train.py::"
 BOTH = "parity_tests/test_interchange.py::"
+TRAINERS = "tinygrad_impl/tests/test_trainer.py::"
 
 PLANTED: list[Row] = [
     (
@@ -478,28 +479,28 @@ PLANTED: list[Row] = [
         "tinygrad_impl/evaluate.py",
         ".item() * count\n            tokens += count",
         ".item()\n            tokens += 1",
-        BOTH + "test_validation_weighs_tokens_and_not_batches[tinygrad_impl]",
+        TRAINERS + "test_evaluation_counts_every_token_once[tinygrad]",
     ),
     (
         "the reference: batches weigh alike in a validation loss",
         "torch_ref/trainer.py",
         "            total += loss.item() * count\n            tokens += count",
         "            total += loss.item()\n            tokens += 1",
-        BOTH + "test_validation_weighs_tokens_and_not_batches[torch_ref]",
+        TRAINERS + "test_evaluation_counts_every_token_once[torch]",
     ),
     (
         "the reference: an infinite norm is no reason to leave the weights",
         "torch_ref/trainer.py",
         "if math.isfinite(self.loss + norm):",
         "if math.isfinite(self.loss):",
-        BOTH + "test_what_is_not_finite_updates_nothing[torch_ref]",
+        TRAINERS + "test_what_is_not_finite_changes_nothing[torch-1-None-inf]",
     ),
     (
         "the port: an infinite loss is no reason to leave the weights",
         "tinygrad_impl/trainer.py",
         "if not math.isfinite(loss + norm):",
         "if not math.isfinite(norm):",
-        BOTH + "test_what_is_not_finite_updates_nothing[tinygrad_impl]",
+        TRAINERS + "test_what_is_not_finite_changes_nothing[tinygrad-1-inf-None]",
     ),
     (
         "the reference: vectors decay",
