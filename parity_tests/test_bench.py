@@ -76,6 +76,8 @@ def test_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert opened[-1] == "NAME"
     assert "tinystories in bfloat16, plain kernels" in result.out
     assert json.loads((tmp_path / "found.json").read_text(encoding="utf-8")) == []
+    assert call(bench.main, "--max-new-tokens", 1, "--batch-size", 1, cwd=tmp_path).code == 0
+    assert asked[-1][-2:] == ([1], 1)
 
 
 def test_bad_options(tmp_path: Path) -> None:

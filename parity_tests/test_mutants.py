@@ -162,6 +162,9 @@ def test_random_models_vary_all_that_a_configuration_can_bring() -> None:
     for of in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"):
         assert len({getattr(config, of) for config in configs}) > 2
     assert configuration(3, 1)[0].config != configuration(3, 0)[0].config
+    ordinary = [float(setting.arrays["wte.weight"].std()) for setting, *_, what in made if "random_weights" in what]
+    assert 0 < sum(spread < 0.03 for spread in ordinary) == len(ordinary) - sum(spread > 0.15 for spread in ordinary)
+    assert max(ordinary) > 0.15
 
 
 def test_bad_options(tmp_path: Path) -> None:

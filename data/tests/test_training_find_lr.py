@@ -100,6 +100,13 @@ def test_to_the_last_rate_where_the_loss_never_grows(stub: Stub, place: Path, tm
     assert "100/100 [" in result.err.splitlines()[-1]
 
 
+def test_the_lowest_loss_counts_among_those_that_fall(stub: Stub, place: Path, tmp_path: Path) -> None:
+    """Here it falls faster and faster, up to the last rate, which is proposed."""
+    stub.loss = lambda step: 20.0 - step * step / 1000
+    trained(stub, place, tmp_path / "found", find_lr=True)
+    assert json.loads((tmp_path / "found" / "find-lr.json").read_text(encoding="utf-8"))["proposed"] == 1.0
+
+
 def test_it_ends_where_the_loss_is_no_number(stub: Stub, place: Path, tmp_path: Path) -> None:
     stub.loss = lambda step: 8.0 - step / 10 if step < 30 else math.nan
     trained(stub, place, tmp_path / "found", find_lr=True)
