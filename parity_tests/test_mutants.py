@@ -32,7 +32,7 @@ FEW = {
 
 def test_every_mutant_can_be_planted() -> None:
     """The words that it exchanges are still there, and are back afterwards."""
-    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 100
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) == 163
     original = trainer.Trainer.adamw
     for mutant in MUTANTS:
         with mutant.plant():
@@ -77,6 +77,15 @@ def test_caught_by_the_proof(name: str) -> None:
     with mutant.plant():
         said = checked(mutant.where, FEW[name], 0, STEPS)
     assert mutant.names(said), said
+
+
+def test_the_result_of_a_check() -> None:
+    planted = mutants.work(("the same order in every epoch", "loader", "", 0, STEPS))
+    assert (planted.mutant, planted.where, planted.named) == ("the same order in every epoch", "loader", True)
+    assert planted.by == "loader: order of the windows"
+    clean = mutants.work((None, "loader", "", 0, STEPS))
+    assert (clean.mutant, clean.by, clean.named) == (None, None, False)
+    assert 0 < clean.seconds < 600
 
 
 def result(mutant: str | None, by: str | None, named: bool = False, what: str = "") -> mutants.Result:

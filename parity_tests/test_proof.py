@@ -558,3 +558,18 @@ def test_what_a_certificate_says(monkeypatch: pytest.MonkeyPatch) -> None:
     bias[3] = np.nextafter(bias[3], np.float32(1))
     assert made(good, changed={"ln_f.bias": bias})["model"]["sha256"] != c["model"]["sha256"]
     assert made(good)["model"]["sha256"] == c["model"]["sha256"]
+
+
+def test_one_rounding_is_allowed_and_for_what_is_squared_two() -> None:
+    """Of tensors that torch computes exactly: 2 x 2^-24, half a unit in the last place being the least there is."""
+    numbers = np.random.default_rng(0).standard_normal(200)
+    for off, passed in ((1.9, {"exp_avg.x", "exp_avg_sq.x", "x"}), (3.0, {"exp_avg_sq.x"}), (4.1, set[str]())):
+        truth = dict.fromkeys(("exp_avg.x", "exp_avg_sq.x", "x"), numbers)
+        ours = {name: array * (1 + off * 2.0**-24) for name, array in truth.items()}
+        assert {row.name for row in judge("training", "float32", [(truth, ours, truth)]) if row.passed} == passed
+
+
+def test_nothing_to_compare_is_no_proof() -> None:
+    nothing = {"x": np.zeros(0)}
+    (row,) = judge("gradient", "float32", [(nothing, nothing, nothing)])
+    assert not row.passed
