@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -451,6 +452,7 @@ def test_prompts_reach_all_of_the_context() -> None:
     lengths = [len(prompt) for prompt in prompts_for(CONFIG, 0)]
     assert lengths == [1, 8, 14, 19]
     assert generation.GENERATED > 2 * 16  # the shortest goes beyond the context too, and the kernels draw 32 at once
+    assert [len(prompt) for prompt in prompts_for(replace(CONFIG, n_positions=1), 0)] == [1, 1, 1, 4]
     assert prompts_for(CONFIG, 0) != prompts_for(CONFIG, 1)
     assert max(map(max, prompts_for(CONFIG, 0))) < CONFIG.vocab_size
 

@@ -243,7 +243,7 @@ def test_the_gate_asks_again_what_may_be_luck(
 
     def unlucky(setting: Any, port: Any, references: Any, groups: list[Any], nudges: int) -> list[Any]:
         rows = judged(setting, port, references, groups, nudges)
-        asked.append(sum(map(len, groups)))
+        asked.append((sum(map(len, groups)), nudges))
         if len(asked) == 1:
             rows[0].error = 1.1 * rows[0].allowed
         return rows
@@ -252,7 +252,7 @@ def test_the_gate_asks_again_what_may_be_luck(
     monkeypatch.setattr(gate, "GRAPH_BATCHES", 3)
     result = training(folder, "unlucky")
     assert result.code == 0, result
-    assert asked == [ACCUM + 3, MORE * 3]
+    assert asked == [(ACCUM + 3, 0), (MORE * 3, gate.NUDGES)]
     assert course(folder / "unlucky") == ungated
 
 

@@ -34,7 +34,7 @@ from tinygrad_impl import train
 from tinygrad_impl.generate import Generator
 from tinygrad_impl.model import GPT2
 
-STEPS = 6
+STEPS, NEW = 6, 6
 B, T, ACCUM = 2, 16, 3  # as in parity_tests/test_interchange.py, so that what one compiles serves the other
 ROOT = str(Path(tinygrad_impl.__file__).parents[1])
 
@@ -204,8 +204,10 @@ def test_what_it_writes(folder: Path, finished: Result) -> None:
     prompt = tokenizer().encode_ordinary("Once upon a time")
     for story, step in zip(stories, (0, STEPS), strict=True):
         generator = Generator(GPT2(*load(folder / "run" / "checkpoints" / f"step-{step}")))
-        (drawn,) = generator([prompt], data.training.SAMPLE_TOKENS, Sampler(0.6, top_k=40, seed=1337))
-        assert story == "Once upon a time" + tokenizer().decode(drawn)
+        (drawn,) = generator([prompt], NEW, Sampler(0.6, top_k=40, seed=1337))
+        begun = tokenizer().decode(drawn).rstrip("\ufffd")  # half a character, at the end
+        assert story.startswith("Once upon a time" + begun)
+        assert len(begun) > NEW
         assert f"(step {step}) ---\n{story}\n" in finished.out
     assert stories[0] != stories[1]
 
