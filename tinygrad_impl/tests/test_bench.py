@@ -539,3 +539,19 @@ def test_bad_options(tmp_path: Path) -> None:
 def test_peers_need_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
     refused(call(bench.main, "--preset", "tiny", "--device", "CPU", cwd=tmp_path), "PyTorch is not installed")
+
+
+def test_the_peers_process_answers_line_by_line() -> None:
+    """What it cannot do too; and nothing else is on its stdout."""
+    asked = [{"do": "ceilings", "device": "nowhere", "dtype": "float32"}]
+    asked += [{"do": "ceilings", "device": "cpu", "dtype": "float33"}, {"do": "run", "steps": 1}]
+    answered = subprocess.run(
+        [sys.executable, "-m", "torch_ref.bench"],
+        input="".join(json.dumps(request) + "\n" for request in asked),
+        cwd=Path(torch_ref.bench.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    replies = [json.loads(line)["error"] for line in answered.stdout.splitlines()]
+    assert [words in reply for words, reply in zip(("nowhere", "float33", "peer"), replies, strict=True)] == [True] * 3
