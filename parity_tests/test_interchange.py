@@ -37,7 +37,8 @@ CONFIG = GPT2Config(vocab_size=199, n_positions=16, n_embd=32, n_layer=2, n_head
 STEPS = 20
 
 
-@pytest.mark.parametrize("first", [pytest.param("torch_ref", marks=pytest.mark.slow), "tinygrad_impl"])
+@pytest.mark.slow  # test_either_goes_on_with_a_run_of_either has it of few steps
+@pytest.mark.parametrize("first", ["torch_ref", "tinygrad_impl"])
 def test_ten_steps_here_and_ten_there_are_twenty(first: str, tmp_path: Path) -> None:
     """Through a checkpoint on disk, in float64: to the bound of ten free steps, twice."""
     setting = Setting(CONFIG, random_weights(CONFIG, 0, 0.2), "float64", "CPU")
