@@ -543,7 +543,7 @@ def test_peers_need_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_peers_process_answers_line_by_line() -> None:
     """What it cannot do too; and nothing else is on its stdout."""
-    asked = [{"do": "ceilings", "device": "nowhere", "dtype": "float32"}]
+    asked: list[dict[str, Any]] = [{"do": "ceilings", "device": "nowhere", "dtype": "float32"}]
     asked += [{"do": "ceilings", "device": "cpu", "dtype": "float33"}, {"do": "run", "steps": 1}]
     answered = subprocess.run(
         [sys.executable, "-m", "torch_ref.bench"],
