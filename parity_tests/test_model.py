@@ -98,6 +98,7 @@ def test_widths_of_gpt2(preset: str) -> None:
     assert_passes_equal(setting, random_batches(config, 1, 8, seed=4, count=2))
 
 
+@slow
 def test_many_rows() -> None:
     """The full context of 1024 in a batch: gradients of parameters are sums over thousands of rows, not of a few."""
     config = GPT2Config(vocab_size=199, n_positions=1024, n_embd=16, n_layer=1, n_head=2)

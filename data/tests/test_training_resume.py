@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
 from threading import enumerate as enumerate_threads
@@ -253,6 +253,15 @@ def test_a_request_in_the_last_step_changes_nothing(stub: Stub, finished: Folder
     assert_same_end(tmp_path / "run", finished[1])
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT interrupts, as in a terminal: what a shell starts in the background ignores it from the beginning."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_request_stops_at_once(stub: Stub, finished: Folders, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
 

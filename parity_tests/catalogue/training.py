@@ -509,4 +509,11 @@ PLANTED: list[Row] = [
         'if p.ndim != 2], "weight_decay": weight_decay}',
         REFERENCE + "test_the_options_arrive_in_what_trains",
     ),
+    (
+        "gradients of biases are one running sum in float32",
+        "tinygrad_impl/functional.py",
+        "p.dtype.itemsize < 4",
+        "p.dtype.itemsize < 5",
+        "tinygrad_impl/tests/test_functional.py::test_gradients_of_biases_are_sums_in_blocks_of_rows",
+    ),
 ]

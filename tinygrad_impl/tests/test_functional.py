@@ -340,3 +340,13 @@ def test_kernels_compute_what_they_can() -> None:
         assert kernels.asked == ["linear", "tied_head", "normalised", *names]
         assert [y if able else isinstance(y, Tensor) for y in found] == (names if able else [True] * 3)
         assert F.fused is None
+
+
+def test_gradients_of_biases_are_sums_in_blocks_of_rows() -> None:
+    """Of 4096 rows of one sign: in one running sum, their rounding errors would be ten times as large."""
+    above, hidden = RANDOM.random((1, 4096, 4), np.float32), RANDOM.standard_normal((1, 4096, 4), np.float32)
+    norm, bias = F.LayerNorm(4), Tensor.zeros(4).contiguous()
+    layer = F.linear(Tensor(hidden), Tensor.ones(4, 4).contiguous(), bias)
+    for out, parameter in ((layer, bias), (norm(Tensor(hidden)), norm.bias)):
+        [gradient] = out.gradient(parameter, gradient=Tensor(above))
+        np.testing.assert_allclose(gradient.numpy(), above.astype(np.float64).sum((0, 1)), rtol=6e-7)
