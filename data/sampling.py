@@ -25,6 +25,11 @@ class Sampler:
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.random = np.random.Generator(np.random.PCG64(seed))
 
+    @property
+    def follows_settings(self) -> bool:
+        """Whether its settings say all of how it draws, so that a GPU can do it too. A subclass may draw otherwise."""
+        return type(self).__call__ is Sampler.__call__
+
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         """logits (N, V) -> the tokens drawn, int64 (N,)."""
         draws = self.random.random(len(logits))

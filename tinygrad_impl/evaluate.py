@@ -1,21 +1,19 @@
 """The loss of a model over a stretch of text."""
 
 from collections.abc import Iterable
-from types import ModuleType
 
 import numpy as np
 from tinygrad import Tensor, TinyJit
-from tinygrad.dtype import DType
 
-import tinygrad_impl.functional as F
+from tinygrad_impl.backend import Backend, Plain
 from tinygrad_impl.model import GPT2
 
 
 class Evaluator:
-    """Measures a model's loss, with one compiled graph for all batches of one shape."""
+    """Measures a model's loss on a backend, with one compiled graph for all batches of one shape."""
 
-    def __init__(self, model: GPT2, autocast: DType | None = None, kernels: ModuleType | None = None):
-        self.model, self.autocast, self.kernels = model, autocast, kernels
+    def __init__(self, model: GPT2, backend: Backend | None = None):
+        self.model, self.backend = model, backend or Plain()
         self._loss = TinyJit(self.loss)
 
     def __call__(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -28,7 +26,7 @@ class Evaluator:
         return total / tokens
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        with F.autocast(self.autocast, self.kernels):
-            _, loss = self.model(x, y)
+        _, loss = self.model(x, y)
         assert loss is not None
+        [loss] = self.backend.lower(loss, loss_of=self.model.config)
         return loss.realize()

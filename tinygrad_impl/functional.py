@@ -1,256 +1,117 @@
-"""What torch.nn.functional is to the reference: the operations that need more than tinygrad's own.
+"""What torch.nn.functional is to the reference: GPT-2's operations by name, as nodes of tinygrad's graph.
 
-Four things are added: bfloat16 products with everything that needs it kept in float32 (`autocast`); layouts that stay
-fast, by `contiguous` where fusing on would compute the same thing many times over and by a padded vocabulary; an
-embedding gradient that adds rows up instead of multiplying with a one-hot matrix; and sums in blocks, products rounded
-once and a GELU with a derivative of its own, without which float32 and bfloat16 stray further than PyTorch does.
+A call computes nothing. It adds a node that has the operation's name, its sources, and within it the formula
+(formulas.py), so that shapes and gradients are known. What computes it is chosen for a whole graph at once: a backend
+(backend.py) replaces every node, by the formula or by kernels, and can see what stands next to what. A graph that no
+backend has seen computes the formulas, in the dtype of the parameters.
 
 In the comments B is the batch, T the sequence length, C = n_embd, H = n_head, D = C / H, V = vocab_size.
 """
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from types import ModuleType
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from tinygrad import Tensor, dtypes, nn
-from tinygrad.dtype import DType
-from tinygrad.uop.ops import AxisType, KernelInfo, UOp
+from tinygrad import Tensor, nn
+from tinygrad.uop.ops import Ops, PatternMatcher, UOp, UPat, graph_rewrite
 
-from tinygrad_impl import cpu
+from tinygrad_impl import formulas
 
-VOCAB_TILE = 128  # 50257 = 29 * 1733 has no factor to tile by; 393 * 128 = 50304 has many
-ROWS = 64  # of a block: what is summed over more rows than that, as gradients of parameters are, is so in blocks
+FORMULAS: dict[str, Callable[..., Tensor]] = {
+    "embedding": formulas.embedding,
+    "linear": formulas.linear,
+    "layer_norm": formulas.layer_norm,
+    "gelu": formulas.gelu,
+    "attention": formulas.attention,
+    "tied_head": formulas.tied_head,
+    "cross_entropy": formulas.cross_entropy,
+}
 
-compute_dtype: DType | None = None  # what products run in; None is the parameters' own dtype
-fused: ModuleType | None = None  # tinygrad_impl.kernels.fused, where its kernels compute what they can
-
-
-@contextmanager
-def autocast(dtype: DType | None, kernels: ModuleType | None = None) -> Iterator[None]:
-    """torch.autocast: inside, products run in `dtype`; the stream, layer norm, softmax and loss stay as they are.
-
-    With `kernels` (of `tinygrad_impl.kernels.choose`) the operations are theirs.
-    """
-    global compute_dtype, fused
-    previous = compute_dtype, fused
-    compute_dtype, fused = dtype, kernels
-    try:
-        yield
-    finally:
-        compute_dtype, fused = previous
+# (name, sources, settings) of a node -> its outputs, of the shapes that it has; dtypes may differ
+Compute = Callable[[str, list[Tensor], dict[str, Any]], list[Tensor]]
 
 
-def cast(x: Tensor) -> Tensor:
-    """x in the dtype that products run in."""
-    return x if compute_dtype is None else x.cast(compute_dtype)
+def operation(name: str, *sources: Tensor, **settings: Any) -> Tensor:
+    """The node `name` of these sources and settings, which are constants."""
+    formula = FORMULAS[name](*(t.as_param(i) for i, t in enumerate(sources)), **settings)
+    return Tensor(node(name, [formula.uop], [t.uop for t in sources], **settings)[0])
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    """x unless it is of 16 bits: for arithmetic that bfloat16 is too coarse for."""
-    return x.float() if x.dtype in (dtypes.bfloat16, dtypes.half) else x
+def node(name: str, outs: Iterable[UOp], sources: Iterable[UOp], **settings: Any) -> list[UOp]:
+    """The outputs of a node. Within it they are `outs`, of the parameters that stand for its sources."""
+    body = UOp.maketuple(*outs)
+    call = body.call(*sources, name=name, aux=tuple(settings.items())).rtag(name)
+    return [call.gettuple(i) for i in range(len(body.src))]
 
 
-def is_cpu(x: Tensor | UOp) -> bool:
-    return str(x.device).startswith("CPU")
+def pattern(of: str, *sources: UPat, out: int = 0, name: str | None = None, call: str | None = None) -> UPat:
+    """Matches output `out` of a node `of` such sources. The match names the output `name`, and the node `call`."""
+    function = UPat(Ops.FUNCTION, src=(UPat(), *sources), tag=of, name=call)
+    return UPat(Ops.GETTUPLE, arg=out, src=(function,), name=name)
+
+
+def settings_of(call: UOp) -> dict[str, Any]:
+    return dict(call.arg.aux)
+
+
+def lower(tensors: Iterable[Tensor], compute: Compute) -> list[Tensor]:
+    """The same tensors, with every node of their graphs computed by `compute`, sources before what is made of them."""
+    outs: dict[UOp, list[Tensor]] = {}
+    graph = UOp.sink(*(t.uop for t in tensors))
+    return [Tensor(uop) for uop in graph_rewrite(graph, LOWER, ctx=(compute, outs)).src]
+
+
+def _lower(ctx: tuple[Compute, dict[UOp, list[Tensor]]], out: UOp, call: UOp) -> UOp | None:
+    compute, outs = ctx
+    if call.tag is None:  # a function that is no node
+        return None
+    if call not in outs:
+        outs[call] = compute(call.tag, [Tensor(source) for source in call.src[1:]], settings_of(call))
+    found: UOp = outs[call][out.arg].cast(out.dtype).uop
+    return found
+
+
+LOWER = PatternMatcher([(UPat(Ops.GETTUPLE, src=(UPat(Ops.FUNCTION, name="call"),), name="out"), _lower)])
 
 
 def embedding(tokens: Tensor, weight: Tensor) -> Tensor:
     """The rows of weight (V, C) that tokens (B, T) name: (B, T, C)."""
-    table, index = weight.as_param(0), tokens.as_param(1)
-    one_hot = Tensor.arange(weight.shape[0]) == index.unsqueeze(-1)  # becomes a plain gather
-    rows = one_hot.unsqueeze(-1).where(table, 0).sum(-2, dtype=weight.dtype)
-    return Tensor.call(weight, tokens, fxn=rows, grad_fxn=_embedding_gradient)
-
-
-def _embedding_gradient(gradient: UOp, call: UOp) -> tuple[UOp, None]:
-    """gradient (B, T, C) -> that of the table (V, C). tinygrad's own multiplies by the one-hot, V times the work."""
-    weight, tokens = call.src[1:]
-    if fused:
-        return fused.embedding_gradient(Tensor(gradient), Tensor(tokens), weight.shape[0]).uop, None
-    total = Tensor.zeros(*weight.shape, dtype=gradient.dtype, device=weight.device).contiguous().uop
-    rows = gradient.reshape((tokens.numel(), weight.shape[1])).contiguous()  # (B*T, C)
-    index = tokens.reshape((tokens.numel(),)).contiguous()  # (B*T,)
-    return total.custom_kernel(index, rows, fxn=partial(_add_rows, on_cpu=is_cpu(weight)))[0], None
-
-
-def _add_rows(total: UOp, index: UOp, rows: UOp, on_cpu: bool) -> UOp:
-    """The kernel total[index[i]] += rows[i], in the order of i, so that a sum is the same in every run.
-
-    total (V, C), index (N,), rows (N, C). A thread owns a column: no two write to the same place.
-    """
-    width = math.gcd(total.shape[1], 32)
-    block = UOp.range(total.shape[1] // width, 0, AxisType.WEAK if on_cpu else AxisType.GLOBAL)
-    lane = UOp.range(width, 1, AxisType.WEAK if on_cpu else AxisType.LOCAL)
-    i = UOp.range(rows.shape[0], 2, AxisType.LOOP)
-    column = block * width + lane
-    row = index[i].load().clip(0, total.shape[0] - 1).cast(dtypes.weakint)  # known bounds spare an index check
-    cell = total.after(i).index(row, column)  # `after(i)`: read anew each time round
-    stored = cell.store(cell.load() + rows[i, column].load())
-    return stored.end(i, lane, block).sink(arg=KernelInfo(name="embedding_gradient", opts_to_apply=()))
-
-
-def long_sum(x: Tensor) -> Tensor:
-    """x.sum(-1) in stages: (..., any) -> (...). What is divided by it gets its rounding error, which one long running
-    sum would let grow with the number of terms.
-    """
-    return partial_sums(x, 16).sum(-1)
-
-
-def partial_sums(x: Tensor, most: int) -> Tensor:
-    """Sums of parts of x, of which there are at most `most` (16 or more): (..., any) -> (..., parts)."""
-    while x.shape[-1] > most:
-        x = x.pad((*[None] * (x.ndim - 1), (0, -x.shape[-1] % 16)))
-        x = x.reshape(*x.shape[:-1], 16, -1).sum(-2).contiguous()  # not of 16 neighbours: columns are for vectors
-    return x
-
-
-def for_rows(p: Tensor, x: Tensor) -> Tensor:
-    """p (M,) for each row of x (..., any): (..., M). Its gradient is summed in blocks of rows, then over the blocks."""
-    *outer, _ = x.shape
-    R, M = math.prod(outer), p.shape[-1]
-    if R <= ROWS or p.dtype.itemsize < 4:  # the sums of blocks would be rounded to 16 bits
-        return p
-    blocks = -(-R // ROWS)
-    p = p.expand(blocks, 1, M).contiguous_backward().expand(blocks, ROWS, M)
-    return p.reshape(blocks * ROWS, M)[:R].reshape(*outer, M)
+    return operation("embedding", tokens, weight)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x (..., in) @ weight [in, out] + bias [out]: (..., out)."""
-    if fused:
-        return fused.linear(x, weight, bias)
-    x, weight, bias = cast(x).contiguous(), cast(weight).contiguous(), cast(bias)
-    if at_least_float32(x).dtype == x.dtype:
-        y = blocked_matmul(x, weight) + for_rows(bias, x)
-    else:  # rounded to 16 bits once, after the bias; and its gradient given, so that all products are of 16 bits
-        y = (x.matmul(weight, dtype=dtypes.float32) + bias).detach().cast(x.dtype)
-        y = Tensor.call(x, weight, bias, y, fxn=y.as_param(3), grad_fxn=_linear_gradient)
-    return y.contiguous_backward()  # three kernels read its gradient: those of x, weight and bias
-
-
-def _linear_gradient(gradient: UOp, call: UOp) -> tuple[UOp, UOp, UOp, None]:
-    """gradient (..., out) -> those of x, weight and bias."""
-    dy, x, weight = map(Tensor, (gradient, *call.src[1:3]))
-    rows, drows = (t.reshape(-1, t.shape[-1]) for t in (x, dy))  # (R, in), (R, out)
-    return (dy @ weight.T).uop, (rows.T @ drows).uop, drows.sum(0).uop, None
-
-
-def blocked_matmul(x: Tensor, weight: Tensor) -> Tensor:
-    """x (..., in) @ weight [in, out], with sums of 128 products or so, in it and in its gradients, then added up, as
-    PyTorch's libraries do it: in one long running sum the rounding error grows with its length.
-    """
-    *outer, K = x.shape
-    M, R = weight.shape[1], math.prod(outer)
-    if is_cpu(x):
-        return cpu.product(x.reshape(R, K), weight).reshape(*outer, M)
-    r = min(R, ROWS)
-    k, m = (math.gcd(size, 128) if size > 256 else size for size in (K, M))  # of a block; blocks are first below
-    x = x.reshape(R, K).pad(((0, -R % r), None))
-    x = x.reshape(-1, r, K // k, 1, k).permute(0, 2, 3, 1, 4).expand(-1, -1, M // m, -1, -1)
-    weight = weight.reshape(1, K // k, k, M // m, m).permute(0, 1, 3, 2, 4).expand(x.shape[0], -1, -1, -1, -1)
-    # Each by itself, and so its gradients: the sum over blocks comes after it, and what the caller adds to the product
-    # does not become the first term of a sum, in which the others would lose their digits.
-    y = (x.contiguous_backward() @ weight.contiguous_backward()).contiguous()  # (R / r, K / k, M / m, r, m)
-    y = y.sum(1, keepdim=True)
-    return y.permute(0, 3, 1, 2, 4).reshape(-1, M)[:R].reshape(*outer, M)
+    return operation("linear", x, weight, bias)
 
 
 class LayerNorm(nn.LayerNorm):
-    """tinygrad's over the last dimension, with sums in blocks: over rows, and on a CPU over a wide row too."""
+    """Over the last dimension, with a weight and a bias for each of its elements."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        if fused:
-            return fused.normalised(x, self.weight, self.bias, self.eps)
-        C = x.shape[-1]
-        if C <= 256 or not is_cpu(x):
-            y = x.layernorm(eps=self.eps)
-        else:
-            blocks = x.reshape(*x.shape[:-1], -1, math.gcd(C, 128))  # (..., C / c, c)
-
-            def mean(t: Tensor) -> Tensor:
-                total = t.sum(-1, keepdim=True).contiguous().sum(-2, keepdim=True)
-                return (total / C).expand(*t.shape[:-1], 1).contiguous_backward()  # (..., C / c, 1)
-
-            centred = blocks - mean(blocks)
-            y = (centred * (mean(centred.square()) + self.eps).rsqrt()).reshape(x.shape)
-        return y * for_rows(self.weight, x) + for_rows(self.bias, x)
+        return operation("layer_norm", x, self.weight, self.bias, eps=self.eps)
 
 
 def gelu(x: Tensor, approximate: str) -> Tensor:
-    """0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3) (Hendrycks & Gimpel 2016).
-
-    Its derivative is given here, sigmoid'(z) being exp(-|z|) / (1 + exp(-|z|))^2. tinygrad's own has 1 - sigmoid in it,
-    of which few digits are left where the sigmoid is near 1.
-    """
+    """The tanh form of GELU: (...) -> (...)."""
     assert approximate == "tanh"
-    if fused and (y := fused.gelu(x)) is not None:
-        return y
-    x, dtype, k = at_least_float32(x), x.dtype, 2 * math.sqrt(2 / math.pi)
-    z = k * (x + 0.044715 * x * x * x)
-    sigmoid, far = z.sigmoid(), (-z.abs()).exp()
-    slope = sigmoid + x * (k * (1 + 3 * 0.044715 * x * x)) * far / (1 + far).square()
-    y = x * sigmoid
-    return (y.detach() + (x - x.detach()) * slope.detach()).cast(dtype)  # y, with slope as its derivative
+    return operation("gelu", x)
 
 
 def scaled_dot_product_attention(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
-    """softmax(q @ k.T / sqrt(D)) @ v for q, k, v (B, H, T, D); the scores and their softmax are at least float32.
+    """softmax(q @ k.T / sqrt(D)) @ v for q, k, v (B, H, T, D).
 
     With attn_mask, bool (B, 1, T, S), k and v are (B, H, S, D), of which a query takes those where it is true.
     """
-    if fused and is_causal and (y := fused.scaled_dot_product_attention(q, k, v)) is not None:
-        return y
-    q, k, v = (t.contiguous().contiguous_backward() for t in (q, k, v))
-    scores = q.matmul(k.transpose(-2, -1), dtype=at_least_float32(q).dtype) / math.sqrt(q.shape[-1])  # (B, H, T, T)
-    if is_causal:
-        seen = Tensor.ones(*scores.shape[-2:], dtype=dtypes.bool).tril()
-        scores = seen.where(scores, -math.inf)
-    if attn_mask is not None:
-        scores = attn_mask.where(scores, -math.inf)
-    return scores.softmax(-1).cast(v.dtype).contiguous() @ v
+    masks = [] if attn_mask is None else [attn_mask]
+    return operation("attention", q, k, v, *masks, is_causal=is_causal)
 
 
 def tied_head(x: Tensor, weight: Tensor) -> Tensor:
-    """x (B, T, C) @ weight (V, C).T: logits (B, T, V rounded up to VOCAB_TILE), those past V being -inf.
-
-    -inf is what makes the padding invisible: its probability and its gradient are exactly zero.
-    """
-    if fused:
-        return fused.tied_head(x, weight)
-    B, T, C = x.shape
-    V = weight.shape[0]
-    tiles = -(-V // VOCAB_TILE)
-    # `contiguous_backward`: the gradient too is tiled, and added to the embedding's only then
-    table = cast(weight).pad(((0, tiles * VOCAB_TILE - V), None)).contiguous().contiguous_backward()
-    if is_cpu(x):
-        rows = at_least_float32(cast(x).reshape(B * T, C))
-        logits = cpu.product(rows, at_least_float32(table), "NT").cast(table.dtype).reshape(B, T, -1)
-    elif compute_dtype is not None:  # the rounding of 16 bits is larger than the error of a long sum
-        logits = (cast(x).contiguous() @ table.T).contiguous()
-    else:
-        # The gradient of x is then a sum over the tiles, and that of the table one over blocks of r rows.
-        r = min(B * T, max(2 * ROWS, -(-B * T // 16)))  # each block has a gradient of the whole table: 16 at most
-        x = cast(x).reshape(B * T, C).pad(((0, -(B * T) % r), None)).reshape(1, -1, r, C)
-        x = x.expand(tiles, -1, -1, -1).contiguous_backward()
-        table = table.reshape(tiles, 1, VOCAB_TILE, C).expand(-1, x.shape[1], -1, -1).contiguous_backward()
-        logits = (x @ table.transpose(2, 3)).contiguous()  # (tiles, B*T / r, r, VOCAB_TILE)
-        logits = logits.permute(1, 2, 0, 3).reshape(-1, tiles * VOCAB_TILE)[: B * T].reshape(B, T, -1)
-    real = Tensor.arange(tiles * VOCAB_TILE) < V
-    return real.where(logits.contiguous_backward(), -math.inf)
+    """x (B, T, C) @ weight (V, C).T: logits (B, T, V rounded up to VOCAB_TILE), those past V being -inf."""
+    return operation("tied_head", x, weight)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
     """logits (B, T, any), targets (B, T) -> mean of -log softmax(logits)[target] over the targets but ignore_index."""
-    if fused and (loss := fused.mean_loss(logits, targets, ignore_index)) is not None:
-        return loss
-    logits = at_least_float32(logits)
-    index = Tensor.arange(logits.shape[-1])
-    chosen = (index == targets.unsqueeze(-1)).where(logits, 0).sum(-1)  # (B, T)
-    largest = logits.max(-1, keepdim=True).detach()  # (B, T, 1)
-    nll = long_sum((logits - largest).exp()).log() + largest.squeeze(-1) - chosen  # (B, T)
-    scored = targets != ignore_index
-    return long_sum(scored.where(nll, 0).flatten()) / scored.sum()
+    return operation("cross_entropy", logits, targets, ignore_index=ignore_index)

@@ -3,97 +3,43 @@
 import codecs
 import sys
 from collections.abc import Iterable, Iterator
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from tinygrad import Tensor, TinyJit, dtypes
-from tinygrad.dtype import DType
 
-import tinygrad_impl.functional as F
 from data.checkpoint import load
 from data.cli import ArgumentParser, InputError, real, run, whole
 from data.config import GPT2Config, parameter_count
-from data.sampling import Sampler, probability
+from data.sampling import Sampler
 from data.tokenizer import EOT, VOCAB_SIZE, tokenizer
+from tinygrad_impl.backend import Backend, Plain, choose
+from tinygrad_impl.cached_model import Decoder
 from tinygrad_impl.device import card_name, open_device
-from tinygrad_impl.kernels import choose
-from tinygrad_impl.model import GPT2, KVCache
-
-if TYPE_CHECKING:
-    from tinygrad_impl.kernels.decode import Decoder
+from tinygrad_impl.model import GPT2
 
 CHUNK = 32  # tokens of a prompt at a time
 
 Drawn = tuple[int, float]  # a token, and how probable the model found it
 
 
-class CachedModel:
-    """A model with the cache of N rows, and the two compiled graphs that work on it, for texts of any length."""
-
-    def __init__(self, model: GPT2, N: int, autocast: DType | None = None, V: int = VOCAB_SIZE):
-        self.model, self.cache, self.autocast, self.V = model, KVCache(model, N), autocast, V
-        self.prefill, self.decode = TinyJit(self._prefill), TinyJit(self._decode)
-
-    def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        """Adds tokens (N, CHUNK) to the cache, after the `lengths` (N,) tokens that each row has there."""
-        self.prefill(Tensor(tokens).realize(), Tensor(lengths).realize())
-
-    def draw(
-        self, tokens: np.ndarray, lengths: np.ndarray, most: int, sampler: Sampler
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """What comes after tokens (N,), the next of each row after the `lengths` in the cache: the tokens drawn, and
-        their probabilities, (N,) each, for one step or more, at most so many.
-        """
-        logits = self.decode(Tensor(tokens[:, None]).realize(), Tensor(lengths).realize()).numpy()
-        drawn = sampler(logits)
-        yield drawn, np.array([probability(*row) for row in zip(logits, drawn, strict=True)])
-
-    def _prefill(self, tokens: Tensor, lengths: Tensor) -> None:
-        self.cache.lengths = lengths
-        with F.autocast(self.autocast):
-            self.model.hidden(tokens, self.cache)
-        Tensor.realize(*self.cache.keys, *self.cache.values)
-
-    def _decode(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """tokens (N, 1) -> logits (N, V)."""
-        self.cache.lengths = lengths
-        with F.autocast(self.autocast):
-            logits = self.model.head(self.model.hidden(tokens, self.cache))[:, 0, : self.V].float()
-        Tensor.realize(logits, *self.cache.keys, *self.cache.values)
-        return logits
-
-
 class Generator:
     """Samples from a model with a cache of keys and values, one batch of texts at a time.
 
-    Cache and graphs are kept from call to call, for each size of a batch. `autocast` is the dtype of products, or None
-    for the parameters' own; `kernels` is what `tinygrad_impl.kernels.choose` chose; the first `V` of the
+    Cache and graphs are kept from call to call, for each size of a batch. `backend` computes; the first `V` of the
     model's tokens are drawn from. Raises `InputError` for a model that has fewer.
     """
 
-    def __init__(
-        self, model: GPT2, autocast: DType | None = None, kernels: ModuleType | None = None, V: int = VOCAB_SIZE
-    ):
+    def __init__(self, model: GPT2, backend: Backend | None = None, V: int = VOCAB_SIZE):
         if model.config.vocab_size < V:
             raise InputError(f"the model has {model.config.vocab_size} tokens, the tokenizer {V}; choose other weights")
-        self.model, self.autocast, self.weights, self.V = model, autocast, None, V
-        if kernels:
-            from tinygrad_impl.kernels.decode import Weights  # here, because it imports Triton
+        self.model, self.backend, self.V = model, backend or Plain(), V
+        self._decoders: dict[int, Decoder] = {}  # by batch size
 
-            self.weights = Weights(model)
-        self._models: dict[int, CachedModel | Decoder] = {}  # by batch size
-
-    def cached(self, N: int) -> "CachedModel | Decoder":
+    def decoder(self, N: int) -> Decoder:
         """The model with a cache of N rows."""
-        if N not in self._models:
-            if self.weights:
-                from tinygrad_impl.kernels.decode import Decoder
-
-                self._models[N] = Decoder(self.weights, N, CHUNK, self.V)
-            else:
-                self._models[N] = CachedModel(self.model, N, self.autocast, self.V)
-        return self._models[N]
+        if N not in self._decoders:
+            self._decoders[N] = self.backend.decoder(self.model, N, CHUNK, self.V)
+        return self._decoders[N]
 
     def __call__(self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler) -> list[list[int]]:
         """The tokens of `stream`, row by row."""
@@ -113,9 +59,7 @@ class Generator:
         ended = [False] * N
         starts = [0] * N  # where in its row begins what the model sees
         held = [0] * N  # how many tokens from there on the cache has
-        model, steps = self.cached(N), 0
-        if self.weights:
-            self.weights.update()
+        model, steps = self.decoder(N), 0
         while steps < max_new_tokens:
             for i, row in enumerate(rows):
                 if len(row) - starts[i] > n_positions:
@@ -169,18 +113,17 @@ def write(generator: Generator, prompts: list[str], max_new_tokens: int, sampler
     return [prompt + tokenizer().decode(tokens) for prompt, tokens in zip(prompts, new, strict=True)]
 
 
-def precision(dtype: str | None, config: GPT2Config, device: str) -> tuple[DType | None, ModuleType | None]:
-    """What products run in, and on which kernels, given --dtype: as `Generator` and `Evaluator` take it."""
+def backend_for(dtype: str | None, config: GPT2Config, device: str) -> Backend:
+    """The backend for --dtype, of which None is bfloat16 on an NVIDIA GPU and float32 elsewhere."""
     if (dtype or ("bfloat16" if device == "CUDA" else "float32")) == "float32":
-        return None, None
-    return dtypes.bfloat16, choose("auto", config, device, bfloat16=True)
+        return Plain()
+    return choose("auto", config, device, bfloat16=True)
 
 
-def setup(model: str, config: GPT2Config, device: str, autocast: DType | None, kernels: ModuleType | None) -> str:
-    """What computes a model, in a line as `train` has it; the last two are what `precision` gives."""
-    dtype, computed = "bfloat16" if autocast else "float32", "fused" if kernels else "plain"
-    size = f"{parameter_count(config) / 1e6:.1f}M parameters"
-    return f"{model}, {size}; {card_name(device)}, {dtype}, {computed} kernels"
+def setup(model: str, config: GPT2Config, device: str, backend: Backend) -> str:
+    """What computes a model, in a line as `train` has it."""
+    dtype, size = "bfloat16" if backend.dtype else "float32", f"{parameter_count(config) / 1e6:.1f}M parameters"
+    return f"{model}, {size}; {card_name(device)}, {dtype}, {backend.name} kernels"
 
 
 def add_sampling_options(parser: ArgumentParser) -> Any:
@@ -239,9 +182,9 @@ def main() -> None:
     config, arrays = load(args.model)
     device = open_device(args.device)
     model = GPT2(config, {name: a.astype(np.float32) for name, a in arrays.items()})
-    how = precision(args.dtype, config, device)
-    generator = Generator(model, *how)
-    print(setup(args.model, config, device, *how), file=sys.stderr)
+    backend = backend_for(args.dtype, config, device)
+    generator = Generator(model, backend)
+    print(setup(args.model, config, device, backend), file=sys.stderr)
     prompts = [prompt for prompt in args.prompt or ["Once upon a time"] for _ in range(args.num_samples)]
     if max(len(encode(prompt)) for prompt in prompts) + args.max_new_tokens > config.n_positions:
         last = max(1, config.n_positions // 2)

@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 
 import numpy as np
 from tinygrad import Tensor, TinyJit, nn
 from tinygrad.device import Buffer
-from tinygrad.dtype import DType, _to_np_dtype
+from tinygrad.dtype import _to_np_dtype
 
-import tinygrad_impl.functional as F
 from data.config import GPT2Config
+from tinygrad_impl.backend import Backend, Plain
 from tinygrad_impl.model import GPT2
 
 
@@ -33,9 +32,8 @@ def write(tensor: Tensor, array: np.ndarray) -> None:
 class Trainer:
     """GPT-2 and its AdamW (Loshchilov & Hutter 2019, decoupled weight decay; matrices decay, vectors don't).
 
-    `arrays` are the parameters by name. `autocast` is the dtype of products, or None for the parameters' own;
-    parameters, gradients and moments keep the arrays' dtype throughout. `clip` bounds the global norm of the gradients.
-    `kernels` is what `tinygrad_impl.kernels.choose` chose.
+    `arrays` are the parameters by name; parameters, gradients and moments keep their dtype throughout. `clip` bounds the
+    global norm of the gradients. `backend` computes (tinygrad_impl/backend.py); `self.backend` is bound to the parameters.
     """
 
     def __init__(
@@ -46,18 +44,15 @@ class Trainer:
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         clip: float = 1.0,
-        autocast: DType | None = None,
-        kernels: ModuleType | None = None,
+        backend: Backend | None = None,
     ):
         self.model = GPT2(config, arrays)
         self.parameters = nn.state.get_state_dict(self.model)
         self.betas, self.eps, self.weight_decay, self.clip = betas, eps, weight_decay, clip
-        self.autocast, self.kernels = autocast, kernels
+        self.backend = (backend or Plain()).bind(self.parameters)
         self.steps = self.count = 0
         self._inputs: dict[str, Tensor] = {}
         self.dtype = arrays["wte.weight"].dtype
-        if kernels:
-            kernels.keep_halves(self.parameters)
         self.exp_avg = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
         self.exp_avg_sq = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
         self.gradients = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
@@ -99,9 +94,7 @@ class Trainer:
 
     def first(self, x: Tensor, y: Tensor) -> None:
         """Makes the loss and gradients of (x, y) the totals."""
-        if self.kernels:
-            return self.kernels.write_gradients(*self._totals(x, y))
-        Tensor.realize(*(total.assign(new) for total, new in zip(*self._totals(x, y), strict=True)))
+        self.backend.write(*self._totals(x, y))
 
     def further(self, x: Tensor, y: Tensor) -> None:
         """Adds the loss and gradients of (x, y) to the totals."""
@@ -109,10 +102,10 @@ class Trainer:
 
     def _totals(self, x: Tensor, y: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The totals, and what (x, y) contributes to them."""
-        with F.autocast(self.autocast, self.kernels):
-            _, loss = self.model(x, y)
-            assert loss is not None
-            gradients = loss.gradient(*self.parameters.values())
+        _, loss = self.model(x, y)
+        assert loss is not None
+        [loss] = self.backend.lower(loss, loss_of=self.model.config)
+        gradients = self.backend.gradient(loss, list(self.parameters.values()))
         return [self.loss, *self.gradients.values()], [loss, *gradients]
 
     def squares(self) -> Tensor:
@@ -120,28 +113,14 @@ class Trainer:
 
         `update` adds them up in float64: the norm's rounding would be in every clipped gradient.
         """
-        if self.kernels:
-            squares = self.kernels.sums_of_squares(self.gradients)
-        else:
-            squares = [F.partial_sums(g.square().flatten(), 256).realize() for g in self.gradients.values()]
+        squares = self.backend.squares(self.gradients)
         return self.loss.reshape(1).cat(*squares).realize()
 
     def adamw(self, scalars: Tensor) -> None:
         """AdamW's step; scalars: the totals' factor and the rest of it, learning rate, 1 - beta1^t, 1 - beta2^t."""
         decays = {name: self.weight_decay if p.ndim == 2 else 0.0 for name, p in self.parameters.items()}
-        if self.kernels:
-            state = self.parameters, self.exp_avg, self.exp_avg_sq, self.gradients
-            return self.kernels.adamw_step(*state, scalars, decays, self.betas, self.eps)
-        # Realised piece by piece, because tinygrad plans many small graphs, mostly alike, sooner than one large graph.
-        scale, rest, lr, correction1, correction2 = (scalars[i] for i in range(5))
-        beta1, beta2 = self.betas
-        for name, p in self.parameters.items():
-            total, m, v, decay = self.gradients[name], self.exp_avg[name], self.exp_avg_sq[name], decays[name]
-            g = total * scale + total * rest
-            m.assign(beta1 * m + (1 - beta1) * g)
-            v.assign(beta2 * v + (1 - beta2) * g * g)
-            p.assign(p * (1 - lr * decay) - (lr / correction1) * m / ((v / correction2).sqrt() + self.eps))
-            Tensor.realize(m, v, p)
+        state = self.parameters, self.exp_avg, self.exp_avg_sq, self.gradients
+        self.backend.adamw(state, scalars, decays, self.betas, self.eps)
 
     def moments(self) -> dict[str, np.ndarray]:
         """AdamW's state but for `steps`, copied: exp_avg.NAME and exp_avg_sq.NAME, shaped like parameter NAME."""
@@ -159,8 +138,7 @@ class Trainer:
                 (self.exp_avg_sq[name], moments[f"exp_avg_sq.{name}"]),
             ):
                 write(t, array.astype(self.dtype, copy=False))
-        if self.kernels:
-            self.kernels.keep_halves(self.parameters)
+        self.backend.refresh()
 
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
         return Tensor.zeros(*shape, dtype=self.model.wte.weight.dtype).contiguous().realize()

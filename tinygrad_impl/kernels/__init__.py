@@ -1,51 +1,45 @@
 """Kernels for NVIDIA GPUs, written in Triton, and how they become nodes of tinygrad's graphs."""
 
+import ctypes
 import importlib.util
-import sys
-from types import ModuleType
+from dataclasses import dataclass
 
 from tinygrad import Device
 
-from data.cli import InputError
 from data.config import GPT2Config
 
-CHOICES = ("auto", "fused", "plain")
-OLDEST = 80  # compute capability: Ampere, the first with bfloat16 products
+OLDEST = 80  # compute capability: Ampere, the first with bfloat16 GEMMs
 
 
-def choose(wanted: str, config: GPT2Config, device: str, bfloat16: bool) -> ModuleType | None:
-    """What computes a model's operations: the module `fused`, or None for tinygrad's own kernels ("plain").
+@dataclass(frozen=True)
+class GPU:
+    """What kernels are tuned by: 10 times the compute capability, and how many multiprocessors there are."""
 
-    "auto" takes the former where it can, and says why where an NVIDIA GPU cannot. Raises `InputError` where "fused" is
-    wanted and cannot be.
-    """
-    if wanted == "plain":
-        return None
-    reason = obstacle(config, device, bfloat16)
-    if reason and wanted == "fused":
-        raise InputError(f"--kernels fused cannot be: {reason}; leave it out")
-    if reason and device == "CUDA":
-        print(f"note: tinygrad's own kernels compute this, which are slower: {reason}", file=sys.stderr)
-    if reason:
-        return None
-    from tinygrad_impl.kernels import fused, matmul  # here, because they import Triton
+    capability: int
+    multiprocessors: int
 
-    matmul.capability = capability(device)
-    overlap(device)
-    return fused
+    @property
+    def has_large_shared_memory(self) -> bool:
+        """227 KB for a program, as on Hopper and on the Blackwell of data centres, where others have about 100."""
+        return 90 <= self.capability < 120
 
-
-def overlap(device: str) -> None:
-    """Has kernels that can (`Launch.waits`) begin while the ones before them end, if the driver knows how."""
-    from tinygrad_impl.kernels import graph  # here, because only CUDA has such graphs
-
-    if graph.add_dependencies:
-        Device[device].graph = graph.Graph
+    @property
+    def starts_early(self) -> bool:
+        """Whether a kernel can begin while the one before it ends (graph.py)."""
+        return self.capability >= 90
 
 
 def capability(device: str) -> int:
-    """10 times the compute capability of an NVIDIA GPU."""
     return int(Device[device].renderer.target.arch.removeprefix("sm_"))
+
+
+def gpu_of(device: str) -> GPU:
+    from tinygrad.runtime.autogen import cuda  # only where there is CUDA can it be imported
+
+    count = ctypes.c_int()
+    attribute = cuda.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+    assert cuda.cuDeviceGetAttribute(ctypes.byref(count), attribute, Device[device].cu_device) == 0
+    return GPU(capability(device), count.value)
 
 
 def obstacle(config: GPT2Config, device: str, bfloat16: bool) -> str | None:

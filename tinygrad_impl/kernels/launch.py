@@ -10,6 +10,7 @@ from itertools import chain, islice, zip_longest
 from typing import Any
 
 from tinygrad import Device, Tensor, dtypes
+from tinygrad.dtype import DType
 from tinygrad.engine.realize import runtime_cache
 from tinygrad.helpers import argsort
 from tinygrad.renderer import Estimates
@@ -68,6 +69,11 @@ def launch(kernel: Launch, outs: Sequence[Tensor], *ins: Tensor) -> list[Tensor]
     scratch = [Tensor.invalids(bytes, dtype=dtypes.uint8, device=first.device) for bytes in (size, 1)]
     fxn = partial(program, kernel, len(outs), first.device)
     return first.custom_kernel(*rest, *ins, *scratch, fxn=fxn)[: len(outs)]
+
+
+def new(like: Tensor, *shape: int, dtype: DType = dtypes.bfloat16) -> Tensor:
+    """A tensor for a kernel to write."""
+    return Tensor.invalids(*shape, dtype=dtype, device=like.device)
 
 
 def stored(x: Tensor) -> Tensor:

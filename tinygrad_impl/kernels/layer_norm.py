@@ -7,9 +7,10 @@ by memory: each tensor is read or written once, a program having whole rows in i
 import triton
 import triton.language as tl
 
+from tinygrad_impl.kernels import GPU
 from tinygrad_impl.kernels.launch import Launch
 
-PROGRAMS = 528  # of the backward pass, each with partial sums of its own: four for each of 132 multiprocessors
+PROGRAMS = 4  # for each multiprocessor, of the backward pass, each with partial sums of its own
 
 
 @triton.jit
@@ -90,11 +91,11 @@ def forward(R: int, C: int, eps: float, added: bool, rows: int = 4, warps: int =
     return Launch(kernel, (triton.cdiv(R, rows),), constants, warps, bytes=moved)
 
 
-def backward(R: int, C: int, past: bool, rows: int = 8, warps: int | None = None) -> Launch:
+def backward(gpu: GPU, R: int, C: int, past: bool, rows: int = 8, warps: int | None = None) -> Launch:
     """dx float32, dx bfloat16 (R, C), sums float32 (programs, 3C) <- dy bfloat16 (R, C), past float32 (R, C) (s again,
     if there is none), s, mean, rstd, weight.
     """
-    programs = min(PROGRAMS, triton.cdiv(R, rows))
+    programs = min(PROGRAMS * gpu.multiprocessors, triton.cdiv(R, rows))
     constants = {"R": R, "C": C, "PAST": past, "STEPS": triton.cdiv(R, programs * rows), "ROWS": rows}
     constants |= {"BLOCK": triton.next_power_of_2(C)}
     warps = warps or (4 if C <= 1024 else 8)  # a thread has registers for so much

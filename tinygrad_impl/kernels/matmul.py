@@ -10,15 +10,14 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from tinygrad_impl.kernels import GPU
 from tinygrad_impl.kernels.launch import Launch
 
-PROCESSORS = 132  # multiprocessors of an H100 or H200; on others the same is computed, if not in as few rounds
 HOPPER = {"BM": 128, "BN": 256, "BK": 64, "GROUP": 8, "SLICES": 2, "stages": 3}
 LAYER = {"GROUP": 4, "stages": 4}  # what is quicker for a layer's
 GELU = {"BN": 128, "warps": 8, "programs": 2}  # with one: one program computes it while the other multiplies
 # What has less shared memory takes instead, from the A100 and the RTX 30 on: about 100 KB.
 OTHERS = {"BM": 128, "BN": 128, "BK": 64, "warps": 8, "stages": 3, "programs": 1}
-capability = 90  # of the GPU: 10 times its compute capability
 
 
 @triton.jit
@@ -145,6 +144,7 @@ def column_sums_kernel(
 
 
 def tiled(
+    gpu: GPU,
     M: int,
     N: int,
     K: int,
@@ -160,14 +160,14 @@ def tiled(
     a, b and the result begin at row `first` of their tensors, and the result has not M but `rows` if given.
     `tiles` are what to take instead of what is known to be quick; the fields of HOPPER.
     """
-    tiles = HOPPER | tiles | ({} if 90 <= capability < 120 else OTHERS)
+    tiles = HOPPER | tiles | ({} if gpu.has_large_shared_memory else OTHERS)
     tiles["BN"] = width(N, tiles["BN"])
     if split and M % tiles["BM"]:
         tiles["BM"] = 64  # divides all widths
     warps, stages = tiles.pop("warps", max(4, tiles["BM"] * tiles["BN"] // 4096)), tiles.pop("stages")
-    programs = tiles.pop("programs", 1) * PROCESSORS  # how many a multiprocessor can hold, at once
+    programs = tiles.pop("programs", 1) * gpu.multiprocessors  # how many a multiprocessor can hold, at once
     count = triton.cdiv(M, tiles["BM"]) * triton.cdiv(N, tiles["BN"])
-    splits = tiles.pop("SPLITS", parts(count, M, N, K) if split else 1)
+    splits = tiles.pop("SPLITS", parts(gpu, count, M, N, K) if split else 1)
     grid = (min(programs, count * splits),)
     constants = {"M": M, "N": N, "K": K, "A_TRANSPOSED": transposed[0], "B_TRANSPOSED": transposed[1]}
     widths = M if transposed[0] else K, K if transposed[1] else N, N
@@ -187,55 +187,55 @@ def width(N: int, widest: int) -> int:
     return next((w for w in (256, 128, 64) if w <= widest and triton.cdiv(N, w) * w * 7 < N * 8), 64)
 
 
-def parts(tiles: int, M: int, N: int, K: int) -> int:
+def parts(gpu: GPU, tiles: int, M: int, N: int, K: int) -> int:
     """In how many parts to sum over K, so that they fill the multiprocessors: the quickest by this estimate."""
 
     def seconds(splits: int) -> float:
-        rounds = triton.cdiv(tiles * splits, PROCESSORS)
+        rounds = triton.cdiv(tiles * splits, gpu.multiprocessors)
         product = rounds * 2 * M * N * K / (tiles * splits) / 6e12  # FLOP/s of a multiprocessor
         return product + 4 * M * N * (splits / 3e12 + (splits + 1) / 1.8e12)  # bytes/s of it, and of who adds up
 
     return min(range(1, min(16, triton.cdiv(K, 512)) + 1), key=seconds)
 
 
-def forward(R: int, K: int, N: int, gelu: bool = False, **options: Any) -> Launch:
+def forward(gpu: GPU, R: int, K: int, N: int, gelu: bool = False, **options: Any) -> Launch:
     """y (R, N) <- x (R, K), weight [K, N], in bfloat16, bias [N] in float32. With gelu: y, gelu(y) <- them."""
-    return tiled(R, N, K, epilogue="gelu" if gelu else "bias", **(GELU if gelu else LAYER) | options)
+    return tiled(gpu, R, N, K, epilogue="gelu" if gelu else "bias", **(GELU if gelu else LAYER) | options)
 
 
-def input_gradient(R: int, K: int, N: int, gelu: bool = False, **options: Any) -> Launch:
+def input_gradient(gpu: GPU, R: int, K: int, N: int, gelu: bool = False, **options: Any) -> Launch:
     """dx (R, K) <- dy (R, N), weight [K, N], all in bfloat16.
 
     With gelu, x = gelu(h): dh, x, parts of the sums of dh's columns, float32 (R / BM rounded up, K) <- them, h.
     """
     tiles = GELU | {"BK": 32, "stages": 5} if gelu else LAYER  # two programs' shared memory has room for no more
-    return tiled(R, K, N, (False, True), "gelu gradient" if gelu else "none", **tiles | options)
+    return tiled(gpu, R, K, N, (False, True), "gelu gradient" if gelu else "none", **tiles | options)
 
 
-def weight_gradient(R: int, K: int, N: int, **options: Any) -> Launch:
+def weight_gradient(gpu: GPU, R: int, K: int, N: int, **options: Any) -> Launch:
     """Parts of dweight, float32 (SPLITS, K, N) <- x (R, K), dy (R, N) in bfloat16."""
-    return tiled(K, N, R, (True, False), split=True, **options)
+    return tiled(gpu, K, N, R, (True, False), split=True, **options)
 
 
-def head(R: int, C: int, V: int, first: int = 0, **options: Any) -> Launch:
+def head(gpu: GPU, R: int, C: int, V: int, first: int = 0, **options: Any) -> Launch:
     """logits (R, V) <- x, of which these are R rows from the `first`, (any, C), table (V, C), all in bfloat16."""
-    return tiled(R, V, C, (False, True), first=(first, 0, 0), **{"SLICES": 1} | options)
+    return tiled(gpu, R, V, C, (False, True), first=(first, 0, 0), **{"SLICES": 1} | options)
 
 
-def head_input_gradient(R: int, C: int, V: int, first: int = 0, **options: Any) -> Launch:
+def head_input_gradient(gpu: GPU, R: int, C: int, V: int, first: int = 0, **options: Any) -> Launch:
     """R rows of dx (any, C) from the `first` <- dlogits (R, V), table (V, C), all in bfloat16."""
-    return tiled(R, C, V, first=(0, 0, first), **options)
+    return tiled(gpu, R, C, V, first=(0, 0, first), **options)
 
 
 def head_weight_gradient(
-    R: int, C: int, V: int, rows: int, first: int = 0, add: bool = False, **options: Any
+    gpu: GPU, R: int, C: int, V: int, rows: int, first: int = 0, add: bool = False, **options: Any
 ) -> Launch:
     """dtable (rows, C) in float32 <- dlogits (R, V), R rows of x (any, C) from the `first`, in bfloat16.
 
     With add, it is added to what is there.
     """
     epilogue = "add" if add else "none"
-    return tiled(V, C, R, (True, False), epilogue, first=(0, first, 0), rows=rows, **{"GROUP": 16} | options)
+    return tiled(gpu, V, C, R, (True, False), epilogue, first=(0, first, 0), rows=rows, **{"GROUP": 16} | options)
 
 
 def column_sums(R: int, N: int, parts: int, outs: int = 1) -> Launch:

@@ -1,0 +1,158 @@
+"""Which operations one kernel computes together: rules that rewrite a graph of `functional`'s nodes before it is lowered.
+
+A rule is a pattern of nodes, and the node that takes their place. Two kinds of things are joined:
+
+- forward, what would read a result again that a kernel still has in registers: linear + GELU, residual + layer norm,
+  head + loss;
+- backward, the gradient of a linear layer's bias. It is the sum over rows of the gradient of the layer's output, and
+  the kernel that computes the latter has these rows in registers. So the node after a linear layer takes the layer's
+  bias as a source of its own and gives its gradient, and the layer gets the bias detached.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tinygrad.uop.ops import Ops, PatternMatcher, UOp, UPat, graph_rewrite
+
+from data.config import GPT2Config
+from tinygrad_impl.functional import node, pattern, settings_of
+
+
+def declared(like: UOp, slot: int, *shape: int) -> UOp:
+    """Stands for an output within a node that is known by its name, not by a formula."""
+    return UOp.param(slot, like.dtype, shape, like.device)
+
+
+def linear_gelu(x: UOp, w: UOp, b: UOp) -> UOp:
+    """Outputs: what the layer gives, kept for the backward pass, and GELU of it."""
+    shape = (*x.shape[:-1], w.shape[1])
+    return node("linear_gelu", [declared(x, i, *shape) for i in (3, 4)], (x, w, b))[1]
+
+
+def gelu_linear(y: UOp, w: UOp, b: UOp) -> UOp:
+    """The linear layer after GELU. Its backward pass computes GELU and its derivative again, in a GEMM's epilogue."""
+    before, bias = y.src[0], y.src[0].src[3]
+    hidden, y = map(without_bias(before).gettuple, (0, 1))
+    return node("gelu_linear", [declared(y, 5, *y.shape[:-1], w.shape[1])], (hidden, y, w, b, bias))[0]
+
+
+def split_attention(q: UOp, k: UOp, v: UOp, call: UOp) -> UOp | None:
+    """Causal attention whose q, k and v (B, H, T, D) are thirds of one (B, T, 3C): they are read where they are."""
+    B, H, T, D = q.shape
+    C, qkv = H * D, q.src[0].src[0].src[0]
+    for i, part in enumerate((q, k, v)):
+        heads, third = part.src[0], part.src[0].src[0]
+        place = (0, B), (0, T), (i * C, (i + 1) * C)
+        if third.src[0] is not qkv or (part.marg, heads.shape, third.marg) != ((0, 2, 1, 3), (B, T, H, D), place):
+            return None
+    if qkv.shape != (B, T, 3 * C) or not settings_of(call)["is_causal"]:
+        return None
+    sources = (without_bias(qkv.src[0]).gettuple(0), bias_of(qkv)) if is_linear(qkv) else (qkv,)
+    [y] = node("split_attention", [declared(qkv, len(sources), B, T, C)], sources, n_head=H)
+    return y.reshape((B, T, H, D)).permute((0, 2, 1, 3))
+
+
+def residual_layer_norm(
+    ctx: dict[UOp, UOp], stream: UOp, branch: UOp, total: UOp, w: UOp, b: UOp, call: UOp
+) -> UOp | None:
+    """Layer norm of the residual stream after a layer's output is added to it. Outputs: the sum, and its norm. Whatever
+    else reads the sum reads this one, which is why it is kept in `ctx`.
+    """
+    if not is_linear(branch):
+        return None
+    outs = [declared(total, i, *total.shape) for i in (5, 6)]
+    sources = stream, without_bias(branch.src[0]).gettuple(0), bias_of(branch), w, b
+    ctx[total], normal = node("residual_layer_norm", outs, sources, **settings_of(call))
+    return normal
+
+
+def head_loss(x: UOp, w: UOp, targets: UOp, call: UOp) -> UOp:
+    """The mean loss, for which the logits are computed by parts of the rows and not kept."""
+    return node("head_loss", [declared(x, 3)], (x, w, targets), **settings_of(call))[0]
+
+
+def embedding_gradient_onto_head(head: UOp, tokens: UOp, rows: UOp) -> UOp:
+    """The rows' gradients are added in place to the head's, instead of to zeros and then table to table."""
+    return node("embedding_gradient", [declared(rows, 3, *head.shape)], (tokens, rows, head), V=head.shape[0])[0]
+
+
+BIAS = {"linear": 3, "linear_gelu": 3, "gelu_linear": 4}  # where a layer's node has it in its src
+
+
+def is_linear(out: UOp) -> bool:
+    """Whether this is the output of a linear layer whose bias no other node has taken."""
+    if out.op is not Ops.GETTUPLE or out.src[0].tag not in ("linear", "gelu_linear"):
+        return False
+    return bias_of(out).op is not Ops.DETACH
+
+
+def bias_of(out: UOp) -> UOp:
+    call = out.src[0]
+    return call.src[BIAS[call.tag]]
+
+
+def without_bias(call: UOp) -> UOp:
+    """A layer's node with its bias detached: it gives no gradient for it."""
+    src = list(call.src)
+    src[BIAS[call.tag]] = src[BIAS[call.tag]].detach()
+    return call.replace(src=tuple(src))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`join` gives what takes the place of a match of the pattern, or None. `count`: of such nodes in a model's loss."""
+
+    pattern: UPat
+    join: Callable[..., UOp | None]
+    count: Callable[[GPT2Config], int]
+
+
+def head_split_off(name: str) -> UPat:
+    """(B, H, T, D) of a part of (B, T, any)."""
+    split = UPat(Ops.SHRINK, allow_any_len=True)
+    return UPat(Ops.PERMUTE, src=(UPat(Ops.RESHAPE, src=(split,), allow_any_len=True),), name=name)
+
+
+def total(name: str) -> UPat:
+    return UPat(Ops.ADD, src=(UPat.var("stream"), UPat.var("branch")), name=name)
+
+
+X, W, B = map(UPat.var, ("x", "w", "b"))
+QKV = map(head_split_off, "qkv")
+RULES = {  # by the name of the node that a rule makes
+    "linear_gelu": Rule(pattern("gelu", pattern("linear", X, W, B)), linear_gelu, lambda c: c.n_layer),
+    "gelu_linear": Rule(
+        pattern("linear", pattern("linear_gelu", UPat(), UPat(), UPat(), out=1, name="y"), W, B),
+        gelu_linear,
+        lambda c: c.n_layer,
+    ),
+    "split_attention": Rule(pattern("attention", *QKV, call="call"), split_attention, lambda c: c.n_layer),
+    "residual_layer_norm": Rule(
+        pattern("layer_norm", total("total"), W, B, call="call"), residual_layer_norm, lambda c: 2 * c.n_layer
+    ),
+    "head_loss": Rule(
+        pattern("cross_entropy", pattern("tied_head", X, W), UPat.var("targets"), call="call"), head_loss, lambda c: 1
+    ),
+}
+LOSS = PatternMatcher([(rule.pattern, rule.join) for rule in RULES.values()])
+GRADIENTS = PatternMatcher(
+    [
+        (
+            UPat(Ops.ADD, src=(UPat.var("head"), pattern("embedding_gradient", UPat.var("tokens"), UPat.var("rows")))),
+            embedding_gradient_onto_head,
+        )
+    ]
+)
+
+
+def joined(graph: UOp, rules: PatternMatcher = LOSS) -> UOp:
+    """The graph with its nodes joined by the rules."""
+    sums: dict[UOp, UOp] = {}
+    return graph_rewrite(graph, rules, ctx=sums).substitute(sums)
+
+
+def missing(graph: UOp, config: GPT2Config) -> Mapping[str, str]:
+    """The rules that made fewer or more nodes in the graph of such a model's loss than they have to: "3 of 12"."""
+    made = [uop.tag for uop in graph.toposort() if uop.op is Ops.FUNCTION]
+    counts = {name: (made.count(name), rule.count(config)) for name, rule in RULES.items()}
+    return {name: f"{found} of {wanted}" for name, (found, wanted) in counts.items() if found != wanted}

@@ -1,0 +1,321 @@
+"""What each node of `functional` becomes on Triton's kernels, with its gradient.
+
+They compute what `torch.autocast` to bfloat16 computes: GEMMs of bfloat16 with float32 sums; the residual stream, layer
+norm and the loss in float32. A gradient is given as a function of tinygrad's graph, so that kernels know nothing of
+automatic differentiation. Which nodes there are besides those of `functional`, joins.py says.
+
+In the comments B is the batch, T the sequence length, R = B * T, C = n_embd, H = n_head, D = C / H, V = vocab_size.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import triton
+from tinygrad import Tensor, dtypes
+from tinygrad.uop.ops import Ops, UOp
+
+from tinygrad_impl import formulas
+from tinygrad_impl.formulas import VOCAB_TILE, long_sum
+from tinygrad_impl.functional import node
+from tinygrad_impl.kernels import GPU, attention, cross_entropy, embedding, layer_norm, matmul
+from tinygrad_impl.kernels.launch import launch, new, stored
+
+HEAD_ROWS = 1 << 14  # whose logits are in memory at once
+
+Gradients = tuple[UOp | None, ...]  # of a call's sources
+
+
+@dataclass(frozen=True)
+class Operations:
+    """The nodes on one GPU. `copies`: of parameters, in bfloat16."""
+
+    gpu: GPU
+    copies: Mapping[UOp, Tensor]
+
+    def __call__(self, name: str, sources: list[Tensor], settings: dict[str, Any]) -> list[Tensor]:
+        """A node's outputs. Those that are not joined with others, and have no kernel by themselves, are formulas."""
+        if name == "gelu":
+            return [formulas.gelu(*sources)]
+        if name == "cross_entropy":
+            return [formulas.cross_entropy(*sources, **settings)]
+        if name == "attention":
+            return [formulas.attention(*sources, **settings, dtype=dtypes.bfloat16)]
+        compute: Callable[..., list[Tensor]] = getattr(self, name)
+        return compute(*sources, **settings)
+
+    def matrix(self, weight: Tensor, name: str = "") -> Tensor:
+        """A matrix in bfloat16."""
+        return self.copies[weight.uop] if weight.uop in self.copies else rounded(weight, name)
+
+    def embedding(self, tokens: Tensor, weight: Tensor) -> list[Tensor]:
+        return [formulas.embedding(tokens, weight, _embedding_gradient)]
+
+    def embedding_gradient(self, tokens: Tensor, gradient: Tensor, *onto: Tensor, V: int) -> list[Tensor]:
+        """gradient (B, T, C) of the rows that tokens (B, T) name -> that of the table: (V, C), the same in every run.
+
+        With `onto`, float32 (V, C), it is added to that, in its memory.
+        """
+        R, C = tokens.numel(), gradient.shape[-1]
+        index, rows = tokens.reshape(R).cast(dtypes.int32), gradient.reshape(R, C)
+        (to_keys, to_order), (runs, rest) = embedding.sort(R), embedding.sums(R, C)
+        [keys] = launch(to_keys, [new(rows, to_keys.grid[0] * embedding.SORTED, dtype=dtypes.int32)], index)
+        [order] = launch(to_order, [new(rows, R, dtype=dtypes.int32)], keys)
+        [total] = map(stored, onto or [Tensor.zeros(V, C, dtype=dtypes.float32, device=rows.device).contiguous()])
+        parts = new(rows, runs.grid[0], 2, C, dtype=dtypes.float32)
+        total, parts = launch(runs, [total, parts], order, index, rows)
+        return launch(rest, [total], parts, order, index)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+        """x (..., K) @ weight [K, N] + bias [N]: (..., N), in bfloat16."""
+        *outer, K = x.shape
+        R, N = math.prod(outer), weight.shape[1]
+        rows, table = bfloat16(x).reshape(R, K), self.matrix(weight)
+        [y] = launch(matmul.forward(self.gpu, R, K, N), [new(x, R, N)], rows, table, bias)
+        [y] = differentiable([y], self._linear_gradient, [rows, weight, bias], table)
+        return [y.reshape(*outer, N)]
+
+    def _linear_gradient(self, dy: UOp, call: UOp) -> Gradients:
+        rows, _, bias, table, _ = map(Tensor, call.src[1:])
+        dy_rows = Tensor(dy)  # (R, N)
+        (R, K), N = rows.shape, table.shape[1]
+        [dx] = launch(matmul.input_gradient(self.gpu, R, K, N), [new(rows, R, K)], dy_rows, table)
+        return dx.uop, self.weight_gradient(rows, dy_rows), bias_gradient(bias, dy_rows), None, None
+
+    def weight_gradient(self, x: Tensor, dy: Tensor) -> UOp:
+        """x (R, K), dy (R, N) -> the gradient of a weight [K, N], in float32."""
+        (R, K), N = x.shape, dy.shape[1]
+        kernel = matmul.weight_gradient(self.gpu, R, K, N)
+        splits = kernel.constants["SPLITS"]
+        [dw] = launch(kernel, [new(x, splits * K * N, dtype=dtypes.float32)], x, dy)
+        dw = column_sums(dw.reshape(splits, K * N)) if splits > 1 else dw
+        return dw.reshape(K, N).uop
+
+    def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+        """A linear layer's output and the tanh form of GELU of it, both (..., N), in bfloat16."""
+        *outer, K = x.shape
+        R, N = math.prod(outer), weight.shape[1]
+        rows, table = bfloat16(x).reshape(R, K), self.matrix(weight)
+        kernel = matmul.forward(self.gpu, R, K, N, gelu=True)
+        hidden, y = launch(kernel, [new(x, R, N), new(x, R, N)], rows, table, bias)
+        [hidden] = differentiable([hidden], self._linear_gradient, [rows, weight, bias], table)
+        [y] = differentiable([y], _gelu_gradient, [hidden])
+        return [hidden.reshape(*outer, N), y.reshape(*outer, N)]
+
+    def gelu_linear(self, hidden: Tensor, x: Tensor, weight: Tensor, bias: Tensor, bias_before: Tensor) -> list[Tensor]:
+        """x (..., K) @ weight [K, N] + bias [N], x being GELU of hidden, which came of a layer with `bias_before`."""
+        *outer, K = x.shape
+        R, N = math.prod(outer), weight.shape[1]
+        rows, before, table = bfloat16(x).reshape(R, K), bfloat16(hidden).reshape(R, K), self.matrix(weight)
+        [y] = launch(matmul.forward(self.gpu, R, K, N), [new(x, R, N)], rows, table, bias)
+        [y] = differentiable([y], self._gelu_linear_gradient, [before, weight, bias, bias_before], table)
+        return [y.reshape(*outer, N)]
+
+    def _gelu_linear_gradient(self, dy: UOp, call: UOp) -> Gradients:
+        """The derivative of GELU is multiplied in before anything is stored. GELU is computed once more there, so that it
+        need not be kept from the forward pass on.
+        """
+        hidden, _, bias, _, table, _ = map(Tensor, call.src[1:])
+        dy_rows = Tensor(dy)  # (R, N)
+        (R, K), N = hidden.shape, table.shape[1]
+        kernel = matmul.input_gradient(self.gpu, R, K, N, gelu=True)
+        parts = new(hidden, triton.cdiv(R, kernel.constants["BM"]), K, dtype=dtypes.float32)
+        dhidden, g, parts = launch(kernel, [new(hidden, R, K), new(hidden, R, K), parts], dy_rows, table, hidden)
+        dw, db = self.weight_gradient(g, dy_rows), bias_gradient(bias, dy_rows)
+        return dhidden.uop, dw, db, column_sums(parts).uop, None, None
+
+    def split_attention(self, qkv: Tensor, *bias: Tensor, n_head: int) -> list[Tensor]:
+        """Causal attention of qkv (B, T, 3C), which came of a layer with this bias: (B, T, C), in bfloat16."""
+        B, T, width = qkv.shape
+        qkv, C = bfloat16(qkv), width // 3
+        outs = [new(qkv, B, T, C), new(qkv, B, n_head, T, dtype=dtypes.float32)]
+        y, lse = launch(attention.forward(B, T, n_head, C // n_head), outs, qkv)
+        return differentiable([y], partial(_attention_gradient, n_head), [qkv, *bias], lse)
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> list[Tensor]:
+        """Layer norm of x (..., C), in bfloat16."""
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        (R, C), kernel = rows.shape, layer_norm.forward(*rows.shape, eps, added=False)
+        outs = [new(x, R, C), *(new(x, R, dtype=dtypes.float32) for _ in range(2))]
+        y, mean, rstd = launch(kernel, outs, rows, weight, bias)
+        [y] = differentiable([y], self._layer_norm_gradient, [rows, weight, bias], mean, rstd)
+        return [y.reshape(x.shape)]
+
+    def _layer_norm_gradient(self, dy: UOp, call: UOp) -> Gradients:
+        rows, weight, _, mean, rstd, _ = map(Tensor, call.src[1:])
+        dx, _, dweight, dbias, _ = self.norm_gradients(Tensor(dy), [], rows, mean, rstd, weight)
+        return dx.uop, dweight.uop, dbias.uop, None, None, None
+
+    def residual_layer_norm(
+        self, stream: Tensor, branch: Tensor, bias_before: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> list[Tensor]:
+        """stream + branch (..., C), in float32, and layer norm of it, in bfloat16. The branch came of a layer with
+        `bias_before`.
+        """
+        R, C = math.prod(stream.shape[:-1]), stream.shape[-1]
+        rows, added = stream.reshape(R, C), bfloat16(branch).reshape(R, C)
+        outs = [new(rows, R, C, dtype=dtypes.float32), new(rows, R, C)]
+        outs += [new(rows, R, dtype=dtypes.float32) for _ in range(2)]
+        total, y, mean, rstd = launch(layer_norm.forward(R, C, eps, added=True), outs, rows, added, weight, bias)
+        sources = [rows, added, bias_before, weight, bias]
+        outs = differentiable([total, y], self._residual_layer_norm_gradient, sources, mean, rstd)
+        return [out.reshape(stream.shape) for out in outs]
+
+    def _residual_layer_norm_gradient(self, *gradients: Any, call: UOp | None = None) -> Gradients:
+        if call is None:  # tinygrad's way where there is one gradient: nothing else reads the last layer's sum
+            gradients, call = gradients[:-1], gradients[-1]
+        *_, weight, _, mean, rstd, total, _ = map(Tensor, call.src[1:])
+        *past, dy = map(Tensor, gradients)
+        dx, dx16, *rest = (t.uop for t in self.norm_gradients(dy, past, total, mean, rstd, weight))
+        dweight, dbias, dbias_before = rest
+        return dx, dx16, dbias_before, dweight, dbias, *[None] * 4
+
+    def norm_gradients(
+        self, dy: Tensor, past: list[Tensor], x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor
+    ) -> list[Tensor]:
+        """Of the norm of x (R, C), from dy and from what reaches x past the norm: dx in float32 and in bfloat16, those of
+        weight and bias, and the sums of dx over rows.
+        """
+        R, C = x.shape
+        kernel = layer_norm.backward(self.gpu, R, C, bool(past))
+        outs = [new(x, R, C, dtype=dtypes.float32), new(x, R, C), new(x, *kernel.grid, 3 * C, dtype=dtypes.float32)]
+        dx, dx16, sums = launch(kernel, outs, dy, *(past or [x]), x, mean, rstd, weight)
+        outs = [new(x, C, dtype=dtypes.float32) for _ in range(3)]
+        return [dx, dx16, *launch(matmul.column_sums(kernel.grid[0], C, 1, outs=3), outs, sums)]
+
+    def tied_head(self, x: Tensor, weight: Tensor) -> list[Tensor]:
+        """x (B, T, C) @ weight (V, C).T: logits (B, T, V rounded up to VOCAB_TILE), in bfloat16; those past V are -inf."""
+        *outer, C = x.shape
+        rows, table = bfloat16(x).reshape(-1, C), self.matrix(weight, "wte.weight")
+        (R, C), V = rows.shape, table.shape[0]
+        [logits] = launch(matmul.head(self.gpu, R, C, V), [new(rows, R, V)], rows, table)
+        [logits] = differentiable([logits], self._head_gradient, [rows, weight], table)
+        real = Tensor.arange(V) < weight.shape[0]
+        return [real.where(logits.reshape(*outer, V), -math.inf)]
+
+    def _head_gradient(self, dlogits: UOp, call: UOp) -> Gradients:
+        rows, weight, table, _ = map(Tensor, call.src[1:])
+        dx, dweight = self.head_gradients([Tensor(dlogits)], rows, table, weight.shape[0])
+        return dx.uop, dweight.uop, None, None
+
+    def head_gradients(self, dlogits: Sequence[Tensor], rows: Tensor, table: Tensor, V: int) -> tuple[Tensor, Tensor]:
+        """dlogits (any, padded V) of parts of the rows -> the gradients of the rows (R, C), in bfloat16, and of the
+        weight (V, C), in float32.
+        """
+        R, C = rows.shape
+        dx, dweight, first = new(rows, R, C), new(rows, V, C, dtype=dtypes.float32), 0
+        for part in dlogits:
+            r, padded = min(part.shape[0], R - first), table.shape[0]
+            [dx] = launch(matmul.head_input_gradient(self.gpu, r, C, padded, first), [dx], part, table)
+            kernel = matmul.head_weight_gradient(self.gpu, r, C, padded, V, first, add=first > 0)
+            [dweight] = launch(kernel, [dweight], part, rows)
+            first += r
+        return dx, dweight
+
+    def head_loss(self, x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> list[Tensor]:
+        """The mean of -log softmax(x @ weight.T)[target] over the targets but ignore_index.
+
+        The gradient of logits takes their place, and that of other rows the place of the gradient, once it was used.
+        """
+        rows, table = bfloat16(x).reshape(-1, x.shape[-1]), self.matrix(weight, "wte.weight")
+        (R, C), V = rows.shape, table.shape[0]
+        target = targets.reshape(R).cast(dtypes.int32)
+        scale = (1 / (target != ignore_index).sum().float()).reshape(1).contiguous()
+        part, losses, dlogits = new(rows, min(R, HEAD_ROWS), V), new(rows, R, dtype=dtypes.float32), list[Tensor]()
+        for first in range(0, R, HEAD_ROWS):
+            r = min(HEAD_ROWS, R - first)
+            # tinygrad lets what reads the memory, the GEMMs of `head_gradients` too, come before what overwrites it
+            [part] = launch(matmul.head(self.gpu, r, C, V, first), [part], rows, table)
+            kernel = cross_entropy.forward(r, weight.shape[0], V, ignore_index, first)
+            losses, part = launch(kernel, [losses, part], target, scale)
+            dlogits.append(part)
+        mean = long_sum(losses) * scale.reshape(())
+        return differentiable([mean], self._loss_gradient, [rows, weight], table, *dlogits)
+
+    def _loss_gradient(self, gradient: UOp, call: UOp) -> Gradients:
+        rows, weight, table, *dlogits, _ = map(Tensor, call.src[1:])
+        dx, dweight = self.head_gradients(dlogits, rows, table, weight.shape[0])
+        if constant(gradient) != 1:  # something else is made of the loss
+            dx, dweight = (dx * Tensor(gradient)).cast(dx.dtype), dweight * Tensor(gradient)
+        return dx.uop, dweight.uop, *[None] * (len(dlogits) + 2)
+
+
+def rounded(weight: Tensor, name: str) -> Tensor:
+    """A matrix in bfloat16. The table of tokens has rows of 0 at its end, up to a multiple of VOCAB_TILE."""
+    rows = -weight.shape[0] % VOCAB_TILE if name == "wte.weight" else 0
+    return weight.detach().pad(((0, rows), None)).cast(dtypes.bfloat16).contiguous()
+
+
+def bfloat16(x: Tensor) -> Tensor:
+    """x in bfloat16: what it was widened from, if it was, before being moved about."""
+    uop, moves = x.uop, list[UOp]()
+    while uop.op in (Ops.RESHAPE, Ops.PERMUTE):
+        moves.append(uop)
+        uop = uop.src[0]
+    if uop.op is not Ops.CAST or uop.src[0].dtype is not dtypes.bfloat16:
+        return x.cast(dtypes.bfloat16)
+    uop = uop.src[0]
+    for move in reversed(moves):
+        uop = uop.permute(move.marg) if move.op is Ops.PERMUTE else uop.reshape(move.marg)
+    return Tensor(uop)
+
+
+def differentiable(
+    outs: Sequence[Tensor], gradient: Callable[..., Gradients], sources: Sequence[Tensor], *kept: Tensor
+) -> list[Tensor]:
+    """The outs, with `gradient` to give the gradients of the sources from theirs; it finds sources, what it keeps
+    besides and outs, in this order, in its call's `src[1:]`, and gives as many gradients.
+    """
+    tensors = [*sources, *kept, *outs]
+    params = [t.as_param(len(sources) + len(kept) + i).uop for i, t in enumerate(outs)]
+    call = UOp.maketuple(*params).call(*[t.uop for t in tensors], grad_fxn=gradient)
+    return [Tensor(call.gettuple(i)) for i in range(len(outs))]
+
+
+def column_sums(x: Tensor) -> Tensor:
+    """x (R, N) -> the sums of its columns (N,), in float32: in parts first, if R is large."""
+    R, N = x.shape
+    if R > 1024:
+        [x] = launch(matmul.column_sums(R, N, 64), [new(x, 64, N, dtype=dtypes.float32)], x)
+    return launch(matmul.column_sums(x.shape[0], N, 1), [new(x, N, dtype=dtypes.float32)], x)[0]
+
+
+def bias_gradient(bias: Tensor, dy: Tensor) -> UOp | None:
+    """From dy (R, N); None of a bias that is detached, since the node after the layer gives its gradient."""
+    return None if bias.uop.op is Ops.DETACH else column_sums(dy).uop
+
+
+def _gelu_gradient(dy: UOp, call: UOp) -> Gradients:
+    """Where no linear layer follows."""
+    hidden = Tensor(call.src[1]).detach()
+    return formulas.gelu(hidden).gradient(hidden, gradient=Tensor(dy))[0].uop, None
+
+
+def _attention_gradient(H: int, dy: UOp, call: UOp) -> Gradients:
+    qkv, *bias, lse, y = map(Tensor, call.src[1:])
+    B, T, C = y.shape
+    gradient = Tensor(dy)
+    first = attention.query_gradient(B, T, H, C // H)
+    sums = new(y, B * triton.cdiv(T, first.constants["QUERIES"]), 3 * C, dtype=dtypes.float32)
+    outs = new(y, B, T, 3 * C), sums, new(y, B, H, T, dtype=dtypes.float32)
+    dqkv, sums, delta = launch(first, outs, gradient, qkv, y, lse)
+    dqkv, sums = launch(attention.key_gradient(B, T, H, C // H), [dqkv, sums], gradient, qkv, lse, delta)
+    return dqkv.uop, *(column_sums(sums).uop for _ in bias), None, None
+
+
+def _embedding_gradient(gradient: UOp, call: UOp) -> Gradients:
+    """A node, because the gradient may be added to the head's (joins.GRADIENTS)."""
+    weight, tokens = call.src[1:]
+    out = UOp.param(2, weight.dtype, weight.shape, weight.device)
+    return node("embedding_gradient", [out], (tokens, gradient), V=weight.shape[0])[0], None
+
+
+def constant(uop: UOp) -> Any:
+    """The number, or Invalid, of which all of a tensor is made; None if it is no constant."""
+    if uop.op is Ops.AFTER and uop.src[1].op is Ops.STORE:
+        uop = uop.src[1].src[1]
+    while uop.op in (Ops.RESHAPE, Ops.EXPAND):
+        uop = uop.src[0]
+    return uop.arg if uop.op is Ops.CONST else None
