@@ -327,7 +327,7 @@ def main() -> None:
             f.write(json.dumps(result) + "\n")
             f.flush()
             if result["outcome"] != "killed":
-                progress.line(told(result))
+                progress.line(described(result))
             progress.update()
     found = [known[m.key] for m in sample]
     print(f"\n{summary(found)}")
@@ -336,7 +336,7 @@ def main() -> None:
             out.write(json.dumps(found, indent=1) + "\n")
 
 
-def told(result: dict[str, Any]) -> str:
+def described(result: dict[str, Any]) -> str:
     where = f"{result['file']}:{result['line']} {result['function']}"
     return "\n    ".join([f"{result['outcome']}: {where} ({result['operator'].rpartition('/')[2]})", *result["diff"]])
 
