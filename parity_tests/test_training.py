@@ -79,6 +79,26 @@ def test_accumulation() -> None:
     assert_passed(judge("training", "float64", [(at_once, accumulated, at_once)], None, setting.exact))
 
 
+@pytest.mark.parametrize("of", ["torch_ref", "tinygrad_impl"])
+def test_loaded_gradients_are_those_that_were_accumulated(of: str) -> None:
+    """Read from one trainer and loaded into another, they lead to the same step, bit for bit. Of two micro-batches,
+    because to multiply and divide by two rounds nothing.
+    """
+    setting = setting_in("float32")
+    trainers: list[Any] = [setting.trainer() if of == "tinygrad_impl" else setting.references()[1] for _ in range(2)]
+    trained, loaded = trainers
+    trained.accumulate(random_batches(CONFIG, ROWS, LENGTH, seed=0, count=2))
+    loss, gradients = trained.mean_gradients()
+    assert {name: tuple(g.shape) for name, g in gradients.items()} == parameter_shapes(CONFIG)
+    loaded.load_gradients(loss, gradients, **({"count": 2} if of == "tinygrad_impl" else {}))
+    again, gradients_again = loaded.mean_gradients()
+    assert again == loss
+    assert all(np.array_equal(gradients[name], gradients_again[name]) for name in gradients)
+    assert trained.update(1e-2) == loaded.update(1e-2)
+    states = [state(trainer) for trainer in trainers]
+    assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
+
+
 @pytest.mark.parametrize(
     ("of", "dtype"),
     [

@@ -1,4 +1,4 @@
-"""Bugs to plant in the source files, a table a room. Each row: the bug, its file, the words there (which stand there
+"""Bugs to plant in the source files, a table for each part of the repository. Each row: the bug, its file, the words there (which stand there
 once), the words in their place, and the test of `make test` that has to fail.
 """
 
