@@ -24,7 +24,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass
 class Flow:
-    """What one pass over a batch computes at each edge, in float64 arrays, in the order in which the model reaches them.
+    """What one pass over a batch computes at each edge, in the order in which the model reaches them: float64 arrays.
 
     `gradients` has the loss's at every edge, and those of every parameter.
     """

@@ -348,10 +348,8 @@ def summary(found: Sequence[dict[str, Any]]) -> str:
         if result["outcome"] != "nothing to change":
             folders[result["file"].rpartition("/")[0]].append(result["outcome"])
     rows = [f"{'folder':28} {'mutants':>7} {'killed':>7} {'survived':>8} {'no test':>7}"]
-    for folder, outcomes in [
-        *sorted(folders.items()),
-        ("all", [outcome for row in folders.values() for outcome in row]),
-    ]:
+    total = [outcome for outcomes in folders.values() for outcome in outcomes]
+    for folder, outcomes in [*sorted(folders.items()), ("all", total)]:
         counts = [outcomes.count(outcome) for outcome in ("killed", "survived", "no test")]
         share = f"{counts[0] / len(outcomes):8.1%}" if outcomes else ""
         rows.append(f"{folder:28} {len(outcomes):7} {counts[0]:7} {counts[1]:8} {counts[2]:7} {share}")

@@ -158,7 +158,7 @@ def servers(count: int) -> Iterator["SimpleQueue[Server]"]:
 
 
 def write_source(path: Path, source: str) -> None:
-    """Writes a Python file, and removes its bytecode, which Python would take for that of a version of the same second."""
+    """Writes a Python file, and removes its bytecode, which Python might take for that of the new version."""
     path.write_text(source, encoding="utf-8")
     for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
         compiled.unlink()
