@@ -66,7 +66,7 @@ def test_equal(place: Path) -> None:
     assert str(found["revision"]["commit"] or "unknown") in page
 
 
-@pytest.mark.slow  # test_figures has a NaN in the JSON, test_proof.py a sub-layer that is to blame
+@pytest.mark.slow  # test_figures has a NaN in the JSON, test_blame.py a sub-layer that is to blame
 @pytest.mark.usefixtures("brief")
 def test_different(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug with NaN: the certificate is JSON all the same."""

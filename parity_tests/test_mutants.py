@@ -65,7 +65,7 @@ def test_caught_by_a_check_of_its_own(mutant: Mutant) -> None:
     assert mutant.names(verdict), verdict
 
 
-@pytest.mark.slow  # test_proof.py and test_gate.py have the culprits of one sub-layer, of AdamW and of accumulation
+@pytest.mark.slow  # test_blame.py and test_gate.py have the culprits of one sub-layer, of AdamW and of accumulation
 @pytest.mark.parametrize("name", FEW)
 def test_caught_by_the_proof(name: str) -> None:
     mutant = next(m for m in MUTANTS if m.name == name)
