@@ -8,8 +8,11 @@ from data.checkpoint import load
 from data.cli import ArgumentParser, InputError, run, whole
 from data.config import PRESETS, parameter_count
 from data.files import atomic_write
-from parity_tests.proof import Row, Setting, as_json, certificate, excess, prove
+from parity_tests.bounds import Row, excess
+from parity_tests.certificate import as_json, certificate
+from parity_tests.proof import prove
 from parity_tests.report import html
+from parity_tests.setting import Setting
 from parity_tests.weights import hard_weights, random_weights
 from tinygrad_impl.device import card_name, open_device
 from tinygrad_impl.kernels import CHOICES, choose
@@ -77,7 +80,7 @@ def main() -> None:
     device = open_device(args.device)
     steps = args.steps or (10 if args.dtype == "float64" else 3)
     what = f"{args.model}, {parameter_count(config) / 1e6:.1f}M parameters, {card_name(device)}, {args.dtype}"
-    print(f"{what}, {args.batch_size} x {args.seq_len} tokens; truth: PyTorch in float64")
+    print(f"{what}, {args.batch_size} x {args.seq_len} tokens; reference: PyTorch in float64")
     started = time.perf_counter()
     kernels = choose(args.kernels, config, device, args.dtype == "bfloat16")
     setting = Setting(config, weights, args.dtype, device, kernels)

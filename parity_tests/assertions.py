@@ -7,7 +7,10 @@ import numpy as np
 import torch
 
 from data.checkpoint import load
-from parity_tests.proof import Batch, Row, Setting, flow_rows, gradient_rows, judge, named
+from parity_tests.blame import find_culprit
+from parity_tests.bounds import Row, judge
+from parity_tests.checks import flow_rows, gradient_rows
+from parity_tests.setting import Batch, Setting
 from torch_ref.testing import hugging_face_results, torch_results
 
 
@@ -26,11 +29,11 @@ def assert_passes_equal(setting: Setting, batches: Sequence[Batch], flows: bool 
     rows = flow_rows(setting, references, batches) if flows else []
     rows += gradient_rows(setting, setting.trainer(), references, [[batch] for batch in batches])
     failed = [row for row in rows if not row.passed]
-    assert_passed(rows, named(setting, failed, batches, 1) if failed else None)
+    assert_passed(rows, find_culprit(setting, failed, batches, 1) if failed else None)
 
 
 def assert_reference_is_hugging_face(folder: Path, batches: Sequence[Batch]) -> None:
-    """Fails unless the truth, torch_ref in float64, gives the logits, loss and gradients of HF's model in float64."""
+    """Fails unless the float64 reference, torch_ref, gives the logits, loss and gradients of HF's model in float64."""
     config, arrays = load(folder)
     exact = {name: array.astype(np.float64) for name, array in arrays.items()}
     results = []

@@ -24,9 +24,9 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass
 class Flow:
-    """What was seen in one pass over a batch, by edge, in the order in which the model came to them.
+    """What one pass over a batch computes at each edge, in the order in which the model reaches them: float64 arrays.
 
-    `gradients` has those of the loss at every edge and of every parameter.
+    `gradients` has the loss's at every edge, and those of every parameter.
     """
 
     values: Arrays
@@ -133,9 +133,9 @@ def flow_in_tinygrad(
     fed: Flow | None = None,
     kernels: ModuleType | None = None,
 ) -> Flow:
-    """The flow through tinygrad_impl's model, with `kernels` of `tinygrad_impl.kernels`; otherwise `flow_in_torch`.
+    """The flow through tinygrad_impl's model, with `kernels` of `tinygrad_impl.kernels`; otherwise as `flow_in_torch`.
 
-    A model that does not come to every edge of `fed` gives the names of those it comes to, and no figures.
+    A model that does not reach every edge of `fed` gives the names of those that it reaches, with empty arrays.
     """
     model = tinygrad_impl.model.GPT2(config, arrays)
     parameters = nn.state.get_state_dict(model)
@@ -180,7 +180,7 @@ def flow_in_tinygrad(
     assert loss is not None
     values["loss"] = loss
     if fed is not None and values.keys() != fed.values.keys():
-        return Flow({name: np.empty(0) for name in values}, {})  # it comes to other edges: nothing can be fed backward
+        return Flow({name: np.empty(0) for name in values}, {})  # it reaches other edges: nothing can be fed backward
 
     def backward(roots: list[str], targets: dict[str, Tensor]) -> dict[str, Tensor]:
         if fed is None:

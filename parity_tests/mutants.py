@@ -39,7 +39,8 @@ from data.files import atomic_write
 from data.sampling import Sampler
 from data.shards import ShardWriter, write_meta
 from data.tokenizer import EOT, VOCAB_SIZE
-from parity_tests.proof import Setting, prove, random_batches
+from parity_tests.proof import prove
+from parity_tests.setting import Setting, random_batches
 from parity_tests.weights import hard_weights, random_weights
 from tinygrad_impl.device import open_device
 from torch_ref.testing import Scripted, hugging_face
@@ -106,7 +107,7 @@ def mutant(
 GELU = r"h\.\d\.mlp\.gelu "
 NORM = r"(h\.\d\.ln_[12]|ln_f) "
 ATTENTION = r"h\.\d\.attn\.scaled_dot_product_attention "
-PRODUCTS = r"h\.\d\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj) "
+MATMULS = r"h\.\d\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj) "
 WIRING = (r"h\.\d \(its wiring\)", r"h\.\d residual")
 RESIDUAL = r"h\.\d residual"
 EMBEDDING = (r"wte \+ wpe", "wpe ")
@@ -171,21 +172,21 @@ mutant(
 transposed = "self.weight.T if self.weight.shape[0] == self.weight.shape[1] else self.weight"
 mutant("attn.c_proj's weight transposed", r"h\.0\.attn\.c_proj ", (M.Conv1D, "__call__", ("self.weight", transposed)))
 half = "(bias.detach() + 0.5 * (bias - bias.detach()))"
-mutant("half of the biases' gradients", PRODUCTS, (F, "linear", ("cast(bias)", f"cast({half})")))
+mutant("half of the biases' gradients", MATMULS, (F, "linear", ("cast(bias)", f"cast({half})")))
 first = "cast(bias.detach()) + cast(bias - bias.detach()) * (Tensor.arange(x.shape[0]) == 0).reshape(-1, 1, 1)"
-mutant("biases' gradients from the first row only", PRODUCTS, (F, "linear", ("cast(bias)", first)))
+mutant("biases' gradients from the first row only", MATMULS, (F, "linear", ("cast(bias)", first)))
 
-products = "x.matmul(weight, dtype=dtypes.float32)"
+matmul = "x.matmul(weight, dtype=dtypes.float32)"
 for name, function, change in (
-    ("sums of products in bfloat16", "linear", (products, "x.matmul(weight, dtype=x.dtype)")),
+    ("sums of matmuls in bfloat16", "linear", (matmul, "x.matmul(weight, dtype=x.dtype)")),
     ("no gradient of biases in bfloat16", "_linear_gradient", ("drows.sum(0)", "(0 * drows.sum(0))")),
     (
-        "gradient of products a tenth short in bfloat16",
+        "gradient of matmuls a tenth short in bfloat16",
         "_linear_gradient",
         ("(dy @ weight.T)", "(0.9 * dy @ weight.T)"),
     ),
 ):
-    mutant(name, PRODUCTS, (F, function, change), dtypes=("bfloat16",))
+    mutant(name, MATMULS, (F, function, change), dtypes=("bfloat16",))
 
 attend, think = "x = x + self.attn(self.ln_1(x), cache)", "x = x + self.mlp(self.ln_2(x))"
 after = ((attend, "x = self.ln_1(x + self.attn(x))"), (think, "x = self.ln_2(x + self.mlp(x))"))
@@ -197,9 +198,9 @@ mutant(
 mutant("no residual around attention", RESIDUAL, (*block, (attend, "x = self.attn(self.ln_1(x))")))
 mutant("no residual around the MLP", RESIDUAL, (*block, (think, "x = self.mlp(self.ln_2(x))")))
 narrow = "x = (x + self.attn(self.ln_1(x))).cast('bfloat16')"
-mutant("stream in bfloat16", RESIDUAL, (*block, (attend, narrow)), dtypes=("bfloat16",))
+mutant("residual stream in bfloat16", RESIDUAL, (*block, (attend, narrow)), dtypes=("bfloat16",))
 normalised = "x = self.ln_1(x)\n    x = x + self.attn(x)"
-mutant("residual of the normalised stream", RESIDUAL, (*block, (attend, normalised)))
+mutant("layer norm inside the residual stream", RESIDUAL, (*block, (attend, normalised)))
 parallel = "return x + self.attn(self.ln_1(x)) + self.mlp(self.ln_2(x))"
 mutant("attention and MLP in parallel", WIRING, (*block, (attend, parallel)))
 mutant("residual detached", RESIDUAL, (*block, (think, "x = x.detach() + self.mlp(self.ln_2(x))")))
@@ -610,7 +611,7 @@ CHECKS = {"proof": check_proof, "loader": check_loader, "checkpoint": check_chec
 
 
 def checked(where: str, dtype: str, seed: int, steps: int) -> str | None:
-    """What the check says. An exception is caught too, but blames nobody."""
+    """The check's verdict: None, or what is wrong. An exception counts as caught, but blames nothing."""
     try:
         return CHECKS[where](dtype, seed, steps)
     except Exception as e:
@@ -686,11 +687,11 @@ def prepare() -> None:
 
 
 def line(r: Result) -> str:
-    """What the table says; nothing where there was no mutant and no alarm."""
+    """The table's line for a result; empty where nothing was planted and nothing was found."""
     if r.mutant is None:
         return f"FALSE ALARM: {r.where} {r.dtype}: {r.by}" + f"\n  {r.what}" * bool(r.what) if r.by else ""
-    told = "right" if r.named else "WRONG" if r.by else ""
-    return f"{r.mutant:52} {r.dtype:8} {'yes' if r.by else 'NO':6} {told:5}  {r.by or ''}"
+    blame = "right" if r.named else "WRONG" if r.by else ""
+    return f"{r.mutant:52} {r.dtype:8} {'yes' if r.by else 'NO':6} {blame:5}  {r.by or ''}"
 
 
 def parser() -> ArgumentParser:
@@ -745,8 +746,8 @@ def main() -> None:
         progress.line(f"{'mutant':52} {'dtype':8} {'caught':6} {'named':5}  by")
         for result in pool.imap(work, todo):
             results.append(result)
-            if said := line(result):
-                progress.line(said)
+            if text := line(result):
+                progress.line(text)
             progress.update()
     mutants, clean = ([r for r in results if (r.mutant is None) == none] for none in (False, True))
     alarms = [r for r in clean if r.by]

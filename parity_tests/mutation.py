@@ -107,8 +107,8 @@ def places(file: str, source: str) -> Iterator[list[Mutant]]:
 
 
 def sampled(count: int, seed: int, only: str = "", root: Path = ROOT) -> list[Mutant]:
-    """`count` mutants of the product, of which no two change the same place in the same way. Which they are depends, of
-    each, on the seed and its own file alone: a change of another file leaves them in the sample.
+    """`count` mutants of what users run, of which no two change the same place in the same way. Whether one is drawn
+    depends on the seed and on its own file, so that a change of another file leaves it in the sample.
     """
     drawn = []
     for file in product_files(root):
@@ -327,7 +327,7 @@ def main() -> None:
             f.write(json.dumps(result) + "\n")
             f.flush()
             if result["outcome"] != "killed":
-                progress.line(told(result))
+                progress.line(described(result))
             progress.update()
     found = [known[m.key] for m in sample]
     print(f"\n{summary(found)}")
@@ -336,22 +336,23 @@ def main() -> None:
             out.write(json.dumps(found, indent=1) + "\n")
 
 
-def told(result: dict[str, Any]) -> str:
+def described(result: dict[str, Any]) -> str:
     where = f"{result['file']}:{result['line']} {result['function']}"
     return "\n    ".join([f"{result['outcome']}: {where} ({result['operator'].rpartition('/')[2]})", *result["diff"]])
 
 
 def summary(found: Sequence[dict[str, Any]]) -> str:
-    """Counts by room."""
-    rooms = defaultdict(list)
+    """Counts by folder."""
+    folders = defaultdict(list)
     for result in found:
         if result["outcome"] != "nothing to change":
-            rooms[result["file"].rpartition("/")[0]].append(result["outcome"])
-    rows = [f"{'room':28} {'mutants':>7} {'killed':>7} {'survived':>8} {'no test':>7}"]
-    for room, outcomes in [*sorted(rooms.items()), ("all", [outcome for row in rooms.values() for outcome in row])]:
+            folders[result["file"].rpartition("/")[0]].append(result["outcome"])
+    rows = [f"{'folder':28} {'mutants':>7} {'killed':>7} {'survived':>8} {'no test':>7}"]
+    total = [outcome for outcomes in folders.values() for outcome in outcomes]
+    for folder, outcomes in [*sorted(folders.items()), ("all", total)]:
         counts = [outcomes.count(outcome) for outcome in ("killed", "survived", "no test")]
         share = f"{counts[0] / len(outcomes):8.1%}" if outcomes else ""
-        rows.append(f"{room:28} {len(outcomes):7} {counts[0]:7} {counts[1]:8} {counts[2]:7} {share}")
+        rows.append(f"{folder:28} {len(outcomes):7} {counts[0]:7} {counts[1]:8} {counts[2]:7} {share}")
     return "\n".join(rows)
 
 

@@ -29,15 +29,15 @@ from parity_tests.catalogue import Row
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("data", "torch_ref", "tinygrad_impl", "parity_tests")
-ROOMS = ("data", "training", "programs", "kernels", "proof")
+TABLES = ("data", "training", "programs", "kernels", "proof")
 LEFT_OUT = (".git", ".venv", ".mutants", "runs", "build", "__pycache__", ".*_cache", "*.egg-info")
 IMPORTS = ("pytest", "numpy", "matplotlib.pyplot", "torch", "transformers", "tokenizers", "tinygrad", "triton")
 PATIENCE = 300.0  # seconds for a test, with its fixtures, on a busy machine
 
 
 def catalogue() -> list[Row]:
-    """Every room's rows."""
-    return [row for room in ROOMS for row in importlib.import_module(f"parity_tests.catalogue.{room}").PLANTED]
+    """The rows of all tables."""
+    return [row for table in TABLES for row in importlib.import_module(f"parity_tests.catalogue.{table}").PLANTED]
 
 
 def planted_source(row: Row) -> str:
@@ -85,7 +85,7 @@ class Server:
 
 
 def serve() -> None:
-    """The server's side: a line of JSON in, a line out."""
+    """The server process: reads each request as a line of JSON, and answers it with one."""
     for module in sys.argv[1:]:
         with contextlib.suppress(ImportError):
             __import__(module)
@@ -132,7 +132,7 @@ def forked(tests: list[str], writing: int) -> None:
 
 
 def awaited(child: int, reading: int, timeout: float) -> dict[str, Any]:
-    """What the child says, or what became of it."""
+    """The child's result, or why there is none: it did not end in time, or it crashed."""
     ready, _, _ = select.select([reading], [], [], timeout)
     text = os.read(reading, 1 << 16) if ready else b""
     os.close(reading)
@@ -146,7 +146,7 @@ def awaited(child: int, reading: int, timeout: float) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def servers(count: int) -> Iterator["SimpleQueue[Server]"]:
-    """So many, each in a copy of the repository of its own."""
+    """`count` servers, each in a copy of the repository of its own."""
     queue: SimpleQueue[Server] = SimpleQueue()
     with contextlib.ExitStack() as stack:
         for _ in range(count):
@@ -158,7 +158,7 @@ def servers(count: int) -> Iterator["SimpleQueue[Server]"]:
 
 
 def write_source(path: Path, source: str) -> None:
-    """Writes a Python file, and removes what was compiled of it: two versions of one second may be taken for one."""
+    """Writes a Python file, and removes its bytecode, which Python might take for that of the new version."""
     path.write_text(source, encoding="utf-8")
     for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
         compiled.unlink()

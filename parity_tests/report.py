@@ -97,9 +97,9 @@ def definitions(c: dict[str, Any]) -> str:
         allowed = "a fixed bound, as only the order of summation differs"
     else:
         allowed = f"{c['multiple']:g} × own, unless the row gives another reason"
-    own = "" if c["multiple"] is None else f"<b>own</b>: PyTorch's error in {c['dtype']} against the same truth; "
-    return f"""<p><b>error</b>: ‖tinygrad − truth‖ ÷ ‖truth‖, where truth is PyTorch in float64; {own}<b>allowed</b>:
-{allowed}.</p>"""
+    own = "" if c["multiple"] is None else f"<b>own</b>: PyTorch's error in {c['dtype']} against the same reference; "
+    return f"""<p><b>error</b>: ‖tinygrad − reference‖ ÷ ‖reference‖, where the reference is PyTorch in float64;
+{own}<b>allowed</b>: {allowed}.</p>"""
 
 
 def legend(c: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from data.config import PRESETS, parameter_count, parameter_shapes
 from data.testing import call, refused, save_model
 from parity_tests import __main__ as command
 from parity_tests import mutants, proof
-from parity_tests.proof import Row, Setting
+from parity_tests.bounds import Row
+from parity_tests.setting import Setting
 from parity_tests.weights import hard_weights, random_weights
 from tinygrad_impl import functional
 
@@ -37,7 +39,7 @@ def options(**changed: object) -> list[str]:
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer batches and tokens than the command has otherwise."""
     monkeypatch.setattr(proof, "BATCHES", 2)
-    monkeypatch.setattr(proof, "GENERATED", 12)
+    monkeypatch.setattr(command, "prove", partial(proof.prove, generated=12))
 
 
 @pytest.mark.usefixtures("brief")
@@ -45,26 +47,26 @@ def test_equal(place: Path) -> None:
     result = call(command.main, *options(json="proof.json", html="proof.html"), cwd=place)
     assert result.code == 0, result
     assert "\nEQUAL (" in result.out
-    said = json.loads((place / "proof.json").read_text(encoding="utf-8"))
-    assert (said["verdict"], said["culprit"], said["dtype"], said["device"]) == ("equal", None, "float32", "CPU")
-    assert (said["model"]["source"], said["seq_len"], said["batch_size"], said["steps"]) == ("model", 14, 2, 2)
-    assert said["model"]["config"]["layer_norm_epsilon"] == 1e-3
-    assert said["command"][:3] == ["python", "-m", "parity_tests"]
-    assert {"torch_ref/model.py", "tinygrad_impl/kernels/fused.py"} <= said["sources"].keys()
-    assert said["revision"].keys() == {"commit", "clean"}
-    assert said["versions"].keys() == {"python", "torch", "tinygrad", "numpy"}
-    assert len(said["model"]["sha256"]) == 64
-    names = {check: {row["name"] for row in said["rows"] if row["check"] == check} for check in command.CHECKS}
+    found = json.loads((place / "proof.json").read_text(encoding="utf-8"))
+    assert (found["verdict"], found["culprit"], found["dtype"], found["device"]) == ("equal", None, "float32", "CPU")
+    assert (found["model"]["source"], found["seq_len"], found["batch_size"], found["steps"]) == ("model", 14, 2, 2)
+    assert found["model"]["config"]["layer_norm_epsilon"] == 1e-3
+    assert found["command"][:3] == ["python", "-m", "parity_tests"]
+    assert {"torch_ref/model.py", "tinygrad_impl/kernels/fused.py"} <= found["sources"].keys()
+    assert found["revision"].keys() == {"commit", "clean"}
+    assert found["versions"].keys() == {"python", "torch", "tinygrad", "numpy"}
+    assert len(found["model"]["sha256"]) == 64
+    names = {check: {row["name"] for row in found["rows"] if row["check"] == check} for check in command.CHECKS}
     assert names["gradient"] == {*parameter_shapes(CONFIG), "loss", "h.0.attn.c_attn.bias (keys)"}
     of_each = ("inside", "beyond", "probabilities", "tokens")
     assert names["generation"] == {f"{how}.{of}" for how in ("greedy", "sampled") for of in of_each}
     assert {"loss inf", "loss nan", "norm inf", "norm nan", "norm", "loss"} <= names["training"]
     page = (place / "proof.html").read_text(encoding="utf-8")
-    assert said["model"]["sha256"] in page
-    assert str(said["revision"]["commit"] or "unknown") in page
+    assert found["model"]["sha256"] in page
+    assert str(found["revision"]["commit"] or "unknown") in page
 
 
-@pytest.mark.slow  # test_figures has a NaN in the JSON, test_proof.py a sub-layer that is to blame
+@pytest.mark.slow  # test_figures has a NaN in the JSON, test_blame.py a sub-layer that is to blame
 @pytest.mark.usefixtures("brief")
 def test_different(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug with NaN: the certificate is JSON all the same."""
@@ -73,9 +75,9 @@ def test_different(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.code == 1, result
     assert "\nDIFFERENT: h.0.mlp.gelu forward: error nan" in result.out
     text = (place / "broken.json").read_text(encoding="utf-8")
-    said = json.loads(text, parse_constant=pytest.fail)
-    assert said["verdict"] == "different"
-    assert said["culprit"].startswith("h.0.mlp.gelu forward")
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert found["verdict"] == "different"
+    assert found["culprit"].startswith("h.0.mlp.gelu forward")
     assert (place / "broken.html").exists()
 
 
@@ -108,9 +110,9 @@ def test_figures(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = call(command.main, *options(json="figures.json"), cwd=place)
     assert result.code == 1
     lines = result.out.splitlines()
-    said = f"model, {parameter_count(CONFIG) / 1e6:.1f}M parameters, CPU"
-    assert lines[0].startswith(said)
-    assert lines[0].endswith(", float32, 2 x 14 tokens; truth: PyTorch in float64")
+    model = f"model, {parameter_count(CONFIG) / 1e6:.1f}M parameters, CPU"
+    assert lines[0].startswith(model)
+    assert lines[0].endswith(", float32, 2 x 14 tokens; reference: PyTorch in float64")
     table = [line.split() for line in lines[2:9]]
     assert table[0] == ["check", "tensor", "error", "torch", "own", "allowed", "of", "it"]
     assert table[1:] == [
@@ -130,12 +132,12 @@ def test_figures(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ["generation", "1", "compared,", "1", "failed"],
     ]
     assert lines[-1] == "DIFFERENT: someone (63 s)"
-    said = json.loads((place / "figures.json").read_text(encoding="utf-8"))
-    assert (said["verdict"], said["culprit"], said["seconds"]) == ("different", "someone", 63.4)
-    assert [row["ratio"] for row in said["rows"]] == pytest.approx([1.25, 0.0, 3.0, 0.5, None, None])
-    assert [row["passed"] for row in said["rows"]] == [True, True, False, True, False, False]
-    assert said["rows"][2] == vars(ROWS[2]) | {"ratio": said["rows"][2]["ratio"], "passed": False}
-    assert said["rows"][4]["error"] is None
+    found = json.loads((place / "figures.json").read_text(encoding="utf-8"))
+    assert (found["verdict"], found["culprit"], found["seconds"]) == ("different", "someone", 63.4)
+    assert [row["ratio"] for row in found["rows"]] == pytest.approx([1.25, 0.0, 3.0, 0.5, None, None])
+    assert [row["passed"] for row in found["rows"]] == [True, True, False, True, False, False]
+    assert found["rows"][2] == vars(ROWS[2]) | {"ratio": found["rows"][2]["ratio"], "passed": False}
+    assert found["rows"][4]["error"] is None
 
 
 def test_no_more_than_the_worst_rows_are_shown(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,9 +198,9 @@ def test_options(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert opened[-1] == "NAME"
     assert chosen[-1] == ("fused", CONFIG, "CPU", True)
     np.testing.assert_array_equal(setting.arrays["wte.weight"], load(str(place / "model"))[1]["wte.weight"])
-    said = json.loads((place / "a").read_text(encoding="utf-8"))
-    assert said["command"] == ["python", "-m", "parity_tests", "--model", "model", *map(str, argv)]
-    assert (said["steps"], said["dtype"], said["model"]["source"]) == (4, "bfloat16", "model")
+    found = json.loads((place / "a").read_text(encoding="utf-8"))
+    assert found["command"] == ["python", "-m", "parity_tests", "--model", "model", *map(str, argv)]
+    assert (found["steps"], found["dtype"], found["model"]["source"]) == (4, "bfloat16", "model")
     assert (place / "b").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 

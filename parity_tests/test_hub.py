@@ -16,7 +16,7 @@ from data.cli import InputError
 from data.sampling import Sampler
 from data.tokenizer import EOT, tokenizer
 from parity_tests.assertions import assert_passes_equal, assert_reference_is_hugging_face
-from parity_tests.proof import Setting, random_batches
+from parity_tests.setting import Setting, random_batches
 from tinygrad_impl.generate import Generator
 from torch_ref.generate import generate
 from torch_ref.testing import greedy_by_hugging_face, hugging_face

@@ -27,7 +27,8 @@ from data.testing import call, refused, save_model, write_tokens
 from data.tokenizer import EOT_TEXT, tokenizer
 from data.training import PORTS
 from parity_tests.assertions import assert_passed
-from parity_tests.proof import Setting, judge, random_batches
+from parity_tests.bounds import judge
+from parity_tests.setting import Setting, random_batches
 from parity_tests.weights import random_weights
 from tinygrad_impl.evaluate import Evaluator
 from tinygrad_impl.model import GPT2
@@ -211,7 +212,7 @@ def recomputed(folder: Path, **changed: Any) -> Course:
 
 
 @pytest.fixture(scope="module")
-def truth(runs: Path) -> Course:
+def reference_course(runs: Path) -> Course:
     return recomputed(runs)
 
 
@@ -233,25 +234,25 @@ WEIGHTS = {"torch_ref": 1e-4, "tinygrad_impl": 5e-6}  # `difference` from float6
 
 
 @pytest.mark.parametrize("package", list(MAINS))
-def test_every_option_arrives(package: str, runs: Path, truth: Course) -> None:
+def test_every_option_arrives(package: str, runs: Path, reference_course: Course) -> None:
     """The whole run, against one that another implementation computed from the options as they were given."""
     rows = read_metrics(runs / package)
     assert [row["step"] for row in rows] == list(range(7))
     assert [row["tokens"] for row in rows] == [ACCUM * B * T * step for step in range(7)]
-    assert [row["lr"] for row in rows[1:]] == pytest.approx(truth.rates, rel=1e-12)
-    assert [row["loss"] for row in rows[1:]] == pytest.approx(truth.losses, rel=1e-6)
+    assert [row["lr"] for row in rows[1:]] == pytest.approx(reference_course.rates, rel=1e-12)
+    assert [row["loss"] for row in rows[1:]] == pytest.approx(reference_course.losses, rel=1e-6)
     # PyTorch's own float32 norm of as many numbers as the vocabulary's gradients have is 2e-4 off
     rel = 1e-5 if package == "tinygrad_impl" else 1e-3
-    assert [row["grad_norm"] for row in rows[1:]] == pytest.approx(truth.norms, rel=rel)
-    assert min(truth.norms) < OPTIONS["clip"] < max(truth.norms)
+    assert [row["grad_norm"] for row in rows[1:]] == pytest.approx(reference_course.norms, rel=rel)
+    assert min(reference_course.norms) < OPTIONS["clip"] < max(reference_course.norms)
     found = {row["step"]: row["val_loss"] for row in rows if "val_loss" in row}
-    assert found.keys() == truth.validation.keys() == {0, 4, 6}
-    assert list(found.values()) == pytest.approx(list(truth.validation.values()), rel=1e-6)
-    apart = difference(load(runs / package)[1], truth.parameters, runs / "init")
+    assert found.keys() == reference_course.validation.keys() == {0, 4, 6}
+    assert list(found.values()) == pytest.approx(list(reference_course.validation.values()), rel=1e-6)
+    apart = difference(load(runs / package)[1], reference_course.parameters, runs / "init")
     print(f"difference over movement: {apart:.1e}")
     assert apart < WEIGHTS[package]
     kept = {path.name for path in (runs / package / "checkpoints").glob("step-*")}
-    best = min(truth.validation, key=truth.validation.__getitem__)
+    best = min(reference_course.validation, key=reference_course.validation.__getitem__)
     assert kept == {"step-0", "step-4", "step-6", f"step-{best}"}
 
 
@@ -263,10 +264,10 @@ def test_every_option_arrives(package: str, runs: Path, truth: Course) -> None:
     ],
     ids=lambda changed: next(iter(changed)),
 )
-def test_every_option_tells(changed: dict[str, Any], runs: Path, truth: Course) -> None:
+def test_every_option_tells(changed: dict[str, Any], runs: Path, reference_course: Course) -> None:
     """Little of a difference in an option is more than the test above lets pass."""
     other = recomputed(runs, **changed)
-    apart = difference(other.parameters, truth.parameters, runs / "init")
+    apart = difference(other.parameters, reference_course.parameters, runs / "init")
     print(f"{changed}: {apart:.1e}")
     assert apart > 2 * max(WEIGHTS.values())
 
@@ -290,7 +291,7 @@ def test_validation_weighs_tokens_and_not_batches(package: str, tmp_path: Path) 
 # of the port, its own test sees in a second that the dtype arrives
 @pytest.mark.parametrize("package", ["torch_ref", pytest.param("tinygrad_impl", marks=pytest.mark.slow)])
 def test_bfloat16_arrives(package: str, runs: Path, tmp_path: Path) -> None:
-    """Products of 8 bits: other losses than in float32, by no more than their rounding; weights stay float32."""
+    """Matmuls of 8 bits: other losses than in float32, by no more than their rounding; weights stay float32."""
     changed = {"out": tmp_path / "run", "dtype": "bfloat16", "steps": 1, "warmup": 1, "eval_every": 1}
     result = call(MAINS[package], *words(**changed), *ungated(package), cwd=runs)
     assert result.code == 0, result

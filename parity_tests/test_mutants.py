@@ -61,17 +61,17 @@ def test_no_false_alarm(where: str) -> None:
 )
 def test_caught_by_a_check_of_its_own(mutant: Mutant) -> None:
     with mutant.plant():
-        said = checked(mutant.where, "", 0, STEPS)
-    assert mutant.names(said), said
+        verdict = checked(mutant.where, "", 0, STEPS)
+    assert mutant.names(verdict), verdict
 
 
-@pytest.mark.slow  # test_proof.py and test_gate.py have the culprits of one sub-layer, of AdamW and of accumulation
+@pytest.mark.slow  # test_blame.py and test_gate.py have the culprits of one sub-layer, of AdamW and of accumulation
 @pytest.mark.parametrize("name", FEW)
 def test_caught_by_the_proof(name: str) -> None:
     mutant = next(m for m in MUTANTS if m.name == name)
     with mutant.plant():
-        said = checked(mutant.where, FEW[name], 0, STEPS)
-    assert mutant.names(said), said
+        verdict = checked(mutant.where, FEW[name], 0, STEPS)
+    assert mutant.names(verdict), verdict
 
 
 def test_the_result_of_a_check() -> None:
@@ -113,7 +113,7 @@ QUIET, ALARM = result(None, None), result(None, "loss", what="the model")
 
 
 @pytest.mark.parametrize(
-    ("results", "code", "said"),
+    ("results", "code", "words"),
     [
         ([RIGHT] * 20 + [QUIET], 0, "1 mutants, 20 checks of them: 20 caught, 20 named right; 1 checks without one: 0"),
         ([RIGHT] * 19 + [WRONG], 0, "2 mutants, 20 checks of them: 20 caught, 19 named right; 0 checks without one: 0"),
@@ -123,13 +123,13 @@ QUIET, ALARM = result(None, None), result(None, "loss", what="the model")
     ],
 )
 def test_figures(
-    results: list[mutants.Result], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    results: list[mutants.Result], code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = Pool(results)
     monkeypatch.setattr(mutants.multiprocessing, "get_context", lambda kind: SimpleNamespace(Pool=pool))
     found = call(mutants.main, "--only", "clipping without its", "--json", "found.json", cwd=tmp_path)
     assert found.code == code, found
-    assert said in found.out
+    assert words in found.out
     written = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     planted = [r for r in results if r.mutant]
     assert written["checks"] == len(planted)

@@ -63,7 +63,9 @@ def test_a_sample_is_the_same_for_its_seed(tmp_path: Path) -> None:
 
 def test_the_product_is_what_users_run() -> None:
     files = product_files()
-    assert {"data/cli.py", "torch_ref/model.py", "tinygrad_impl/kernels/decode.py", "parity_tests/proof.py"} <= {*files}
+    assert {"data/cli.py", "torch_ref/model.py", "tinygrad_impl/kernels/decode.py", "parity_tests/bounds.py"} <= {
+        *files
+    }
     assert not [f for f in files if "test" in f.rpartition("/")[2] or "/tests/" in f or f.endswith("conftest.py")]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 PROGRAMS = ["data.prepare", "data.bench", "torch_ref.train", "parity_tests"]
 PROGRAMS += [f"tinygrad_impl.{name}" for name in ("train", "generate", "compare", "report", "bench")]
-PROGRAMS += [f"parity_tests.{name}" for name in ("bench", "mutants", "planted", "mutation")]
+PROGRAMS += [f"parity_tests.{name}" for name in ("bench_generation", "mutants", "planted", "mutation")]
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")

@@ -15,8 +15,10 @@ from data.config import parameter_shapes
 from data.run_folder import read_metrics
 from data.testing import call, save_model, write_tokens
 from parity_tests.assertions import assert_passed
+from parity_tests.bounds import judge
+from parity_tests.checks import clip_between, free_running_rows, state, step_rows, training_steps
 from parity_tests.mutants import CONFIG, LENGTH, ROWS
-from parity_tests.proof import Setting, clip_between, free_rows, judge, random_batches, state, step_rows, training_steps
+from parity_tests.setting import Setting, random_batches
 from parity_tests.weights import random_weights
 from tinygrad_impl import train
 from torch_ref.trainer import Trainer
@@ -40,7 +42,7 @@ def setting_in(dtype: str) -> Setting:
 def test_ten_steps(dtype: str, jit: int) -> None:
     """Clipped by a bound that some gradients are under, on a schedule, on two, one and five micro-batches in turn.
 
-    Freely in float64: what differs adds up over the steps. In float32 step by step from the truth's state, because
+    Freely in float64: what differs adds up over the steps. In float32 step by step from the reference's state, because
     Adam's step is the sign of a gradient that is next to nothing, and roundings need not agree on that.
     """
     setting = setting_in(dtype)
@@ -50,7 +52,7 @@ def test_ten_steps(dtype: str, jit: int) -> None:
     with Context(JIT=jit):
         if dtype == "float32":  # step_rows feeds these in, so that the graph would go unused
             port.accumulate(steps[0][0])
-        rows = (free_rows if dtype == "float64" else step_rows)(setting, port, references, steps)
+        rows = (free_running_rows if dtype == "float64" else step_rows)(setting, port, references, steps)
     names = {row.name for row in rows}
     for name in parameter_shapes(CONFIG):
         assert {name, f"exp_avg.{name}", f"exp_avg_sq.{name}"} <= names
@@ -60,7 +62,7 @@ def test_ten_steps(dtype: str, jit: int) -> None:
         assert [graph.captured is not None for graph in graphs] == [bool(jit)] * 3
 
 
-@slow  # the proof has five micro-batches beside the truth
+@slow  # the proof compares five micro-batches with the reference
 def test_accumulation() -> None:
     """A step on five micro-batches is the step on one batch of all of them, clipped or not."""
     setting = setting_in("float64")
@@ -75,6 +77,26 @@ def test_accumulation() -> None:
         states.append({"loss": np.array(loss), "norm": np.array(norm)} | trainer.model.arrays() | trainer.moments())
     at_once, accumulated = states
     assert_passed(judge("training", "float64", [(at_once, accumulated, at_once)], None, setting.exact))
+
+
+@pytest.mark.parametrize("of", ["torch_ref", "tinygrad_impl"])
+def test_loaded_gradients_are_those_that_were_accumulated(of: str) -> None:
+    """Read from one trainer and loaded into another, they lead to the same step, bit for bit. Of two micro-batches,
+    because to multiply and divide by two rounds nothing.
+    """
+    setting = setting_in("float32")
+    trainers: list[Any] = [setting.trainer() if of == "tinygrad_impl" else setting.references()[1] for _ in range(2)]
+    trained, loaded = trainers
+    trained.accumulate(random_batches(CONFIG, ROWS, LENGTH, seed=0, count=2))
+    loss, gradients = trained.mean_gradients()
+    assert {name: tuple(g.shape) for name, g in gradients.items()} == parameter_shapes(CONFIG)
+    loaded.load_gradients(loss, gradients, **({"count": 2} if of == "tinygrad_impl" else {}))
+    again, gradients_again = loaded.mean_gradients()
+    assert again == loss
+    assert all(np.array_equal(gradients[name], gradients_again[name]) for name in gradients)
+    assert trained.update(1e-2) == loaded.update(1e-2)
+    states = [state(trainer) for trainer in trainers]
+    assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
 
 
 @pytest.mark.parametrize(
@@ -94,18 +116,12 @@ def test_what_is_not_finite_updates_nothing(of: str, dtype: str) -> None:
     before = {name: np.array(array) for name, array in state(trainer).items()}
     for spoilt, value in (("loss", math.inf), ("norm", math.inf), ("loss", math.nan), ("norm", math.nan)):
         trainer.accumulate([batch])
-        if of == "torch_ref":
-            loss = trainer.loss = value if spoilt == "loss" else trainer.loss
-            if spoilt == "norm":
-                trainer.parameters["ln_f.bias"].grad[-1] = value
-            norm = trainer.update(1e-2)
-        else:
-            gradient = trainer.gradients["ln_f.bias"].numpy().copy()
-            gradient[-1] = value if spoilt == "norm" else gradient[-1]
-            tinygrad_impl.trainer.write(trainer.gradients["ln_f.bias"], gradient)
-            if spoilt == "loss":
-                tinygrad_impl.trainer.write(trainer.loss, np.array(value, trainer.dtype))
-            loss, norm = trainer.update(1e-2)
+        loss, gradients = trainer.mean_gradients()
+        if spoilt == "norm":
+            gradients["ln_f.bias"][-1] = value
+        trainer.load_gradients(value if spoilt == "loss" else loss, gradients)
+        found = trainer.update(1e-2)
+        loss, norm = found if of == "tinygrad_impl" else (trainer.loss, found)
         assert [math.isfinite(loss), math.isfinite(norm)] == [spoilt != "loss", spoilt != "norm"]
         assert str(loss if spoilt == "loss" else norm) == str(value)
         assert trainer.steps == 1

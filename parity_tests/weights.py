@@ -23,8 +23,8 @@ def random_weights(config: GPT2Config, seed: int, initializer_range: float = 0.0
 def hard_weights(config: GPT2Config, seed: int) -> dict[str, np.ndarray]:
     """float32 arrays by name, with numbers of very different sizes in one sum, where a careless formula loses digits.
 
-    As in the published weights, a few channels of the residual stream are far larger than the others, and so is the
-    whole stream at position 0; layer-norm gains go from hundredths to tens, and biases are far from 0.
+    As in the published weights, a few channels of the residual stream are far larger than the others, and so are all
+    channels at position 0; layer-norm gains go from hundredths to tens, and biases are far from 0.
     """
     random = np.random.default_rng((seed, 2))
     arrays = initial_weights(config, seed)

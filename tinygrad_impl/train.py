@@ -34,7 +34,7 @@ def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
         return {}
     if importlib.util.find_spec("torch") is None:
         raise InputError("the parity check before training needs PyTorch; `pip install torch`, or pass --parity off")
-    from tinygrad_impl.gate import prove_graphs  # here, because it imports PyTorch
+    from parity_tests.gate import prove_graphs  # here, because it imports PyTorch
 
     certificate = prove_graphs(trainer, start, device)
     if not args.quiet:

@@ -78,6 +78,22 @@ class Trainer:
         for x, y in more:
             self._further(self._input("x", x), self._input("y", y))
 
+    def mean_gradients(self) -> tuple[float, dict[str, np.ndarray]]:
+        """The mean loss and its gradients, as `accumulate` left them: copies, shaped like the parameters, by name, in
+        the arrays' dtype.
+        """
+        gradients = {name: total.numpy() / self.count for name, total in self.gradients.items()}
+        return float(self.loss.numpy() / self.count), gradients
+
+    def load_gradients(self, loss: float, gradients: Mapping[str, np.ndarray], count: int = 1) -> None:
+        """As if `accumulate` had found this mean loss and these mean gradients in `count` micro-batches: arrays shaped
+        like the parameters, of any float dtype, in which they are multiplied by `count` before they are rounded.
+        """
+        self.count = count
+        write(self.loss, np.array(loss * count, self.dtype))
+        for name, total in self.gradients.items():
+            write(total, (gradients[name] * count).astype(self.dtype, copy=False))
+
     def update(self, lr: float) -> tuple[float, float]:
         """AdamW's step from the means, clipped, if they are finite. Returns the mean loss, and the norm from before."""
         squares = self._squares().uop.base.buffer.numpy().astype(np.float64)

@@ -67,6 +67,18 @@ class Trainer:
             self.loss += loss.item() / len(batches)
         return self.loss
 
+    def mean_gradients(self) -> tuple[float, dict[str, torch.Tensor]]:
+        """The mean loss and its gradients, as `accumulate` left them: the parameters' own, by name, not copies."""
+        return self.loss, {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+
+    def load_gradients(self, loss: float, gradients: Mapping[str, Any]) -> None:
+        """As if `accumulate` had found this mean loss and copies of these gradients of it: arrays of numpy or torch,
+        shaped like the parameters, of any float dtype, which are rounded to the parameters'.
+        """
+        self.loss = loss
+        for name, p in self.parameters.items():
+            p.grad = torch.empty_like(p.data).copy_(torch.as_tensor(gradients[name]))
+
     def update(self, lr: float) -> float:
         """AdamW's step from the gradients, clipped, if they and the loss are finite. Returns their norm from before."""
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip).item()

@@ -57,7 +57,7 @@ PLANTED: list[Row] = [
         MANY,
     ),
     (
-        "the stream is rounded to bfloat16",
+        "the residual stream is rounded to bfloat16",
         DECODE,
         "tl.store(out + place, total, mask=inside)",
         "tl.store(out + place, total.to(tl.bfloat16).to(tl.float32), mask=inside)",
@@ -107,7 +107,7 @@ PLANTED: list[Row] = [
         SEVERAL,
     ),
     (
-        "the stream is read before all that writes it has ended",
+        "the residual stream is read before all that writes it has ended",
         DECODE,
         "    wait(EARLY)\n    b += tl.load(x + place)",
         "    b += tl.load(x + place)\n    wait(EARLY)",
@@ -262,7 +262,7 @@ PLANTED: list[Row] = [
         f"{NORMS}[True-37-64-1e-05-528]",
     ),
     (
-        "what comes down the stream is left out",
+        "what comes down the residual stream is left out",
         NORM,
         "total += tl.load(past + place, mask=inside, other=0.0)",
         "total += 0.0",

@@ -1,4 +1,4 @@
-"""Bugs in generate, compare, report and bench, in the choice of device, and in the CPU's products."""
+"""Bugs in generate, compare, report and bench, in the choice of device, and in the CPU's matmuls."""
 
 from parity_tests.catalogue import Row
 
@@ -293,7 +293,7 @@ PLANTED: list[Row] = [
         IN_DEVICE + "peak_rates",
     ),
     (
-        "device: a card whose name begins alike",
+        "device: a GPU whose name begins alike",
         DEVICE,
         'rf"\\b{name}\\b"',
         "name",
@@ -335,14 +335,14 @@ PLANTED: list[Row] = [
         IN_CPU + "sizes_parts_and_estimates",
     ),
     (
-        "cpu: the gradient of a transposed product is not transposed",
+        "cpu: the gradient of a transposed matmul is not transposed",
         CPU,
         'product(dc, b, "NN"), product(dc, a, "TN")',
         'product(dc, b, "NN"), product(a, dc, "TN")',
         IN_CPU + "gradients_of_a_product",
     ),
     (
-        "product.c: only the last block of products is stored",
+        "product.c: only the last block of the matmul is stored",
         PRODUCT,
         "*sum = start ? *sum + tile[i][j] : tile[i][j];",
         "*sum = tile[i][j];",

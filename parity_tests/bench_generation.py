@@ -1,8 +1,8 @@
-"""How fast the port samples beside `transformers`: `python -m parity_tests.bench`.
+"""How fast the port generates beside `transformers`: `python -m parity_tests.bench_generation`.
 
 Both continue the same prompts of random tokens, greedily, by turns in one process; the first turn, which compiles, is
-told apart. The rate of random weights is that of any others. In bfloat16 the two round differently, and need not write
-the same tokens.
+reported apart. Random weights are as fast as any others. In bfloat16 the two round differently, and need not write the
+same tokens.
 """
 
 import json
@@ -90,9 +90,9 @@ def measure(
 
 def main() -> None:
     parser = ArgumentParser(
-        prog="python -m parity_tests.bench",
-        description="Measure how fast tinygrad samples, beside transformers on the same device.",
-        epilog="example: python -m parity_tests.bench --preset gpt2 --batch-size 64 --max-new-tokens 64",
+        prog="python -m parity_tests.bench_generation",
+        description="Measure how fast tinygrad generates, beside transformers on the same device.",
+        epilog="example: python -m parity_tests.bench_generation --preset gpt2 --batch-size 64 --max-new-tokens 64",
     )
     parser.add_argument("--preset", choices=PRESETS, default="gpt2", help="the model's size (default: %(default)s)")
     parser.add_argument("--device", help="CPU, CUDA, METAL, ...; by default the best there is")

@@ -1,4 +1,4 @@
-"""The parity gate: training asks whether its own graphs compute what PyTorch does. Here alone it needs PyTorch."""
+"""The parity gate: before tinygrad trains, the graphs that it trains with are compared with PyTorch."""
 
 import time
 from collections.abc import Iterator
@@ -10,22 +10,12 @@ import torch
 
 from data.cli import InputError
 from data.training import Start
-from parity_tests.proof import (
-    BATCHES,
-    GRAPH_BATCHES,
-    MORE,
-    MOVED,
-    NUDGES,
-    Batch,
-    Setting,
-    Step,
-    by_luck,
-    certificate,
-    gradient_rows,
-    named,
-    not_finite_rows,
-    step_rows,
-)
+from parity_tests.blame import find_culprit
+from parity_tests.bounds import NUDGED, near_miss
+from parity_tests.certificate import certificate
+from parity_tests.checks import Step, gradient_rows, not_finite_rows, step_rows
+from parity_tests.proof import BATCHES, GRAPH_BATCHES, MORE
+from parity_tests.setting import NUDGES, Batch, Setting
 from tinygrad_impl.trainer import Trainer
 
 EPS = 1e-8  # of AdamW: there is no option for it
@@ -61,7 +51,7 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
         rows = gradients + training
         trainer.restore(start.arrays, moments, steps)
         failed = [row for row in rows if not row.passed]
-        if not (failed and by_luck(failed, args.dtype)):
+        if not (failed and near_miss(failed, args.dtype)):
             break
     start.loader.restore(position)
     del references
@@ -70,12 +60,13 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
     if failed:
         batches = [batch for group in groups for batch in group][:BATCHES]
         few_rows = [(x[:2], y[:2]) for x, y in batches]  # a sub-layer that is wrong is wrong in two rows
-        raise refusal(args.dtype, device, named(setting, failed, few_rows, len(few_rows), **asked))
-    ratio = max((row.ratio for row in gradients if row.ratio and row.reason in ("", MOVED)), default=0.0)
+        raise refusal(args.dtype, device, find_culprit(setting, failed, few_rows, len(few_rows), **asked))
+    ratio = max((row.ratio for row in gradients if row.ratio and row.reason in ("", NUDGED)), default=0.0)
     seconds = time.perf_counter() - started
     count = len(trainer.parameters)
     summary = f"parity: {count} gradients within {ratio:.1f}x of torch's own {args.dtype} error ({seconds:.0f} s)"
     more = {"device": device, "batch_size": args.batch_size, "seq_len": args.seq_len, "grad_accum": args.grad_accum}
+    more |= {"batches": sum(map(len, groups))}
     return certificate(setting, rows, None, **more, seconds=round(seconds, 1), summary=summary)
 
 

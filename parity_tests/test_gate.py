@@ -16,14 +16,15 @@ import pytest
 from data.config import GPT2Config, parameter_shapes
 from data.run_folder import read_metrics
 from data.testing import Result, call, refused, save_model, write_tokens
-from parity_tests import mutants
+from parity_tests import gate, mutants
 from parity_tests.proof import MORE
-from tinygrad_impl import functional, gate, train
+from tinygrad_impl import functional, train
 from tinygrad_impl.trainer import Trainer
 
 CONFIG = replace(mutants.CONFIG, n_layer=1)  # of the proof's shapes, whose kernels are compiled once for all tests
 B, T, ACCUM, STEPS = mutants.ROWS, mutants.LENGTH, 5, 3
 BETAS, DECAY, CLIP = (0.8, 0.99), 0.3, 0.5  # none of them a default
+BATCHES = ACCUM + 4  # one more than a user's step, one micro-batch and two
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,7 @@ def certified(run: Path, result: Result) -> dict[str, Any]:
     assert f"({proof['seconds']:.0f} s)" in proof["summary"]
     assert (proof["verdict"], proof["culprit"], proof["dtype"], proof["device"]) == ("equal", None, "float32", "CPU")
     assert (proof["batch_size"], proof["seq_len"], proof["grad_accum"]) == (B, T, ACCUM)
+    assert proof["batches"] == BATCHES
     assert proof["model"]["config"]["layer_norm_epsilon"] == CONFIG.layer_norm_epsilon
     names = {(row["check"], row["name"]) for row in proof["rows"]}
     for name in parameter_shapes(CONFIG):
@@ -83,8 +85,9 @@ def certified(run: Path, result: Result) -> dict[str, Any]:
     return proof
 
 
-def test_the_gate(folder: Path, ungated: list[dict[str, Any]]) -> None:
+def test_the_gate(folder: Path, ungated: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     """What it prints and keeps, in a new run and in one that goes on; and it leaves no trace in what is trained."""
+    monkeypatch.setattr(gate, "GRAPH_BATCHES", BATCHES)
     result = training(folder, "gated")
     assert result.code == 0, result
     assert course(folder / "gated") == ungated
@@ -113,19 +116,20 @@ def test_the_gate_takes_the_batches_that_come(folder: Path, monkeypatch: pytest.
         seen.update(groups=groups)
         raise RuntimeError("enough")
 
+    monkeypatch.setattr(gate, "GRAPH_BATCHES", ACCUM + 5)
     monkeypatch.setattr(gate, "step_rows", steps)
     monkeypatch.setattr(gate, "not_finite_rows", lambda port: [])
     monkeypatch.setattr(gate, "gradient_rows", gradients)
     with pytest.raises(RuntimeError, match="enough"):
         training(folder, "unseen")
-    assert [len(group) for group in seen["groups"]] == [ACCUM, 1, 2]
+    assert [len(group) for group in seen["groups"]] == [ACCUM, 1, 2, 1, 1]
     assert [len(batches) for batches, *_ in seen["steps"]] == [ACCUM, 1, 2]
     assert [rates for _, *rates in seen["steps"]] == [[0.02, 0.02], [0.01, 0.01], [0.02, 0.02]]
     assert seen["norms"] == [None, 2 * CLIP, CLIP / 2]
     tokens = np.random.default_rng(0).integers(0, CONFIG.vocab_size, 1200)[:1000]
     order = np.random.default_rng((1337, 0)).permutation((len(tokens) - 1) // T)
     xs, ys = (np.concatenate([pair[i] for group in seen["groups"] for pair in group]) for i in range(2))
-    assert len(xs) == (ACCUM + 3) * B
+    assert len(xs) == (ACCUM + 5) * B
     for window, x, y in zip(order, xs, ys, strict=False):
         np.testing.assert_array_equal(x, tokens[window * T : window * T + T])
         np.testing.assert_array_equal(y, tokens[window * T + 1 : window * T + T + 1])
@@ -140,7 +144,7 @@ def test_the_gate_refuses_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "words"),
     [
         ({"betas": (0.9, 0.95)}, "betas: it has (0.9, 0.95), and was asked for (0.8, 0.99)"),
         ({"eps": 1e-6}, "eps: it has 1e-06, and was asked for 1e-08"),
@@ -150,7 +154,7 @@ def test_the_gate_refuses_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_the_gate_refuses_a_trainer_of_other_options(
-    options: dict[str, Any], said: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], words: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Made by the command with others than its user asked for."""
 
@@ -160,12 +164,12 @@ def test_the_gate_refuses_a_trainer_of_other_options(
         return Trainer(config, arrays, **given | {k: v for k, v in options.items() if k != "arrays"})
 
     monkeypatch.setattr(train, "Trainer", made)
-    refused(training(folder, "refused"), f"PyTorch does: {said}; nothing was trained")
+    refused(training(folder, "refused"), f"PyTorch does: {words}; nothing was trained")
 
 
-@pytest.mark.parametrize(("moment", "said"), [("exp_avg", "exp_avg."), ("steps", "steps: it has 0")])
+@pytest.mark.parametrize(("moment", "words"), [("exp_avg", "exp_avg."), ("steps", "steps: it has 0")])
 def test_the_gate_refuses_a_trainer_that_goes_on_from_elsewhere(
-    moment: str, said: str, folder: Path, ungated: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    moment: str, words: str, folder: Path, ungated: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     restore = Trainer.restore
 
@@ -178,7 +182,7 @@ def test_the_gate_refuses_a_trainer_that_goes_on_from_elsewhere(
     shutil.rmtree(stopped / "checkpoints" / f"step-{STEPS}")
     (stopped / "checkpoints" / "latest").write_text("step-2\n")
     monkeypatch.setattr(Trainer, "restore", forgetful)
-    refused(training(folder, "", "--resume", stopped.name, "--parity", "on"), f"PyTorch does: {said}")
+    refused(training(folder, "", "--resume", stopped.name, "--parity", "on"), f"PyTorch does: {words}")
 
 
 def with_others(name: str, value: Any, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -225,35 +229,36 @@ def test_the_gate_judges_by_what_was_asked(
 ) -> None:
     """The trainer has the options that were asked for, and computes with others."""
 
-    def named(setting: Any, failed: list[Any], batches: Any, steps: int, **asked: Any) -> str:
+    def find_culprit(setting: Any, failed: list[Any], batches: Any, steps: int, **asked: Any) -> str:
         assert asked == {"betas": BETAS, "eps": 1e-8, "weight_decay": DECAY, "clip": CLIP}
         assert rows <= {row.name for row in failed}
         return "someone"
 
     monkeypatch.setattr(Trainer, function, planted)
-    monkeypatch.setattr(gate, "named", named)
+    monkeypatch.setattr(gate, "find_culprit", find_culprit)
     refused(training(folder, "refused"), "PyTorch does: someone; nothing was trained")
 
 
-def test_the_gate_asks_again_what_may_be_luck(
+def test_the_gate_compares_near_misses_again(
     folder: Path, ungated: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over more batches, after which it trains as if it had not been asked."""
+    """Over more batches, after which it trains as if nothing had been compared."""
     judged, asked = gate.gradient_rows, []
 
-    def unlucky(setting: Any, port: Any, references: Any, groups: list[Any], nudges: int) -> list[Any]:
+    def near_miss(setting: Any, port: Any, references: Any, groups: list[Any], nudges: int) -> list[Any]:
         rows = judged(setting, port, references, groups, nudges)
         asked.append((sum(map(len, groups)), nudges))
         if len(asked) == 1:
             rows[0].error = 1.1 * rows[0].allowed
         return rows
 
-    monkeypatch.setattr(gate, "gradient_rows", unlucky)
+    monkeypatch.setattr(gate, "gradient_rows", near_miss)
     monkeypatch.setattr(gate, "GRAPH_BATCHES", 3)
-    result = training(folder, "unlucky")
+    result = training(folder, "again")
     assert result.code == 0, result
     assert asked == [(ACCUM + 3, 0), (MORE * 3, gate.NUDGES)]
-    assert course(folder / "unlucky") == ungated
+    assert course(folder / "again") == ungated
+    assert json.loads((folder / "again" / "parity.json").read_text(encoding="utf-8"))["batches"] == MORE * 3
 
 
 def test_the_gate_without_torch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""`python -m parity_tests.bench`: its figures, what its options do, and what it refuses."""
+"""`python -m parity_tests.bench_generation`: its figures, what its options do, and what it refuses."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from tinygrad import dtypes
 
 from data.config import PRESETS, GPT2Config
 from data.testing import call, refused
-from parity_tests import bench
+from parity_tests import bench_generation
 
 
 def clock() -> Iterator[float]:
@@ -25,11 +25,11 @@ def clock() -> Iterator[float]:
 def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rates are of the median turn after the first; tokens are those of all rows."""
     config = GPT2Config(vocab_size=50257, n_layer=1, n_head=2, n_embd=16, n_positions=32)
-    monkeypatch.setitem(bench.PRESETS, "tiny", config)
+    monkeypatch.setitem(bench_generation.PRESETS, "tiny", config)
     times = clock()
-    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    monkeypatch.setattr(bench_generation, "time", SimpleNamespace(perf_counter=lambda: next(times)))
     argv = ("--preset", "tiny", "--device", "CPU", "--batch-size", 2, "--batch-size", 3, "--max-new-tokens", 8)
-    result = call(bench.main, *argv, "--json", "found.json", "--dtype", "float32", cwd=tmp_path)
+    result = call(bench_generation.main, *argv, "--json", "found.json", "--dtype", "float32", cwd=tmp_path)
     assert result.code == 0, result
     rows = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     two, three = rows
@@ -64,23 +64,28 @@ def test_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         opened.append(name)
         return "CPU"
 
-    monkeypatch.setattr(bench, "open_device", open_device)
-    monkeypatch.setattr(bench, "measure", measure)
-    result = call(bench.main, cwd=tmp_path)
+    monkeypatch.setattr(bench_generation, "open_device", open_device)
+    monkeypatch.setattr(bench_generation, "measure", measure)
+    result = call(bench_generation.main, cwd=tmp_path)
     assert result.code == 0, result
     assert (asked[-1], opened[-1]) == ((PRESETS["gpt2"], "CPU", None, None, [1], 64), None)
     argv = ("--preset", "tinystories", "--device", "NAME", "--dtype", "bfloat16", "--max-new-tokens", 9)
-    result = call(bench.main, *argv, "--batch-size", 4, "--batch-size", 7, "--json", "found.json", cwd=tmp_path)
+    result = call(
+        bench_generation.main, *argv, "--batch-size", 4, "--batch-size", 7, "--json", "found.json", cwd=tmp_path
+    )
     assert result.code == 0, result
     assert asked[-1] == (PRESETS["tinystories"], "CPU", dtypes.bfloat16, None, [4, 7], 9)
     assert opened[-1] == "NAME"
     assert "tinystories in bfloat16, plain kernels" in result.out
     assert json.loads((tmp_path / "found.json").read_text(encoding="utf-8")) == []
-    assert call(bench.main, "--max-new-tokens", 1, "--batch-size", 1, cwd=tmp_path).code == 0
+    assert call(bench_generation.main, "--max-new-tokens", 1, "--batch-size", 1, cwd=tmp_path).code == 0
     assert asked[-1][-2:] == ([1], 1)
 
 
 def test_bad_options(tmp_path: Path) -> None:
-    refused(call(bench.main, "--preset", "tiny", cwd=tmp_path), "tiny has room for 16; give fewer --max-new-tokens")
-    refused(call(bench.main, "--batch-size", "0", cwd=tmp_path), "--batch-size")
-    refused(call(bench.main, "--json", "nowhere/x.json", cwd=tmp_path), "there is no folder nowhere")
+    refused(
+        call(bench_generation.main, "--preset", "tiny", cwd=tmp_path),
+        "tiny has room for 16; give fewer --max-new-tokens",
+    )
+    refused(call(bench_generation.main, "--batch-size", "0", cwd=tmp_path), "--batch-size")
+    refused(call(bench_generation.main, "--json", "nowhere/x.json", cwd=tmp_path), "there is no folder nowhere")

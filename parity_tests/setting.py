@@ -1,0 +1,121 @@
+"""What is compared: one model's weights in a dtype, with PyTorch and tinygrad each on their device, and the batches."""
+
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from tinygrad import dtypes
+
+import tinygrad_impl.model
+import tinygrad_impl.trainer
+import torch_ref.trainer
+from data.config import GPT2Config, parameter_shapes
+from data.loader import IGNORED
+from parity_tests.edges import Flow, flow_in_tinygrad, flow_in_torch
+
+NUDGES = 8  # sets of nudged weights: how far PyTorch's results scatter over them shows how well conditioned they are
+# of these edges the kernels store bfloat16, to which PyTorch's autocast rounds them when its matmuls read them
+ROUNDED = (
+    "ln_1",
+    "ln_2",
+    "ln_f",
+    "c_attn.input",
+    "c_fc.input",
+)
+
+Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, (B, T) each
+References = tuple[torch_ref.trainer.Trainer, torch_ref.trainer.Trainer]  # in float64, and in the port's dtype
+
+
+class Setting:
+    """The model's weights, the dtype, where PyTorch and tinygrad compute, and tinygrad's kernels.
+
+    Raises `ValueError` if `arrays` are not the parameters of `config`'s model.
+    """
+
+    def __init__(
+        self,
+        config: GPT2Config,
+        arrays: Mapping[str, np.ndarray],
+        dtype: str,
+        device: str,
+        kernels: ModuleType | None = None,
+    ):
+        if arrays.keys() != parameter_shapes(config).keys():
+            raise ValueError("the arrays are not the model's parameters")
+        self.config, self.dtype, self.kernels = config, dtype, kernels
+        self.exact = {name: array.astype(np.float64) for name, array in arrays.items()}
+        stored = np.float64 if dtype == "float64" else np.float32
+        self.arrays = {name: array.astype(stored) for name, array in arrays.items()}
+        self.torch_device = "cuda" if device == "CUDA" else "cpu"
+        self.torch_autocast = torch.bfloat16 if dtype == "bfloat16" else None
+        self.tinygrad_autocast = dtypes.bfloat16 if dtype == "bfloat16" else None
+
+    def references(self, **options: Any) -> References:
+        """PyTorch's trainers: the float64 reference, and one that computes in the port's dtype."""
+        make = torch_ref.trainer.Trainer
+        reference = make(self.config, self.exact, device=self.torch_device, **options)
+        own = make(self.config, self.arrays, device=self.torch_device, autocast=self.torch_autocast, **options)
+        return reference, own
+
+    def trainer(self, **options: Any) -> tinygrad_impl.trainer.Trainer:
+        """tinygrad's trainer."""
+        return tinygrad_impl.trainer.Trainer(
+            self.config, self.arrays, autocast=self.tinygrad_autocast, kernels=self.kernels, **options
+        )
+
+    def model(self) -> tinygrad_impl.model.GPT2:
+        """tinygrad's model."""
+        return tinygrad_impl.model.GPT2(self.config, self.arrays)
+
+    def reference_batches(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """Micro-batches of the same mean loss for the float64 reference: on a GPU a row each, since float64 takes
+        several times the memory that training does. Not where some rows score fewer targets than others: these would
+        weigh too much in a mean of means.
+        """
+        scored = {int(count) for _, y in batches for count in (y != IGNORED).sum(1)}
+        if self.torch_device == "cpu" or len(scored) > 1:
+            return batches
+        return [(x[i : i + 1], y[i : i + 1]) for x, y in batches for i in range(len(x))]
+
+    def reference_flow(self, batch: Batch) -> Flow:
+        """The float64 reference's activations and gradients at every edge."""
+        return flow_in_torch(self.config, self.exact, *batch, device=self.torch_device)
+
+    def flows(self, batch: Batch, fed: Flow | None = None, nudges: int = 0) -> tuple[Flow, Flow, list[Flow]]:
+        """The flows of the float64 reference, of tinygrad, and of PyTorch in tinygrad's dtype: one from the weights as
+        they are, or one from each of `nudges` sets of nudged weights. `fed`: as in `edges.flow_in_torch`.
+        """
+        common: Any = {"device": self.torch_device, "fed": fed}
+        reference = flow_in_torch(self.config, self.exact, *batch, **common)
+        port = flow_in_tinygrad(self.config, self.arrays, *batch, self.tinygrad_autocast, fed, self.kernels)
+        weights = [nudged(self.arrays, seed) for seed in range(nudges)] or [self.arrays]
+        own = [flow_in_torch(self.config, w, *batch, self.torch_autocast, **common) for w in weights]
+        for flow in own if self.kernels else ():
+            for name in flow.values:
+                if name.endswith(ROUNDED):
+                    flow.values[name] = torch.tensor(flow.values[name]).bfloat16().double().numpy()
+        return reference, port, own
+
+
+def nudged(arrays: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """Every number replaced by the next one that its dtype has, above or below it at random."""
+    random = np.random.default_rng(seed)
+    ends = np.array([-np.inf, np.inf])
+    return {n: np.nextafter(a, random.choice(ends.astype(a.dtype), a.shape)) for n, a in arrays.items()}
+
+
+def random_batches(config: GPT2Config, batch_size: int, seq_len: int, seed: int, count: int) -> list[Batch]:
+    """Inputs and targets (B, T), int32: few different tokens, so that they repeat; end-of-text inside; some ignored."""
+    random = np.random.default_rng(seed)
+    batches = []
+    for _ in range(count):
+        some = [config.vocab_size - 1, *random.integers(0, config.vocab_size, 10)]  # GPT-2's last is end-of-text
+        rows = random.choice(some, (batch_size, seq_len + 1)).astype(np.int32)
+        rows[0, seq_len // 2] = config.vocab_size - 1
+        x, y = rows[:, :-1].copy(), rows[:, 1:].copy()
+        y.flat[3::5] = IGNORED
+        batches.append((x, y))
+    return batches
