@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.checkpoint import load
+from data.checkpoints.checkpoint import load
 from parity_tests.blame import find_culprit
 from parity_tests.bounds import Row, judge
 from parity_tests.checks import flow_rows, gradient_rows

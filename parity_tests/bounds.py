@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.config import GPT2Config, parameter_shapes
+from data.checkpoints.config import GPT2Config, parameter_shapes
 
 MULTIPLE = {"float32": 2.0, "bfloat16": 1.5}
 EXACT = {"forward": 1e-13, "backward": 1e-13, "gradient": 1e-13, "training": 1e-12, "generation": 1e-13}

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.config import parameter_count, to_hf
-from data.revision import revision
+from data.checkpoints.config import parameter_count, to_hf
+from data.runs.revision import revision
 from parity_tests.bounds import MULTIPLE, Row
 from parity_tests.setting import Setting
 

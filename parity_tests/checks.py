@@ -13,8 +13,8 @@ import torch
 
 import tinygrad_impl.trainer
 import torch_ref.trainer
-from data.config import parameter_shapes
-from data.loader import IGNORED
+from data.checkpoints.config import parameter_shapes
+from data.text.loader import IGNORED
 from parity_tests.bounds import ONE_NUMBER, ROUNDING, Comparison, Row, Tensors, summation_excuses
 from parity_tests.edges import edges
 from parity_tests.setting import NUDGES, Batch, References, Setting, nudged

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 import torch_ref.model
-from data.config import GPT2Config
-from data.sampling import Sampler, probability
-from data.tokenizer import EOT, VOCAB_SIZE
+from data.checkpoints.config import GPT2Config
+from data.text.sampling import Sampler, probability
+from data.text.tokenizer import EOT, VOCAB_SIZE
 from parity_tests.bounds import Comparison, Row
 from parity_tests.setting import Setting, nudged
 from tinygrad_impl.generate import Generator

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 import transformers
 
-import data.loader as L
-import data.run_folder as R
+import data.text.loader as L
+import data.runs.run_folder as R
 import tinygrad_impl.functional as F
 import tinygrad_impl.generate as G
 import tinygrad_impl.model as M
@@ -34,11 +34,11 @@ import tinygrad_impl.trainer as T
 import torch_ref.generate
 import torch_ref.model
 from data.cli import ArgumentParser, InputError, Progress, run, whole
-from data.config import GPT2Config, parameter_shapes
+from data.checkpoints.config import GPT2Config, parameter_shapes
 from data.files import atomic_write
-from data.sampling import Sampler
-from data.shards import ShardWriter, write_meta
-from data.tokenizer import EOT, VOCAB_SIZE
+from data.text.sampling import Sampler
+from data.text.shards import ShardWriter, write_meta
+from data.text.tokenizer import EOT, VOCAB_SIZE
 from parity_tests.proof import prove
 from parity_tests.setting import Setting, random_batches
 from parity_tests.weights import hard_weights, random_weights

@@ -11,8 +11,8 @@ from tinygrad import dtypes
 import tinygrad_impl.model
 import tinygrad_impl.trainer
 import torch_ref.trainer
-from data.config import GPT2Config, parameter_shapes
-from data.loader import IGNORED
+from data.checkpoints.config import GPT2Config, parameter_shapes
+from data.text.loader import IGNORED
 from parity_tests.edges import Flow, flow_in_tinygrad, flow_in_torch
 
 NUDGES = 8  # sets of nudged weights: how far PyTorch's results scatter over them shows how well conditioned they are

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from data.config import GPT2Config, parameter_shapes
+from data.checkpoints.config import GPT2Config, parameter_shapes
 from parity_tests.bounds import (
     FEW,
     KEYS,

@@ -7,7 +7,7 @@ import pytest
 
 import tinygrad_impl.trainer
 import torch_ref.trainer
-from data.config import GPT2Config
+from data.checkpoints.config import GPT2Config
 from parity_tests.bounds import judge
 from parity_tests.checks import clip_between, micro_batches, training_steps
 from parity_tests.mutants import CONFIG, LENGTH, ROWS

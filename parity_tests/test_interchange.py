@@ -19,12 +19,12 @@ import tinygrad_impl.train
 import tinygrad_impl.trainer
 import torch_ref.train
 import torch_ref.trainer
-from data.checkpoint import load
-from data.config import GPT2Config
-from data.loader import windows
-from data.run_folder import RunFolder, load_checkpoint, read_metrics, read_sealed
+from data.checkpoints.checkpoint import load
+from data.checkpoints.config import GPT2Config
+from data.text.loader import windows
+from data.runs.run_folder import RunFolder, load_checkpoint, read_metrics, read_sealed
 from data.testing import call, refused, save_model, write_tokens
-from data.tokenizer import EOT_TEXT, tokenizer
+from data.text.tokenizer import EOT_TEXT, tokenizer
 from data.training import PORTS
 from parity_tests.assertions import assert_passed
 from parity_tests.bounds import judge

@@ -4,7 +4,7 @@ import runpy
 
 import pytest
 
-PROGRAMS = ["data.prepare", "data.bench", "torch_ref.train", "parity_tests"]
+PROGRAMS = ["data.text.prepare", "data.text.bench_data", "torch_ref.train", "parity_tests"]
 PROGRAMS += [f"tinygrad_impl.{name}" for name in ("train", "generate", "compare", "report", "bench")]
 PROGRAMS += [f"parity_tests.{name}" for name in ("bench_generation", "mutants", "planted", "mutation")]
 

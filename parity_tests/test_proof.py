@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.config import GPT2Config
+from data.checkpoints.config import GPT2Config
 from parity_tests import proof
 from parity_tests.bounds import EXACT, FEW, KEYS, MULTIPLE, NEAR_MISS, ROUNDING, Row
 from parity_tests.generation import SPREAD, TIES

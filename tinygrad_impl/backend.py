@@ -10,7 +10,7 @@ from tinygrad import Tensor
 from tinygrad.dtype import DType, dtypes
 
 from data.cli import InputError
-from data.config import GPT2Config
+from data.checkpoints.config import GPT2Config
 from tinygrad_impl import formulas, functional
 from tinygrad_impl.cached_model import CachedModel, Decoder
 from tinygrad_impl.kernels import gpu_of, obstacle

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from tinygrad import Tensor, TinyJit
 
-from data.sampling import Sampler, probability
+from data.text.sampling import Sampler, probability
 from tinygrad_impl.model import GPT2, KVCache
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from data.checkpoint import load
+from data.checkpoints.checkpoint import load
 from data.cli import ArgumentParser, InputError, real, run, whole
-from data.config import GPT2Config, parameter_count
-from data.sampling import Sampler
-from data.tokenizer import EOT, VOCAB_SIZE, tokenizer
+from data.checkpoints.config import GPT2Config, parameter_count
+from data.text.sampling import Sampler
+from data.text.tokenizer import EOT, VOCAB_SIZE, tokenizer
 from tinygrad_impl.backend import Backend, Plain, choose
 from tinygrad_impl.cached_model import Decoder
 from tinygrad_impl.device import card_name, open_device

@@ -13,7 +13,7 @@ import numpy as np
 from tinygrad import Tensor, nn
 
 import tinygrad_impl.functional as F
-from data.config import GPT2Config
+from data.checkpoints.config import GPT2Config
 
 
 class Conv1D:

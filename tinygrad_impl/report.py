@@ -1,4 +1,4 @@
-"""`python -m tinygrad_impl.report`: training runs as one HTML page, which loads nothing from anywhere."""
+"""`python -m data.runs.report`: training runs as one HTML page, which loads nothing from anywhere."""
 
 import base64
 import hashlib
@@ -15,7 +15,7 @@ from typing import Any
 
 from data.cli import ArgumentParser, InputError, run
 from data.files import atomic_write
-from data.run_folder import read_metrics, read_samples, read_sealed
+from data.runs.run_folder import read_metrics, read_samples, read_sealed
 
 # what the files of a run have to hold for this page, at least; see `fits`
 NUMBER = int | float | None
@@ -25,7 +25,7 @@ RUN: dict[str, Any] = {
 }
 ROW = {"check": str, "name": str, "error": NUMBER, "own": NUMBER, "allowed": NUMBER, "passed": bool}
 CONTINUED = [{"step": int, "command": [str]}]
-SOURCE = {"commit": str | None, "clean": bool | None}  # as `data.revision.revision` says; older runs have none
+SOURCE = {"commit": str | None, "clean": bool | None}  # as `data.runs.revision.revision` says; older runs have none
 PARITY: dict[str, Any] = {
     **{"verdict": str, "culprit": str | None, "summary": str, "dtype": str, "device": str, "versions": dict},
     **{"model": {"sha256": str}, "sources": dict, "rows": [ROW]},
@@ -513,9 +513,9 @@ def label(value: float) -> str:
 
 def main() -> None:
     parser = ArgumentParser(
-        prog="python -m tinygrad_impl.report",
+        prog="python -m data.runs.report",
         description="Training runs as one HTML page that needs no network: curves, samples, comparison, parity.",
-        epilog="example: python -m tinygrad_impl.report runs/mine runs/other --out both.html",
+        epilog="example: python -m data.runs.report runs/mine runs/other --out both.html",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, finished or not")
     parser.add_argument("--out", type=Path, metavar="FILE", help="by default report.html in the run; of several, here")

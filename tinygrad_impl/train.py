@@ -8,7 +8,7 @@ from tinygrad import dtypes
 
 import data.training
 from data.cli import ArgumentParser, InputError, run
-from data.sampling import Sampler
+from data.text.sampling import Sampler
 from data.training import Implementation, Start, begin, find_learning_rate, parse, train
 from tinygrad_impl.device import card_name, open_device, peak_flops
 from tinygrad_impl.evaluate import Evaluator

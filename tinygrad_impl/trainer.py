@@ -8,7 +8,7 @@ from tinygrad import Tensor, TinyJit, nn
 from tinygrad.device import Buffer
 from tinygrad.dtype import _to_np_dtype
 
-from data.config import GPT2Config
+from data.checkpoints.config import GPT2Config
 from tinygrad_impl.backend import Backend, Plain
 from tinygrad_impl.model import GPT2
 

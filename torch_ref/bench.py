@@ -1,4 +1,4 @@
-"""PyTorch's part in a comparison of speed: `python -m torch_ref.bench`, which tinygrad_impl.bench starts and asks.
+"""PyTorch's part in a comparison of speed: `python -m torch_ref.bench_worker`, which tinygrad_impl.bench starts and asks.
 
 It is a process of its own, so that neither framework is loaded beside the other. It reads a request a line from stdin
 and answers it with a line on stdout, both JSON objects:
@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.config import GPT2Config
-from data.initialize import initial_weights
+from data.checkpoints.config import GPT2Config
+from data.checkpoints.initialize import initial_weights
 from torch_ref.model import GPT2
 
 VOCAB_MULTIPLE = 128

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.config import GPT2Config
+from data.checkpoints.config import GPT2Config
 
 
 class Conv1D(nn.Module):

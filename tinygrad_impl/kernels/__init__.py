@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tinygrad import Device
 
-from data.config import GPT2Config
+from data.checkpoints.config import GPT2Config
 
 OLDEST = 80  # compute capability: Ampere, the first with bfloat16 GEMMs
 

@@ -15,8 +15,8 @@ from tinygrad import Tensor, TinyJit, dtypes, nn
 from tinygrad.dtype import DType
 from tinygrad.helpers import Context
 
-from data.config import GPT2Config
-from data.sampling import Sampler, probability
+from data.checkpoints.config import GPT2Config
+from data.text.sampling import Sampler, probability
 from tinygrad_impl.kernels import GPU, draw, step
 from tinygrad_impl.kernels.launch import Launch, launch, new
 from tinygrad_impl.model import GPT2

@@ -9,7 +9,7 @@ from tinygrad import Tensor, dtypes
 from tinygrad.dtype import Invalid
 from tinygrad.uop.ops import Ops, UOp
 
-from data.config import GPT2Config
+from data.checkpoints.config import GPT2Config
 from tinygrad_impl.functional import lower
 from tinygrad_impl.kernels import GPU, adamw, joins
 from tinygrad_impl.kernels.decode import Decoder

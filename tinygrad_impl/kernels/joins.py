@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tinygrad.uop.ops import Ops, PatternMatcher, UOp, UPat, graph_rewrite
 
-from data.config import GPT2Config
+from data.checkpoints.config import GPT2Config
 from tinygrad_impl.functional import node, pattern, settings_of
 
 

@@ -16,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from data.checkpoint import checkpoints, damage, latest_checkpoint
+from data.checkpoints.checkpoint import checkpoints, damage, latest_checkpoint
 from data.cli import ArgumentParser, Progress, run, whole
-from data.prepare import prepare
-from data.run_folder import read_metrics
+from data.text.prepare import prepare
+from data.runs.run_folder import read_metrics
 from data.testing import save_model, write_stories
 
 ROOT = Path(__file__).parents[2]

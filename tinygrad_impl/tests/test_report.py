@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from data.cli import InputError
-from data.run_folder import checked_line, section, write_sealed
+from data.runs.run_folder import checked_line, section, write_sealed
 from data.testing import call, refused
-from tinygrad_impl.report import SERIES, comparison_page, label, load_run, log_ticks, main, points, report_page, ticks
+from data.runs.report import SERIES, comparison_page, label, load_run, log_ticks, main, points, report_page, ticks
 
 HOSTILE = "\"><script>alert(1)</script></script><img src=x onerror=alert(2)>'&amp;"
 FACTS: dict[str, Any] = {

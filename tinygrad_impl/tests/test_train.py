@@ -22,13 +22,13 @@ from tinygrad import dtypes
 
 import data.training
 import tinygrad_impl
-from data.checkpoint import load, save
-from data.config import GPT2Config
-from data.initialize import initial_weights
-from data.run_folder import read_metrics
-from data.sampling import Sampler
+from data.checkpoints.checkpoint import load, save
+from data.checkpoints.config import GPT2Config
+from data.checkpoints.initialize import initial_weights
+from data.runs.run_folder import read_metrics
+from data.text.sampling import Sampler
 from data.testing import SMALL, Result, call, refused, save_model, write_tokens
-from data.tokenizer import tokenizer
+from data.text.tokenizer import tokenizer
 from data.training import Implementation, Start
 from tinygrad_impl import train
 from tinygrad_impl.generate import Generator

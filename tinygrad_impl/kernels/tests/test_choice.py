@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from data.cli import InputError
-from data.config import PRESETS, GPT2Config
+from data.checkpoints.config import PRESETS, GPT2Config
 from tinygrad_impl import kernels
 from tinygrad_impl.kernels.tests.support import DEVICE
 
