@@ -4,9 +4,9 @@ import sys
 import time
 from pathlib import Path
 
-from data.checkpoint import load
+from data.checkpoints.checkpoint import load
+from data.checkpoints.config import PRESETS, parameter_count
 from data.cli import ArgumentParser, InputError, run, whole
-from data.config import PRESETS, parameter_count
 from data.files import atomic_write
 from parity_tests.proof import Row, Setting, as_json, certificate, excess, prove
 from parity_tests.report import html

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.checkpoint import load
+from data.checkpoints.checkpoint import load
 from parity_tests.proof import Batch, Row, Setting, flow_rows, gradient_rows, judge, named
 from torch_ref.testing import hugging_face_results, torch_results
 

@@ -19,12 +19,12 @@ import torch
 import transformers
 from tinygrad.dtype import DType
 
-from data.checkpoint import save
+from data.checkpoints.checkpoint import save
+from data.checkpoints.config import PRESETS, GPT2Config
 from data.cli import ArgumentParser, InputError, Progress, run, whole
-from data.config import PRESETS, GPT2Config
 from data.files import atomic_write
-from data.sampling import Sampler
-from data.tokenizer import EOT
+from data.text.sampling import Sampler
+from data.text.tokenizer import EOT
 from parity_tests.weights import random_weights
 from tinygrad_impl.device import card_name, open_device
 from tinygrad_impl.generate import Generator, precision

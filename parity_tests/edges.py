@@ -17,7 +17,7 @@ from tinygrad.dtype import DType
 import tinygrad_impl.functional
 import tinygrad_impl.model
 import torch_ref.model
-from data.config import GPT2Config
+from data.checkpoints.config import GPT2Config
 
 Arrays = dict[str, np.ndarray]
 

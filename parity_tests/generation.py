@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 import torch_ref.model
-from data.config import GPT2Config
-from data.sampling import Sampler, probability
-from data.tokenizer import EOT
+from data.checkpoints.config import GPT2Config
+from data.text.sampling import Sampler, probability
+from data.text.tokenizer import EOT
 from tinygrad_impl.generate import Generator
 from torch_ref.generate import generate
 

@@ -25,20 +25,20 @@ import numpy as np
 import torch
 import transformers
 
-import data.loader as L
-import data.run_folder as R
+import data.runs.run_folder as R
+import data.text.loader as L
 import tinygrad_impl.functional as F
 import tinygrad_impl.generate as G
 import tinygrad_impl.model as M
 import tinygrad_impl.trainer as T
 import torch_ref.generate
 import torch_ref.model
+from data.checkpoints.config import GPT2Config, parameter_shapes
 from data.cli import ArgumentParser, InputError, Progress, run, whole
-from data.config import GPT2Config, parameter_shapes
 from data.files import atomic_write
-from data.sampling import Sampler
-from data.shards import ShardWriter, write_meta
-from data.tokenizer import EOT, VOCAB_SIZE
+from data.text.sampling import Sampler
+from data.text.shards import ShardWriter, write_meta
+from data.text.tokenizer import EOT, VOCAB_SIZE
 from parity_tests.proof import Setting, prove, random_batches
 from parity_tests.weights import hard_weights, random_weights
 from tinygrad_impl.device import open_device
@@ -476,7 +476,7 @@ def check_proof(dtype: str, seed: int, steps: int) -> str | None:
 
 
 def check_loader(_: str, seed: int, __: int) -> str | None:
-    """Windows, order, ranks, state and evaluation as data/loader.py promises them, of shards of 37 tokens."""
+    """Windows, order, ranks, state and evaluation as data/text/loader.py promises them, of shards of 37 tokens."""
     size, batch = 8, 3
     tokens = np.random.default_rng(seed).permutation(VOCAB_SIZE)[: 11 * size + 45].astype(np.uint16)  # no two alike
     with tempfile.TemporaryDirectory() as temporary:

@@ -26,12 +26,12 @@ import tinygrad_impl.model
 import tinygrad_impl.trainer
 import torch_ref.model
 import torch_ref.trainer
+from data.checkpoints.config import GPT2Config, parameter_count, parameter_shapes, to_hf
 from data.cli import Progress
-from data.config import GPT2Config, parameter_count, parameter_shapes, to_hf
-from data.loader import IGNORED
-from data.revision import revision
-from data.sampling import Sampler
-from data.tokenizer import VOCAB_SIZE
+from data.runs.revision import revision
+from data.text.loader import IGNORED
+from data.text.sampling import Sampler
+from data.text.tokenizer import VOCAB_SIZE
 from parity_tests import generation
 from parity_tests.edges import Flow, edges, flow_in_tinygrad, flow_in_torch
 from parity_tests.generation import GENERATED, SAMPLING

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from tinygrad_impl.report import escaped, pairs, share
+from data.runs.report import escaped, pairs, share
 
 Row = dict[str, Any]
 

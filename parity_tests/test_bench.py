@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tinygrad import dtypes
 
-from data.config import PRESETS, GPT2Config
+from data.checkpoints.config import PRESETS, GPT2Config
 from data.testing import call, refused
 from parity_tests import bench
 

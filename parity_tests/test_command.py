@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.checkpoint import load
-from data.config import PRESETS, parameter_count, parameter_shapes
+from data.checkpoints.checkpoint import load
+from data.checkpoints.config import PRESETS, parameter_count, parameter_shapes
 from data.testing import call, refused, save_model
 from parity_tests import __main__ as command
 from parity_tests import mutants, proof

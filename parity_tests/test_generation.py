@@ -15,10 +15,10 @@ from tinygrad import Tensor
 import tinygrad_impl.generate
 import tinygrad_impl.model
 import torch_ref.model
-from data.checkpoint import load
-from data.config import GPT2Config
-from data.sampling import Sampler
-from data.tokenizer import EOT, VOCAB_SIZE
+from data.checkpoints.checkpoint import load
+from data.checkpoints.config import GPT2Config
+from data.text.sampling import Sampler
+from data.text.tokenizer import EOT, VOCAB_SIZE
 from parity_tests.mutants import CONFIG
 from parity_tests.weights import random_weights
 from tinygrad_impl.generate import Generator

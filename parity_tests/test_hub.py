@@ -11,10 +11,10 @@ import tinygrad_impl.model
 import tinygrad_impl.trainer
 import torch_ref.model
 import torch_ref.trainer
-from data.checkpoint import load, resolve
+from data.checkpoints.checkpoint import load, resolve
 from data.cli import InputError
-from data.sampling import Sampler
-from data.tokenizer import EOT, tokenizer
+from data.text.sampling import Sampler
+from data.text.tokenizer import EOT, tokenizer
 from parity_tests.assertions import assert_passes_equal, assert_reference_is_hugging_face
 from parity_tests.proof import Setting, random_batches
 from tinygrad_impl.generate import Generator

@@ -14,18 +14,18 @@ import torch
 import transformers
 from tinygrad import Tensor
 
-import data.training
+import data.runs.training
 import tinygrad_impl.train
 import tinygrad_impl.trainer
 import torch_ref.train
 import torch_ref.trainer
-from data.checkpoint import load
-from data.config import GPT2Config
-from data.loader import windows
-from data.run_folder import RunFolder, load_checkpoint, read_metrics, read_sealed
+from data.checkpoints.checkpoint import load
+from data.checkpoints.config import GPT2Config
+from data.runs.run_folder import RunFolder, load_checkpoint, read_metrics, read_sealed
+from data.runs.training import PORTS
 from data.testing import call, refused, save_model, write_tokens
-from data.tokenizer import EOT_TEXT, tokenizer
-from data.training import PORTS
+from data.text.loader import windows
+from data.text.tokenizer import EOT_TEXT, tokenizer
 from parity_tests.assertions import assert_passed
 from parity_tests.proof import Setting, judge, random_batches
 from parity_tests.weights import random_weights
@@ -91,7 +91,7 @@ def short_samples() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.training, "SAMPLE_TOKENS", 6)
+        patch.setattr(data.runs.training, "SAMPLE_TOKENS", 6)
         yield
     torch.set_num_threads(threads)
 

@@ -7,9 +7,9 @@ import pytest
 
 import tinygrad_impl.trainer
 import torch_ref.trainer
-from data.checkpoint import load
-from data.config import PRESETS, GPT2Config
-from data.loader import IGNORED
+from data.checkpoints.checkpoint import load
+from data.checkpoints.config import PRESETS, GPT2Config
+from data.text.loader import IGNORED
 from parity_tests import proof
 from parity_tests.assertions import assert_passed, assert_passes_equal, assert_reference_is_hugging_face
 from parity_tests.mutants import CONFIG, LENGTH, ROWS

@@ -14,7 +14,7 @@ import tinygrad_impl.generate
 import tinygrad_impl.model
 import tinygrad_impl.trainer
 import torch_ref.trainer
-from data.config import GPT2Config, parameter_shapes
+from data.checkpoints.config import GPT2Config, parameter_shapes
 from parity_tests import generation, proof
 from parity_tests.generation import SAMPLING, could_draw, draws, numbers, prompts_for
 from parity_tests.mutants import CONFIG, LENGTH, ROWS, configuration
@@ -528,7 +528,7 @@ def test_a_changed_byte_of_any_source_changes_the_certificate(tmp_path: Path) ->
     assert len(tests) > 40
     assert before.keys() == {p.relative_to(tmp_path).as_posix() for p in {*files} - {*tests}}
     needed = {"torch_ref/model.py", "tinygrad_impl/cpu.py", "tinygrad_impl/product.c", "tinygrad_impl/zig-clang"}
-    needed |= {"tinygrad_impl/kernels/fused.py", "data/sampling.py", "parity_tests/proof.py"}
+    needed |= {"tinygrad_impl/kernels/fused.py", "data/text/sampling.py", "parity_tests/proof.py"}
     assert needed <= before.keys()
     for name in before:
         content = bytearray((tmp_path / name).read_bytes() or b" ")

@@ -14,7 +14,7 @@ import tokenizers
 import transformers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from data.tokenizer import EOT, EOT_TEXT, RANKS, hugging_face_files, tokenizer
+from data.text.tokenizer import EOT, EOT_TEXT, RANKS, hugging_face_files, tokenizer
 
 STORIES = Path(__file__).parents[2] / "shared" / "data" / "tinystories" / "valid.txt"
 

@@ -10,9 +10,9 @@ from tinygrad.helpers import Context
 
 import tinygrad_impl.trainer
 import torch_ref.trainer
-from data.checkpoint import load
-from data.config import parameter_shapes
-from data.run_folder import read_metrics
+from data.checkpoints.checkpoint import load
+from data.checkpoints.config import parameter_shapes
+from data.runs.run_folder import read_metrics
 from data.testing import call, save_model, write_tokens
 from parity_tests.assertions import assert_passed
 from parity_tests.mutants import CONFIG, LENGTH, ROWS

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from data.config import GPT2Config
-from data.initialize import initial_weights
+from data.checkpoints.config import GPT2Config
+from data.checkpoints.initialize import initial_weights
 
 OUTLIER = 50.0
 

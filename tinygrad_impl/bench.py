@@ -2,7 +2,7 @@
 
 The same work by turns, on one device in one run: whole steps of the same model from the same random weights, on the
 same random tokens, with forward, backward, clipping and AdamW. tinygrad computes them as `tinygrad_impl.train` does,
-with all that it does on the host; PyTorch as torch_ref/bench.py says, in a process of its own.
+with all that it does on the host; PyTorch as torch_ref/bench_worker.py says, in a process of its own.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from tinygrad.engine.realize import ExecContext, estimate_uop, pm_exec, run_line
 from tinygrad.helpers import GlobalCounters, ansistrip, db_connection
 from tinygrad.uop.ops import Ops, UOp, sym_infer
 
+from data.checkpoints.config import PRESETS, GPT2Config, flops_a_token, parameter_count
+from data.checkpoints.initialize import initial_weights
 from data.cli import ArgumentParser, InputError, Progress, run, whole
-from data.config import PRESETS, GPT2Config, flops_a_token, parameter_count
 from data.files import atomic_write
-from data.initialize import initial_weights
-from data.revision import revision
-from data.training import RECIPES
+from data.runs.revision import revision
+from data.runs.training import RECIPES
 from tinygrad_impl.device import card_name, open_device
 from tinygrad_impl.kernels import CHOICES, choose
 from tinygrad_impl.trainer import Trainer
@@ -83,7 +83,7 @@ class Port:
         self.figures["compiled"] = compiled() - cached
 
     def run(self, steps: int) -> dict[str, Any]:
-        """As torch_ref.bench's `Peer.run`."""
+        """As torch_ref.bench_worker's `Peer.run`."""
         figures = {"seconds": [self.step() for _ in range(steps)], "first_loss": self.first_loss}
         figures["allocated_bytes"] = self.memory.highest[self.device]
         if self.device == "CUDA":
@@ -126,7 +126,7 @@ def compiled() -> int:
 
 
 class Worker:
-    """A process of torch_ref.bench. `ask` raises `InputError` where it cannot do what it is asked."""
+    """A process of torch_ref.bench_worker. `ask` raises `InputError` where it cannot do what it is asked."""
 
     def __init__(self, name: str, process: "subprocess.Popen[str]", errors: IO[str]):
         assert process.stdin
@@ -160,7 +160,7 @@ def worker(name: str) -> Iterator[Worker]:
     environment = {key: value for key, value in os.environ.items() if key not in OURS}
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "torch_ref.bench"],
+            [sys.executable, "-m", "torch_ref.bench_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from data.checkpoint import load
+from data.checkpoints.checkpoint import load
 from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.files import atomic_write
-from data.loader import windows
-from data.prepare import prepared
-from data.revision import revision
-from data.run_folder import read_sealed, write_sealed
-from data.sampling import Sampler
-from data.shards import read_meta
+from data.runs.report import comparison_page
+from data.runs.revision import revision
+from data.runs.run_folder import read_sealed, write_sealed
+from data.text.loader import windows
+from data.text.prepare import prepared
+from data.text.sampling import Sampler
+from data.text.shards import read_meta
 from tinygrad_impl.device import open_device
 from tinygrad_impl.evaluate import Evaluator
 from tinygrad_impl.generate import Generator, add_sampling_options, encode, pieces, precision, setup
 from tinygrad_impl.model import GPT2
-from tinygrad_impl.report import comparison_page
 
 PROMPTS = ["Once upon a time", "One day, a little girl named Lily", "The dog was sad because"]
 BATCH_SIZE = 4

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from data.cli import InputError
-from data.training import Start
+from data.runs.training import Start
 from parity_tests.proof import (
     BATCHES,
     GRAPH_BATCHES,

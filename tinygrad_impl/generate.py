@@ -11,11 +11,11 @@ from tinygrad import Tensor, TinyJit, dtypes
 from tinygrad.dtype import DType
 
 import tinygrad_impl.functional as F
-from data.checkpoint import load
+from data.checkpoints.checkpoint import load
+from data.checkpoints.config import GPT2Config, parameter_count
 from data.cli import ArgumentParser, InputError, real, run, whole
-from data.config import GPT2Config, parameter_count
-from data.sampling import Sampler, probability
-from data.tokenizer import EOT, VOCAB_SIZE, tokenizer
+from data.text.sampling import Sampler, probability
+from data.text.tokenizer import EOT, VOCAB_SIZE, tokenizer
 from tinygrad_impl.device import card_name, open_device
 from tinygrad_impl.kernels import choose
 from tinygrad_impl.model import GPT2, KVCache

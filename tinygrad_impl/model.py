@@ -13,7 +13,7 @@ import numpy as np
 from tinygrad import Tensor, nn
 
 import tinygrad_impl.functional as F
-from data.config import GPT2Config
+from data.checkpoints.config import GPT2Config
 
 
 class Conv1D:
@@ -113,8 +113,8 @@ class Block:
 class GPT2:
     """The language model. Its head is tied to the token embedding: there is no lm_head parameter.
 
-    `arrays` are the parameters by name, as data/checkpoint.py loads them; the model computes in their dtype, or with
-    bfloat16 products inside `F.autocast`.
+    `arrays` are the parameters by name, as data/checkpoints/checkpoint.py loads them; the model computes in their
+    dtype, or with bfloat16 products inside `F.autocast`.
     """
 
     def __init__(self, config: GPT2Config, arrays: Mapping[str, np.ndarray]):

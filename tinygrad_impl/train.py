@@ -6,10 +6,10 @@ from typing import Any
 
 from tinygrad import dtypes
 
-import data.training
+import data.runs.training
 from data.cli import ArgumentParser, InputError, run
-from data.sampling import Sampler
-from data.training import Implementation, Start, begin, find_learning_rate, parse, train
+from data.runs.training import Implementation, Start, begin, find_learning_rate, parse, train
+from data.text.sampling import Sampler
 from tinygrad_impl.device import card_name, open_device, peak_flops
 from tinygrad_impl.evaluate import Evaluator
 from tinygrad_impl.generate import Generator, write
@@ -18,7 +18,7 @@ from tinygrad_impl.trainer import Trainer, learning_rate
 
 
 def parser() -> ArgumentParser:
-    parser = data.training.parser("python -m tinygrad_impl.train", "tinygrad")
+    parser = data.runs.training.parser("python -m tinygrad_impl.train", "tinygrad")
     parser.add_argument("--parity", choices=("on", "off"), help="compare with PyTorch before training (on)")
     parser.add_argument(
         "--kernels", choices=CHOICES, help="fused: our own, for NVIDIA GPUs; plain: tinygrad's (auto: fused if it can)"

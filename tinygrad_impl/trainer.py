@@ -10,7 +10,7 @@ from tinygrad.device import Buffer
 from tinygrad.dtype import DType, _to_np_dtype
 
 import tinygrad_impl.functional as F
-from data.config import GPT2Config
+from data.checkpoints.config import GPT2Config
 from tinygrad_impl.model import GPT2
 
 

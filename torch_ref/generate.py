@@ -2,8 +2,8 @@
 
 import torch
 
-from data.sampling import Sampler
-from data.tokenizer import EOT, VOCAB_SIZE
+from data.text.sampling import Sampler
+from data.text.tokenizer import EOT, VOCAB_SIZE
 from torch_ref.model import GPT2, KVCache
 
 

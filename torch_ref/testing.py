@@ -10,11 +10,11 @@ import numpy as np
 import torch
 import transformers
 
-from data.checkpoint import load
-from data.config import GPT2Config, parameter_shapes
-from data.loader import IGNORED
-from data.sampling import Sampler
-from data.tokenizer import EOT
+from data.checkpoints.checkpoint import load
+from data.checkpoints.config import GPT2Config, parameter_shapes
+from data.text.loader import IGNORED
+from data.text.sampling import Sampler
+from data.text.tokenizer import EOT
 from torch_ref.model import GPT2
 
 

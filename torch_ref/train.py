@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from data.cli import InputError, run
-from data.sampling import Sampler
-from data.tokenizer import EOT, VOCAB_SIZE, tokenizer
-from data.training import Implementation, begin, find_learning_rate, parse, parser, train
+from data.runs.training import Implementation, begin, find_learning_rate, parse, parser, train
+from data.text.sampling import Sampler
+from data.text.tokenizer import EOT, VOCAB_SIZE, tokenizer
 from torch_ref.generate import generate
 from torch_ref.trainer import Trainer, learning_rate
 

@@ -3,10 +3,10 @@
 from parity_tests.catalogue import Row
 
 GENERATE, COMPARE = "tinygrad_impl/generate.py", "tinygrad_impl/compare.py"
-REPORT, BENCH, PEER = "tinygrad_impl/report.py", "tinygrad_impl/bench.py", "torch_ref/bench.py"
+REPORT, BENCH, PEER = "data/runs/report.py", "tinygrad_impl/bench.py", "torch_ref/bench_worker.py"
 DEVICE, CPU, PRODUCT = "tinygrad_impl/device.py", "tinygrad_impl/cpu.py", "tinygrad_impl/product.c"
 IN_GENERATE = "tinygrad_impl/tests/test_generate.py::test_"
-IN_COMPARE, IN_REPORT = "tinygrad_impl/tests/test_compare.py::test_", "tinygrad_impl/tests/test_report.py::test_"
+IN_COMPARE, IN_REPORT = "tinygrad_impl/tests/test_compare.py::test_", "data/runs/tests/test_report.py::test_"
 IN_BENCH, IN_TRAINER = "tinygrad_impl/tests/test_bench.py::test_", "tinygrad_impl/tests/test_trainer.py::test_"
 IN_DEVICE, IN_CPU = "tinygrad_impl/tests/test_device.py::test_", "tinygrad_impl/tests/test_cpu.py::test_"
 IN_FUNCTIONAL = "tinygrad_impl/tests/test_functional.py::test_"

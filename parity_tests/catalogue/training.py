@@ -2,14 +2,14 @@
 
 from parity_tests.catalogue import Row
 
-TRAINING = "data/training.py"
-RUN_FOLDER = "data/run_folder.py"
+TRAINING = "data/runs/training.py"
+RUN_FOLDER = "data/runs/run_folder.py"
 
-LOOP = "data/tests/test_training.py::"
-OPTIONS = "data/tests/test_training_options.py::"
-RESUME = "data/tests/test_training_resume.py::"
-FIND_LR = "data/tests/test_training_find_lr.py::"
-FOLDER = "data/tests/test_run_folder.py::"
+LOOP = "data/runs/tests/test_loop.py::"
+OPTIONS = "data/runs/tests/test_options.py::"
+RESUME = "data/runs/tests/test_resume.py::"
+FIND_LR = "data/runs/tests/test_find_lr.py::"
+FOLDER = "data/runs/tests/test_run_folder.py::"
 PORT = "tinygrad_impl/tests/test_train.py::"
 REFERENCE = "torch_ref/tests/test_train.py::"
 BOTH = "parity_tests/test_interchange.py::"

@@ -6,8 +6,8 @@ from types import ModuleType
 
 from tinygrad import Device
 
+from data.checkpoints.config import GPT2Config
 from data.cli import InputError
-from data.config import GPT2Config
 
 CHOICES = ("auto", "fused", "plain")
 OLDEST = 80  # compute capability: Ampere, the first with bfloat16 products

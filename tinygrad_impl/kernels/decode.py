@@ -7,7 +7,7 @@ them (Chan et al. 1979), instead of reading it once more. From Hopper on a kerne
 (graph.py), and reads what does not depend on that one, its weights above all, before it waits for it. The same kernels
 add a prompt to the cache, many tokens of a row at a time.
 
-data/sampling.py defines how tokens are drawn. Here the same is computed in float64, in another order of summation;
+data/text/sampling.py defines how tokens are drawn. Here the same is computed in float64, in another order of summation;
 where the order could matter, no token is drawn, and the host is asked to (`Decoder.draw`).
 
 In the comments N is the number of rows of a batch, T of tokens of each, R = N * T, P = n_positions; the rest is as in
@@ -26,8 +26,8 @@ from tinygrad import Tensor, TinyJit, dtypes
 from tinygrad.dtype import DType
 from tinygrad.helpers import Context
 
-from data.config import GPT2Config
-from data.sampling import Sampler, probability
+from data.checkpoints.config import GPT2Config
+from data.text.sampling import Sampler, probability
 from tinygrad_impl.kernels import matmul
 from tinygrad_impl.kernels.fused import new
 from tinygrad_impl.kernels.launch import Launch, launch

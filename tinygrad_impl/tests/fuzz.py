@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from data.checkpoint import CONFIG, INDEX, WEIGHTS, load, save, write_safetensors
+from data.checkpoints.checkpoint import CONFIG, INDEX, WEIGHTS, load, save, write_safetensors
+from data.checkpoints.config import GPT2Config, to_hf
+from data.checkpoints.initialize import initial_weights
 from data.cli import ArgumentParser, InputError, Progress, run, whole
-from data.config import GPT2Config, to_hf
-from data.initialize import initial_weights
-from data.loader import Loader, windows
-from data.run_folder import RunFolder, load_checkpoint, write_sealed
-from data.shards import ShardWriter, verify_folder, write_meta
-from data.training import UNRECORDED, parse, parser
-from tinygrad_impl.report import load_run
+from data.runs.report import load_run
+from data.runs.run_folder import RunFolder, load_checkpoint, write_sealed
+from data.runs.training import UNRECORDED, parse, parser
+from data.text.loader import Loader, windows
+from data.text.shards import ShardWriter, verify_folder, write_meta
 
 SMALL = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=1, n_head=2)
 MEMORY = 1 << 30

@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from data.checkpoint import checkpoints, damage, latest_checkpoint
+from data.checkpoints.checkpoint import checkpoints, damage, latest_checkpoint
 from data.cli import ArgumentParser, Progress, run, whole
-from data.prepare import prepare
-from data.run_folder import read_metrics
+from data.runs.run_folder import read_metrics
 from data.testing import save_model, write_stories
+from data.text.prepare import prepare
 
 ROOT = Path(__file__).parents[2]
 STEPS = 60

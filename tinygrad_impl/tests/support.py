@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 import torch_ref.model
-from data.checkpoint import load, save
-from data.config import GPT2Config
-from data.sampling import Sampler
+from data.checkpoints.checkpoint import load, save
+from data.checkpoints.config import GPT2Config
 from data.testing import save_model
-from data.tokenizer import EOT, VOCAB_SIZE, tokenizer
+from data.text.sampling import Sampler
+from data.text.tokenizer import EOT, VOCAB_SIZE, tokenizer
 
 # more tokens than the tokenizer has, and an epsilon of its own
 SURE = GPT2Config(vocab_size=VOCAB_SIZE + 47, n_layer=1, n_head=2, n_embd=16, n_positions=32, layer_norm_epsilon=1e-2)

@@ -22,14 +22,14 @@ from tinygrad import Tensor, TinyJit, dtypes
 from tinygrad.engine import jit
 from tinygrad.engine.realize import run_linear
 
-import torch_ref.bench
+import torch_ref.bench_worker
 import torch_ref.model
+from data.checkpoints.config import GPT2Config
+from data.checkpoints.initialize import initial_weights
 from data.cli import InputError
-from data.config import GPT2Config
-from data.initialize import initial_weights
 from data.testing import call, refused
 from tinygrad_impl import bench
-from torch_ref.bench import Peer
+from torch_ref.bench_worker import Peer
 
 CONFIG = GPT2Config(vocab_size=1024, n_layer=1, n_head=2, n_embd=16, n_positions=32)  # a vocabulary without padding
 
@@ -234,7 +234,7 @@ def test_steps_of_the_peer(compile: bool, clock: Clock, tmp_path: Path, monkeypa
         "tokens": str(tmp_path / "tokens.npy"),
         "device": "cpu",
     }
-    peer, figures = torch_ref.bench.build(3, **arguments, dtype="float32", compile=compile)
+    peer, figures = torch_ref.bench_worker.build(3, **arguments, dtype="float32", compile=compile)
     assert figures["seconds"] == [7 + 1, 2, 4]
     assert (figures["compiled"], len(compiled)) == ((6, 1) if compile else (0, 0))
     assert figures["versions"] == {"torch": torch.__version__}
@@ -259,10 +259,10 @@ def test_ceilings(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     def call() -> None:
         clock.now += next(spent)
 
-    assert torch_ref.bench.rate(call, "cpu") == pytest.approx(1 / 0.3)
+    assert torch_ref.bench_worker.rate(call, "cpu") == pytest.approx(1 / 0.3)
     rates = iter((5.0, 3.0))
-    monkeypatch.setattr(torch_ref.bench, "rate", lambda function, device: function() is None or next(rates))
-    assert torch_ref.bench.ceilings("cpu", "float32") == {"n": 768, "flops": 10 * 768**3, "bytes": 6 * 2**26}
+    monkeypatch.setattr(torch_ref.bench_worker, "rate", lambda function, device: function() is None or next(rates))
+    assert torch_ref.bench_worker.ceilings("cpu", "float32") == {"n": 768, "flops": 10 * 768**3, "bytes": 6 * 2**26}
 
 
 FLOPS = (6 * (1024 * 16 + 12 * 16**2 + 13 * 16 + 2 * 16) + 12 * 16 * 20) * 3 * 20  # of a step of 3 x 20 tokens
@@ -546,9 +546,9 @@ def test_the_peers_process_answers_line_by_line() -> None:
     asked: list[dict[str, Any]] = [{"do": "ceilings", "device": "nowhere", "dtype": "float32"}]
     asked += [{"do": "ceilings", "device": "cpu", "dtype": "float33"}, {"do": "run", "steps": 1}]
     answered = subprocess.run(
-        [sys.executable, "-m", "torch_ref.bench"],
+        [sys.executable, "-m", "torch_ref.bench_worker"],
         input="".join(json.dumps(request) + "\n" for request in asked),
-        cwd=Path(torch_ref.bench.__file__).parents[1],
+        cwd=Path(torch_ref.bench_worker.__file__).parents[1],
         capture_output=True,
         text=True,
         check=True,

@@ -6,8 +6,8 @@ import torch
 from tinygrad import Tensor, dtypes
 
 import tinygrad_impl.functional as F
-from data.config import GPT2Config
-from data.initialize import initial_weights
+from data.checkpoints.config import GPT2Config
+from data.checkpoints.initialize import initial_weights
 from tinygrad_impl.model import GPT2
 
 RANDOM = np.random.default_rng(0)

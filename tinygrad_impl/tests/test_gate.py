@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.config import GPT2Config, parameter_shapes
-from data.run_folder import read_metrics
+from data.checkpoints.config import GPT2Config, parameter_shapes
+from data.runs.run_folder import read_metrics
 from data.testing import Result, call, refused, save_model, write_tokens
 from parity_tests import mutants
 from parity_tests.proof import MORE

@@ -18,12 +18,12 @@ from tinygrad import Tensor, dtypes
 import tinygrad_impl
 import tinygrad_impl.generate as generate_module
 import torch_ref.model
-from data.checkpoint import load, save
-from data.config import GPT2Config
-from data.initialize import initial_weights
-from data.sampling import Sampler
+from data.checkpoints.checkpoint import load, save
+from data.checkpoints.config import GPT2Config
+from data.checkpoints.initialize import initial_weights
 from data.testing import Result, call, refused, save_model
-from data.tokenizer import EOT, VOCAB_SIZE, tokenizer
+from data.text.sampling import Sampler
+from data.text.tokenizer import EOT, VOCAB_SIZE, tokenizer
 from tinygrad_impl.generate import CHUNK, CachedModel, Drawn, Generator, encode, main, pieces, precision, setup
 from tinygrad_impl.model import GPT2, KVCache
 from tinygrad_impl.tests.support import SURE, by_torch, save_sure_model, seen

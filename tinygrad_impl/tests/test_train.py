@@ -1,7 +1,7 @@
 """The port's training command: what it trains with, a small real run, and the same one in a process of its own.
 
-The loop is tested in data/tests without an implementation; that both implementations train the same, and resume what
-either began, is for parity_tests.
+The loop is tested in data/runs/tests without an implementation; that both implementations train the same, and resume
+what either began, is for parity_tests.
 """
 
 import json
@@ -20,16 +20,16 @@ import numpy as np
 import pytest
 from tinygrad import dtypes
 
-import data.training
+import data.runs.training
 import tinygrad_impl
-from data.checkpoint import load, save
-from data.config import GPT2Config
-from data.initialize import initial_weights
-from data.run_folder import read_metrics
-from data.sampling import Sampler
+from data.checkpoints.checkpoint import load, save
+from data.checkpoints.config import GPT2Config
+from data.checkpoints.initialize import initial_weights
+from data.runs.run_folder import read_metrics
+from data.runs.training import Implementation, Start
 from data.testing import SMALL, Result, call, refused, save_model, write_tokens
-from data.tokenizer import tokenizer
-from data.training import Implementation, Start
+from data.text.sampling import Sampler
+from data.text.tokenizer import tokenizer
 from tinygrad_impl import train
 from tinygrad_impl.generate import Generator
 from tinygrad_impl.model import GPT2
@@ -179,9 +179,9 @@ def test_a_resumed_trainer_has_the_state_of_the_checkpoint(
 
 def test_run_json(folder: Path, finished: Result) -> None:
     said = json.loads((folder / "run" / "run.json").read_text(encoding="utf-8"))
-    assert said["options"].keys() - data.training.PORTS == vars(data.training.parser("", "").parse_args([])).keys() - {
-        *data.training.UNRECORDED
-    }
+    assert said["options"].keys() - data.runs.training.PORTS == vars(
+        data.runs.training.parser("", "").parse_args([])
+    ).keys() - {*data.runs.training.UNRECORDED}
     assert (said["options"]["parity"], said["options"]["kernels"]) == ("off", "auto")
     assert said["versions"]["tinygrad"] == version("tinygrad")
     assert (said["device"], said["kernels"], said["config"]["n_layer"]) == ("CPU", "plain", 1)
@@ -212,7 +212,7 @@ def test_what_it_writes(folder: Path, finished: Result) -> None:
     assert stories[0] != stories[1]
 
 
-@pytest.mark.slow  # test_interchange.py has resumed runs bit for bit, data/tests what a signal does to the loop
+@pytest.mark.slow  # test_interchange.py has resumed runs bit for bit, data/runs/tests what a signal does to the loop
 def test_another_process_trains_the_same_and_ends_when_its_group_is_asked_to(
     folder: Path, finished: Result, tmp_path: Path
 ) -> None:

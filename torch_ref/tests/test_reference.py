@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from data.checkpoint import load
-from data.config import GPT2Config
-from data.loader import IGNORED
-from data.tokenizer import EOT
+from data.checkpoints.checkpoint import load
+from data.checkpoints.config import GPT2Config
+from data.text.loader import IGNORED
+from data.text.tokenizer import EOT
 from torch_ref.generate import generate
 from torch_ref.model import GPT2
 from torch_ref.testing import Scripted, hugging_face, save_small_gpt2

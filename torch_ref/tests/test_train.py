@@ -1,4 +1,4 @@
-"""The reference's training command: what it trains with. What comes of it is for data/tests and parity_tests."""
+"""The reference's training command: what it trains with. What comes of it is for data/runs/tests and parity_tests."""
 
 import os
 from pathlib import Path
@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from data.checkpoint import load, save
-from data.config import GPT2Config
-from data.initialize import initial_weights
-from data.run_folder import RunFolder
-from data.sampling import Sampler
+from data.checkpoints.checkpoint import load, save
+from data.checkpoints.config import GPT2Config
+from data.checkpoints.initialize import initial_weights
+from data.runs.run_folder import RunFolder
+from data.runs.training import Implementation, Start, describe, recorded
 from data.testing import call, refused, save_model, write_tokens
-from data.tokenizer import tokenizer
-from data.training import Implementation, Start, describe, recorded
+from data.text.sampling import Sampler
+from data.text.tokenizer import tokenizer
 from torch_ref import train
 from torch_ref.generate import generate
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tinygrad import dtypes
 from tinygrad.dtype import DType
 
-from data.config import PRESETS
+from data.checkpoints.config import PRESETS
 from tinygrad_impl.kernels import adamw, attention, cross_entropy, decode, embedding, layer_norm, matmul
 from tinygrad_impl.kernels.launch import Launch, compile_kernel
 

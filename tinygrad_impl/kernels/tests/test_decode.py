@@ -9,8 +9,8 @@ import torch
 from tinygrad import Tensor
 
 import torch_ref.model
-from data.config import GPT2Config
-from data.sampling import Sampler, probability
+from data.checkpoints.config import GPT2Config
+from data.text.sampling import Sampler, probability
 from parity_tests.weights import random_weights
 from tinygrad_impl.kernels.tests.support import DEVICE
 

@@ -7,7 +7,7 @@ from tinygrad import Tensor, dtypes
 
 import tinygrad_impl.functional as F
 import torch_ref.model
-from data.config import GPT2Config
+from data.checkpoints.config import GPT2Config
 from parity_tests.proof import Setting, flow_rows, gradient_rows, random_batches, step_rows
 from parity_tests.weights import random_weights
 from tinygrad_impl.evaluate import Evaluator
