@@ -14,15 +14,15 @@ import torch
 import transformers
 from tinygrad import Tensor
 
-import data.runs.training
+import data.runs.recorder
 import tinygrad_impl.train
 import tinygrad_impl.trainer
 import torch_ref.train
 import torch_ref.trainer
 from data.checkpoints.checkpoint import load
 from data.checkpoints.config import GPT2Config
+from data.runs.options import PORTS
 from data.runs.run_folder import RunFolder, load_checkpoint, read_metrics, read_sealed
-from data.runs.training import PORTS
 from data.testing import call, refused, save_model, write_tokens
 from data.text.loader import windows
 from data.text.tokenizer import EOT_TEXT, tokenizer
@@ -91,7 +91,7 @@ def short_samples() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.runs.training, "SAMPLE_TOKENS", 6)
+        patch.setattr(data.runs.recorder, "SAMPLE_TOKENS", 6)
         yield
     torch.set_num_threads(threads)
 

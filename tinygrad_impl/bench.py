@@ -38,8 +38,8 @@ from data.checkpoints.config import PRESETS, GPT2Config, flops_a_token, paramete
 from data.checkpoints.initialize import initial_weights
 from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.files import atomic_write
+from data.runs.options import RECIPES
 from data.runs.revision import revision
-from data.runs.training import RECIPES
 from tinygrad_impl.device import card_name, open_device
 from tinygrad_impl.kernels import CHOICES, choose
 from tinygrad_impl.trainer import Trainer

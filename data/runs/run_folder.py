@@ -31,7 +31,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from data.checkpoints.checkpoint import (
@@ -49,9 +48,7 @@ from data.checkpoints.checkpoint import (
 from data.checkpoints.config import GPT2Config
 from data.cli import InputError
 from data.files import atomic_write, sync_folder
-
-matplotlib.use("Agg")  # draw to files: a training machine has no screen
-import matplotlib.pyplot as plt
+from data.runs.plots import plot_losses
 
 END = "\n\n---\n\n"  # of a sample
 
@@ -199,19 +196,7 @@ class RunFolder:
 
     def draw(self) -> None:
         """Draws loss.png from the metrics."""
-        figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-        trained = [row for row in self.metrics if "loss" in row]
-        axes.plot(
-            [r["step"] for r in trained], [r["loss"] for r in trained], lw=1, alpha=0.7, label="training (a batch)"
-        )
-        measured = [row for row in self.metrics if "val_loss" in row]
-        axes.plot([r["step"] for r in measured], [r["val_loss"] for r in measured], "o-", ms=4, label="validation")
-        axes.set(xlabel="step", ylabel="loss (nats a token)", title=self.path.name)
-        axes.grid(alpha=0.3)
-        axes.legend()
-        with atomic_write(self.path / "loss.png") as f:
-            figure.savefig(f, format="png", dpi=120)
-        plt.close(figure)
+        plot_losses(self.path / "loss.png", self.path.name, self.metrics)
 
     def save_checkpoint(
         self, config: GPT2Config, arrays: dict[str, np.ndarray], moments: dict[str, np.ndarray], state: dict[str, Any]

@@ -91,6 +91,11 @@ class Loader:
         self.position += self.world_size * self.batch_size
         return rows[:, :-1].copy(), rows[:, 1:].copy()  # not views of one another, whatever the batch size
 
+    def next_micro_batches(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The next batch in so many equal parts, in order."""
+        x, y = self.next_batch()
+        return list(zip(np.split(x, count), np.split(y, count), strict=True))
+
     def _window(self, position: int) -> np.ndarray:
         epoch, i = divmod(position, self.windows)
         start = int(_order(self.seed, epoch, self.windows)[i]) * self.seq_len

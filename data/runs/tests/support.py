@@ -14,12 +14,16 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-import data.runs.training
+import data.runs.recorder
 from data.checkpoints.checkpoint import save
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
+from data.runs.find_lr import find_learning_rate
+from data.runs.implementation import Batch, Implementation
+from data.runs.loop import train
+from data.runs.options import parse, parser
 from data.runs.run_folder import read_metrics
-from data.runs.training import Implementation, begin, find_learning_rate, parse, parser, train
+from data.runs.start import begin
 from data.testing import Result, call, write_tokens
 from data.text.sampling import Sampler
 
@@ -31,8 +35,6 @@ CARD = "abacus of 9 beads"
 SOURCE = {"commit": "c0ffee" * 6 + "0000", "clean": False}
 SAVEFIG = Figure.savefig
 VALIDATE_SECONDS, SAMPLE_SECONDS = 100.0, 50.0
-
-Batch = tuple[np.ndarray, np.ndarray]
 
 
 class Stub:
@@ -55,8 +57,8 @@ class Stub:
         self.asked: list[tuple[int, int, float, float, int]] = []
 
     def main(self) -> None:
-        args = parse(parser(f"python -m {self.package}.train", "numbers"), sys.argv[1:])
-        self.start = begin(args, self.device)
+        given = parse(parser(f"python -m {self.package}.train", "numbers"), sys.argv[1:])
+        self.start = begin(given, self.device)
         trainer = StubTrainer(self, self.start.arrays)
         if self.start.moments:
             trainer.restore(self.start.arrays, self.start.moments, self.start.state["step"])
@@ -72,7 +74,7 @@ class Stub:
             self.peak_flops,
             self.kernels,
         )
-        if args.find_lr:
+        if self.start.options.find_lr:
             find_learning_rate(self.start, by)
         else:
             train(self.start, by, self.files)
@@ -130,7 +132,7 @@ def clocked(monkeypatch: pytest.MonkeyPatch) -> Stub:
     stub = Stub()
     monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: file.write(b"a picture"))
     monkeypatch.setattr(time, "perf_counter", lambda: stub.now)
-    monkeypatch.setattr(data.runs.training, "revision", lambda: SOURCE)
+    monkeypatch.setattr(data.runs.recorder, "revision", lambda: SOURCE)
     return stub
 
 

@@ -16,6 +16,7 @@ from tensorboardX.proto import event_pb2
 
 from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import PRESETS, GPT2Config
+from data.runs.loop import Smoothed
 from data.runs.run_folder import load_checkpoint, read_sealed
 from data.runs.tests.support import (
     A_STEP,
@@ -41,7 +42,6 @@ from data.runs.tests.support import (
     window,
     windows_of_step,
 )
-from data.runs.training import Smoothed
 from data.testing import Result, refused, write_tokens
 from data.text.loader import IGNORED
 from data.text.shards import read_meta

@@ -1,6 +1,5 @@
 """The options of training: which values they take, what each is unless given, and what depends on what."""
 
-import argparse
 import os
 import shutil
 from collections.abc import Callable
@@ -11,24 +10,23 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-import data.runs.training
+import data.runs.start
 from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import PRESETS, GPT2Config
 from data.checkpoints.initialize import initial_weights
 from data.cli import InputError
+from data.runs.options import Given, Options, parse, parser
+from data.runs.start import complete
 from data.runs.tests.support import TINY, Stub, metrics, options, trained, training
-from data.runs.training import complete, parse, parser
 from data.testing import call, refused, write_stories, write_tokens
 
 
-def given(*argv: object) -> argparse.Namespace:
+def given(*argv: object) -> Given:
     return parse(parser("train", "numbers"), [str(word) for word in argv])
 
 
-def completed(*argv: object, device: str = "CPU") -> argparse.Namespace:
-    args = given(*argv)
-    complete(args, device)
-    return args
+def completed(*argv: object, device: str = "CPU") -> Options:
+    return complete(given(*argv), device)[0]
 
 
 @pytest.fixture
@@ -43,12 +41,12 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> dict[str, GPT2Config]:
 
 # batch size, sequence length, steps, lr of random weights, of given ones, warmup, tokens to validate on, betas, range
 DEFAULTS: dict[str, tuple[Any, ...]] = {
-    "tiny": (8, 32, 450, 7e-3, 7e-4, 90, 2048, [0.8, 0.99], 0.06),
-    "tinystories": (64, 256, 4000, 1e-3, 1e-4, 100, 0, [0.9, 0.95], 0.02),
-    "gpt2": (8, 1024, 4000, 6e-4, 6e-5, 100, 262144, [0.9, 0.95], 0.02),
-    "gpt2-medium": (4, 1024, 4000, 3e-4, 3e-5, 100, 262144, [0.9, 0.95], 0.02),
-    "gpt2-large": (2, 1024, 4000, 2.5e-4, 2.5e-5, 100, 262144, [0.9, 0.95], 0.02),
-    "gpt2-xl": (1, 1024, 4000, 2e-4, 2e-5, 100, 262144, [0.9, 0.95], 0.02),
+    "tiny": (8, 32, 450, 7e-3, 7e-4, 90, 2048, (0.8, 0.99), 0.06),
+    "tinystories": (64, 256, 4000, 1e-3, 1e-4, 100, 0, (0.9, 0.95), 0.02),
+    "gpt2": (8, 1024, 4000, 6e-4, 6e-5, 100, 262144, (0.9, 0.95), 0.02),
+    "gpt2-medium": (4, 1024, 4000, 3e-4, 3e-5, 100, 262144, (0.9, 0.95), 0.02),
+    "gpt2-large": (2, 1024, 4000, 2.5e-4, 2.5e-5, 100, 262144, (0.9, 0.95), 0.02),
+    "gpt2-xl": (1, 1024, 4000, 2e-4, 2e-5, 100, 262144, (0.9, 0.95), 0.02),
 }
 
 
@@ -57,8 +55,8 @@ def defaults(preset: str, lr: float) -> dict[str, Any]:
     found = {"data": "stories", "steps": steps, "batch_size": batch_size, "seq_len": seq_len, "grad_accum": 1}
     found |= {"lr": lr, "min_lr": lr / 10, "warmup": warmup, "weight_decay": 0.1, "betas": betas, "clip": 1.0}
     found |= {"dtype": "float32", "seed": 1337, "device": None, "eval_every": steps // 10, "eval_tokens": eval_tokens}
-    found |= {"sample_every": steps // 4, "save_every": steps // 4, "keep": None, "tensorboard": False, "quiet": None}
-    return found | {"out": None, "resume": None, "config": None, "find_lr": None}
+    found |= {"sample_every": steps // 4, "save_every": steps // 4, "keep": None, "tensorboard": False, "quiet": False}
+    return found | {"out": None, "resume": None, "config": None, "find_lr": False, "parity": None, "kernels": None}
 
 
 def test_the_presets_are_all_there() -> None:
@@ -67,8 +65,7 @@ def test_the_presets_are_all_there() -> None:
 
 @pytest.mark.parametrize("preset", DEFAULTS)
 def test_defaults_of_a_preset(preset: str, narrow: dict[str, GPT2Config]) -> None:
-    args = given("--preset", preset)
-    config, arrays = complete(args, "CPU")
+    args, config, arrays = complete(given("--preset", preset), "CPU")
     assert vars(args) == defaults(preset, DEFAULTS[preset][3]) | {"preset": preset, "init": "random"}
     assert config == narrow[preset]
     expected = initial_weights(config, 1337, DEFAULTS[preset][-1])
@@ -82,8 +79,7 @@ def test_defaults_of_given_weights(preset: str, narrow: dict[str, GPT2Config], t
     """Those of the preset of their size."""
     weights = initial_weights(narrow[preset], 5)
     save(tmp_path / "init", narrow[preset], weights)
-    args = given("--init", tmp_path / "init")
-    config, arrays = complete(args, "CPU")
+    args, config, arrays = complete(given("--init", tmp_path / "init"), "CPU")
     expected = defaults(preset, DEFAULTS[preset][4]) | {"preset": None, "init": str(tmp_path / "init")}
     assert vars(args) == expected
     assert config == narrow[preset]
@@ -93,8 +89,7 @@ def test_defaults_of_given_weights(preset: str, narrow: dict[str, GPT2Config], t
 def test_weights_of_another_size_train_as_gpt2_within_their_context(tmp_path: Path) -> None:
     weights = {name: array.astype(np.float64) for name, array in initial_weights(TINY, 5).items()}
     save(tmp_path / "init", TINY, weights)
-    args = given("--init", tmp_path / "init")
-    _, arrays = complete(args, "CPU")
+    args, _, arrays = complete(given("--init", tmp_path / "init"), "CPU")
     assert (args.batch_size, args.seq_len, args.lr, args.steps) == (8, 32, 6e-5, 4000)
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
 
@@ -142,7 +137,7 @@ ALL = [
     ("--min-lr", ["0.0001"], 0.0001),
     ("--warmup", ["0"], 0),
     ("--weight-decay", ["0"], 0.0),
-    ("--betas", ["0.7", "0.8"], [0.7, 0.8]),
+    ("--betas", ["0.7", "0.8"], (0.7, 0.8)),
     ("--clip", ["0.3"], 0.3),
     ("--dtype", ["bfloat16"], "bfloat16"),
     ("--seed", ["0"], 0),
@@ -161,7 +156,7 @@ def test_what_is_given_is_not_replaced(narrow: dict[str, GPT2Config]) -> None:
     """Every option at a value that is no default, 0 where it may be: it stays what it was."""
     args = completed(*(word for option, words, _ in ALL for word in (option, *words)), device="CUDA")
     expected = {option[2:].replace("-", "_"): value for option, _, value in ALL}
-    assert vars(args) == expected | {"resume": None, "config": None}
+    assert vars(args) == expected | {"resume": None, "config": None, "parity": None, "kernels": None}
 
 
 BOUNDS = [
@@ -199,7 +194,7 @@ def test_the_edge_of_what_an_option_takes(option: str, wrong: str, error: str, r
 
 
 def test_betas_are_two_numbers_from_0_to_below_1() -> None:
-    assert given("--betas", "0", "0.999").betas == [0.0, 0.999]
+    assert given("--betas", "0", "0.999")["betas"] == (0.0, 0.999)
     for wrong in (("0.9", "1"), ("1", "0.9"), ("-0.1", "0.9")):
         with pytest.raises(InputError, match="--betas"):
             given("--betas", *wrong)
@@ -288,9 +283,8 @@ def test_the_hub_out_of_reach(
 
 
 def test_without_options_a_cpu_trains_tiny(narrow: dict[str, GPT2Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data.runs.training, "resolve", unreachable)
-    args = given()
-    config, _ = complete(args, "CPU")
+    monkeypatch.setattr(data.runs.start, "resolve", unreachable)
+    args, config, _ = complete(given(), "CPU")
     assert (args.preset, args.init, args.data, args.dtype) == ("tiny", "random", "stories", "float32")
     assert config == narrow["tiny"]
 
@@ -303,8 +297,7 @@ def test_without_options_a_gpu_fine_tunes_gpt2(
     save(tmp_path / "gpt2", narrow["gpt2"], initial_weights(narrow["gpt2"], 5))
     monkeypatch.chdir(tmp_path)  # where the name gpt2 finds a folder, it is not asked of the hub
     for argv, source in (((), "tinystories"), (("--data", "mine.txt"), "mine.txt")):
-        args = given(*argv)
-        _, arrays = complete(args, device)
+        args, _, arrays = complete(given(*argv), device)
         assert (args.preset, args.init, args.data, args.lr) == ("gpt2", "gpt2", source, 6e-5)
         np.testing.assert_array_equal(arrays["wte.weight"], load(tmp_path / "gpt2")[1]["wte.weight"])
 
@@ -316,7 +309,7 @@ def unreachable(name: str) -> Path:
 def test_without_options_and_hub_a_gpu_trains_from_random(
     narrow: dict[str, GPT2Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(data.runs.training, "resolve", unreachable)
+    monkeypatch.setattr(data.runs.start, "resolve", unreachable)
     args = completed(device="CUDA")
     assert (args.preset, args.init, args.data, args.lr) == ("tinystories", "random", "stories", 1e-3)
     said = "Without the pretrained gpt2 (gpt2 cannot be reached): preset tinystories, from random weights.\n"
@@ -327,7 +320,7 @@ def test_without_options_and_hub_a_gpu_trains_from_random(
 def test_a_gpu_asks_the_hub_only_where_nothing_was_said(
     argv: tuple[str, str], narrow: dict[str, GPT2Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data.runs.training, "resolve", unreachable)
+    monkeypatch.setattr(data.runs.start, "resolve", unreachable)
     args = completed(*argv, device="CUDA")
     assert (args.preset, args.init) == ("tiny", "random")
 
@@ -397,7 +390,7 @@ def test_the_seed_decides_order_and_samples(stub: Stub, place: Path, tmp_path: P
 
 
 def test_the_seed_decides_random_weights(narrow: dict[str, GPT2Config]) -> None:
-    arrays = [complete(given("--preset", "tiny", "--seed", seed), "CPU")[1]["wte.weight"] for seed in (3, 4)]
+    arrays = [complete(given("--preset", "tiny", "--seed", seed), "CPU")[2]["wte.weight"] for seed in (3, 4)]
     np.testing.assert_array_equal(arrays[0], initial_weights(narrow["tiny"], 3, 0.06)["wte.weight"])
     assert not np.array_equal(arrays[0], arrays[1])
 

@@ -192,7 +192,7 @@ def test_what_may_change_from_one_part_of_a_run_to_the_next(stub: Stub, finished
     assert (result.code, result.out, result.err) == (0, "", "")
     assert {path.name for path in (stopped / "checkpoints").glob("step-*")} == {"step-0", "step-8", "step-13"}
     assert (stopped / "tensorboard").exists()
-    assert stub.start.args.device == "CPU"
+    assert stub.start.options.device == "CPU"
     options = load_checkpoint(stopped / "checkpoints" / "step-13")[3]["options"]
     assert (options["keep"], options["tensorboard"], options["device"]) == (1, True, "CPU")
     assert_same_end(stopped, finished[1])
