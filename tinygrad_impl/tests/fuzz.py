@@ -25,7 +25,7 @@ from data.checkpoints.config import GPT2Config, to_hf
 from data.checkpoints.initialize import initial_weights
 from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.runs.options import UNRECORDED, parse, parser
-from data.runs.report import load_run
+from data.runs.report_input import load_run
 from data.runs.run_folder import RunFolder, load_checkpoint, write_sealed
 from data.text.loader import Loader, windows
 from data.text.shards import ShardWriter, verify_folder, write_meta

@@ -4,6 +4,8 @@ import copy
 import json
 import math
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ from typing import Any
 import pytest
 
 from data.cli import InputError
-from data.runs.report import SERIES, comparison_page, label, load_run, log_ticks, main, points, report_page, ticks
+from data.runs.report import comparison_page, main, report_page
+from data.runs.report_charts import label, log_ticks, points, ticks
+from data.runs.report_input import SERIES, load_run
 from data.runs.run_folder import checked_line, section, write_sealed
 from data.testing import call, refused
 
@@ -676,3 +680,9 @@ def test_pieces_without_probabilities_are_refused(folder: Path) -> None:
     changed = change(COMPARISON, "texts", 0, "pretrained", "pieces", to=["one"])
     write_sealed(folder / "compare.json", json.loads(changed))
     refused(call(main, folder, cwd=folder.parent), "compare.json is damaged (pieces without probabilities)")
+
+
+def test_it_needs_neither_framework() -> None:
+    """Nor what tinygrad needs: to look for a compiler takes a while."""
+    code = "import sys, data.runs.report; sys.exit(bool({'torch', 'tinygrad', 'tinygrad_impl'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == 0
