@@ -34,7 +34,7 @@ import tinygrad_impl.trainer as T
 import torch_ref.generate
 import torch_ref.model
 from data.checkpoints.config import GPT2Config, parameter_shapes
-from data.cli import ArgumentParser, InputError, Progress, run, whole
+from data.cli import ArgumentParser, InputError, Progress, refuse_missing_folder, run, whole
 from data.files import atomic_write
 from data.text.sampling import Sampler
 from data.text.shards import ShardWriter, write_meta
@@ -730,8 +730,7 @@ def tasks(only: str, dtype: str, configs: int, seed: int, steps: int) -> list[Ta
 
 def main() -> None:
     args = parser().parse_args()
-    if args.json and not args.json.parent.is_dir():
-        raise InputError(f"there is no folder {args.json.parent} to write {args.json.name} to; make it first")
+    refuse_missing_folder(args.json)
     todo = tasks(args.only, args.dtype, args.configs, args.seed, args.steps)
     if not todo:
         raise InputError(f"no mutant has {args.only!r} in its name; give another --only")

@@ -36,7 +36,7 @@ from tinygrad.uop.ops import Ops, UOp, sym_infer
 
 from data.checkpoints.config import PRESETS, GPT2Config, flops_a_token, parameter_count
 from data.checkpoints.initialize import initial_weights
-from data.cli import ArgumentParser, InputError, Progress, run, whole
+from data.cli import ArgumentParser, InputError, Progress, refuse_missing_folder, run, whole
 from data.files import atomic_write
 from data.runs.options import RECIPES
 from data.runs.revision import revision
@@ -389,8 +389,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="show the time of each of tinygrad's kernels too")
     args = parser.parse_args()
     config, recipe = PRESETS[args.preset], RECIPES[args.preset]
-    if args.json and not args.json.parent.is_dir():
-        raise InputError(f"there is no folder {args.json.parent} to write {args.json.name} to; make it first")
+    refuse_missing_folder(args.json)
     args.seq_len = args.seq_len or min(recipe.seq_len, config.n_positions)
     if args.seq_len > config.n_positions:
         raise InputError(

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from data.cli import ArgumentParser, Progress, run, whole
+from data.cli import ArgumentParser, Progress, refuse_missing_folder, run, whole
 from data.files import atomic_write
 from data.text.loader import Loader
 from data.text.prepare import BATCH, prepare
@@ -143,6 +143,7 @@ def main() -> None:
     parser.add_argument("--text", metavar="FILE", help="a .txt or .jsonl to make it of (default: our own stories)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
+    refuse_missing_folder(options.json)
     source = stream(options.text, "train") if options.text else None
     material = [d for group, _ in source.documents() for d in group] if source else list(islice(stories(SEED), STORIES))
 

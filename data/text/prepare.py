@@ -43,7 +43,7 @@ CHECKPOINT_EVERY = 32 << 20  # bytes of text, seconds of work
 
 
 @dataclass
-class Checkpoint:
+class PreparationState:
     """Where a preparation has got to: what lies in its folder comes from all before `position` of stream `job`."""
 
     inputs: dict[str, Any]  # all that decides what is written, but the code
@@ -82,9 +82,9 @@ def prepare(
 
     jobs = _jobs(source, valid)
     with _partial_folder(out) as folder:
-        checkpoint = _last_checkpoint(folder, jobs, shard_tokens)
-        before = _bytes_done(jobs, checkpoint)
-        splits = _write_splits(folder, jobs, checkpoint, workers or os.cpu_count() or 1, shard_tokens)
+        state = _last_state(folder, jobs, shard_tokens)
+        before = _bytes_done(jobs, state)
+        splits = _write_splits(folder, jobs, state, workers or os.cpu_count() or 1, shard_tokens)
         meta = write_meta(folder, splits)
         os.rename(folder, out)
         sync_folder(out.parent)
@@ -160,44 +160,44 @@ def _partial_folder(out: Path) -> Iterator[Path]:
         os.close(fd)
 
 
-def _last_checkpoint(folder: Path, jobs: list[tuple[Stream, float]], shard_tokens: int) -> Checkpoint:
+def _last_state(folder: Path, jobs: list[tuple[Stream, float]], shard_tokens: int) -> PreparationState:
     """The one that an earlier run left in `folder`; of other inputs, or where there is none, `folder` is emptied."""
     texts = [[text.name, text.identity, fraction] for text, fraction in jobs]
     inputs = {"texts": texts, "shard_tokens": shard_tokens, "tokenizer": RANKS_SHA256, "version": VERSION}
     if (folder / CHECKPOINT).exists():
-        checkpoint = Checkpoint(**json.loads((folder / CHECKPOINT).read_bytes()))
-        if checkpoint.inputs == inputs:
-            done, size = _bytes_done(jobs, checkpoint), sum(text.size for text, _ in jobs)
+        state = PreparationState(**json.loads((folder / CHECKPOINT).read_bytes()))
+        if state.inputs == inputs:
+            done, size = _bytes_done(jobs, state), sum(text.size for text, _ in jobs)
             print(f"going on from {folder}, after {done / 1e6:,.1f} of {size / 1e6:,.1f} MB", file=sys.stderr)
-            return checkpoint
+            return state
         print(f"starting anew: {folder} was begun from another text or with other options", file=sys.stderr)
     for name in sorted(os.listdir(folder)):  # the checkpoint first, as it is worth nothing without the others
         os.remove(folder / name)
-    return Checkpoint(inputs, 0, 0, dict.fromkeys(SPLITS, 0), {split: [] for split in SPLITS})
+    return PreparationState(inputs, 0, 0, dict.fromkeys(SPLITS, 0), {split: [] for split in SPLITS})
 
 
-def _bytes_done(jobs: list[tuple[Stream, float]], checkpoint: Checkpoint) -> int:
-    return sum(text.size for text, _ in jobs[: checkpoint.job]) + checkpoint.position
+def _bytes_done(jobs: list[tuple[Stream, float]], state: PreparationState) -> int:
+    return sum(text.size for text, _ in jobs[: state.job]) + state.position
 
 
 def _write_splits(
-    folder: Path, jobs: list[tuple[Stream, float]], checkpoint: Checkpoint, workers: int, shard_tokens: int
+    folder: Path, jobs: list[tuple[Stream, float]], state: PreparationState, workers: int, shard_tokens: int
 ) -> dict[str, dict[str, Any]]:
-    """Tokenises `jobs` from `checkpoint` on into shards in `folder`; returns the "splits" of its meta.json."""
-    documents = checkpoint.documents
+    """Tokenises `jobs` from `state` on into shards in `folder`; returns the "splits" of its meta.json."""
+    documents = state.documents
     size = sum(text.size for text, _ in jobs)
     with (
-        ShardWriter(folder, "train", shard_tokens, checkpoint.shards["train"]) as train,
-        ShardWriter(folder, "valid", shard_tokens, checkpoint.shards["valid"]) as valid,
+        ShardWriter(folder, "train", shard_tokens, state.shards["train"]) as train,
+        ShardWriter(folder, "valid", shard_tokens, state.shards["valid"]) as valid,
         ThreadPoolExecutor(workers) as pool,
         Progress(
-            total=size, initial=_bytes_done(jobs, checkpoint), unit="B", unit_scale=True, desc="tokenising"
+            total=size, initial=_bytes_done(jobs, state), unit="B", unit_scale=True, desc="tokenising"
         ) as progress,
     ):
         writers = {"train": train, "valid": valid}
-        for job in range(checkpoint.job, len(jobs)):
+        for job in range(state.job, len(jobs)):
             text, fraction = jobs[job]
-            position = saved = checkpoint.position if job == checkpoint.job else 0
+            position = saved = state.position if job == state.job else 0
             batches = _batches(text, position)
             for (_, end), parts in _in_order(pool, partial(_encode_split, fraction=fraction), batches, 2 * workers):
                 for split, (count, tokens) in parts.items():
@@ -208,7 +208,7 @@ def _write_splits(
                 if position - saved >= CHECKPOINT_EVERY:
                     shards = {split: writer.sync() for split, writer in writers.items()}
                     with atomic_write(folder / CHECKPOINT, "w") as f:
-                        json.dump(asdict(Checkpoint(checkpoint.inputs, job, position, documents, shards)), f)
+                        json.dump(asdict(PreparationState(state.inputs, job, position, documents, shards)), f)
                     saved = position
     for split, count in documents.items():
         if not count:

@@ -157,8 +157,8 @@ PLANTED: list[Row] = [
     (
         "after a stop, the second text begins where the first one was stopped",
         "data/text/prepare.py",
-        "checkpoint.position if job == checkpoint.job else 0",
-        "checkpoint.position",
+        "state.position if job == state.job else 0",
+        "state.position",
         PREPARE + "test_figures",
     ),
     (

@@ -245,6 +245,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "--size: 9 is not a whole number of at least 10; see `python -m data.text.bench_data --help`",
     )
     refused(call(bench.main, "--text", "nowhere.txt", cwd=tmp_path), "there is no file nowhere.txt")
+    refused(call(bench.main, "--json", "nowhere/x.json", cwd=tmp_path), "there is no folder nowhere to write x.json to")
 
 
 def test_as_a_process() -> None:
