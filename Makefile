@@ -19,8 +19,9 @@ PYTEST := OMP_NUM_THREADS=1 PARALLEL=0 SPEC=0 $(BIN)/python -m pytest --numproce
 # Of data, loop, kernels, proof and training step those that notice most in a minute
 # (the kernels first: their conftest.py has to come before anything imports Triton)
 CHECK := tinygrad_impl/kernels/tests/test_layer_norm.py tinygrad_impl/kernels/tests/test_cross_entropy.py \
-  tinygrad_impl/tests/test_trainer.py::test_steps data/tests/test_training.py data/tests/test_shards.py::test_layout_on_disk \
-  data/tests/test_prepare.py::test_every_document_lands_once_in_order parity_tests/test_mirror.py \
+  tinygrad_impl/tests/test_trainer.py::test_steps data/runs/tests/test_loop.py \
+  data/text/tests/test_shards.py::test_layout_on_disk \
+  data/text/tests/test_prepare.py::test_every_document_lands_once_in_order parity_tests/test_mirror.py \
   parity_tests/test_model.py::test_hard_weights
 
 .PHONY: train test check check-tests test-all test-gpu mutants lint clean

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from tqdm import tqdm
@@ -50,6 +51,13 @@ def real(above: float, below: float = math.inf, *, closed: bool = True) -> Calla
         return value
 
     return parse
+
+
+def refuse_missing_folder(*files: Path | None) -> None:
+    """Raises `InputError` where there is no folder for a file that is to be written: before the work, not after it."""
+    for file in files:
+        if file and not file.parent.is_dir():
+            raise InputError(f"there is no folder {file.parent} to write {file.name} to; make it first")
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.checkpoint import save
+from data.checkpoints.checkpoint import save
+from data.checkpoints.config import GPT2Config
+from data.checkpoints.initialize import initial_weights
 from data.cli import run
-from data.config import GPT2Config
-from data.initialize import initial_weights
-from data.shards import ShardWriter, write_meta
-from data.stories import stories
+from data.text.shards import ShardWriter, write_meta
+from data.text.stories import stories
 
 SMALL = GPT2Config(n_layer=1, n_head=2, n_embd=16, n_positions=32)
 

@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 from data.checkpoints.checkpoint import load
-from data.cli import ArgumentParser, InputError, run, whole
 from data.checkpoints.config import PRESETS, parameter_count
+from data.cli import ArgumentParser, InputError, refuse_missing_folder, run, whole
 from data.files import atomic_write
 from parity_tests.bounds import Row, excess
 from parity_tests.certificate import as_json, certificate
@@ -74,9 +74,7 @@ def main() -> None:
         config, weights = load(args.model)
     if args.seq_len > config.n_positions:
         raise InputError(f"--seq-len {args.seq_len} is over the context of {config.n_positions} tokens; give fewer")
-    for path in (args.json, args.html):
-        if path and not path.parent.is_dir():
-            raise InputError(f"there is no folder {path.parent} to write {path.name} to; make it first")
+    refuse_missing_folder(args.json, args.html)
     device = open_device(args.device)
     steps = args.steps or (10 if args.dtype == "float64" else 3)
     what = f"{args.model}, {parameter_count(config) / 1e6:.1f}M parameters, {card_name(device)}, {args.dtype}"

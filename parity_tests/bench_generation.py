@@ -20,14 +20,14 @@ import transformers
 from tinygrad.dtype import DType
 
 from data.checkpoints.checkpoint import save
-from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.checkpoints.config import PRESETS, GPT2Config
+from data.cli import ArgumentParser, InputError, Progress, refuse_missing_folder, run, whole
 from data.files import atomic_write
 from data.text.sampling import Sampler
 from data.text.tokenizer import EOT
 from parity_tests.weights import random_weights
 from tinygrad_impl.device import card_name, open_device
-from tinygrad_impl.generate import Generator, precision
+from tinygrad_impl.generate import Generator
 from tinygrad_impl.model import GPT2
 
 PROMPT = 16  # tokens
@@ -109,8 +109,7 @@ def main() -> None:
     if PROMPT + args.max_new_tokens > config.n_positions:
         most = config.n_positions - PROMPT
         raise InputError(f"after a prompt of {PROMPT}, {args.preset} has room for {most}; give fewer --max-new-tokens")
-    if args.json and not args.json.parent.is_dir():
-        raise InputError(f"there is no folder {args.json.parent} to write {args.json.name} to; make it first")
+    refuse_missing_folder(args.json)
     device = open_device(args.device)
     transformers.utils.logging.disable_progress_bar()
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"

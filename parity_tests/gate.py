@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from data.cli import InputError
-from data.training import Start
+from data.runs.start import Start
 from parity_tests.blame import find_culprit
 from parity_tests.bounds import NUDGED, near_miss
 from parity_tests.certificate import certificate
@@ -29,7 +29,7 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
     Returns the certificate, with a line for people as "summary". Raises `InputError`, naming the part that is wrong.
     """
     started = time.perf_counter()
-    args, position = start.args, start.loader.state()
+    args, position = start.options, start.loader.state()
     asked = {"betas": tuple(args.betas), "eps": EPS, "weight_decay": args.weight_decay, "clip": args.clip}
     setting = Setting(start.config, start.arrays, args.dtype, device, trainer.kernels)
     steps, moments = start.state["step"], start.moments
@@ -72,7 +72,7 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
 
 def user_steps(start: Start, count: int) -> Iterator[list[Batch]]:
     """Micro-batches of the loader: as many as a step takes, then one, two, and each by itself: at least `count`."""
-    args = start.args
+    args = start.options
 
     def micro_batches() -> Iterator[Batch]:
         while True:

@@ -25,16 +25,16 @@ import numpy as np
 import torch
 import transformers
 
-import data.text.loader as L
 import data.runs.run_folder as R
+import data.text.loader as L
 import tinygrad_impl.functional as F
 import tinygrad_impl.generate as G
 import tinygrad_impl.model as M
 import tinygrad_impl.trainer as T
 import torch_ref.generate
 import torch_ref.model
-from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.checkpoints.config import GPT2Config, parameter_shapes
+from data.cli import ArgumentParser, InputError, Progress, refuse_missing_folder, run, whole
 from data.files import atomic_write
 from data.text.sampling import Sampler
 from data.text.shards import ShardWriter, write_meta
@@ -477,7 +477,7 @@ def check_proof(dtype: str, seed: int, steps: int) -> str | None:
 
 
 def check_loader(_: str, seed: int, __: int) -> str | None:
-    """Windows, order, ranks, state and evaluation as data/loader.py promises them, of shards of 37 tokens."""
+    """Windows, order, ranks, state and evaluation as data/text/loader.py promises them, of shards of 37 tokens."""
     size, batch = 8, 3
     tokens = np.random.default_rng(seed).permutation(VOCAB_SIZE)[: 11 * size + 45].astype(np.uint16)  # no two alike
     with tempfile.TemporaryDirectory() as temporary:
@@ -731,8 +731,7 @@ def tasks(only: str, dtype: str, configs: int, seed: int, steps: int) -> list[Ta
 
 def main() -> None:
     args = parser().parse_args()
-    if args.json and not args.json.parent.is_dir():
-        raise InputError(f"there is no folder {args.json.parent} to write {args.json.name} to; make it first")
+    refuse_missing_folder(args.json)
     todo = tasks(args.only, args.dtype, args.configs, args.seed, args.steps)
     if not todo:
         raise InputError(f"no mutant has {args.only!r} in its name; give another --only")

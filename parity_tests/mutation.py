@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data.cli import ArgumentParser, InputError, Progress, run, whole
+from data.cli import ArgumentParser, InputError, Progress, refuse_missing_folder, run, whole
 from data.files import atomic_write
 from parity_tests.planted import PACKAGES, ROOT, Server, servers, write_source
 
@@ -298,8 +298,7 @@ def main() -> None:
         import coverage  # noqa: F401
     except ImportError:
         raise InputError("this needs cosmic-ray and pytest-cov; run it with `make mutants`") from None
-    if args.json and not args.json.parent.is_dir():
-        raise InputError(f"there is no folder {args.json.parent} to write {args.json.name} to; make it first")
+    refuse_missing_folder(args.json)
     sample = sampled(args.sample, args.seed, args.only)
     if not sample:
         raise InputError(f"no source file has {args.only!r} in its path; give another --only")

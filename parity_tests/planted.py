@@ -30,7 +30,8 @@ from parity_tests.catalogue import Row
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("data", "torch_ref", "tinygrad_impl", "parity_tests")
 TABLES = ("data", "training", "programs", "kernels", "proof")
-LEFT_OUT = (".git", ".venv", ".mutants", "runs", "build", "__pycache__", ".*_cache", "*.egg-info")
+LEFT_OUT = (".git", ".venv", ".mutants", "__pycache__", ".*_cache", "*.egg-info")
+LEFT_OUT_AT_THE_TOP = ("runs", "build")  # what training and packaging write; data/runs is source
 IMPORTS = ("pytest", "numpy", "matplotlib.pyplot", "torch", "transformers", "tokenizers", "tinygrad", "triton")
 PATIENCE = 300.0  # seconds for a test, with its fixtures, on a busy machine
 
@@ -49,12 +50,18 @@ def planted_source(row: Row) -> str:
     return source.replace(old, new)
 
 
+def left_out(folder: str, names: list[str]) -> set[str]:
+    """As `shutil.copytree` asks: which of the names in a folder are not copied."""
+    at_the_top = LEFT_OUT_AT_THE_TOP if Path(folder) == ROOT else ()
+    return shutil.ignore_patterns(*LEFT_OUT, *at_the_top)(folder, names)
+
+
 @contextmanager
 def copied_tree() -> Iterator[Path]:
     """A copy of the repository in a folder of its own, with what is beside it."""
     with tempfile.TemporaryDirectory() as temporary:
         tree = Path(temporary, "repository")
-        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        shutil.copytree(ROOT, tree, ignore=left_out)
         if (ROOT.parent / "shared").exists():  # real stories, which some tests read
             tree.with_name("shared").symlink_to(ROOT.parent / "shared")
         yield tree

@@ -14,18 +14,18 @@ import torch
 import transformers
 from tinygrad import Tensor
 
-import data.training
+import data.runs.recorder
 import tinygrad_impl.train
 import tinygrad_impl.trainer
 import torch_ref.train
 import torch_ref.trainer
 from data.checkpoints.checkpoint import load
 from data.checkpoints.config import GPT2Config
-from data.text.loader import windows
+from data.runs.options import PORTS
 from data.runs.run_folder import RunFolder, load_checkpoint, read_metrics, read_sealed
 from data.testing import call, refused, save_model, write_tokens
+from data.text.loader import windows
 from data.text.tokenizer import EOT_TEXT, tokenizer
-from data.training import PORTS
 from parity_tests.assertions import assert_passed
 from parity_tests.bounds import judge
 from parity_tests.setting import Setting, random_batches
@@ -92,7 +92,7 @@ def short_samples() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.training, "SAMPLE_TOKENS", 6)
+        patch.setattr(data.runs.recorder, "SAMPLE_TOKENS", 6)
         yield
     torch.set_num_threads(threads)
 

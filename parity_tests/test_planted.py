@@ -30,11 +30,11 @@ def test_every_bug_names_a_test_that_is_there() -> None:
 
 
 def test_words_that_are_not_there() -> None:
-    row = ("a bug", "data/revision.py", "no such words", "others", "")
+    row = ("a bug", "data/runs/revision.py", "no such words", "others", "")
     with pytest.raises(LookupError, match=r"a bug: data/revision\.py has 0 times 'no such words'"):
         planted_source(row)
     with pytest.raises(LookupError, match="has 1 times"):  # it changes nothing
-        planted_source(("a bug", "data/revision.py", "unknown = {", "unknown = {", ""))
+        planted_source(("a bug", "data/runs/revision.py", "unknown = {", "unknown = {", ""))
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +48,23 @@ def server() -> Iterator[Server]:
 
 
 def test_a_bug_acts_in_the_tests_and_nowhere_else(server: Server) -> None:
-    test = "data/tests/test_revision.py::test_a_commit_and_what_was_changed_since"
+    test = "data/runs/tests/test_revision.py::test_a_commit_and_what_was_changed_since"
     before = (ROOT / "data" / "revision.py").read_text()
-    assert caught(("upside down", "data/revision.py", "not changes", "bool(changes)", test), server)
-    assert not caught(("harmless", "data/revision.py", "timeout=30", "timeout=29", test), server)
+    assert caught(("upside down", "data/runs/revision.py", "not changes", "bool(changes)", test), server)
+    assert not caught(("harmless", "data/runs/revision.py", "timeout=30", "timeout=29", test), server)
     with pytest.raises(LookupError, match="elsewhere: there is no test"):
-        caught(("elsewhere", "data/revision.py", "timeout=30", "timeout=29", f"{test}_and_more"), server)
+        caught(("elsewhere", "data/runs/revision.py", "timeout=30", "timeout=29", f"{test}_and_more"), server)
     assert (ROOT / "data" / "revision.py").read_text() == (server.tree / "data" / "revision.py").read_text() == before
 
 
 def test_the_copy_is_whole(server: Server) -> None:
-    for name in ("data/gpt2.tiktoken", "tinygrad_impl/product.c", "tinygrad_impl/zig-clang", "pyproject.toml"):
+    for name in (
+        "data/text/gpt2.tiktoken",
+        "data/runs/run_folder.py",
+        "tinygrad_impl/product.c",
+        "tinygrad_impl/zig-clang",
+        "pyproject.toml",
+    ):
         assert (server.tree / name).read_bytes() == (ROOT / name).read_bytes()
     assert not (server.tree / ".git").exists()
     words = f"import subprocess, sys\nimport data\n\ndef test_it():\n    assert {str(server.tree)!r} in data.__file__\n"
@@ -73,15 +79,15 @@ def test_the_copy_is_whole(server: Server) -> None:
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says which are not caught, and by which test they should have been."""
-    test = "data/tests/test_revision.py::test_a_commit_and_what_was_changed_since"
-    rows = [("one bug", "data/revision.py", "timeout=30", "timeout=29", test)]
-    rows += [("another", "data/revision.py", "not changes", "bool(changes)", test)]
+    test = "data/runs/tests/test_revision.py::test_a_commit_and_what_was_changed_since"
+    rows = [("one bug", "data/runs/revision.py", "timeout=30", "timeout=29", test)]
+    rows += [("another", "data/runs/revision.py", "not changes", "bool(changes)", test)]
     rows += [("a third", "data/cli.py", "import errno", "import errno as e", test)]
     monkeypatch.setattr(planted, "catalogue", lambda: rows)
     monkeypatch.setattr(planted.Server.__init__, "__defaults__", (["pytest"],))
     result = call(planted.main, "--only", "revision", "--jobs", 1, cwd=tmp_path)
     assert result.code == 1
-    assert f"NOT CAUGHT: one bug (data/revision.py), by {test}\n2 bugs planted, 1 caught (" in result.out
+    assert f"NOT CAUGHT: one bug (data/runs/revision.py), by {test}\n2 bugs planted, 1 caught (" in result.out
     assert call(planted.main, "--only", "another", "--jobs", 1, cwd=tmp_path).code == 0
     refused(call(planted.main, "--only", "no such bug", cwd=tmp_path), "no bug has 'no such bug'")
 

@@ -4,8 +4,8 @@ import runpy
 
 import pytest
 
-PROGRAMS = ["data.text.prepare", "data.text.bench_data", "torch_ref.train", "parity_tests"]
-PROGRAMS += [f"tinygrad_impl.{name}" for name in ("train", "generate", "compare", "report", "bench")]
+PROGRAMS = ["data.text.prepare", "data.text.bench_data", "data.runs.report", "torch_ref.train", "parity_tests"]
+PROGRAMS += [f"tinygrad_impl.{name}" for name in ("train", "generate", "compare", "bench")]
 PROGRAMS += [f"parity_tests.{name}" for name in ("bench_generation", "mutants", "planted", "mutation")]
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tinygrad import Tensor
 from tinygrad.dtype import DType, dtypes
 
-from data.cli import InputError
 from data.checkpoints.config import GPT2Config
+from data.cli import InputError
 from tinygrad_impl import formulas, functional
 from tinygrad_impl.cached_model import CachedModel, Decoder
 from tinygrad_impl.kernels import gpu_of, obstacle

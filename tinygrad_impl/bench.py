@@ -2,7 +2,7 @@
 
 The same work by turns, on one device in one run: whole steps of the same model from the same random weights, on the
 same random tokens, with forward, backward, clipping and AdamW. tinygrad computes them as `tinygrad_impl.train` does,
-with all that it does on the host; PyTorch as torch_ref/bench.py says, in a process of its own.
+with all that it does on the host; PyTorch as torch_ref/bench_worker.py says, in a process of its own.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from tinygrad.engine.realize import ExecContext, estimate_uop, pm_exec, run_line
 from tinygrad.helpers import GlobalCounters, ansistrip, db_connection
 from tinygrad.uop.ops import Ops, UOp, sym_infer
 
-from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.checkpoints.config import PRESETS, GPT2Config, flops_a_token, parameter_count
-from data.files import atomic_write
 from data.checkpoints.initialize import initial_weights
+from data.cli import ArgumentParser, InputError, Progress, refuse_missing_folder, run, whole
+from data.files import atomic_write
+from data.runs.options import RECIPES
 from data.runs.revision import revision
-from data.training import RECIPES
 from tinygrad_impl.device import card_name, open_device
 from tinygrad_impl.kernels import CHOICES, choose
 from tinygrad_impl.trainer import Trainer
@@ -389,8 +389,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="show the time of each of tinygrad's kernels too")
     args = parser.parse_args()
     config, recipe = PRESETS[args.preset], RECIPES[args.preset]
-    if args.json and not args.json.parent.is_dir():
-        raise InputError(f"there is no folder {args.json.parent} to write {args.json.name} to; make it first")
+    refuse_missing_folder(args.json)
     args.seq_len = args.seq_len or min(recipe.seq_len, config.n_positions)
     if args.seq_len > config.n_positions:
         raise InputError(

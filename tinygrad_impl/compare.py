@@ -10,17 +10,17 @@ import numpy as np
 from data.checkpoints.checkpoint import load
 from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.files import atomic_write
-from data.text.loader import windows
-from data.text.prepare import prepared
+from data.runs.report import comparison_page
 from data.runs.revision import revision
 from data.runs.run_folder import read_sealed, write_sealed
+from data.text.loader import windows
+from data.text.prepare import prepared
 from data.text.sampling import Sampler
 from data.text.shards import read_meta
 from tinygrad_impl.device import open_device
 from tinygrad_impl.evaluate import Evaluator
-from tinygrad_impl.generate import Generator, add_sampling_options, encode, pieces, precision, setup
+from tinygrad_impl.generate import Generator, add_sampling_options, encode, pieces, setup
 from tinygrad_impl.model import GPT2
-from data.runs.report import comparison_page
 
 PROMPTS = ["Once upon a time", "One day, a little girl named Lily", "The dog was sad because"]
 BATCH_SIZE = 4

@@ -17,7 +17,7 @@ class Evaluator:
         self._loss = TinyJit(self.loss)
 
     def __call__(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-        """The mean loss a token in nats, over batches (x, y) of `data.text.loader.windows`; its exp is the perplexity."""
+        """The mean loss a token in nats, over batches (x, y) of `loader.windows`; its exp is the perplexity."""
         total, tokens = 0.0, 0
         for x, y in batches:
             count = int((y >= 0).sum())

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from data.checkpoints.checkpoint import load
-from data.cli import ArgumentParser, InputError, real, run, whole
 from data.checkpoints.config import GPT2Config, parameter_count
+from data.cli import ArgumentParser, InputError, real, run, whole
 from data.text.sampling import Sampler
 from data.text.tokenizer import EOT, VOCAB_SIZE, tokenizer
 from tinygrad_impl.backend import Backend, Plain, choose

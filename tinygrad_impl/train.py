@@ -6,10 +6,14 @@ from typing import Any
 
 from tinygrad import dtypes
 
-import data.training
+import data.runs.options
 from data.cli import ArgumentParser, InputError, run
+from data.runs.find_lr import find_learning_rate
+from data.runs.implementation import Implementation
+from data.runs.loop import train
+from data.runs.options import parse
+from data.runs.start import Start, begin
 from data.text.sampling import Sampler
-from data.training import Implementation, Start, begin, find_learning_rate, parse, train
 from tinygrad_impl.device import card_name, open_device, peak_flops
 from tinygrad_impl.evaluate import Evaluator
 from tinygrad_impl.generate import Generator, write
@@ -18,7 +22,7 @@ from tinygrad_impl.trainer import Trainer, learning_rate
 
 
 def parser() -> ArgumentParser:
-    parser = data.training.parser("python -m tinygrad_impl.train", "tinygrad")
+    parser = data.runs.options.parser("python -m tinygrad_impl.train", "tinygrad")
     parser.add_argument("--parity", choices=("on", "off"), help="compare with PyTorch before training (on)")
     parser.add_argument(
         "--kernels", choices=CHOICES, help="fused: our own, for NVIDIA GPUs; plain: tinygrad's (auto: fused if it can)"
@@ -28,8 +32,8 @@ def parser() -> ArgumentParser:
 
 def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
     """Proves the trainer's graphs on the batches that it is about to see. Returns the files that tell of it."""
-    args = start.args
-    if args.parity == "off":
+    options = start.options
+    if options.parity == "off":
         print("PARITY NOT CHECKED (--parity off): nothing is proven about what this device computes")
         return {}
     if importlib.util.find_spec("torch") is None:
@@ -37,24 +41,24 @@ def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
     from parity_tests.gate import prove_graphs  # here, because it imports PyTorch
 
     certificate = prove_graphs(trainer, start, device)
-    if not args.quiet:
+    if not options.quiet:
         print(certificate["summary"])
     return {"parity.json": certificate}
 
 
 def main() -> None:
-    args = parse(parser(), sys.argv[1:])
-    args.kernels = args.kernels or "auto"
-    device = open_device(args.device)
-    start = begin(args, device)
-    autocast = dtypes.bfloat16 if args.dtype == "bfloat16" else None
-    kernels = choose(args.kernels, start.config, device, bfloat16=autocast is not None)
+    given = {"kernels": "auto"} | parse(parser(), sys.argv[1:])
+    device = open_device(given.get("device"))
+    start = begin(given, device)
+    options = start.options
+    autocast = dtypes.bfloat16 if options.dtype == "bfloat16" else None
+    kernels = choose(given["kernels"], start.config, device, bfloat16=autocast is not None)
     trainer = Trainer(
         start.config,
         start.arrays,
-        betas=tuple(args.betas),
-        weight_decay=args.weight_decay,
-        clip=args.clip,
+        betas=options.betas,
+        weight_decay=options.weight_decay,
+        clip=options.clip,
         autocast=autocast,
         kernels=kernels,
     )
@@ -65,20 +69,20 @@ def main() -> None:
     def continued(prompt: str, tokens: int, sampler: Sampler) -> str:
         return write(generator, [prompt], tokens, sampler)[0]
 
-    card = card_name(device)
+    name = card_name(device)
     tinygrad = Implementation(
-        "tinygrad_impl",
-        trainer,
-        trainer.moments,
-        learning_rate,
-        Evaluator(trainer.model, autocast, kernels),
-        continued,
-        device,
-        card,
-        peak_flops(card, args.dtype == "bfloat16"),
-        "fused" if kernels else "plain",
+        package="tinygrad_impl",
+        trainer=trainer,
+        moments=trainer.moments,
+        learning_rate=learning_rate,
+        evaluate=Evaluator(trainer.model, autocast, kernels),
+        continue_text=continued,
+        device=device,
+        device_name=name,
+        peak_flops=peak_flops(name, options.dtype == "bfloat16"),
+        kernels="fused" if kernels else "plain",
     )
-    if args.find_lr:
+    if options.find_lr:
         find_learning_rate(start, tinygrad)
     else:
         train(start, tinygrad, files=gate(start, trainer, device))

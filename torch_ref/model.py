@@ -118,8 +118,8 @@ class Block(nn.Module):
 class GPT2(nn.Module):
     """The language model. Its head is tied to the token embedding: there is no lm_head parameter.
 
-    `arrays` are the parameters by name, as data/checkpoint.py loads them; the model computes in their dtype, or with
-    bfloat16 products inside `torch.autocast`.
+    `arrays` are the parameters by name, as data/checkpoints/checkpoint.py loads them; the model computes in their
+    dtype, or with bfloat16 products inside `torch.autocast`.
     """
 
     def __init__(self, config: GPT2Config, arrays: Mapping[str, np.ndarray]):

@@ -6,19 +6,24 @@ import numpy as np
 import torch
 
 from data.cli import InputError, run
+from data.runs.find_lr import find_learning_rate
+from data.runs.implementation import Implementation
+from data.runs.loop import train
+from data.runs.options import parse, parser
+from data.runs.start import begin
 from data.text.sampling import Sampler
 from data.text.tokenizer import EOT, VOCAB_SIZE, tokenizer
-from data.training import Implementation, begin, find_learning_rate, parse, parser, train
 from torch_ref.generate import generate
 from torch_ref.trainer import Trainer, learning_rate
 
 
 def main() -> None:
-    args = parse(parser("python -m torch_ref.train", "PyTorch"), sys.argv[1:])
-    device = (args.device or ("CUDA" if torch.cuda.is_available() else "CPU")).upper()
+    given = parse(parser("python -m torch_ref.train", "PyTorch"), sys.argv[1:])
+    device = given.get("device", "CUDA" if torch.cuda.is_available() else "CPU").upper()
     if device not in ("CPU", "CUDA") or (device == "CUDA" and not torch.cuda.is_available()):
         raise InputError(f"PyTorch has no device {device} here; leave --device out for the best there is")
-    start = begin(args, device)
+    start = begin(given, device)
+    options = start.options
     if start.config.vocab_size < VOCAB_SIZE:  # which the samples would find out
         raise InputError(
             f"the model has {start.config.vocab_size} tokens, the tokenizer {VOCAB_SIZE}; choose other weights"
@@ -26,10 +31,10 @@ def main() -> None:
     trainer = Trainer(
         start.config,
         start.arrays,
-        betas=tuple(args.betas),
-        weight_decay=args.weight_decay,
-        clip=args.clip,
-        autocast=torch.bfloat16 if args.dtype == "bfloat16" else None,
+        betas=options.betas,
+        weight_decay=options.weight_decay,
+        clip=options.clip,
+        autocast=torch.bfloat16 if options.dtype == "bfloat16" else None,
         device=device.lower(),
     )
     if start.moments:
@@ -42,9 +47,18 @@ def main() -> None:
     def moments() -> dict[str, np.ndarray]:
         return {name: t.cpu().numpy() for name, t in trainer.moments().items()}
 
-    card = torch.cuda.get_device_name() if device == "CUDA" else f"CPU with {torch.get_num_threads()} threads"
-    pytorch = Implementation("torch_ref", trainer, moments, learning_rate, trainer.evaluate, continued, device, card)
-    if args.find_lr:
+    threads = f"CPU with {torch.get_num_threads()} threads"
+    pytorch = Implementation(
+        package="torch_ref",
+        trainer=trainer,
+        moments=moments,
+        learning_rate=learning_rate,
+        evaluate=trainer.evaluate,
+        continue_text=continued,
+        device=device,
+        device_name=torch.cuda.get_device_name() if device == "CUDA" else threads,
+    )
+    if options.find_lr:
         find_learning_rate(start, pytorch)
     else:
         train(start, pytorch, files={})

@@ -91,7 +91,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-        """The mean loss a token in nats, over batches (x, y) of `data.text.loader.windows`; its exp is the perplexity."""
+        """The mean loss a token in nats, over batches (x, y) of `loader.windows`; its exp is the perplexity."""
         total, tokens = 0.0, 0
         for x, y in batches:
             with torch.autocast(self.device, self.autocast, enabled=self.autocast is not None):

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from data.cli import ArgumentParser, InputError, Progress, real, run, whole
+from data.cli import ArgumentParser, InputError, Progress, real, refuse_missing_folder, run, whole
 
 Ended = tuple[int, str, str]
 
@@ -258,3 +259,9 @@ def test_progress_ends_once_also_after_an_error(capsys: pytest.CaptureFixture[st
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert "1/2" in lines[-1]
+
+
+def test_a_file_needs_a_folder(tmp_path: Path) -> None:
+    refuse_missing_folder(None, Path("here.json"), tmp_path / "there.json")
+    with pytest.raises(InputError, match=r"^there is no folder .*/nowhere to write x\.json to; make it first$"):
+        refuse_missing_folder(None, tmp_path / "nowhere" / "x.json")

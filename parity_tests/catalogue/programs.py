@@ -3,10 +3,12 @@
 from parity_tests.catalogue import Row
 
 GENERATE, COMPARE = "tinygrad_impl/generate.py", "tinygrad_impl/compare.py"
-REPORT, BENCH, PEER = "tinygrad_impl/report.py", "tinygrad_impl/bench.py", "torch_ref/bench.py"
+BENCH, PEER = "tinygrad_impl/bench.py", "torch_ref/bench_worker.py"
+REPORT, REPORT_INPUT = "data/runs/report.py", "data/runs/report_input.py"
+REPORT_CHARTS = "data/runs/report_charts.py"
 DEVICE, CPU, PRODUCT = "tinygrad_impl/device.py", "tinygrad_impl/cpu.py", "tinygrad_impl/product.c"
 IN_GENERATE = "tinygrad_impl/tests/test_generate.py::test_"
-IN_COMPARE, IN_REPORT = "tinygrad_impl/tests/test_compare.py::test_", "tinygrad_impl/tests/test_report.py::test_"
+IN_COMPARE, IN_REPORT = "tinygrad_impl/tests/test_compare.py::test_", "data/runs/tests/test_report.py::test_"
 IN_BENCH, IN_TRAINER = "tinygrad_impl/tests/test_bench.py::test_", "tinygrad_impl/tests/test_trainer.py::test_"
 IN_DEVICE, IN_CPU = "tinygrad_impl/tests/test_device.py::test_", "tinygrad_impl/tests/test_cpu.py::test_"
 IN_FUNCTIONAL = "tinygrad_impl/tests/test_functional.py::test_"
@@ -140,7 +142,7 @@ PLANTED: list[Row] = [
     ),
     (
         "report: the label of the x axis is at the wrong place",
-        REPORT,
+        REPORT_CHARTS,
         "return LEFT + (x - width[0]) / (width[1] - width[0]) * (RIGHT - LEFT)",
         "return LEFT + x / width[1] * (RIGHT - LEFT)",
         IN_REPORT + "curves_against_each_axis",
@@ -378,35 +380,35 @@ PLANTED: list[Row] = [
     ),
     (
         "report: a file of another form is taken",
-        REPORT,
+        REPORT_INPUT,
         "        if not fits(value, shape):",
         "        if not isinstance(value, dict):",
         IN_REPORT + "whole_files_of_another_form_are_refused",
     ),
     (
         "report: numbers of any length",
-        REPORT,
+        REPORT_INPUT,
         "abs(value) > 2**64",
         "abs(value) > 2**9999",
         IN_REPORT + "whole_files_of_another_form_are_refused",
     ),
     (
         "report: what a run was continued with may have any form",
-        REPORT,
+        REPORT_INPUT,
         "if not whole or not all(",
         "if not all(",
         IN_REPORT + "whole_files_of_another_form_are_refused",
     ),
     (
         "report: the commit may have any form",
-        REPORT,
+        REPORT_INPUT,
         'for part in [facts, *facts["continued"]] if',
         'for part in facts["continued"] if',
         IN_REPORT + "whole_files_of_another_form_are_refused",
     ),
     (
         "report: pieces without probabilities",
-        REPORT,
+        REPORT_INPUT,
         'if any(len(side["pieces"]) != len(side["probabilities"])',
         'if any(len(side["pieces"]) > 10**9 + len(side["probabilities"])',
         IN_REPORT + "pieces_without_probabilities_are_refused",

@@ -161,7 +161,7 @@ PLANTED: list[Row] = [
     (
         "betas are not passed on",
         "tinygrad_impl/train.py",
-        "        betas=tuple(args.betas),\n",
+        "        betas=options.betas,\n",
         "",
         f"{IN_GATE}::test_the_gate_takes_the_batches_that_come",
     ),

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 
 from data.checkpoints.checkpoint import CONFIG, INDEX, WEIGHTS, load, save, write_safetensors
-from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.checkpoints.config import GPT2Config, to_hf
 from data.checkpoints.initialize import initial_weights
-from data.text.loader import Loader, windows
+from data.cli import ArgumentParser, InputError, Progress, run, whole
+from data.runs.options import UNRECORDED, parse, parser
+from data.runs.report_input import load_run
 from data.runs.run_folder import RunFolder, load_checkpoint, write_sealed
+from data.text.loader import Loader, windows
 from data.text.shards import ShardWriter, verify_folder, write_meta
-from data.training import UNRECORDED, parse, parser
-from data.runs.report import load_run
 
 SMALL = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=1, n_head=2)
 MEMORY = 1 << 30
@@ -70,14 +70,14 @@ def read_weights(folder: Path) -> Any:
 
 def read_run(folder: Path) -> Any:
     """All that resuming reads, and then what it left of the metrics; and what the report shows."""
-    args = parse(parser("fuzz", "none"), ["--resume", str(folder)])
+    given = parse(parser("fuzz", "none"), ["--resume", str(folder)])
     shown = load_run(folder)
     checkpoint = load_checkpoint(folder / "checkpoints" / "step-2")
     state = checkpoint[3]
     resumed = RunFolder.resume(folder, state, {"step": 2, "command": []})
     if any(found != row(int(found["step"])) for found in shown.metrics):
         return "a line that was never written"
-    facts = {name: value for name, value in vars(args).items() if name not in ("out", "resume")}
+    facts = {name: value for name, value in given.items() if name not in ("out", "resume")}
     return facts, shown.facts, shown.metrics[:3], shown.parity, shown.comparison, checkpoint, resumed.metrics
 
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from data.checkpoints.checkpoint import checkpoints, damage, latest_checkpoint
 from data.cli import ArgumentParser, Progress, run, whole
-from data.text.prepare import prepare
 from data.runs.run_folder import read_metrics
 from data.testing import save_model, write_stories
+from data.text.prepare import prepare
 
 ROOT = Path(__file__).parents[2]
 STEPS = 60

@@ -8,8 +8,8 @@ import torch
 import torch_ref.model
 from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import GPT2Config
-from data.text.sampling import Sampler
 from data.testing import save_model
+from data.text.sampling import Sampler
 from data.text.tokenizer import EOT, VOCAB_SIZE, tokenizer
 
 # more tokens than the tokenizer has, and an epsilon of its own

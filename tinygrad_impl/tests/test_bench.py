@@ -24,9 +24,9 @@ from tinygrad.engine.realize import run_linear
 
 import torch_ref.bench_worker
 import torch_ref.model
-from data.cli import InputError
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
+from data.cli import InputError
 from data.testing import call, refused
 from tinygrad_impl import bench
 from torch_ref.bench_worker import Peer

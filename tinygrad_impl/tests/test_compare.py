@@ -15,13 +15,13 @@ from tinygrad import dtypes
 import torch_ref.model
 from data.checkpoints.checkpoint import load
 from data.checkpoints.config import GPT2Config
-from data.text.loader import Loader
+from data.runs.report import comparison_page
 from data.runs.run_folder import read_sealed, write_sealed
-from data.text.sampling import Sampler
 from data.testing import Result, call, refused, save_model, write_tokens
+from data.text.loader import Loader
+from data.text.sampling import Sampler
 from tinygrad_impl import compare
 from tinygrad_impl.compare import main
-from data.runs.report import comparison_page
 from tinygrad_impl.tests.support import by_torch, save_sure_model
 
 PAIR = ["Once upon a time", "The dog"]

@@ -21,10 +21,10 @@ import torch_ref.model
 from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
-from data.text.sampling import Sampler
 from data.testing import Result, call, refused, save_model
+from data.text.sampling import Sampler
 from data.text.tokenizer import EOT, VOCAB_SIZE, tokenizer
-from tinygrad_impl.generate import CHUNK, CachedModel, Drawn, Generator, encode, main, pieces, precision, setup
+from tinygrad_impl.generate import CHUNK, Drawn, Generator, encode, main, pieces, setup
 from tinygrad_impl.model import GPT2, KVCache
 from tinygrad_impl.tests.support import SURE, by_torch, save_sure_model, seen
 

@@ -1,7 +1,7 @@
 """The port's training command: what it trains with, a small real run, and the same one in a process of its own.
 
-The loop is tested in data/tests without an implementation; that both implementations train the same, and resume what
-either began, is for parity_tests.
+The loop is tested in data/runs/tests without an implementation; that both implementations train the same, and resume
+what either began, is for parity_tests.
 """
 
 import json
@@ -20,16 +20,17 @@ import numpy as np
 import pytest
 from tinygrad import dtypes
 
-import data.training
 import tinygrad_impl
 from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
+from data.runs.implementation import Implementation
+from data.runs.options import PORTS, UNRECORDED, parser
 from data.runs.run_folder import read_metrics
-from data.text.sampling import Sampler
+from data.runs.start import Start
 from data.testing import SMALL, Result, call, refused, save_model, write_tokens
+from data.text.sampling import Sampler
 from data.text.tokenizer import tokenizer
-from data.training import Implementation, Start
 from tinygrad_impl import train
 from tinygrad_impl.generate import Generator
 from tinygrad_impl.model import GPT2
@@ -107,7 +108,7 @@ def test_the_options_arrive_in_what_trains(folder: Path, monkeypatch: pytest.Mon
     assert (evaluate.autocast, evaluate.kernels) == (dtypes.bfloat16, None)
     assert evaluate.model is trainer.model  # and no copy of it, which would not learn
     assert (by.package, by.device, by.kernels, files) == ("tinygrad_impl", "CPU", "plain", {})
-    assert start.args.kernels == "plain"
+    assert start.options.kernels == "plain"
     assert trainer.steps == 0
     for name, array in load(folder / "init")[1].items():
         np.testing.assert_array_equal(trainer.model.arrays()[name], array)
@@ -119,7 +120,7 @@ def test_what_is_not_given(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     evaluate: Any = by.evaluate
     assert (trainer.betas, trainer.weight_decay, trainer.clip) == ((0.9, 0.95), 0.1, 1.0)
     assert (trainer.autocast, evaluate.autocast) == (None, None)
-    assert start.args.kernels == "auto"
+    assert start.options.kernels == "auto"
 
 
 @pytest.mark.parametrize(("given", "wanted"), [(None, "auto"), ("plain", "plain")])
@@ -150,14 +151,15 @@ def test_chosen_kernels_train_validate_and_write(folder: Path, monkeypatch: pyte
 def test_the_peak_is_that_of_the_dtype(dtype: str, peak: float, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "card_name", lambda device: f"NVIDIA H100 as {device}")
     _, by, _ = prepared_training(folder, monkeypatch, dtype=dtype)
-    assert (by.card, by.peak_flops) == ("NVIDIA H100 as CPU", peak)
+    assert (by.device_name, by.peak_flops) == ("NVIDIA H100 as CPU", peak)
 
 
 def test_find_lr_does_not_train(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Any] = []
-    monkeypatch.setattr(train, "find_learning_rate", lambda start, by: found.append((start.args.find_lr, by.package)))
+    monkeypatch.setattr(train, "find_learning_rate", lambda *given: found.append(given))
     result = call(train.main, *options(out="nowhere"), "--find-lr", cwd=folder)
-    assert (result.code, found) == (0, [(True, "tinygrad_impl")])
+    assert result.code == 0, result
+    assert [(start.options.find_lr, by.package) for start, by in found] == [(True, "tinygrad_impl")]
 
 
 def test_a_resumed_trainer_has_the_state_of_the_checkpoint(
@@ -179,9 +181,8 @@ def test_a_resumed_trainer_has_the_state_of_the_checkpoint(
 
 def test_run_json(folder: Path, finished: Result) -> None:
     said = json.loads((folder / "run" / "run.json").read_text(encoding="utf-8"))
-    assert said["options"].keys() - data.training.PORTS == vars(data.training.parser("", "").parse_args([])).keys() - {
-        *data.training.UNRECORDED
-    }
+    of_both = vars(parser("", "").parse_args([])).keys()
+    assert said["options"].keys() - PORTS == of_both - {*UNRECORDED}
     assert (said["options"]["parity"], said["options"]["kernels"]) == ("off", "auto")
     assert said["versions"]["tinygrad"] == version("tinygrad")
     assert (said["device"], said["kernels"], said["config"]["n_layer"]) == ("CPU", "plain", 1)
@@ -212,7 +213,7 @@ def test_what_it_writes(folder: Path, finished: Result) -> None:
     assert stories[0] != stories[1]
 
 
-@pytest.mark.slow  # test_interchange.py has resumed runs bit for bit, data/tests what a signal does to the loop
+@pytest.mark.slow  # test_interchange.py has resumed runs bit for bit, data/runs/tests what a signal does to the loop
 def test_another_process_trains_the_same_and_ends_when_its_group_is_asked_to(
     folder: Path, finished: Result, tmp_path: Path
 ) -> None:

@@ -17,9 +17,9 @@ import torch_ref.model
 import torch_ref.trainer
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
+from data.testing import write_tokens
 from data.text.loader import IGNORED, windows
 from data.text.sampling import Sampler
-from data.testing import write_tokens
 from tinygrad_impl.evaluate import Evaluator
 from tinygrad_impl.generate import Generator
 from torch_ref.generate import generate

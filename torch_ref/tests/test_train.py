@@ -1,4 +1,4 @@
-"""The reference's training command: what it trains with. What comes of it is for data/tests and parity_tests."""
+"""The reference's training command: what it trains with. What comes of it is for data/runs/tests and parity_tests."""
 
 import os
 from pathlib import Path
@@ -11,11 +11,12 @@ import torch
 from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
+from data.runs.implementation import Implementation
 from data.runs.run_folder import RunFolder
-from data.text.sampling import Sampler
+from data.runs.start import Start
 from data.testing import call, refused, save_model, write_tokens
+from data.text.sampling import Sampler
 from data.text.tokenizer import tokenizer
-from data.training import Implementation, Start, describe, recorded
 from torch_ref import train
 from torch_ref.generate import generate
 
@@ -56,7 +57,7 @@ def test_the_options_arrive_in_what_trains(folder: Path, monkeypatch: pytest.Mon
     assert (trainer.clip, trainer.autocast, trainer.device, trainer.steps) == (0.7, torch.bfloat16, "cpu", 0)
     assert by.evaluate.__self__ is trainer  # type: ignore[attr-defined]
     assert (by.package, by.device, by.kernels, by.peak_flops, files) == ("torch_ref", "CPU", None, None, {})
-    assert by.card == f"CPU with {torch.get_num_threads()} threads"
+    assert by.device_name == f"CPU with {torch.get_num_threads()} threads"
     for name, array in load(folder / "init")[1].items():
         np.testing.assert_array_equal(trainer.model.arrays()[name], array)
 
@@ -76,7 +77,7 @@ def test_what_it_writes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for prompt, ids in (("Once upon a time", tokenizer().encode_ordinary("Once upon a time")), ("", [50256])):
         drawn = generate(model, [ids], 5, Sampler(0.6, top_k=40, seed=3))[0]
         assert len(drawn) == 5
-        assert by.write(prompt, 5, Sampler(0.6, top_k=40, seed=3)) == prompt + tokenizer().decode(drawn)
+        assert by.continue_text(prompt, 5, Sampler(0.6, top_k=40, seed=3)) == prompt + tokenizer().decode(drawn)
 
 
 def test_a_resumed_trainer_has_the_state_of_the_checkpoint(
@@ -86,12 +87,12 @@ def test_a_resumed_trainer_has_the_state_of_the_checkpoint(
     start, by, _ = prepared_training(folder, monkeypatch, *words)
     arrays = {name: array + 1 for name, array in start.arrays.items()}
     moments = {f"{m}.{name}": a + i for i, m in enumerate(("exp_avg", "exp_avg_sq"), 2) for name, a in arrays.items()}
-    run = RunFolder.create(tmp_path / "run", describe(start))
+    run = RunFolder.create(tmp_path / "run", start.described())
     run.add_metrics({"step": 0, "val_loss": 1.0})
     for step in (1, 2, 3):
         run.add_metrics({"step": step, "loss": 1.0})
     state = {"step": 3, "tokens": 96, "seconds": 1.5, "loader": start.loader.state()}
-    run.save_checkpoint(start.config, arrays, moments, state | {"options": recorded(start.args)})
+    run.save_checkpoint(start.config, arrays, moments, state | {"options": start.options.recorded()})
     start, by, _ = prepared_training(folder, monkeypatch, "--resume", tmp_path / "run")
     assert by.trainer.steps == start.state["step"] == 3
     for ours, theirs in ((by.trainer.model.arrays(), arrays), (by.moments(), moments)):
@@ -102,9 +103,9 @@ def test_a_resumed_trainer_has_the_state_of_the_checkpoint(
 
 def test_find_lr_does_not_train(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Any] = []
-    monkeypatch.setattr(train, "find_learning_rate", lambda start, by: found.append((start.args.find_lr, by.package)))
+    monkeypatch.setattr(train, "find_learning_rate", lambda *given: found.append(given))
     assert call(train.main, *given(), "--find-lr", cwd=folder).code == 0
-    assert found == [(True, "torch_ref")]
+    assert [(start.options.find_lr, by.package) for start, by in found] == [(True, "torch_ref")]
 
 
 def test_the_device_is_the_best_there_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from data.cli import InputError
 from data.checkpoints.config import PRESETS, GPT2Config
+from data.cli import InputError
 from tinygrad_impl import kernels
 from tinygrad_impl.kernels.tests.support import DEVICE
 

@@ -1,0 +1,36 @@
+"""What a training run needs of the implementation that computes it: PyTorch's, tinygrad's, or a test's."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from data.text.sampling import Sampler
+
+Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, integers (B, T)
+
+
+class Trainer(Protocol):
+    """What the loop needs of torch_ref.trainer.Trainer and tinygrad_impl.trainer.Trainer."""
+
+    steps: int
+    model: Any
+
+    def step(self, batches: Sequence[Batch], lr: float) -> tuple[float, float]: ...
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """What computes a run, and with what."""
+
+    package: str
+    trainer: Trainer
+    moments: Callable[[], dict[str, np.ndarray]]
+    learning_rate: Callable[[int, int, float, float, int], float]
+    evaluate: Callable[[Iterable[Batch]], float]  # the mean loss
+    continue_text: Callable[[str, int, Sampler], str]  # a prompt with its continuation
+    device: str
+    device_name: str  # the GPU's or the CPU's
+    peak_flops: float | None = None  # a second
+    kernels: str | None = None  # whose, where there is a choice

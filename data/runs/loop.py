@@ -1,0 +1,142 @@
+"""The training loop, whichever implementation computes the steps."""
+
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from data.checkpoints.checkpoint import latest_checkpoint
+from data.checkpoints.config import flops_a_token, parameter_count
+from data.cli import InputError, Progress
+from data.runs.implementation import Implementation
+from data.runs.recorder import PROMPT, Recorder
+from data.runs.start import Start
+from data.text.loader import windows
+
+
+def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
+    """Trains to the last step, or until asked to stop. `files` are JSON to keep in the run's folder, by name."""
+    options, config, trainer, loader = start.options, start.config, by.trainer, start.loader
+    B, T = options.batch_size, options.seq_len
+    tokens_a_step = options.grad_accum * B * T
+    tokens, seconds = start.state["tokens"], start.state["seconds"]
+    recorder = Recorder(start, by, files)
+    run = recorder.folder
+    smoothed = Smoothed(row["loss"] for row in run.metrics[1:])
+    say: Callable[[str], None] = (lambda text: None) if options.quiet else print
+
+    def validation_loss() -> float:
+        return by.evaluate(windows(start.folder, "valid", B, T, options.eval_tokens or None))
+
+    source = f"continuing after step {trainer.steps}" if options.resume else f"from {options.init}"
+    computed = f"{by.device_name}, {options.dtype}" + (f", {by.kernels} kernels" if by.kernels else "")
+    say(f"{options.preset or 'GPT-2'}, {parameter_count(config) / 1e6:.1f}M parameters, {source}; {computed}")
+    say(f"data: {start.folder}, {loader.tokens:,} tokens; {options.steps} steps of {tokens_a_step:,}; run: {run.path}")
+    if options.init == "random" and config.n_positions > T:
+        say(f"note: positions from {T} on stay untrained, as --seq-len is below {config.n_positions}")
+    if start.moments is None:
+        started = time.perf_counter()
+        with recorder.room_on_disk():
+            recorder.metrics({"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": validation_loss()})
+            recorder.sample()
+            recorder.checkpoint(tokens, seconds)
+        taken = f"{time.perf_counter() - started:.0f} s with compiling, a sample and a checkpoint"
+        say(f"before training: validation loss {run.metrics[0]['val_loss']:.3f} ({taken})")
+    val_loss = next(row["val_loss"] for row in reversed(run.metrics) if "val_loss" in row)
+
+    bar = Progress(total=options.steps, initial=trainer.steps, desc="training", unit="step", disable=options.quiet)
+    with stop_requests() as stops, bar, recorder.room_on_disk():
+        while trainer.steps < options.steps and not stops:
+            started = time.perf_counter()
+            lr = by.learning_rate(trainer.steps, options.steps, options.lr, options.min_lr, options.warmup)
+            place = f"windows {loader.position} to {loader.position + options.grad_accum * B - 1} of the data"
+            loss, grad_norm = trainer.step(loader.next_micro_batches(options.grad_accum), lr)
+            start.verification.check()
+            if not math.isfinite(loss + grad_norm):
+                raise InputError(
+                    f"the loss is {loss} and the gradient's norm {grad_norm} at step {trainer.steps + 1}, on {place}; "
+                    f"the weights were left as they were, and {latest_checkpoint(run.path)} is good; look at the data "
+                    f"there, or begin again with `--config {run.path / 'run.json'}` and an --lr below {options.lr}"
+                )
+            elapsed = time.perf_counter() - started
+            tokens, seconds = tokens + tokens_a_step, seconds + elapsed
+            rate = tokens_a_step / elapsed
+            row = {"step": trainer.steps, "loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens": tokens}
+            row |= {"seconds": round(seconds, 3), "tokens_per_second": round(rate, 1)}
+            usual = smoothed.value
+            if smoothed.add(loss):
+                row["spike"] = True
+                bar.line(f"step {trainer.steps}: the loss jumped from about {usual:.3f} to {loss:.3f}, on {place}")
+            ends, lowest = trainer.steps == options.steps, False
+            if ends or trainer.steps % options.eval_every == 0:
+                row["val_loss"] = val_loss = validation_loss()
+                lowest = val_loss < min(r["val_loss"] for r in run.metrics if "val_loss" in r)
+            recorder.metrics(row)
+            mfu = f", MFU {flops_a_token(config, T) * rate / by.peak_flops:.1%}" if by.peak_flops else ""
+            figures = f"loss {loss:.3f} ({smoothed.value:.3f}), val {val_loss:.3f}, lr {lr:.1e}, {rate:,.0f} tok/s{mfu}"
+            bar.set_postfix_str(figures, refresh=False)
+            bar.update()
+            if ends or trainer.steps % options.sample_every == 0:
+                recorder.sample()
+            if ends or lowest or trainer.steps % options.save_every == 0:
+                recorder.checkpoint(tokens, seconds)
+        if trainer.steps > recorder.saved_step:  # a request to stop came
+            recorder.checkpoint(tokens, seconds)
+    recorder.close()
+
+    if trainer.steps < options.steps:
+        goes_on = f"stopped after step {trainer.steps}, which is saved; go on with\n  {recorder.resuming}"
+        print(goes_on, file=sys.stderr)
+        sys.exit(128 + stops[0])
+    for when, (step, text) in (("before training", run.samples[0]), (f"after {trainer.steps} steps", run.samples[-1])):
+        say(f"\n--- {when} (step {step}) ---\n{text}")
+    first, last = (f"{row['val_loss']:.3f}" for row in (run.metrics[0], run.metrics[-1]))
+    say(f"\nValidation loss {first} -> {last}, {seconds:.0f} s of training. All of it is in {run.path}; try:")
+    say(f'  python -m tinygrad_impl.generate --model {run.path} --prompt "{PROMPT}"')
+
+
+class Smoothed:
+    """The loss without its noise: an exponential mean of the last 50 or so. Tells what stands out of it."""
+
+    def __init__(self, losses: Iterable[float] = ()) -> None:
+        self.count, self._sum, self._deviation = 0, 0.0, 0.0
+        for loss in losses:
+            self.add(loss)
+
+    @property
+    def value(self) -> float:
+        return self._sum / (1 - 0.98**self.count) if self.count else math.nan
+
+    def add(self, loss: float) -> bool:
+        """Whether this is a spike: as far above the mean as eight times the usual distance from it."""
+        usual = self._deviation / (1 - 0.98**self.count) if self.count else math.inf
+        spike = self.count >= 20 and loss - self.value > 8 * usual
+        if self.count:
+            self._deviation = 0.98 * self._deviation + 0.02 * abs(loss - self.value)
+        self.count += 1
+        self._sum = 0.98 * self._sum + 0.02 * loss
+        return spike
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM, collected while this lasts instead of acted upon; but a second one acts."""
+    caught: list[int] = []
+
+    def request(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")  # print is not for signal handlers
+        for other, handler in previous.items():
+            signal.signal(other, handler)
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

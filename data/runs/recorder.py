@@ -1,0 +1,117 @@
+"""What a run keeps of its training: metrics, samples and checkpoints, in its folder and as TensorBoard's events."""
+
+import errno
+import importlib.metadata
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data.checkpoints.checkpoint import checkpoints
+from data.cli import InputError
+from data.runs.implementation import Implementation
+from data.runs.revision import revision
+from data.runs.run_folder import RunFolder, write_sealed
+from data.runs.start import Start
+from data.text.sampling import Sampler
+
+PROMPT = "Once upon a time"
+SAMPLE_TOKENS = 160
+
+
+class Recorder:
+    """Opens the folder of a run, and writes there what its training comes to.
+
+    `files` are JSON objects to keep in the folder, by name. Raises `InputError` as `RunFolder` does.
+    """
+
+    def __init__(self, start: Start, by: Implementation, files: Mapping[str, Any]):
+        self.start, self.by, self.options = start, by, start.options
+        self.folder = self._open_folder()
+        self.saved_step = -1  # of the last checkpoint written here
+        self.resuming = f"python -m {by.package}.train --resume {self.folder.path}"  # the command that goes on
+        for name, content in files.items():
+            write_sealed(self.folder.path / name, content)
+        self.events = None
+        if self.options.tensorboard:
+            from tensorboardX import SummaryWriter  # here, because it takes long
+
+            # what was shown from the next step on is of a run that was cut off
+            self.events = SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=start.state["step"] + 1)
+
+    def _open_folder(self) -> RunFolder:
+        start, by, options = self.start, self.by, self.options
+        packages = ("tinygrad" if by.package == "tinygrad_impl" else "torch", "numpy", "tiktoken", "safetensors")
+        origin = {
+            "command": ["python", "-m", f"{by.package}.train", *sys.argv[1:]],
+            "device": by.device,
+            "card": by.device_name,
+            **({"kernels": by.kernels} if by.kernels else {}),
+            "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
+            "source": revision(),
+        }
+        if options.resume:  # not before now, because it cuts off what came after the checkpoint
+            assert options.out
+            state = start.state if start.moments else None
+            return RunFolder.resume(options.out, state, {"step": start.state["step"], **origin})
+        out = options.out or Path("runs", time.strftime(f"{options.preset or 'finetune'}-%Y%m%d-%H%M%S"))
+        return RunFolder.create(out, {**origin, **start.described()})
+
+    def metrics(self, row: dict[str, Any]) -> None:
+        """Keeps what was measured of a step."""
+        self.folder.add_metrics(row)
+        if self.events:
+            for name in row.keys() - {"step", "tokens", "seconds"}:
+                self.events.add_scalar(name, row[name], row["step"])
+
+    def sample(self) -> None:
+        """Lets the model write, always with the same random numbers, and keeps the text."""
+        step, sampler = self.by.trainer.steps, Sampler(0.6, top_k=40, seed=self.options.seed)
+        text = self.by.continue_text(PROMPT, SAMPLE_TOKENS, sampler)
+        self.folder.add_sample(step, text)
+        if self.events:
+            self.events.add_text("sample", text, step)
+
+    def checkpoint(self, tokens: int, seconds: float) -> None:
+        """Saves a checkpoint, after which only those are left that are to be kept, and draws the losses so far."""
+        options, folder, step = self.options, self.folder, self.by.trainer.steps
+        # nothing is kept that damaged tokens may have trained
+        self.start.verification.check(timeout=None if step else 0)
+        state = {"step": step, "tokens": tokens, "seconds": seconds, "loader": self.start.loader.state()}
+        state |= {"options": options.recorded()}
+        folder.save_checkpoint(self.start.config, self.by.trainer.model.arrays(), self.by.moments(), state)
+        self.saved_step = step
+        best = min((row for row in folder.metrics if "val_loss" in row), key=lambda row: row["val_loss"])["step"]
+        there = [int(path.name.removeprefix("step-")) for path in checkpoints(folder.path / "checkpoints")]
+        scheduled = [n for n in there if n and (n % options.save_every == 0 or n == options.steps)]
+        if best in there:
+            folder.name("best", f"step-{best}")
+        folder.prune({0, best, step, *scheduled[-(options.keep or len(there)) :]})
+        if self.events:
+            self.events.flush()
+        if step:
+            folder.draw()
+
+    @contextmanager
+    def room_on_disk(self) -> Iterator[None]:
+        """Where the disk is full, says how to go on once there is room."""
+        try:
+            yield
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            there = (self.folder.path / "checkpoints" / "latest").exists()
+            go_on = (
+                f"go on from the newest checkpoint, which is whole, with `{self.resuming}`"
+                if there
+                else "begin again, in another --out"
+            )
+            step, path = self.by.trainer.steps, self.folder.path
+            raise InputError(f"{e.strerror}: step {step} could not be saved in {path}; make room and {go_on}") from None
+
+    def close(self) -> None:
+        if self.events:
+            self.events.close()

@@ -1,0 +1,257 @@
+"""The run folder: what a training run leaves behind, and what it resumes from.
+
+    run.json             every option, versions, git commit, seed, device, checksums of data and weights, and of
+                         run.json itself; a run that was continued lists in "continued" from which step, and with what
+    metrics.jsonl        one object a step: step, loss, lr, grad_norm, tokens, seconds, tokens_per_second, and val_loss
+                         where it was measured; step 0, before training, has step, tokens, seconds and val_loss alone;
+                         last on a line is crc32, of the line without it
+    samples.md           what the model wrote, step by step
+    loss.png             training and validation loss
+    tensorboard/         events, where --tensorboard was given
+    checkpoints/latest   the name of the newest checkpoint
+    checkpoints/best     the name of the one with the lowest validation loss
+    checkpoints/step-N/  the model after N steps as a Hugging Face folder (config.json, model.safetensors, and the
+      tokenizer's files), with
+      optimizer.safetensors   AdamW's moments: exp_avg.NAME and exp_avg_sq.NAME, shaped like parameter NAME, float32
+      trainer.json            step, tokens, seconds, the loader's state, the run's options, and the SHA-256 of
+                              metrics.jsonl up to this step
+      SHA256SUMS              of all the other files in it
+
+`step` counts updates done; `tokens` and `seconds` count from the run's beginning. This is all the state that a run has:
+whichever implementation wrote a checkpoint, the other can go on from it.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.checkpoints.checkpoint import (
+    checkpoints,
+    latest_checkpoint,
+    load,
+    read_json,
+    read_safetensors,
+    remedy,
+    save,
+    verify,
+    write_safetensors,
+    write_sums,
+)
+from data.checkpoints.config import GPT2Config
+from data.cli import InputError
+from data.files import atomic_write, sync_folder
+from data.runs.plots import plot_losses
+
+END = "\n\n---\n\n"  # of a sample
+
+
+def section(step: int, text: str) -> str:
+    """A sample as it stands in samples.md."""
+    return f"## Step {step}\n\n{text}{END}"
+
+
+def digest(content: dict[str, Any]) -> str:
+    """The SHA-256 of a JSON object, however it is written."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_sealed(file: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON object with its own SHA-256 in it."""
+    with atomic_write(file, "w") as f:
+        f.write(json.dumps(content | {"sha256": digest(content)}, indent=1) + "\n")
+
+
+def read_sealed(file: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote. Raises `InputError` when it is missing, damaged, or not as it was written."""
+    content = read_json(file)
+    try:
+        whole = content.pop("sha256", None) == digest(content)
+    except RecursionError:
+        whole = False
+    if not whole:
+        raise InputError(f"{file} is damaged or was changed (its SHA-256 differs); put it back as it was written")
+    return content
+
+
+def refuse_occupied(path: Path) -> None:
+    """Raises `InputError` unless a run can be written to `path`: nothing is there, or an empty folder."""
+    if (path / "run.json").exists():
+        raise InputError(f"{path} holds a run; pass `--resume {path}` to continue it, or another --out")
+    # a run that was killed at its very beginning left no more than a temporary file
+    if path.exists() and not (path.is_dir() and set(os.listdir(path)) <= {"run.json.tmp"}):
+        raise InputError(f"{path} is there and is not empty; pass another --out")
+
+
+def checked_line(row: dict[str, Any]) -> str:
+    """A line of metrics.jsonl."""
+    line = json.dumps(row)
+    return f'{line[:-1]}, "crc32": "{zlib.crc32(line.encode()):08x}"}}\n'
+
+
+def read_line(line: bytes) -> Any:
+    """What `checked_line` was given. Raises `ValueError` when it is not as it was written."""
+    row = json.loads(line)
+    if not isinstance(row, dict) or row.pop("crc32", None) is None or checked_line(row).encode() != line:
+        raise ValueError("a line is not as it was written")
+    return row
+
+
+def read_metrics(run: Path) -> list[Any]:
+    """What the lines of a run's metrics.jsonl say. Overlooks half a line at its end: the run was killed, or is writing.
+
+    Raises `ValueError` when a line is not as it was written, or they are not those of the latest checkpoint.
+    """
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    if (run / "checkpoints" / "latest").exists():
+        state = read_json(latest_checkpoint(run) / "trainer.json")
+        vouched = b"".join(lines[: state["step"] + 1])
+        if hashlib.sha256(vouched).hexdigest() != state["metrics"]:
+            raise ValueError("other bytes than were written")
+    return [read_line(line) for line in lines if line.endswith(b"\n")]
+
+
+def read_samples(path: Path) -> list[tuple[int, str]]:
+    """The (step, text) of each sample in a samples.md; the last may be cut short, as in `read_metrics`."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    parts = re.split(r"(?m)^## Step ([0-9]{1,15})\n\n", text)[1:]  # step, sample, step, sample, ...
+    return [(int(step), sample.removesuffix(END)) for step, sample in zip(parts[::2], parts[1::2], strict=True)]
+
+
+class RunFolder:
+    """A run's folder, opened to write into."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.metrics: list[dict[str, Any]] = []
+        self.samples: list[tuple[int, str]] = []  # (step, text)
+        self._sha256 = hashlib.sha256()  # of metrics.jsonl
+
+    @classmethod
+    def create(cls, path: Path, run: dict[str, Any]) -> "RunFolder":
+        """Makes the folder and its run.json. Raises `InputError` as `refuse_occupied` does."""
+        refuse_occupied(path)
+        path.mkdir(parents=True, exist_ok=True)
+        write_sealed(path / "run.json", run)
+        return cls(path)
+
+    @classmethod
+    def resume(cls, path: Path, state: dict[str, Any] | None, origin: dict[str, Any]) -> "RunFolder":
+        """Opens the folder of a stopped run at a checkpoint, whose trainer.json says `state`, and forgets what was
+        written after it; without a state, at the very beginning. `origin` is added to run.json's "continued".
+        """
+        folder = cls(path)
+        run = read_sealed(path / "run.json")
+        kept = b""
+        if state:
+            try:
+                # a run that was killed may have left half a line at the end
+                lines = (path / "metrics.jsonl").read_bytes().splitlines(keepends=True)[: state["step"] + 1]
+                kept = b"".join(lines)
+                folder._sha256.update(kept)
+                if folder._sha256.hexdigest() != state["metrics"]:
+                    raise ValueError("other bytes than were written")
+                folder.metrics = [read_line(line) for line in lines]
+            except (OSError, ValueError):
+                whole = path / "checkpoints" / f"step-{state['step']}"
+                raise InputError(
+                    f"{path / 'metrics.jsonl'} is missing or damaged; begin a run with `--init {whole}`, which is whole"
+                ) from None
+            # first, because of what comes after it no metrics will be left
+            folder.name("latest", f"step-{state['step']}")
+        for left in path.glob("checkpoints/*.partial"):
+            shutil.rmtree(left)
+        write_sealed(path / "run.json", run | {"continued": [*run.get("continued", []), origin]})
+        with atomic_write(path / "metrics.jsonl") as f:
+            f.write(kept)
+        if (path / "samples.md").exists():
+            written = read_samples(path / "samples.md")
+            folder.samples = [sample for sample in written if state and sample[0] <= state["step"]]
+            with atomic_write(path / "samples.md", "w") as f:
+                f.writelines(section(*sample) for sample in folder.samples)
+        if state:
+            folder.prune(range(state["step"] + 1))
+        return folder
+
+    def add_metrics(self, row: dict[str, Any]) -> None:
+        """Appends one step's object to metrics.jsonl."""
+        line = checked_line(row)
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
+            f.write(line)
+        self.metrics.append(row)
+        self._sha256.update(line.encode())
+
+    def add_sample(self, step: int, text: str) -> None:
+        """Appends what the model wrote after `step` steps to samples.md."""
+        self.samples.append((step, text))
+        with open(self.path / "samples.md", "a", encoding="utf-8") as f:
+            f.write(section(step, text))
+
+    def draw(self) -> None:
+        """Draws loss.png from the metrics."""
+        plot_losses(self.path / "loss.png", self.path.name, self.metrics)
+
+    def save_checkpoint(
+        self, config: GPT2Config, arrays: dict[str, np.ndarray], moments: dict[str, np.ndarray], state: dict[str, Any]
+    ) -> Path:
+        """Writes checkpoints/step-N, N being state["step"], and then names it in `latest`. Whole, or not there."""
+        folder = self.path / "checkpoints" / f"step-{state['step']}"
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while it saved
+        try:
+            partial.mkdir(parents=True)
+            with open(self.path / "metrics.jsonl", "ab") as f:  # the checkpoint says what is in it
+                os.fsync(f.fileno())
+            save(partial, config, arrays)
+            write_safetensors(partial / "optimizer.safetensors", moments, {"format": "pt"})
+            with atomic_write(partial / "trainer.json", "w") as f:
+                f.write(json.dumps(state | {"metrics": self._sha256.hexdigest()}, indent=2) + "\n")
+            write_sums(partial)
+            shutil.rmtree(folder, ignore_errors=True)  # written before, and not named in `latest`
+            os.rename(partial, folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        sync_folder(folder.parent)
+        self.name("latest", folder.name)
+        return folder
+
+    def name(self, role: str, checkpoint: str) -> None:
+        """Has the file `latest` or `best` name a checkpoint."""
+        with atomic_write(self.path / "checkpoints" / role, "w") as f:
+            f.write(checkpoint + "\n")
+
+    def prune(self, steps: Collection[int]) -> None:
+        """Removes all checkpoints but those of these steps."""
+        for path in checkpoints(self.path / "checkpoints"):
+            if int(path.name.removeprefix("step-")) not in steps:
+                gone = path.with_name(f"{path.name}.partial")
+                os.rename(path, gone)  # a run that is killed meanwhile leaves no half checkpoint of this name
+                shutil.rmtree(gone)
+
+
+def load_checkpoint(
+    folder: Path,
+) -> tuple[GPT2Config, dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
+    """A checkpoint of a run: configuration, parameters, AdamW's moments, and trainer.json. Raises `InputError` where
+    it is not as it was written, naming the newest one that is.
+    """
+    verify(folder)
+    config, arrays = load(folder)
+    moments = read_safetensors(folder / "optimizer.safetensors")
+    shapes = {f"{moment}.{name}": a.shape for moment in ("exp_avg", "exp_avg_sq") for name, a in arrays.items()}
+    if {name: a.shape for name, a in moments.items()} != shapes:
+        raise InputError(f"{folder / 'optimizer.safetensors'} does not fit the model beside it; {remedy(folder)}")
+    state = read_json(folder / "trainer.json")
+    kinds: dict[str, Any] = {"step": int, "tokens": int, "seconds": (int, float), "metrics": str}
+    kinds |= {"loader": dict, "options": dict}
+    if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
+        raise InputError(f"{folder / 'trainer.json'} is damaged; {remedy(folder)}")
+    return config, arrays, moments, state

@@ -1,0 +1,399 @@
+"""The options of training: which values they take, what each is unless given, and what depends on what."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+
+import data.runs.start
+from data.checkpoints.checkpoint import load, save
+from data.checkpoints.config import PRESETS, GPT2Config
+from data.checkpoints.initialize import initial_weights
+from data.cli import InputError
+from data.runs.options import Given, Options, parse, parser
+from data.runs.start import complete
+from data.runs.tests.support import TINY, Stub, metrics, options, trained, training
+from data.testing import call, refused, write_stories, write_tokens
+
+
+def given(*argv: object) -> Given:
+    return parse(parser("train", "numbers"), [str(word) for word in argv])
+
+
+def completed(*argv: object, device: str = "CPU") -> Options:
+    return complete(given(*argv), device)[0]
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> dict[str, GPT2Config]:
+    """The presets, of the same contexts, but narrow and each of another width."""
+    widths = {name: 4 * i for i, name in enumerate(PRESETS, 1)}
+    for name, preset in list(PRESETS.items()):
+        small = GPT2Config(vocab_size=61, n_positions=preset.n_positions, n_embd=widths[name], n_layer=1, n_head=1)
+        monkeypatch.setitem(PRESETS, name, small)
+    return PRESETS
+
+
+# batch size, sequence length, steps, lr of random weights, of given ones, warmup, tokens to validate on, betas, range
+DEFAULTS: dict[str, tuple[Any, ...]] = {
+    "tiny": (8, 32, 450, 7e-3, 7e-4, 90, 2048, (0.8, 0.99), 0.06),
+    "tinystories": (64, 256, 4000, 1e-3, 1e-4, 100, 0, (0.9, 0.95), 0.02),
+    "gpt2": (8, 1024, 4000, 6e-4, 6e-5, 100, 262144, (0.9, 0.95), 0.02),
+    "gpt2-medium": (4, 1024, 4000, 3e-4, 3e-5, 100, 262144, (0.9, 0.95), 0.02),
+    "gpt2-large": (2, 1024, 4000, 2.5e-4, 2.5e-5, 100, 262144, (0.9, 0.95), 0.02),
+    "gpt2-xl": (1, 1024, 4000, 2e-4, 2e-5, 100, 262144, (0.9, 0.95), 0.02),
+}
+
+
+def defaults(preset: str, lr: float) -> dict[str, Any]:
+    batch_size, seq_len, steps, _, _, warmup, eval_tokens, betas, _ = DEFAULTS[preset]
+    found = {"data": "stories", "steps": steps, "batch_size": batch_size, "seq_len": seq_len, "grad_accum": 1}
+    found |= {"lr": lr, "min_lr": lr / 10, "warmup": warmup, "weight_decay": 0.1, "betas": betas, "clip": 1.0}
+    found |= {"dtype": "float32", "seed": 1337, "device": None, "eval_every": steps // 10, "eval_tokens": eval_tokens}
+    found |= {"sample_every": steps // 4, "save_every": steps // 4, "keep": None, "tensorboard": False, "quiet": False}
+    return found | {"out": None, "resume": None, "config": None, "find_lr": False, "parity": None, "kernels": None}
+
+
+def test_the_presets_are_all_there() -> None:
+    assert list(DEFAULTS) == list(PRESETS)
+
+
+@pytest.mark.parametrize("preset", DEFAULTS)
+def test_defaults_of_a_preset(preset: str, narrow: dict[str, GPT2Config]) -> None:
+    args, config, arrays = complete(given("--preset", preset), "CPU")
+    assert vars(args) == defaults(preset, DEFAULTS[preset][3]) | {"preset": preset, "init": "random"}
+    assert config == narrow[preset]
+    expected = initial_weights(config, 1337, DEFAULTS[preset][-1])
+    assert arrays.keys() == expected.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
+@pytest.mark.parametrize("preset", DEFAULTS)
+def test_defaults_of_given_weights(preset: str, narrow: dict[str, GPT2Config], tmp_path: Path) -> None:
+    """Those of the preset of their size."""
+    weights = initial_weights(narrow[preset], 5)
+    save(tmp_path / "init", narrow[preset], weights)
+    args, config, arrays = complete(given("--init", tmp_path / "init"), "CPU")
+    expected = defaults(preset, DEFAULTS[preset][4]) | {"preset": None, "init": str(tmp_path / "init")}
+    assert vars(args) == expected
+    assert config == narrow[preset]
+    np.testing.assert_array_equal(arrays["wte.weight"], weights["wte.weight"])
+
+
+def test_weights_of_another_size_train_as_gpt2_within_their_context(tmp_path: Path) -> None:
+    weights = {name: array.astype(np.float64) for name, array in initial_weights(TINY, 5).items()}
+    save(tmp_path / "init", TINY, weights)
+    args, _, arrays = complete(given("--init", tmp_path / "init"), "CPU")
+    assert (args.batch_size, args.seq_len, args.lr, args.steps) == (8, 32, 6e-5, 4000)
+    assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
+
+
+def test_a_preset_may_be_named_beside_weights_of_its_size(narrow: dict[str, GPT2Config], tmp_path: Path) -> None:
+    save(tmp_path / "init", narrow["gpt2-medium"], initial_weights(narrow["gpt2-medium"], 5))
+    assert completed("--init", tmp_path / "init", "--preset", "gpt2-medium").lr == 3e-5
+    with pytest.raises(InputError, match=r"init are of another size than preset gpt2; leave out one of them"):
+        completed("--init", tmp_path / "init", "--preset", "gpt2")
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "eval_every", "others"),
+    [(1, 0, 1, 1), (3, 0, 1, 1), (37, 7, 3, 9), (449, 89, 44, 112), (499, 99, 49, 124), (1999, 100, 199, 499)],
+)
+def test_what_follows_from_the_steps(
+    steps: int, warmup: int, eval_every: int, others: int, narrow: dict[str, GPT2Config]
+) -> None:
+    args = completed("--preset", "gpt2", "--steps", steps)
+    assert (args.warmup, args.eval_every, args.sample_every, args.save_every) == (warmup, eval_every, others, others)
+
+
+def test_the_smallest_rate_follows_from_the_highest(narrow: dict[str, GPT2Config]) -> None:
+    assert completed("--preset", "gpt2", "--lr", 0.5).min_lr == 0.05
+    assert completed("--preset", "gpt2", "--lr", 0.5, "--min-lr", 0).min_lr == 0
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("CPU", "float32"), ("CUDA", "bfloat16"), ("METAL", "float32")])
+def test_the_dtype_of_a_device(device: str, dtype: str, narrow: dict[str, GPT2Config]) -> None:
+    assert completed("--preset", "tiny", device=device).dtype == dtype
+    assert completed("--preset", "tiny", "--dtype", "float32", device=device).dtype == "float32"
+
+
+ALL = [
+    ("--preset", ["gpt2"], "gpt2"),
+    ("--init", ["random"], "random"),
+    ("--data", ["mine.txt"], "mine.txt"),
+    ("--out", ["there"], Path("there")),
+    ("--steps", ["17"], 17),
+    ("--batch-size", ["3"], 3),
+    ("--seq-len", ["21"], 21),
+    ("--grad-accum", ["5"], 5),
+    ("--lr", ["0.03"], 0.03),
+    ("--find-lr", [], True),
+    ("--min-lr", ["0.0001"], 0.0001),
+    ("--warmup", ["0"], 0),
+    ("--weight-decay", ["0"], 0.0),
+    ("--betas", ["0.7", "0.8"], (0.7, 0.8)),
+    ("--clip", ["0.3"], 0.3),
+    ("--dtype", ["bfloat16"], "bfloat16"),
+    ("--seed", ["0"], 0),
+    ("--device", ["METAL"], "METAL"),
+    ("--eval-every", ["2"], 2),
+    ("--eval-tokens", ["0"], 0),
+    ("--sample-every", ["4"], 4),
+    ("--save-every", ["6"], 6),
+    ("--keep", ["7"], 7),
+    ("--tensorboard", [], True),
+    ("--quiet", [], True),
+]
+
+
+def test_what_is_given_is_not_replaced(narrow: dict[str, GPT2Config]) -> None:
+    """Every option at a value that is no default, 0 where it may be: it stays what it was."""
+    args = completed(*(word for option, words, _ in ALL for word in (option, *words)), device="CUDA")
+    expected = {option[2:].replace("-", "_"): value for option, _, value in ALL}
+    assert vars(args) == expected | {"resume": None, "config": None, "parity": None, "kernels": None}
+
+
+BOUNDS = [
+    ("--steps", "0", "0 is not a whole number of at least 1", "1"),
+    ("--batch-size", "0", "0 is not a whole number of at least 1", "1"),
+    ("--batch-size", "2.5", "2.5 is not a whole number of at least 1", "2"),
+    ("--seq-len", "0", "0 is not a whole number of at least 1", "1"),
+    ("--grad-accum", "0", "0 is not a whole number of at least 1", "1"),
+    ("--lr", "0", "0 is not a number above 0", "1e-9"),
+    ("--lr", "nan", "nan is not a number above 0", "5"),
+    ("--min-lr", "-1", "-1 is not a number of at least 0", "0"),
+    ("--min-lr", "inf", "inf is not a number of at least 0", "0.1"),
+    ("--warmup", "-1", "-1 is not a whole number of at least 0", "0"),
+    ("--weight-decay", "inf", "inf is not a number of at least 0", "0"),
+    ("--clip", "0", "0 is not a number above 0", "1e-9"),
+    ("--seed", "-1", "-1 is not a whole number of at least 0", "0"),
+    ("--eval-every", "0", "0 is not a whole number of at least 1", "1"),
+    ("--eval-tokens", "-1", "-1 is not a whole number of at least 0", "0"),
+    ("--sample-every", "0", "0 is not a whole number of at least 1", "1"),
+    ("--save-every", "0", "0 is not a whole number of at least 1", "1"),
+    ("--keep", "0", "0 is not a whole number of at least 1", "1"),
+    ("--dtype", "float16", "invalid choice: 'float16'", "bfloat16"),
+    ("--preset", "huge", "invalid choice: 'huge'", "tiny"),
+]
+
+
+@pytest.mark.parametrize(("option", "wrong", "error", "right"), BOUNDS)
+def test_the_edge_of_what_an_option_takes(option: str, wrong: str, error: str, right: str) -> None:
+    given(option, right)
+    with pytest.raises(InputError) as raised:
+        given(option, wrong)
+    assert f"argument {option}: " in str(raised.value)
+    assert error in str(raised.value)
+    assert str(raised.value).endswith("; see `train --help`")
+
+
+def test_betas_are_two_numbers_from_0_to_below_1() -> None:
+    assert given("--betas", "0", "0.999")["betas"] == (0.0, 0.999)
+    for wrong in (("0.9", "1"), ("1", "0.9"), ("-0.1", "0.9")):
+        with pytest.raises(InputError, match="--betas"):
+            given("--betas", *wrong)
+    with pytest.raises(InputError, match=r"--betas: expected 2 arguments; see `train --help`"):
+        given("--betas", "0.9")
+
+
+def test_help_names_the_framework() -> None:
+    text = parser("python -m some.train", "tinygrad").format_help()
+    assert "Train GPT-2 in tinygrad. Without options: the best preset for this machine." in text
+    assert "example: python -m some.train --preset tinystories" in text
+    assert all(option in text for option, _, _ in ALL)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"lr": 0.02, "min_lr": 0.03}, "--min-lr 0.03 is above --lr 0.02; give a smaller one"),
+        ({"seq_len": 33}, "--seq-len 33 is over the model's context of 32 tokens; give fewer"),
+        ({"preset": "tiny"}, "the weights of init are of another size than preset tiny; leave out one of them"),
+        ({"batch_size": 5000}, "62 windows of 8 tokens, fewer than the 10000 of a batch"),
+        ({"data": "nowhere.txt"}, "there is no file nowhere.txt"),
+        ({"data": "nowhere"}, "'nowhere' is not a source of text"),
+        ({"data": "init"}, "init is no folder of prepared data (it has no meta.json)"),
+        ({"init": "./nowhere"}, "there is no folder ./nowhere"),
+        ({"learning": 1}, "--learning"),
+        ({"out": "init"}, "init is there and is not empty"),
+        ({"out": "data/meta.json"}, "data/meta.json is there and is not empty"),
+    ],
+)
+def test_options_that_do_not_go_together(changed: dict[str, object], words: str, stub: Stub, place: Path) -> None:
+    before = sorted(os.listdir(place))
+    refused(training(stub, place, **{"out": "refused"} | changed), words)  # type: ignore[arg-type]
+    assert sorted(os.listdir(place)) == before  # no folder was left
+    assert not stub.stepped
+
+
+def test_the_edges_of_what_goes_together(stub: Stub, place: Path, tmp_path: Path) -> None:
+    trained(stub, place, tmp_path / "run", lr=0.02, min_lr=0.02, seq_len=32, steps=1, batch_size=1)
+
+
+def test_a_run_is_not_written_over(stub: Stub, place: Path, tmp_path: Path) -> None:
+    """Which is found before anything that takes long."""
+    trained(stub, place, tmp_path / "run", steps=1)
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    stub.stepped.clear()
+    words = f"{tmp_path}/run holds a run; pass `--resume {tmp_path}/run` to continue it, or another --out"
+    refused(training(stub, place, tmp_path / "run", data="not looked for"), words)
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    assert not stub.stepped
+
+
+def test_text_is_prepared(stub: Stub, place: Path, tmp_path: Path) -> None:
+    write_stories(tmp_path / "stories.txt")
+    result = trained(stub, tmp_path, "run", init=place / "init", data="stories.txt", steps=1)
+    assert "preparing stories.txt in runs/data/stories-" in result.out
+    again = trained(stub, tmp_path, "again", init=place / "init", data="stories.txt", steps=1)
+    assert "preparing" not in again.out
+
+
+def test_text_that_is_no_utf8(stub: Stub, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_bytes("Olá. ".encode("latin-1") * 100)
+    result = training(stub, place, tmp_path / "run", data=tmp_path / "text.txt")
+    assert (result.code, len(result.errors)) == (2, 1)
+    assert "UTF-8" in result.errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_an_incomplete_model(missing: str, stub: Stub, place: Path, tmp_path: Path) -> None:
+    save(tmp_path / "init", TINY, initial_weights(TINY, 0))
+    (tmp_path / "init" / missing).unlink()
+    refused(training(stub, place, tmp_path / "run", init=tmp_path / "init"), missing)
+
+
+@pytest.mark.parametrize("changed", [{"init": "gpt2"}, {"data": "tinystories"}])
+def test_the_hub_out_of_reach(
+    changed: dict[str, str], stub: Stub, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    refused(training(stub, place, tmp_path / "run", **changed), "hub cannot be reached")
+
+
+# Without options
+
+
+def test_without_options_a_cpu_trains_tiny(narrow: dict[str, GPT2Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data.runs.start, "resolve", unreachable)
+    args, config, _ = complete(given(), "CPU")
+    assert (args.preset, args.init, args.data, args.dtype) == ("tiny", "random", "stories", "float32")
+    assert config == narrow["tiny"]
+
+
+@pytest.mark.parametrize("device", ["CUDA", "METAL"])
+def test_without_options_a_gpu_fine_tunes_gpt2(
+    device: str, narrow: dict[str, GPT2Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What the command decides on such a machine; the card itself is not needed for that."""
+    save(tmp_path / "gpt2", narrow["gpt2"], initial_weights(narrow["gpt2"], 5))
+    monkeypatch.chdir(tmp_path)  # where the name gpt2 finds a folder, it is not asked of the hub
+    for argv, source in (((), "tinystories"), (("--data", "mine.txt"), "mine.txt")):
+        args, _, arrays = complete(given(*argv), device)
+        assert (args.preset, args.init, args.data, args.lr) == ("gpt2", "gpt2", source, 6e-5)
+        np.testing.assert_array_equal(arrays["wte.weight"], load(tmp_path / "gpt2")[1]["wte.weight"])
+
+
+def unreachable(name: str) -> Path:
+    raise InputError(f"{name} cannot be reached")
+
+
+def test_without_options_and_hub_a_gpu_trains_from_random(
+    narrow: dict[str, GPT2Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(data.runs.start, "resolve", unreachable)
+    args = completed(device="CUDA")
+    assert (args.preset, args.init, args.data, args.lr) == ("tinystories", "random", "stories", 1e-3)
+    said = "Without the pretrained gpt2 (gpt2 cannot be reached): preset tinystories, from random weights.\n"
+    assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize("argv", [("--preset", "tiny"), ("--init", "random")])
+def test_a_gpu_asks_the_hub_only_where_nothing_was_said(
+    argv: tuple[str, str], narrow: dict[str, GPT2Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data.runs.start, "resolve", unreachable)
+    args = completed(*argv, device="CUDA")
+    assert (args.preset, args.init) == ("tiny", "random")
+
+
+# Damaged data
+
+
+def changed_byte(name: str, at: int) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[at] ^= 1
+        (folder / name).write_bytes(content)
+
+    return change
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (without("meta.json"), "it has no meta.json"),
+        (without("train-00000.bin"), "train-00000.bin is missing"),
+        (without("valid-00000.bin"), "valid-00000.bin is missing"),
+        (lambda folder: os.truncate(folder / "train-00000.bin", 100), "train-00000.bin is truncated"),
+        (changed_byte("train-00000.bin", 30), "train-00000.bin is not the one that its folder lists"),
+        (changed_byte("train-00000.bin", 100), "train-00000.bin is corrupted"),  # a token: still in the vocabulary
+        (changed_byte("valid-00000.bin", 100), "valid-00000.bin is corrupted"),
+        (lambda folder: (folder / "train-00000.bin").write_bytes(b"x" * 864), "train-00000.bin is no shard of tokens"),
+        (
+            lambda folder: (folder / "valid-00000.bin").write_bytes((folder / "train-00000.bin").read_bytes()),
+            "valid-00000.bin is not the one that its folder lists",
+        ),
+        (lambda folder: (folder / "meta.json").write_bytes(b"{"), "meta.json is damaged"),
+    ],
+)
+def test_damaged_data(damage: Callable[[Path], None], words: str, stub: Stub, place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "data", tmp_path / "data")
+    damage(tmp_path / "data")
+    refused(training(stub, place, tmp_path / "run", data=tmp_path / "data"), words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_token_beyond_the_vocabulary(split: str, stub: Stub, place: Path, tmp_path: Path) -> None:
+    tokens = {"train": np.arange(400), "valid": np.arange(400)}
+    tokens[split] = tokens[split] + 50257
+    write_tokens(tmp_path / "data", **tokens)
+    result = training(stub, place, tmp_path / "run", data=tmp_path / "data")
+    assert (result.code, len(result.errors)) == (2, 1)
+    assert "beyond the vocabulary of 50257" in result.errors[0]
+
+
+def test_the_seed_decides_order_and_samples(stub: Stub, place: Path, tmp_path: Path) -> None:
+    shown = {}
+    for name, seed in (("a", 11), ("b", 11), ("c", 12)):
+        stub.stepped.clear()
+        stub.sampled.clear()
+        trained(stub, place, tmp_path / name, steps=1, seed=seed)
+        shown[name] = stub.stepped[0][0][0][0].tolist(), stub.sampled[0][3].random.random()
+    assert shown["a"] == shown["b"]
+    assert shown["a"][0] != shown["c"][0]
+    assert shown["a"][1] != shown["c"][1]
+    assert len(metrics(tmp_path / "a")) == 2
+
+
+def test_the_seed_decides_random_weights(narrow: dict[str, GPT2Config]) -> None:
+    arrays = [complete(given("--preset", "tiny", "--seed", seed), "CPU")[2]["wte.weight"] for seed in (3, 4)]
+    np.testing.assert_array_equal(arrays[0], initial_weights(narrow["tiny"], 3, 0.06)["wte.weight"])
+    assert not np.array_equal(arrays[0], arrays[1])
+
+
+def test_a_word_that_is_no_option(stub: Stub, place: Path) -> None:
+    refused(call(stub.main, *options(), "--stepz", 3, cwd=place), "unrecognized arguments: --stepz 3")

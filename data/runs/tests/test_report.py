@@ -1,0 +1,688 @@
+"""The page shows what a run's files say, whoever wrote them, and loads nothing."""
+
+import copy
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.cli import InputError
+from data.runs.report import comparison_page, main, report_page
+from data.runs.report_charts import label, log_ticks, points, ticks
+from data.runs.report_input import SERIES, load_run
+from data.runs.run_folder import checked_line, section, write_sealed
+from data.testing import call, refused
+
+HOSTILE = "\"><script>alert(1)</script></script><img src=x onerror=alert(2)>'&amp;"
+FACTS: dict[str, Any] = {
+    "command": ["python", "-m", "tinygrad_impl.train", "--out", "a run's folder"],
+    "options": {"steps": 60, "dtype": "float32", "data": "stories", "betas": [0.8, 0.99], "preset": None},
+    "config": {"n_layer": 2, "n_head": 4, "n_embd": 64},
+    "parameters": 3318592,
+    "data": {"folder": "runs/data/stories", "checksum": "ab" * 32},
+    "device": "CPU",
+    "card": "CPU with 2 cores",
+    "versions": {"python": "3.11.2", "tinygrad": "0.14.0"},
+}
+PARITY: dict[str, Any] = {
+    "verdict": "equal",
+    "culprit": None,
+    "summary": "parity: 28 gradients within 1.5x of torch's own float32 error (49 s)",
+    "dtype": "float32",
+    "device": "CPU",
+    "versions": {"torch": "2.13.0"},
+    "model": {"sha256": "cd" * 32},
+    "sources": {"torch_ref/model.py": "ef" * 32},
+    "rows": [
+        {"check": "gradient", "name": name, "error": error, "own": 1e-7, "allowed": 2e-7, "passed": True}
+        for name, error in (("wte.weight", 1.1e-7), ("ln_f.bias", 1.9e-7), ("wpe.weight", 0.0))
+    ],
+}
+COMPARISON: dict[str, Any] = {
+    "pretrained": {"name": "step-0", "loss": 10.9078, "perplexity": 54599.0},
+    "finetuned": {"name": "runs/mine", "loss": 2.3831, "perplexity": 10.838},
+    **{"data": "runs/data/stories", "tokens": 16384, "seq_len": 32},
+    "sampling": {"temperature": 0.6, "top_k": 40, "top_p": None, "seed": 1337, "max_new_tokens": 160},
+    "texts": [
+        {
+            "prompt": "The dog",
+            "pretrained": {"pieces": [" exempt", "ed"], "probabilities": [0.001, 1.0]},
+            "finetuned": {"pieces": [" sat", ".", "\n"], "probabilities": [0.1, None, 0.0]},
+        }
+    ],
+}
+
+
+def metrics(steps: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [{"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": 10.5}]
+    for step in range(1, steps + 1):
+        row = {"step": step, "loss": 10 - math.log(step) + 0.1 * math.sin(step), "lr": 1e-3 / step, "grad_norm": 1.25}
+        row |= {"tokens": 256 * step, "seconds": step / 3, "tokens_per_second": 700.0 + step}
+        rows.append(row | ({"val_loss": 10 - 0.01 * step} if step % 10 == 0 else {}))
+    return rows
+
+
+def write_run(folder: Path, rows: list[dict[str, Any]], everything: bool = True) -> Path:
+    folder.mkdir()
+    write_sealed(folder / "run.json", FACTS)
+    (folder / "metrics.jsonl").write_text("".join(map(checked_line, rows)))
+    if everything:
+        (folder / "samples.md").write_text(section(0, "exempted clauses") + section(60, "Once upon a time"))
+        write_sealed(folder / "parity.json", PARITY)
+        write_sealed(folder / "compare.json", COMPARISON)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "mine", metrics(60))
+
+
+class Page(HTMLParser):
+    """What is in a page: its tags with their attributes, its text, and what is between the tags of its scripts."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.scripts: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self.open, "left open"
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        self.text += "" if tag in ("span", "b") else " "
+        if tag not in ("meta", "input"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] == ["script"]:
+            self.scripts.append(data)
+        elif self.open[-1:] != ["style"]:
+            self.text += data
+
+
+def embedded(page: str) -> dict[str, Any]:
+    return json.loads(Page(page).scripts[0])
+
+
+def curves(page: str, kind: str) -> list[str]:
+    """The paths that have these classes, against the step."""
+    drawings = re.findall(r'(?s)<svg class="step linear".*?</svg>', page)
+    return [d for drawing in drawings for d in re.findall(rf'<path class="{kind}" d="([^"]*)"', drawing)]
+
+
+def test_the_page_says_what_the_files_do(folder: Path) -> None:
+    text = " ".join(Page(report_page([load_run(folder)])).text.split())
+    for expected in (
+        "mine Validation loss 10.500 → 9.400",
+        *("Perplexity 36,316 → 12,088", "60 of 60", "15,360", "20 s", "730 tokens/s", "equal", "3,318,592 parameters"),
+        *("CPU (CPU with 2 cores), float32", "Step 0 exempted clauses", "Step 60 Once upon a time"),
+        *("pretrained: step-0 10.91 54,599", "finetuned: runs/mine 2.383 10.84", "16,384 validation tokens"),
+        *("The dog exempted", "temperature 0.6, top k 40", PARITY["summary"], "gradient 3 0 ln_f.bias 1.9e-7 1.0e-7"),
+        *(
+            "python -m tinygrad_impl.train --out 'a run'\"'\"'s folder'",
+            "python 3.11.2, tinygrad 0.14.0",
+            "[0.8, 0.99]",
+        ),
+        *("ab" * 32, "cd" * 32, "ef" * 32),
+    ):
+        assert expected in text
+
+
+def test_embedded_values_are_those_of_the_file(folder: Path) -> None:
+    data = embedded(report_page([load_run(folder)]))
+    rows = metrics(60)
+    assert data["names"] == ["mine"]
+    for key in SERIES:
+        expected = [[row["step"], row["tokens"], row["seconds"], row[key]] for row in rows if key in row]
+        assert data["curves"][0][key] == expected
+        assert len(expected) >= 7
+
+
+def test_curves_are_where_their_values_are(folder: Path) -> None:
+    page = report_page([load_run(folder)])
+    (validation,) = curves(page, "bold c1 d1 run0 val_loss")
+    places = [[float(n) for n in place.split()] for place in validation[1:].split("L")]
+    assert places[0] == [56, 12]  # step 0 with 10.5, the greatest: the frame's left upper corner
+    assert [x for x, _ in places] == pytest.approx([56 + 406 * step / 60 for step in range(0, 61, 10)], abs=0.06)
+    loss = [row["loss"] for row in metrics(60)[1:]]
+    low, high = min(loss), 10.5
+    (training,) = curves(page, "thin c0 d0 run0 loss")
+    heights = [float(place.split()[1]) for place in training[1:].split("L")]
+    assert heights == pytest.approx([244 - 232 * (y - low) / (high - low) for y in loss], abs=0.06)
+    assert page.count("<svg class=") == 4 * 3 * 2  # charts, axes, scales
+
+
+def test_several_runs_share_the_charts(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name, metrics(n), everything=n == 60) for name, n in (("long", 60), ("short", 8))]
+    page = report_page([load_run(folder) for folder in folders])
+    assert embedded(page)["names"] == ["long", "short"]
+    assert [len(run["loss"]) for run in embedded(page)["curves"]] == [60, 8]
+    lengths = [len(curves(page, f"thin c{i} d{i} run{i} loss")[0].split("L")) for i in (0, 1)]
+    assert lengths == [60, 8]
+    text = " ".join(Page(page).text.split())
+    assert "2 runs" in text
+    assert "not checked" in text
+    assert {"run0", "run1"} <= {attributes.get("id") for tag, attributes in Page(page).tags if tag == "input"}
+
+
+@pytest.mark.parametrize("rows", [[], metrics(0), metrics(1)])
+def test_a_run_that_has_just_begun(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    page = report_page([load_run(write_run(tmp_path / "new", rows, everything=False))])
+    text = Page(page).text
+    assert ("Nothing has been measured yet" in text) == (not rows)
+    assert "None has been written yet" in text
+    assert "Not checked" in text
+    assert page.count("<figure") == {0: 0, 1: 1, 2: 4}[len(rows)]
+
+
+def test_a_run_that_is_being_written(folder: Path) -> None:
+    """Half a row counts for nothing, and half a letter of a sample for one that is unknown."""
+    before = load_run(folder)
+    with open(folder / "metrics.jsonl", "a") as f:
+        f.write('{"step": 61, "lo')
+    with open(folder / "samples.md", "ab") as f:
+        f.write("## Step 61\n\né".encode()[:-1])
+    now = load_run(folder)
+    assert now.metrics == before.metrics
+    assert now.samples == [*before.samples, (61, "�")]
+    (folder / "metrics.jsonl").unlink()
+    assert load_run(folder).metrics == []
+
+
+def test_what_is_no_number_is_left_out_and_counted(tmp_path: Path) -> None:
+    rows = metrics(5)
+    rows[2]["loss"], rows[3]["loss"], rows[4]["grad_norm"], rows[4]["loss"] = math.nan, None, math.inf, 1e308
+    page = report_page([load_run(write_run(tmp_path / "diverged", rows))])
+    assert [point[0] for point in embedded(page)["curves"][0]["loss"]] == [1, 5]
+    assert "Not drawn: 4 values" in Page(page).text
+    assert "nan" not in "".join(curves(page, '[^"]*'))
+
+
+def test_of_a_long_run_the_extremes_are_kept() -> None:
+    rows: list[dict[str, float]] = [{"step": i, "loss": 5 + math.sin(i)} for i in range(50_000)]
+    rows[31_234]["loss"], rows[31_235]["loss"] = 99.0, -99.0
+    found = points(rows, "loss")
+    assert len(found) <= 2 * 480 + 2
+    assert {99.0, -99.0} <= {point["value"] for point in found}
+    assert (found[0]["step"], found[-1]["step"]) == (0, 49_999)
+    steps = [point["step"] for point in found]
+    assert steps == sorted(steps)
+    middle = [point["mean"] for point in found if 5_000 < point["step"] < 20_000]
+    assert middle == pytest.approx([5] * len(middle), abs=0.01)  # over all rows, not only those drawn
+
+
+def test_the_running_mean() -> None:
+    """Over 2 % of the rows before and as many after, as far as there are; at first as many before as after."""
+    rows: list[dict[str, float]] = [{"step": i, "loss": float(i**2)} for i in range(100)]
+    means = [point["mean"] for point in points(rows, "loss")]
+    assert means[0] == 0
+    assert means[1] == pytest.approx((0 + 1 + 4) / 3)
+    assert means[50] == pytest.approx(sum(i**2 for i in range(48, 53)) / 5)
+    assert means[99] == pytest.approx((97**2 + 98**2 + 99**2) / 3)
+
+
+def test_extreme_values_stay_in_the_frame(tmp_path: Path) -> None:
+    rows = metrics(20)
+    for i, value in enumerate([1e299, -1e299, 0, 5e-324, 1e-200]):
+        rows[i + 3] |= {"loss": value, "grad_norm": 1e-320 * i, "lr": 0, "tokens_per_second": -1, "val_loss": 1e299}
+    page = report_page([load_run(write_run(tmp_path / "odd", rows))])
+    drawn = re.findall(r'<path class="(?:thin|bold)[^"]* run0 [^"]*" d="([^"]*)"', page)
+    numbers = [float(n) for d in drawn for n in re.findall(r"[\d.e+-]+|nan|inf", d)]
+    assert len(drawn) > 20
+    assert all(12 <= n <= 472 for n in numbers)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 60), (2.1, 2.13), (-1e-9, 1e-9), (1e299, 9e299), (0, 123_456_789)])
+def test_ticks_are_few_and_inside(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert 2 <= len(found) <= 8
+    assert all(low - 1e-12 * abs(low) <= tick <= high * (1 + 1e-12) for tick in found)
+
+
+def test_tokens_are_shaded_by_their_probability() -> None:
+    page = comparison_page(COMPARISON)
+    assert len(Page(page).scripts) == 0
+    tokens = [a for tag, a in Page(page).tags if tag == "span" and (a["class"] or "").startswith("token")]
+    strengths = [float(re.sub("--s:", "", a["style"] or "")) for a in tokens]
+    assert strengths[-5:] == pytest.approx([1, 0, 0.33, 1, 1])
+    assert [a["title"] for a in tokens[-5:]] == [
+        *("“ exempt” 0.1 %", "“ed” 100 %"),
+        *("“ sat” 10 %", "“.” no probability", "“↵” 0 %"),
+    ]
+    assert [a["class"] for a in tokens[-2:]] == ["token", "token newline"]
+    assert strengths[:-5] == pytest.approx([0, 0.33, 0.67, 1])  # the legend
+    assert "The dog exempted" in Page(page).text
+
+
+def test_what_failed_in_parity_is_said(folder: Path) -> None:
+    """A NaN is nearer its bound than any number."""
+    rows = [*PARITY["rows"], PARITY["rows"][1] | {"name": "lost", "error": math.nan, "passed": False}]
+    certificate = PARITY | {"verdict": "different", "culprit": "h.0.ln_1 forward", "rows": rows}
+    write_sealed(folder / "parity.json", certificate)
+    text = " ".join(Page(report_page([load_run(folder)])).text.split())
+    assert "Different. parity:" in text
+    assert "What is wrong: h.0.ln_1 forward" in text
+    assert "gradient 4 1 lost NaN" in text
+
+
+def test_of_many_samples_some_are_shown(folder: Path) -> None:
+    (folder / "samples.md").write_text("".join(section(step, f"text {step}.") for step in range(0, 2000, 10)))
+    page = report_page([load_run(folder)])
+    assert "Samples through time (60 of 200)" in page
+    steps = [int(step.replace(",", "")) for step in re.findall(r"<h4>Step ([\d,]+)</h4>", page)]
+    assert (len(steps), steps[0], steps[-1]) == (60, 0, 1990)
+    assert steps == sorted(set(steps))
+
+
+def spoiled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: spoiled(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [spoiled(v) for v in value]
+    return value + HOSTILE if isinstance(value, str) else value
+
+
+def test_hostile_text_is_inert(folder: Path, tmp_path: Path) -> None:
+    tags = {tag for tag, _ in Page(report_page([load_run(folder)])).tags}
+    hostile = write_run(tmp_path / f"a{HOSTILE}".replace("/", "∕"), metrics(60))
+    for name, content in (("run", FACTS), ("parity", PARITY), ("compare", COMPARISON)):
+        keyed = spoiled(content)
+        for key in ("options", "versions", "sources", "sampling"):
+            if key in keyed:
+                keyed[key][HOSTILE] = HOSTILE + "\ud800"
+        write_sealed(hostile / f"{name}.json", keyed)
+    (hostile / "samples.md").write_text(section(0, HOSTILE))
+    for runs in ([load_run(hostile)], [load_run(hostile), load_run(folder)]):
+        page = report_page(runs)
+        assert {tag for tag, _ in Page(page).tags} == tags
+        assert page.count("<script") == 2
+        assert not [name for _, attributes in Page(page).tags for name in attributes if name.startswith("on")]
+        assert f"Step 0 {HOSTILE}" in Page(page).text  # and is still shown as it is
+        assert embedded(page)["names"][0] == hostile.name
+        page.encode()
+    alone = comparison_page(json.loads((hostile / "compare.json").read_text()))
+    assert "<script" not in alone
+    assert {tag for tag, _ in Page(alone).tags} <= tags
+
+
+def test_nothing_is_loaded(folder: Path) -> None:
+    page = report_page([load_run(folder)])
+    assert not re.search(r"https?:|src=|href=|@import|url\(|fetch\(|import\(", page)
+    assert not {"link", "img", "iframe", "object"} & {tag for tag, _ in Page(page).tags}
+    policy = next(a["content"] for _, a in Page(page).tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy
+    assert policy.startswith("default-src 'none'")
+    assert re.search(r"script-src 'sha256-[\w+/]{43}=';", policy)
+
+
+def change(content: dict[str, Any], *path: Any, to: Any) -> str:
+    changed = inner = copy.deepcopy(content)
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = to
+    return json.dumps(changed)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        *((name, text) for name in ("run.json", "parity.json", "compare.json") for text in ("{", "[]", "{}", "\xff")),
+        ("run.json", change(FACTS, "command", to="train")),
+        ("run.json", change(FACTS, "config", "n_layer", to="2")),
+        ("run.json", change(FACTS, "parameters", to=10**400)),
+        ("parity.json", change(PARITY, "rows", 1, "error", to="small")),
+        ("compare.json", change(COMPARISON, "texts", 0, "finetuned", "pieces", to=["one"])),
+        ("compare.json", change(COMPARISON, "pretrained", "loss", to=[10])),
+        *(("metrics.jsonl", line + "\n") for line in ("{", "[]", "3", '{"loss": 1}', '{"step": 1, "loss": "low"}')),
+        ("metrics.jsonl", '{"step": 5}\n{"step": 5}\n'),
+        ("metrics.jsonl", '{"step": null}\n'),
+        ("metrics.jsonl", "[" * 100_000 + "\n"),
+        ("metrics.jsonl", "\xff\n"),
+    ],
+)
+def test_damaged_files_are_refused_by_name(file: str, text: str, folder: Path) -> None:
+    (folder / file).write_text(text, encoding="latin-1")
+    refused(call(main, folder, cwd=folder.parent), f"{folder / file} is damaged")
+    assert not (folder / "report.html").exists()
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    refused(call(main, tmp_path, cwd=tmp_path), "holds no run")
+    with pytest.raises(InputError, match=r"nowhere holds no run \(it has no run\.json\); pass the folder of one"):
+        load_run(tmp_path / "nowhere")
+
+
+def test_where_the_page_is_written(folder: Path, tmp_path: Path) -> None:
+    assert call(main, folder, cwd=tmp_path).out == f"Written to {folder / 'report.html'}\n"
+    assert (folder / "report.html").read_text(encoding="utf-8") == report_page([load_run(folder)])
+    other = write_run(tmp_path / "other", metrics(3))
+    assert call(main, folder, other, cwd=tmp_path).out == "Written to report.html\n"
+    assert "2 runs" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert call(main, folder, "--out", "page.html", cwd=tmp_path).code == 0
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == report_page([load_run(folder)])
+    for out in ("nowhere/page.html", "other"):
+        refused(call(main, folder, "--out", out, cwd=tmp_path), f"{out} is not a file in a folder that is there")
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for parent in ("a", "b"):
+        (tmp_path / parent).mkdir()
+        write_run(tmp_path / parent / "run", metrics(3))
+    assert call(main, "a/run", "b/run", cwd=tmp_path).code == 0
+    assert embedded((tmp_path / "report.html").read_text(encoding="utf-8"))["names"] == ["a/run", "b/run"]
+
+
+def facts_of(page: str) -> dict[str, str]:
+    """What a page of one run says first: labels and values, in order."""
+    return dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page.partition("<h2>Curves")[0]))
+
+
+def test_figures_of_a_run(tmp_path: Path) -> None:
+    """Where first, last, least and greatest, mean and median, the last step and the last that has a value differ."""
+    rows: list[dict[str, Any]] = [{"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": 4.0}]
+    rates, losses = [10.0, 2000.0, 1000.0, 3000.0, 500.0], {1: 1.5, 2: 5.5, 4: 2.5}
+    for step, rate in enumerate(rates, 1):
+        row = {"step": step, "tokens": 1000 * step, "seconds": 61.0 * step, "tokens_per_second": rate, "loss": 7.0}
+        rows.append(row | ({"val_loss": losses[step]} if step in losses else {}))
+    folder = write_run(tmp_path / "mine", rows)
+    assert facts_of(report_page([load_run(folder)])) == {
+        "Validation loss": "4.000 → 2.500 (least 1.500)",
+        "Perplexity": "54.6 → 12.18",
+        "Parity with PyTorch": "equal",
+        "Steps": "5 of 60",
+        "Tokens trained on": "5,000",
+        "Training time": "305 s",
+        "Throughput (median)": "1,000 tokens/s",
+        "Model": "3,318,592 parameters: 2 layers, 4 heads, 64 wide",
+        "Device": "CPU (CPU with 2 cores), float32",
+        "Data": "stories",
+    }
+    other = write_run(tmp_path / "other", rows[:2], everything=False)
+    heads, first, second = re.findall(r"(?s)<tr>(.*?)</tr>", report_page([load_run(folder), load_run(other)]))[:3]
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in (heads, first, second)]
+    assert cells[0] == ["run", *facts_of(report_page([load_run(folder)]))]
+    assert cells[1][:3] == ["mine", "4.000 → 2.500 (least 1.500)", "54.6 → 12.18"]
+    assert cells[2][:7] == ["other", "4.000 → 1.500", "54.6 → 4.482", "not checked", "1 of 60", "1,000", "61 s"]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        *((0, "0"), (0.001, "0.001"), (0.000999, "1.0e-3"), (1.23456e-7, "1.2e-7"), (12.3456, "12.35"), (-2.5, "-2.5")),
+        *((999.96, "1,000"), (1000.6, "1,001"), (123456.7, "123,457"), (9e14, "900,000,000,000,000"), (1e15, "1.0e15")),
+        *((None, "–"), (math.nan, "NaN"), (math.inf, "∞"), (-math.inf, "−∞"), (2.5e-12, "2.5e-12")),
+    ],
+)
+def test_numbers_in_few_letters(value: float | None, expected: str) -> None:
+    comparison = COMPARISON | {"finetuned": {"name": "mine", "loss": value, "perplexity": 7}}
+    text = " ".join(Page(comparison_page(comparison)).text.split())
+    assert f"finetuned: mine {expected} 7 " in text
+
+
+def test_perplexities_too_large_for_a_number(tmp_path: Path) -> None:
+    rows = [{"step": 0, "val_loss": 701.0}, {"step": 1, "val_loss": 699.0}]
+    page = report_page([load_run(write_run(tmp_path / "run", rows))])
+    assert facts_of(page)["Perplexity"] == f"∞ → {math.exp(699):.1e}".replace("e+", "e")
+
+
+def test_checks_of_parity(folder: Path) -> None:
+    """Of each check how many, how many failed, and the one nearest its bound, which has not the greatest error."""
+
+    def row(check: str, name: str, error: float | None, allowed: float | None, passed: bool = True) -> dict[str, Any]:
+        return {"check": check, "name": name, "error": error, "own": 3e-8, "allowed": allowed, "passed": passed}
+
+    rows = [
+        row("gradient", "large", 6e-7, 9e-6),
+        row("gradient", "near", 2e-7, 2.5e-7),
+        row("step", "over", 3, 2, False),
+    ]
+    rows += [row("gradient", "far", 1e-9, 1e-7), row("step", "none", 0.0, 0.0), row("step", "within", 1, 2)]
+    rows += [row("logits", "nought", 0.0, None), row("logits", "bounded", 1e-8, 1e-7), row("loss", "free", 1e-8, None)]
+    rows += [row("loss", "tight", 1e-3, 1e-3)]
+    write_sealed(folder / "parity.json", PARITY | {"rows": rows})
+    page = report_page([load_run(folder)])
+    (table,) = re.findall(r"(?s)<table>((?:(?!</table>).)*nearest its bound.*?)</table>", page)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line) for line in re.findall(r"(?s)<tr>(.*?)</tr>", table)]
+    assert cells == [
+        ["check", "tensors", "failed", "nearest its bound", "error", "PyTorch's own", "allowed"],
+        ["gradient", "3", "0", "near", "2.0e-7", "3.0e-8", "2.5e-7"],
+        ["step", "3", "1", "over", "3", "3.0e-8", "2"],
+        ["logits", "2", "0", "bounded", "1.0e-8", "3.0e-8", "1.0e-7"],
+        ["loss", "2", "0", "free", "1.0e-8", "3.0e-8", "–"],
+    ]
+    assert '<strong class="good">Equal.</strong>' in page
+    assert "What is wrong" not in page
+    assert "on CPU in float32, with torch 2.13.0" in page
+    write_sealed(folder / "parity.json", PARITY | {"verdict": "different"})
+    assert '<strong class="bad">Different.</strong>' in report_page([load_run(folder)])
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_the_commit_of_each_part_of_a_run(folder: Path) -> None:
+    """With changes or without; and nothing is said of a run that does not know it, or is older than that."""
+    versions = "python 3.11.2, tinygrad 0.14.0"
+
+    def says(part: dict[str, Any]) -> str:
+        write_sealed(folder / "run.json", FACTS | part)
+        return " ".join(Page(report_page([load_run(folder)])).text.split())
+
+    assert f"With {versions}. " in says({})
+    assert f"With {versions}. " in says({"source": {"commit": None, "clean": None}})
+    assert f"With {versions}, commit {COMMIT}. " in says({"source": {"commit": COMMIT, "clean": True}})
+    assert f"With {versions}, commit {COMMIT} with changes. " in says({"source": {"commit": COMMIT, "clean": False}})
+    later = [{"step": 1000, "command": ["python", "x"]}, {"step": 2000, "command": ["y"]}]
+    later[0] |= {"source": {"commit": COMMIT[::-1], "clean": False}}
+    text = says({"source": {"commit": COMMIT, "clean": True}, "continued": later})
+    assert f"commit {COMMIT}. Continued from step 1,000: python x, commit {COMMIT[::-1]} with changes." in text
+    assert "with changes. Continued from step 2,000: y. " in text
+
+
+def test_curves_against_each_axis(tmp_path: Path) -> None:
+    """A point is where its own row is; rows that lack an axis are left out of that drawing alone."""
+    rows = [{"step": s, "tokens": s * s, "seconds": 100.0 - s, "lr": 0.25 * s} for s in range(1, 5)]
+    del rows[2]["tokens"]
+    page = report_page([load_run(write_run(tmp_path / "run", rows))])
+    places = {}
+    for axis in ("step", "tokens", "seconds"):
+        (drawing,) = re.findall(rf'(?s)<svg class="{axis} linear".*?</svg>', page)
+        (path,) = re.findall(r'<path class="bold c0 d0 run0 lr" d="M([^"]*)"', drawing)
+        places[axis] = [tuple(float(n) for n in place.split()) for place in path.split("L")]
+    heights = [pytest.approx(244 - 232 * i / 3, abs=0.06) for i in range(4)]
+    assert places["step"] == [(pytest.approx(56 + 406 * i / 3, abs=0.06), heights[i]) for i in range(4)]
+    assert places["tokens"] == [
+        (pytest.approx(56 + 406 * (s * s - 1) / 15, abs=0.06), heights[s - 1]) for s in (1, 2, 4)
+    ]
+    assert places["seconds"] == [(pytest.approx(462 - 406 * i / 3, abs=0.06), heights[i]) for i in range(4)]
+
+
+def labels(page: str, title: str, scale: str) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+    """What is written beside a chart's frame against the step, with where: the heights', and the widths'."""
+    figure = re.findall(rf'(?s)<figure data-chart="{title}">.*?</figure>', page)[0]
+    drawing = re.findall(rf'(?s)<svg class="step {scale}".*?</svg>', figure)[0]
+    found = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(end|middle)">(.*?)</text>', drawing)
+    return (
+        [(text, float(y) - 4) for _, y, anchor, text in found if anchor == "end"],
+        [(text, float(x)) for x, _, anchor, text in found if anchor == "middle"],
+    )
+
+
+def test_labels_of_axes(tmp_path: Path) -> None:
+    """Round numbers, each at its own height or width, on both scales."""
+    rows = [{"step": s, "lr": lr, "grad_norm": 1.0} for s, lr in ((0, 0.001), (1500, 1.0), (3000, 2.0))]
+    page = report_page([load_run(write_run(tmp_path / "run", rows))])
+    heights, widths = labels(page, "Learning rate", "linear")
+    assert widths == [
+        (f"{s / 1000:g}k" if s >= 1000 else str(s), pytest.approx(56 + 406 * s / 3000, abs=0.06))
+        for s in range(0, 3001, 500)
+    ]
+    ticks_there = [0.5, 1.0, 1.5, 2.0]
+    assert heights == [(f"{y:g}", pytest.approx(244 - 232 * (y - 0.001) / 1.999, abs=0.06)) for y in ticks_there]
+    heights, _ = labels(page, "Learning rate", "log")
+    low, high = -3, math.log10(2)
+    assert heights == [
+        (f"{10.0**power:g}", pytest.approx(244 - 232 * (power - low) / (high - low), abs=0.06))
+        for power in range(-3, 1)
+    ]
+    for title, unit in (("Loss", "nats a token"), ("Learning rate", ""), ("Gradient norm", "before clipping")):
+        assert (f"<b>{title}</b> {unit}</figcaption>" in page) == (title != "Loss")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 60, [0, 10, 20, 30, 40, 50, 60]),
+        (0.3, 0.9, [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
+        (1, 13, [2, 4, 6, 8, 10, 12]),
+        *((-20, 5, [-20, -15, -10, -5, 0, 5]), (3, 4.3, [3, 3.5, 4])),
+    ],
+)
+def test_ticks(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 0.6, [1, 1.5, 2, 2.5, 3, 3.5]),
+        (0, 1, [1, 2, 5, 10]),
+        (-0.1, 2.3, [1, 2, 5, 10, 20, 50, 100]),
+        (-1, 2, [0.1, 1, 10, 100]),
+        (-9, 3, [10.0**n for n in range(-9, 4, 2)]),
+    ],
+)
+def test_ticks_of_a_logarithmic_scale(low: float, high: float, expected: list[float]) -> None:
+    assert log_ticks(low, high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0, "0"),
+        (0.25, "0.25"),
+        (0.001, "0.001"),
+        (0.0002, "2e-4"),
+        (12, "12"),
+        (999, "999"),
+        (1500, "1.5k"),
+        (2e6, "2M"),
+        *((-3e9, "-3G"), (1e12, "1,000,000,000,000"), (1e20, "1e20"), (0.30000000000000004, "0.3")),
+    ],
+)
+def test_labels_are_short(value: float, expected: str) -> None:
+    assert label(value) == expected
+
+
+def test_every_curve_has_its_name_and_style(tmp_path: Path) -> None:
+    """Of two runs: names and marks differ, and the values beneath are each run's own."""
+    folders = []
+    for i, name in enumerate(("one", "two")):
+        rows = [row | {"lr": row["lr"] * (i + 1)} if "lr" in row else row for row in metrics(30)]
+        folders.append(write_run(tmp_path / name, rows))
+    page = report_page([load_run(folder) for folder in folders])
+    data = embedded(page)
+    assert data["frame"] == [56, 462, 12, 244]
+    assert data["ranges"] == {"step": [0, 30], "tokens": [0, 7680], "seconds": [0, 10]}
+    assert data["charts"]["Loss"] == {"loss": "training", "val_loss": "validation"}
+    assert data["styles"] == [{key: f"c{i} d{i}" for key in SERIES} for i in (0, 1)]
+    assert [points[0][3] for points in (run["lr"] for run in data["curves"])] == [1e-3, 2e-3]
+    for i, mark in enumerate(("m-3 0a3 3 0 1 0 6 0a3", "m-2.7-2.7h5.4")):
+        (marks,) = curves(page, f"mark c{i} d{i} run{i} val_loss")
+        assert marks.count(mark) == 4  # steps 0, 10, 20 and 30
+        assert f'<input type="checkbox" id="run{i}" checked>' in page
+    words = re.findall(r'<label><input type="checkbox" id="(\w+)" checked>.*?</svg> ([^<]*)</label>', page)
+    named = [("loss", "training (a batch)"), ("mean", "running mean"), ("val_loss", "validation")]
+    assert words == [*named, ("run0", "one"), ("run1", "two")]
+    assert re.findall(r'<input type="radio" name="axis" id="(\w+)"( checked)?> (\w+)<', page) == [
+        *(("step", " checked", "step"), ("tokens", "", "tokens"), ("seconds", "", "seconds"))
+    ]
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Curves", "one", "two"]
+
+
+def test_points_of_a_middling_run_are_all_there() -> None:
+    """Up to four times as many as there are stretches; of more, in each stretch the least and the greatest."""
+    random = [math.sin(7 * i * i) for i in range(2400)]
+    for count in (1920, 1921, 2400):
+        rows: list[dict[str, float]] = [{"step": i, "loss": value} for i, value in enumerate(random[:count])]
+        found = [int(point["step"]) for point in points(rows, "loss")]
+        kept = {0, count - 1}
+        for start in range(0, count, 5):
+            stretch = random[start : min(start + 5, count)]
+            kept |= {start + stretch.index(min(stretch)), start + stretch.index(max(stretch))}
+        assert found == (list(range(count)) if count == 1920 else sorted(kept))
+
+
+def test_of_two_and_sixty_one_samples(folder: Path) -> None:
+    for count, shown in ((1, 1), (2, 2), (60, 60), (61, 60)):
+        (folder / "samples.md").write_text("".join(section(10 * i, f"text {i}.") for i in range(count)))
+        page = report_page([load_run(folder)])
+        pairs = re.findall(r'<h4>Step ([\d,]+)</h4><p class="text">text (\d+)\.', page)
+        assert [step for step, _ in pairs] == [f"{10 * int(i)}" for _, i in pairs]
+        chosen = [int(i) for _, i in pairs]
+        assert (len(chosen), chosen[0], chosen[-1]) == (shown, 0, count - 1)
+        assert chosen == sorted(set(chosen))
+        assert ("Samples through time (60 of 61)" in page) == (count == 61)
+        assert f'max="{shown - 1}" value="{shown - 1}"' in page
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "to"),
+    [
+        *(
+            ("run", path, to)
+            for path, to in ((("command",), "train"), (("command",), [3]), (("config", "n_head"), "2"))
+        ),
+        *(
+            ("run", (key,), to)
+            for key, to in (("parameters", 10**400), ("parameters", 1.5), ("options", []), ("card", 1))
+        ),
+        *(("run", ("data", key), None) for key in ("folder", "checksum")),
+        *(
+            ("run", ("source",), to)
+            for to in ({"commit": 3, "clean": True}, {"commit": "ab"}, {"clean": True}, "ab", None)
+        ),
+        ("run", ("continued",), [{"step": 3}]),
+        ("run", ("continued",), [{"step": "3", "command": []}]),
+        ("run", ("continued",), {}),
+        ("run", ("continued",), [{"step": 3, "command": [], "source": {"commit": 1, "clean": None}}]),
+        *(("parity", ("rows", 1, key), []) for key in ("check", "name", "error", "own", "allowed", "passed")),
+        *(("parity", (key,), 3) for key in ("verdict", "culprit", "summary", "dtype", "versions", "model", "sources")),
+        *(("compare", ("texts", 0, "finetuned", key), [[]]) for key in ("pieces", "probabilities")),
+        *(("compare", ("pretrained", key), [10]) for key in ("name", "loss", "perplexity")),
+        *(("compare", (key,), 0.5) for key in ("data", "tokens", "seq_len", "sampling", "texts")),
+    ],
+)
+def test_whole_files_of_another_form_are_refused(file: str, path: tuple[Any, ...], to: Any, folder: Path) -> None:
+    content = {"run": FACTS, "parity": PARITY, "compare": COMPARISON}[file]
+    write_sealed(folder / f"{file}.json", json.loads(change(content, *path, to=to)))
+    result = call(main, folder, cwd=folder.parent)
+    refused(result, f"{folder / file}.json is damaged or of another version; copy it again")
+
+
+def test_pieces_without_probabilities_are_refused(folder: Path) -> None:
+    changed = change(COMPARISON, "texts", 0, "pretrained", "pieces", to=["one"])
+    write_sealed(folder / "compare.json", json.loads(changed))
+    refused(call(main, folder, cwd=folder.parent), "compare.json is damaged (pieces without probabilities)")
+
+
+def test_it_needs_neither_framework() -> None:
+    """Nor what tinygrad needs: to look for a compiler takes a while."""
+    code = "import sys, data.runs.report; sys.exit(bool({'torch', 'tinygrad', 'tinygrad_impl'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == 0

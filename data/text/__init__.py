@@ -1,0 +1,1 @@
+"""From text to batches of tokens and back: sources, tokenizer, shards, loader, sampling."""

@@ -1,0 +1,314 @@
+"""Prepared data on disk: shards of tokens, and the folder that holds them.
+
+A shard is a header of 64 bytes, then its tokens, each a little-endian uint16. The header, little-endian:
+
+    bytes  0-7    magic, b"GPT2TOKS"
+           8-11   format version (uint32)
+          12-15   vocabulary size (uint32); every token is below it
+          16-23   number of tokens (uint64)
+          24-55   sha256 of the tokens' bytes
+          56-63   zero
+
+A prepared folder holds `train-00000.bin`, ..., `valid-00000.bin`, ... and, written last, `meta.json`:
+
+    version     format version of the folder and its shards
+    tokenizer   sha256 of the rank file that the tokens were made with
+    checksum    sha256 over the sha256s of all shards, train's first
+    splits      {"train": ..., "valid": ...}, each with `source` (for people), `documents`, `tokens`, and `shards`,
+                a list of {"name", "tokens", "sha256"} in order
+
+`python -m data.text.shards DIR` reads every token of a folder and checks it against all of this.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from data.cli import ArgumentParser, InputError, run
+from data.files import atomic_write, sync_folder
+from data.text.tokenizer import RANKS_SHA256, VOCAB_SIZE
+
+MAGIC = b"GPT2TOKS"
+VERSION = 1
+HEADER = struct.Struct("<8sIIQ32s8x")
+MAX_SHARD_TOKENS = 100_000_000
+SPLITS = ("train", "valid")
+VERIFY_BLOCK = 1 << 22  # bytes checked at a time
+
+AGAIN = "prepare it again with `python -m data.text.prepare`"
+
+
+class ShardWriter:
+    """Writes the tokens of one split as `SPLIT-00000.bin`, ... in `folder`, each of `shard_tokens` but the last.
+
+    A context manager. A shard gets its header when it is whole and on disk: one that an error interrupts is none.
+    shards: what `sync` of another writer returned. What was written until then is kept, and this one goes on behind it;
+      raises `InputError` where it is not there any more.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        shard_tokens: int = MAX_SHARD_TOKENS,
+        shards: Sequence[dict[str, Any]] = (),
+    ):
+        self.folder = folder
+        self.split = split
+        self.shard_tokens = shard_tokens
+        self.shards: list[dict[str, Any]] = []  # the finished ones, as meta.json has them
+        self._file: IO[bytes] | None = None
+        for shard in shards:
+            if shard["tokens"] == shard_tokens:
+                _open_listed(folder, shard)
+                self.shards.append(shard)
+            else:
+                self._reopen(shard)
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        if self._file and e is None:
+            self._finish(self._file)
+        elif self._file:
+            self._file.close()
+
+    def write(self, tokens: np.ndarray) -> None:
+        """Appends `tokens` (uint16, 1-d), each below `VOCAB_SIZE`."""
+        while len(tokens):
+            file = self._file or self._begin()
+            part = tokens[: self.shard_tokens - self._count]
+            data = part.astype("<u2", copy=False).tobytes()
+            file.write(data)
+            self._sha256.update(data)
+            self._count += len(part)
+            if self._count == self.shard_tokens:
+                self._finish(file)
+            tokens = tokens[len(part) :]
+
+    def sync(self) -> list[dict[str, Any]]:
+        """Makes durable what was written, and returns all shards as meta.json would have them if they ended here."""
+        if not self._file:
+            return list(self.shards)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return [*self.shards, self._entry()]
+
+    def _begin(self) -> IO[bytes]:
+        self._name = f"{self.split}-{len(self.shards):05d}.bin"
+        self._count = 0
+        self._sha256 = hashlib.sha256()
+        self._file = (self.folder / self._name).open("wb")
+        self._file.write(bytes(HEADER.size))  # the header says what follows, so it is written last
+        sync_folder(self.folder)
+        return self._file
+
+    def _reopen(self, shard: dict[str, Any]) -> None:
+        """Goes on with an unfinished shard, and cuts off what was written after it was synced."""
+        path = self.folder / shard["name"]
+        if not os.path.isfile(path):
+            raise InputError(f"shard {path} is missing; {AGAIN}")
+        self._name, self._count = shard["name"], shard["tokens"]
+        self._file = path.open("r+b")
+        self._file.truncate(HEADER.size + 2 * self._count)
+        self._file.seek(HEADER.size)
+        self._sha256 = hashlib.sha256()
+        for block in iter(partial(self._file.read, VERIFY_BLOCK), b""):
+            self._sha256.update(block)
+        if self._entry() != shard:
+            self._file.close()
+            raise InputError(f"shard {path} is corrupted: its tokens differ from its checksum; {AGAIN}")
+
+    def _finish(self, file: IO[bytes]) -> None:
+        file.seek(0)
+        file.write(HEADER.pack(MAGIC, VERSION, VOCAB_SIZE, self._count, self._sha256.digest()))
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        self._file = None
+        self.shards.append(self._entry())
+
+    def _entry(self) -> dict[str, Any]:
+        return {"name": self._name, "tokens": self._count, "sha256": self._sha256.hexdigest()}
+
+
+def open_shard(path: Path) -> np.memmap:
+    """The tokens of a shard, uint16 of shape (tokens,), mapped read-only.
+
+    Raises `InputError` for a file that is missing, truncated, of another kind, version or vocabulary. The tokens are
+    not read: that is `verify`.
+    """
+    return _open(path)[0]
+
+
+def verify(path: Path) -> None:
+    """Reads all tokens of a shard; `InputError` where they differ from its checksum or lie beyond the vocabulary."""
+    _, expected = _open(path)
+    sha256 = hashlib.sha256()
+    with open(path, "rb") as f:  # not the map: what waits for the disk there holds up all threads
+        f.seek(HEADER.size)
+        for block in iter(partial(f.read, VERIFY_BLOCK), b""):
+            sha256.update(block)
+            check_vocabulary(np.frombuffer(block, "<u2"), path)
+    if sha256.hexdigest() != expected:
+        raise InputError(f"shard {path} is corrupted: its tokens differ from its checksum; {AGAIN}")
+
+
+def check_vocabulary(tokens: np.ndarray, path: Path) -> None:
+    """Raises `InputError` where one of `tokens`, read from the shard at `path`, is no token of the vocabulary."""
+    if len(tokens) and (worst := int(tokens.max())) >= VOCAB_SIZE:
+        raise InputError(f"shard {path} holds token {worst}, beyond the vocabulary of {VOCAB_SIZE}; {AGAIN}")
+
+
+def _open(path: Path) -> tuple[np.memmap, str]:
+    """The mapped tokens of a shard, and their sha256 according to its header (in hexadecimal)."""
+    if not os.path.isfile(path):
+        raise InputError(f"shard {path} is missing; {AGAIN}")
+    with open(path, "rb") as f:
+        header = f.read(HEADER.size)
+        size = os.fstat(f.fileno()).st_size
+    if not size:
+        raise InputError(f"shard {path} is empty; {AGAIN}")
+    if not header.startswith(MAGIC):
+        raise InputError(f"{path} is no shard of tokens (it does not begin with {MAGIC.decode()}); {AGAIN}")
+    if len(header) < HEADER.size:
+        raise InputError(f"shard {path} is truncated within its header; {AGAIN}")
+    _, version, vocabulary, count, sha256 = HEADER.unpack(header)
+    if version != VERSION:
+        raise InputError(f"shard {path} has format version {version}, this program reads version {VERSION}; {AGAIN}")
+    if vocabulary != VOCAB_SIZE:
+        raise InputError(f"shard {path} has a vocabulary of {vocabulary}, the tokenizer one of {VOCAB_SIZE}; {AGAIN}")
+    expected = HEADER.size + 2 * count
+    if size != expected or not count:
+        fault = "is truncated" if size < expected else "has a wrong size"
+        raise InputError(
+            f"shard {path} {fault}: {size:,} bytes, its header's {count:,} tokens need {expected:,}; {AGAIN}"
+        )
+    return np.memmap(path, dtype="<u2", mode="r", offset=HEADER.size, shape=(count,)), sha256.hex()
+
+
+def write_meta(folder: Path, splits: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Completes a folder whose shards are written: writes meta.json and returns what it holds."""
+    meta = {"version": VERSION, "tokenizer": RANKS_SHA256, "checksum": _checksum(splits), "splits": splits}
+    with atomic_write(folder / "meta.json", "w") as f:
+        json.dump(meta, f, indent=2)
+    return meta
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What meta.json of a prepared folder says.
+
+    Raises `InputError` for a folder that is missing or was not prepared to the end, a damaged meta.json, another format
+    version, and tokens of another tokenizer.
+    """
+    how = "prepare one with `python -m data.text.prepare SOURCE --out DIR`"
+    if not os.path.isdir(folder):
+        raise InputError(f"there is no folder {folder} of prepared data; {how}")
+    if not os.path.isfile(folder / "meta.json"):
+        raise InputError(f"{folder} is no folder of prepared data (it has no meta.json); {how}")
+    try:
+        meta = json.loads((folder / "meta.json").read_bytes())
+        version, tokenizer = meta["version"], meta["tokenizer"]
+        whole = (version, tokenizer) != (VERSION, RANKS_SHA256) or _whole(meta)
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise InputError(f"{folder}/meta.json is damaged; {AGAIN}")
+    if version != VERSION:
+        raise InputError(f"{folder} has format version {version}, this program reads version {VERSION}; {AGAIN}")
+    if tokenizer != RANKS_SHA256:
+        raise InputError(f"{folder} was prepared with another tokenizer; {AGAIN}")
+    return meta
+
+
+def _whole(meta: dict[str, Any]) -> bool:
+    """Whether the parts of a meta.json agree. Raises KeyError or TypeError where one is missing or of a wrong type."""
+    splits = [meta["splits"][name] for name in SPLITS]
+    return meta["checksum"] == _checksum(meta["splits"]) and all(
+        split["documents"] > 0
+        and split["tokens"] == sum(shard["tokens"] for shard in split["shards"]) > 0
+        and all(isinstance(shard["name"], str) for shard in split["shards"])
+        for split in splits
+    )
+
+
+def open_split(folder: Path, split: str) -> list[np.memmap]:
+    """The shards of a split, in order, as `open_shard` gives them.
+
+    Reads the headers only. Raises `InputError` like `read_meta` and `open_shard`, and for a shard that is not the one
+    meta.json lists.
+    """
+    meta = read_meta(folder)
+    if split not in SPLITS:
+        raise InputError(f"there is no split {split!r}; the splits are {' and '.join(SPLITS)}")
+    return [_open_listed(folder, shard) for shard in meta["splits"][split]["shards"]]
+
+
+def _open_listed(folder: Path, shard: dict[str, Any]) -> np.memmap:
+    """`open_shard` of one that its folder lists. Raises `InputError` where the file is another one."""
+    path = folder / shard["name"]
+    tokens, sha256 = _open(path)
+    if (len(tokens), sha256) != (shard["tokens"], shard["sha256"]):
+        raise InputError(f"shard {path} is not the one that its folder lists; {AGAIN}")
+    return tokens
+
+
+def verify_folder(folder: Path) -> None:
+    """Reads all tokens of a prepared folder. Raises `InputError` like `open_split` and `verify`."""
+    for split in SPLITS:
+        for shard in open_split(folder, split):
+            verify(Path(shard.filename))  # type: ignore[arg-type]  # a memmap of a named file has its name
+
+
+class Verification(Thread):
+    """`verify_folder` beside what needs not wait for it: training begins while gigabytes are read.
+
+    A run asks after every step what was found so far, and waits for the end before it keeps anything that it trained.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__(daemon=True)  # a program that ends does not wait for it
+        self._folder = folder
+        self._error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            verify_folder(self._folder)
+        except Exception as e:
+            self._error = e
+
+    def check(self, timeout: float | None = 0) -> None:
+        """Raises what `verify_folder` raised. Waits for its end at most `timeout` seconds, or until it comes (None)."""
+        self.join(timeout)
+        if self._error:
+            raise self._error
+
+
+def _checksum(splits: dict[str, dict[str, Any]]) -> str:
+    shards = "".join(shard["sha256"] for split in SPLITS for shard in splits[split]["shards"])
+    return hashlib.sha256(shards.encode()).hexdigest()
+
+
+def main() -> None:
+    """Verifies a prepared folder."""
+    parser = ArgumentParser(prog="python -m data.text.shards", description="Verifies every token of a prepared folder.")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a folder that `python -m data.text.prepare` wrote")
+    folder = parser.parse_args().folder
+    verify_folder(folder)
+    for name, split in read_meta(folder)["splits"].items():
+        print(f"{name}: {split['tokens']:,} tokens in {len(split['shards'])} shard(s), whole")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,335 @@
+import json
+import os
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from data.cli import InputError
+from data.text import sources, stories
+from data.text.sources import LONGEST_DOCUMENT, Stream, stream
+from data.text.tokenizer import EOT_TEXT
+
+TINYSTORIES = Path(__file__).parents[4] / "shared" / "data" / "tinystories" / "valid.txt"
+
+
+def documents(path: Path, content: bytes) -> list[str]:
+    """What a file with `content` reads as, from its beginning, and from each place where reading may begin again."""
+    path.write_bytes(content)
+    text = stream(str(path), "train")
+    assert text
+    assert text.size == len(content)
+    return checked(text)
+
+
+def checked(text: Stream) -> list[str]:
+    groups = list(text.documents())
+    ends = [end for _, end in groups]
+    assert ends == sorted(ends)
+    assert ends[-1] == text.size
+    result = [document for group, _ in groups for document in group]
+    done = 0
+    for group, end in groups:
+        done += len(group)
+        if end:
+            assert [document for rest, _ in text.documents(end) for document in rest] == result[done:]
+    return result
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "one\nline\n<|endoftext|>\ntwo\n<|endoftext|>\n",
+        "one\nline\n<|endoftext|>\ntwo",  # no separator at the end
+        "one\nline<|endoftext|>\ntwo<|endoftext|>",  # at the end of the text's own line
+        "\n<|endoftext|>\n<|endoftext|>\none\nline\n<|endoftext|>\n \n<|endoftext|>\ntwo\n",  # empty documents
+        "one\r\nline\r\n<|endoftext|>\r\ntwo\r\n<|endoftext|>\r\n",
+        "\ufeffone\nline\n<|endoftext|>\ntwo",  # a byte order mark
+    ],
+)
+def test_txt_forms(content: str, tmp_path: Path) -> None:
+    assert documents(tmp_path / "a.txt", content.encode()) == ["one\nline", "two"]
+
+
+def test_separator_within_a_line_is_text(tmp_path: Path) -> None:
+    text = f"the string {EOT_TEXT} ends a document"
+    assert documents(tmp_path / "a.txt", text.encode()) == [text]
+
+
+def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Separators, line ends and characters that straddle two blocks."""
+    line_ends = ("\r\n", "\n") * 10
+    content = "".join(f"\ufeffé{i}\r\n日本<|endoftext|>{end}" for i, end in enumerate(line_ends)).encode()
+    whole = documents(tmp_path / "a.txt", content)
+    assert whole == ["é0\n日本", *(f"\ufeffé{i}\n日本" for i in range(1, 20))]  # a byte order mark is one at the start
+    for block in (1, 2, 3, 7):
+        monkeypatch.setattr(sources, "BLOCK", block)
+        assert documents(tmp_path / "a.txt", content) == whole
+
+
+@pytest.mark.parametrize("block", [1, 5, 1000])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("aa bb\ncc dd ee ff gg hh", ["aa bb", "cc dd ee", "ff gg hh"]),  # at a line end, else at a space
+        ("aaaa bbbb cccc", ["aaaa bbbb", "cccc"]),
+        ("x" * 35, ["x" * 10, "x" * 10, "x" * 10, "x" * 5]),
+        ("a\nbb\ncc dd ee ff", ["a\nbb", "cc dd ee", "ff"]),  # the last of each that fits
+        ("abcdefghij", ["abcdefghij"]),  # just fits
+        ("abcd\nefg h", ["abcd\nefg h"]),  # as does this, which could be cut
+        ("abcd\nefg hi", ["abcd", "efg hi"]),
+    ],
+)
+def test_long_documents_are_cut(
+    text: str, expected: list[str], block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "LONGEST_DOCUMENT", 10)
+    monkeypatch.setattr(sources, "BLOCK", block)
+    assert documents(tmp_path / "a.txt", f"{text}{EOT_TEXT}\nz".encode()) == [*expected, "z"]
+    assert documents(tmp_path / "a.jsonl", json.dumps({"text": text}).encode()) == expected
+
+
+def test_one_huge_line_stays_bounded(tmp_path: Path) -> None:
+    lengths = [len(d) for d in documents(tmp_path / "a.txt", b"ab " * LONGEST_DOCUMENT)]
+    assert max(lengths) <= LONGEST_DOCUMENT
+    assert len(lengths) == 4  # three times the longest, in pieces of just under one
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    content = b'\xef\xbb\xbf{"text": " one\\n", "id": 1}\r\n\n{"text": ""}\n{"text": "\xc3\xa9"}'
+    assert documents(tmp_path / "a.jsonl", content) == ["one", "é"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("a.txt", b"ok\xff", r"a\.txt is not UTF-8 at byte 2 "),
+        ("a.txt", b"\xef\xbb\xbfok\r\n\xc3", r"a\.txt is not UTF-8 at byte 7 "),
+        ("a.txt", b"x" * (3 << 20) + b"\xe9t\xe9", r"a\.txt is not UTF-8 at byte 3,145,728 "),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', r"a\.jsonl is not UTF-8 at byte 24 "),
+        ("a.jsonl", b'{"text": "a"}\n\n{"text": \n', r"line 3 of .*a\.jsonl is not valid JSON"),
+        ("a.jsonl", b"[" * 100_000, r"line 1 of .*a\.jsonl is not valid JSON"),
+        ("a.jsonl", b'{"txt": "a"}', r"line 1 of .* has no string field `text`"),
+        ("a.jsonl", b'{"text": 1}', r"line 1 of .* has no string field `text`"),
+        ("a.jsonl", b'{"text": "\\ud800"}', r"line 1 of .* has half a surrogate pair"),
+        ("a.jsonl", b'["text"]', r"line 1 of .* has no string field `text`"),
+        ("a.txt", b"", r"a\.txt holds no document"),
+        ("a.txt", b" \n<|endoftext|>\n\n", r"a\.txt holds no document"),
+        ("a.jsonl", b'\n{"text": " "}\n', r"a\.jsonl holds no document"),
+    ],
+)
+def test_bad_content(name: str, content: bytes, fault: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=fault):
+        documents(tmp_path / name, content)
+
+
+def test_lines_are_counted_from_the_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n\n{"text": 1}\n')
+    text = stream(str(path), "train")
+    assert text
+    with pytest.raises(InputError, match="line 3 of"):
+        list(text.documents(14))
+
+
+def test_the_number_of_a_line_far_from_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are counted over several blocks, and none behind the bad one."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n' * 6 + "bad\n" + '{"text": "a"}\n' * 5)
+    for block in (1, 7, 14, 28, 1000):
+        monkeypatch.setattr(sources, "BLOCK", block)
+        with pytest.raises(InputError, match=r"^line 7 of .*a\.jsonl is not valid JSON"):
+            documents(path, path.read_bytes())
+
+
+def test_the_longest_line_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end counts; one byte more is too long, and the sentence says how long a line may be."""
+    monkeypatch.setattr(sources, "LONGEST_LINE", 2 << 20)
+    monkeypatch.setattr(sources, "LONGEST_DOCUMENT", 4 << 20)
+    text = "a" * ((2 << 20) - len('{"text": ""}\n'))
+    assert documents(tmp_path / "a.jsonl", json.dumps({"text": text}).encode() + b"\n") == [text]
+    with pytest.raises(InputError, match=r"line 1 of .* is longer than 2 MiB; split its text over several lines"):
+        documents(tmp_path / "a.jsonl", json.dumps({"text": text + "a"}).encode() + b"\n")
+
+
+def test_line_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "LONGEST_LINE", 20)
+    with pytest.raises(InputError, match=r"line 2 of .* is longer"):
+        documents(tmp_path / "a.jsonl", b'{"text": "a"}\n{"text": "aaaaaaaaaaaaaa"}\n')
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [("nowhere.txt", "no file"), ("shakespeare", "not a source"), ("a.csv", "not a source"), (".", "is a folder")],
+)
+def test_bad_sources(source: str, fault: str) -> None:
+    with pytest.raises(InputError, match=rf"{fault}.* the sources are `stories`, .*\.jsonl"):
+        stream(source, "train")
+
+
+def test_a_file_is_known_by_its_ending_in_either_case(tmp_path: Path) -> None:
+    for name, content in (("A.TXT", b"one"), ("a.JsonL", b'{"text": "one"}')):
+        assert documents(tmp_path / name, content) == ["one"]
+
+
+def test_a_file_has_no_validation_text_of_its_own(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.jsonl"):
+        (tmp_path / name).write_text("")
+        assert stream(str(tmp_path / name), "valid") is None
+
+
+def test_what_tells_one_file_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its place, its length and its time: a change of any makes it another text; its name as given does not."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt"):
+        Path(name).write_text("one")
+        os.utime(name, ns=(0, 10**18))
+
+    def identity(name: str) -> str:
+        text = stream(name, "train")
+        assert text
+        assert text.name == name
+        return text.identity
+
+    first = identity("a.txt")
+    assert identity("./a.txt") == identity(str(tmp_path / "a.txt")) == first
+    os.utime("a.txt", ns=(7, 10**18))
+    assert identity("a.txt") == first  # that it was read changes nothing
+    os.utime("a.txt", ns=(0, 10**18 + 1))
+    other_time = identity("a.txt")
+    Path("a.txt").write_text("three")
+    os.utime("a.txt", ns=(0, 10**18))
+    assert len({first, other_time, identity("a.txt"), identity("b.txt")}) == 4
+
+
+def test_our_stories(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """8 MB of seed 0 to train on, 0.4 MB of seed 1 to validate on; other text when their generator changes."""
+    identities = []
+    for split, seed, size in (("train", 0, 8_000_000), ("valid", 1, 400_000)):
+        text = stream("stories", split)
+        assert text
+        assert (text.name, text.size) == (f"stories (seed {seed})", size)
+        found = [document for group, _ in islice(text.documents(), 3) for document in group]
+        assert found == list(islice(stories.stories(seed), 3))
+        again = stream("stories", split)
+        assert again
+        assert again.identity == text.identity
+        identities.append(text.identity)
+    (tmp_path / "stories.py").write_text("another")
+    monkeypatch.setattr(stories, "__file__", str(tmp_path / "stories.py"))
+    changed = stream("stories", "train")
+    assert changed
+    assert len({*identities, changed.identity}) == 3
+
+
+def test_stories_have_their_own_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "STORIES", {"train": (0, 20_000), "valid": (1, 10_000)})
+    train, valid = stream("stories", "train"), stream("stories", "valid")
+    assert train
+    assert valid
+    told = checked(train)
+    assert sum(map(len, told)) - len(told[-1]) < train.size == 20_000 <= sum(map(len, told))
+    assert not set(told) & set(checked(valid))
+
+
+def unreachable(*args: Any, **kwargs: Any) -> None:
+    raise ConnectionError("no route to the hub.\nmore")
+
+
+@pytest.mark.parametrize("source", ["tinystories", "tinystories-v1"])
+def test_hub_out_of_reach(source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(sources, "get_hf_file_metadata", unreachable)
+    with pytest.raises(
+        InputError, match=r"hub cannot be reached .*\(no route to the hub\); .* local \.txt .*`stories`"
+    ):
+        stream(source, "train")
+
+
+def test_hub_file_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "TinyStoriesV2-GPT4-valid.txt").write_text("a story\n<|endoftext|>\n")
+
+    def cached(repo: str, name: str, **kwargs: Any) -> str:
+        assert kwargs["local_files_only"]
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(sources, "hf_hub_download", cached)
+    valid = stream("tinystories", "valid")
+    assert valid
+    assert checked(valid) == ["a story"]
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "name"),
+    [
+        ("tinystories", "train", "TinyStoriesV2-GPT4-train.txt"),
+        ("tinystories", "valid", "TinyStoriesV2-GPT4-valid.txt"),
+        ("tinystories-v1", "train", "TinyStories-train.txt"),
+        ("tinystories-v1", "valid", "TinyStories-valid.txt"),
+    ],
+)
+def test_what_the_hub_is_asked(
+    source: str, split: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The cache first; then, whether the file is there at all, with a short wait; then for the file."""
+    (tmp_path / name).write_text("a story\n<|endoftext|>\nand another")
+    asked: list[Any] = []
+
+    def download(*args: Any, local_files_only: bool = False, **kwargs: Any) -> str:
+        asked.append(("file", args, kwargs, local_files_only))
+        if local_files_only:
+            raise LocalEntryNotFoundError("not cached")
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(sources, "hf_hub_download", download)
+    monkeypatch.setattr(sources, "get_hf_file_metadata", lambda url, timeout: asked.append((url, timeout)))
+    text = stream(source, split)
+    assert text
+    file = (("roneneldan/TinyStories", name), {"repo_type": "dataset"})
+    url = f"{constants.ENDPOINT}/datasets/roneneldan/TinyStories/resolve/main/{name}"
+    assert asked == [("file", *file, True), (url, 10), ("file", *file, False)]
+    assert text.name == f"roneneldan/TinyStories/{name}"
+    assert text.size == (tmp_path / name).stat().st_size
+    assert checked(text) == ["a story", "and another"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ConnectionError("\n no route. \nmore"), r"\(no route\. \)"),
+        (ConnectionError("gone..."), r"\(gone\)"),
+        (TimeoutError(), r"\(TimeoutError\)"),
+        (OSError("no number"), r"\(no number\)"),
+    ],
+)
+def test_why_the_hub_is_out_of_reach(error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, local_files_only: bool = False, **kwargs: Any) -> None:
+        raise LocalEntryNotFoundError("not cached") if local_files_only else error
+
+    monkeypatch.setattr(sources, "hf_hub_download", fail)
+    monkeypatch.setattr(sources, "get_hf_file_metadata", lambda url, timeout: None)
+    name = "roneneldan/TinyStories/TinyStories-train.txt"
+    with pytest.raises(InputError, match=rf"hub cannot be reached for {name} {reason}; try again, or pass a local"):
+        stream("tinystories-v1", "train")
+
+
+def test_a_full_disk_is_not_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, local_files_only: bool = False, **kwargs: Any) -> None:
+        raise LocalEntryNotFoundError("not cached") if local_files_only else OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sources, "get_hf_file_metadata", lambda *args, **kwargs: None)
+    monkeypatch.setattr(sources, "hf_hub_download", full)
+    with pytest.raises(OSError, match="No space"):
+        stream("tinystories", "train")
+
+
+@pytest.mark.skipif(not TINYSTORIES.exists(), reason="needs ../shared/data/tinystories/valid.txt")
+def test_tinystories() -> None:
+    text = stream(str(TINYSTORIES), "train")
+    assert text
+    stories = checked(text)
+    assert len(stories) == 6456
+    assert not any(EOT_TEXT in story for story in stories)

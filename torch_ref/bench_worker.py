@@ -1,0 +1,166 @@
+"""PyTorch's part in a comparison of speed: `python -m torch_ref.bench_worker`, which tinygrad_impl.bench starts.
+
+It is a process of its own, so that neither framework is loaded beside the other. It reads a request a line from stdin
+and answers it with a line on stdout, both JSON objects:
+
+    {"do": "build", "warm_up": n, ...}         what `build` returns, which is of what `Peer` is given
+    {"do": "run", "steps": n}                  what `Peer.run` returns
+    {"do": "ceilings", "device", "dtype"}      what `ceilings` returns
+
+or with {"error": what went wrong}. It ends where stdin does.
+
+The peer is the reference's model in the fastest way that PyTorch's users know: autocast, fused AdamW, nothing that
+waits for the device within a step, tokens that are on the device already, compiled or not; and nanoGPT's vocabulary of
+50304, of which 47 rows stand for no token, because PyTorch's products with 50257 columns are slow.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.checkpoints.config import GPT2Config
+from data.checkpoints.initialize import initial_weights
+from torch_ref.model import GPT2
+
+VOCAB_MULTIPLE = 128
+CALLS = 10  # between two looks at the clock, where ceilings are measured
+LR, BETAS, WEIGHT_DECAY, CLIP = 1e-4, (0.9, 0.95), 0.1, 1.0  # tinygrad_impl/bench.py's too
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+class Peer:
+    """GPT-2 of the sizes `config` and the weights of `seed`, and its AdamW. `tokens` is a .npy of integers
+    (batches, B, T + 1), which the steps take in turn. `dtype` is that of products.
+    """
+
+    def __init__(self, config: dict[str, Any], seed: int, tokens: str, dtype: str, device: str, compile: bool):
+        self.device, self.autocast = device, dtype == "bfloat16"
+        if self.autocast:
+            torch.set_float32_matmul_precision("high")  # with float32 it would be TensorFloat32 that is compared
+        sizes = GPT2Config(**config)
+        arrays = initial_weights(sizes, seed)
+        padding = -sizes.vocab_size % VOCAB_MULTIPLE
+        arrays["wte.weight"] = np.pad(arrays["wte.weight"], ((0, padding), (0, 0)))
+        self.model = GPT2(replace(sizes, vocab_size=sizes.vocab_size + padding), arrays).to(device)
+        self.loss = torch.compile(self.loss_of) if compile else self.loss_of
+        parameters = list(self.model.parameters())
+        groups = [
+            {"params": [p for p in parameters if p.ndim == 2], "weight_decay": WEIGHT_DECAY},
+            {"params": [p for p in parameters if p.ndim != 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS, fused=True)
+        batches = torch.tensor(np.load(tokens), device=device).long()
+        self.batches = [(batch[:, :-1].contiguous(), batch[:, 1:].contiguous()) for batch in batches]
+        self.steps, self.first_loss = 0, 0.0
+
+    def loss_of(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        loss = self.model(x, y)[1]  # without the logits: compiled, they need not be kept
+        assert loss is not None
+        return loss
+
+    def step(self) -> float:
+        """One update of the weights. Returns the seconds that it took."""
+        synchronize(self.device)
+        started = time.perf_counter()
+        x, y = self.batches[self.steps % len(self.batches)]
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
+            loss = self.loss(x, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        synchronize(self.device)
+        seconds = time.perf_counter() - started
+        if not self.steps:
+            self.first_loss = loss.item()
+        self.steps += 1
+        return seconds
+
+    def run(self, steps: int) -> dict[str, Any]:
+        """So many steps: the seconds of each, and the most memory in bytes that they took."""
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        seconds = [self.step() for _ in range(steps)]
+        figures: dict[str, Any] = {"seconds": seconds, "first_loss": self.first_loss}
+        if self.device == "cuda":
+            figures["allocated_bytes"] = torch.cuda.max_memory_allocated()
+            figures["held_bytes"] = torch.cuda.max_memory_reserved()
+        else:
+            figures["held_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        return figures
+
+
+def build(warm_up: int, **arguments: Any) -> tuple[Peer, dict[str, Any]]:
+    """A peer and the figures of its first steps, the first with all that comes before it: `warm_up` of them."""
+    started = time.perf_counter()
+    peer = Peer(**arguments)
+    built = time.perf_counter() - started
+    figures = peer.run(warm_up)
+    figures["seconds"][0] += built
+    figures["compiled"] = 0
+    if arguments["compile"]:
+        figures["compiled"] = torch._dynamo.utils.counters["inductor"]["fxgraph_cache_miss"]
+    figures["versions"] = {"torch": torch.__version__}
+    return peer, figures
+
+
+def rate(function: Callable[[], object], device: str) -> float:
+    """How often a second the device can do that, again and again."""
+    seconds = []
+    for _ in range(5):
+        synchronize(device)
+        started = time.perf_counter()
+        for _ in range(CALLS):
+            function()
+        synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return CALLS / median(seconds[1:])
+
+
+def ceilings(device: str, dtype: str) -> dict[str, float]:
+    """What the device reaches at most, a second: in a product of large square matrices, and in copying memory."""
+    n, size = (8192, 1 << 30) if device == "cuda" else (768, 1 << 26)
+    a, b = (torch.randn(n, n, device=device).to(getattr(torch, dtype)) for _ in range(2))
+    product = torch.empty_like(a)
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    flops = 2 * n**3 * rate(lambda: torch.mm(a, b, out=product), device)
+    moved = 2 * size * rate(lambda: target.copy_(source), device)
+    return {"n": n, "flops": flops, "bytes": moved}
+
+
+def main() -> None:
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else is printed must not come between the replies
+    for line in sys.stdin:
+        request = json.loads(line)
+        do = request.pop("do")
+        try:
+            if do == "build":
+                peer, reply = build(**request)
+            else:
+                reply = peer.run(**request) if do == "run" else ceilings(**request)
+        except Exception as e:  # of whatever kind, the asker has to hear of it
+            cause = getattr(e, "inner_exception", e)  # what torch.compile failed of
+            short = f"{type(cause).__name__}: {str(cause).strip()}".partition("\n")[0]
+            reply = {"error": "out of memory" if "out of memory" in str(cause).lower() else short}
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # for others, until the next request
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()
