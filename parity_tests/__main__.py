@@ -14,8 +14,8 @@ from parity_tests.proof import prove
 from parity_tests.report import html
 from parity_tests.setting import Setting
 from parity_tests.weights import hard_weights, random_weights
+from tinygrad_impl.backend import CHOICES, choose
 from tinygrad_impl.device import card_name, open_device
-from tinygrad_impl.kernels import CHOICES, choose
 
 SHOWN = 15
 CHECKS = {
@@ -80,8 +80,8 @@ def main() -> None:
     what = f"{args.model}, {parameter_count(config) / 1e6:.1f}M parameters, {card_name(device)}, {args.dtype}"
     print(f"{what}, {args.batch_size} x {args.seq_len} tokens; reference: PyTorch in float64")
     started = time.perf_counter()
-    kernels = choose(args.kernels, config, device, args.dtype == "bfloat16")
-    setting = Setting(config, weights, args.dtype, device, kernels)
+    backend = choose(args.kernels, config, device, args.dtype == "bfloat16")
+    setting = Setting(config, weights, args.dtype, device, backend)
     rows, culprit = prove(setting, args.batch_size, args.seq_len, args.seed, steps)
     seconds = time.perf_counter() - started
 

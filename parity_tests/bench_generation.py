@@ -11,13 +11,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from tinygrad.dtype import DType
 
 from data.checkpoints.checkpoint import save
 from data.checkpoints.config import PRESETS, GPT2Config
@@ -26,8 +24,9 @@ from data.files import atomic_write
 from data.text.sampling import Sampler
 from data.text.tokenizer import EOT
 from parity_tests.weights import random_weights
+from tinygrad_impl.backend import Backend
 from tinygrad_impl.device import card_name, open_device
-from tinygrad_impl.generate import Generator
+from tinygrad_impl.generate import Generator, backend_for
 from tinygrad_impl.model import GPT2
 
 PROMPT = 16  # tokens
@@ -44,18 +43,20 @@ def timed(generate: Callable[[], list[list[int]]]) -> tuple[list[list[int]], flo
 def measure(
     config: GPT2Config,
     device: str,
-    autocast: DType | None,
-    kernels: ModuleType | None,
+    backend: Backend,
     batch_sizes: list[int],
     new: int,
 ) -> list[dict[str, Any]]:
     """Rates in tokens a second, and seconds of the first turns, of `new` tokens in each row of the batches."""
     arrays = random_weights(config, 0, 0.2)
-    their_dtype, torch_device = torch.bfloat16 if autocast else torch.float32, "cuda" if device == "CUDA" else "cpu"
+    their_dtype, torch_device = (
+        torch.bfloat16 if backend.dtype else torch.float32,
+        "cuda" if device == "CUDA" else "cpu",
+    )
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder), config, arrays)
         theirs = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=their_dtype).to(torch_device).eval()
-    generator, found = Generator(GPT2(config, arrays), autocast, kernels), []
+    generator, found = Generator(GPT2(config, arrays), backend), []
     with Progress(total=len(batch_sizes) * TURNS * 2, desc="generating", unit="turn") as progress:
         for rows in batch_sizes:
             prompts = np.random.default_rng(rows).integers(0, EOT, (rows, PROMPT)).tolist()
@@ -113,10 +114,10 @@ def main() -> None:
     device = open_device(args.device)
     transformers.utils.logging.disable_progress_bar()
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    autocast, kernels = precision(args.dtype, config, device)
-    computed = f"{'bfloat16' if autocast else 'float32'}, {'fused' if kernels else 'plain'} kernels"
+    backend = backend_for(args.dtype, config, device)
+    computed = f"{'bfloat16' if backend.dtype else 'float32'}, {backend.name} kernels"
     print(f"{args.preset} in {computed}, on {card_name(device)}, {versions}", flush=True)
-    found = measure(config, device, autocast, kernels, args.batch_size or [1], args.max_new_tokens)
+    found = measure(config, device, backend, args.batch_size or [1], args.max_new_tokens)
     if args.json:
         with atomic_write(args.json, "w") as f:
             f.write(json.dumps(found, indent=1) + "\n")

@@ -6,18 +6,16 @@ from outside: no model knows of it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from tinygrad import Tensor, dtypes, nn
-from tinygrad.dtype import DType
 
-import tinygrad_impl.functional
 import tinygrad_impl.model
 import torch_ref.model
 from data.checkpoints.config import GPT2Config
+from tinygrad_impl.backend import Backend
 
 Arrays = dict[str, np.ndarray]
 
@@ -129,11 +127,10 @@ def flow_in_tinygrad(
     arrays: Mapping[str, np.ndarray],
     x: np.ndarray,
     y: np.ndarray,
-    autocast: DType | None = None,
+    backend: Backend,
     fed: Flow | None = None,
-    kernels: ModuleType | None = None,
 ) -> Flow:
-    """The flow through tinygrad_impl's model, with `kernels` of `tinygrad_impl.kernels`; otherwise as `flow_in_torch`.
+    """The flow through tinygrad_impl's model, on that backend; otherwise as `flow_in_torch`.
 
     A model that does not reach every edge of `fed` gives the names of those that it reaches, with empty arrays.
     """
@@ -145,7 +142,7 @@ def flow_in_tinygrad(
     def edge(name: str, value: Tensor) -> Tensor:
         values[name] = value
         if fed is None:
-            return value.contiguous() if kernels else value  # so that no kernel computes across the edge
+            return value if backend.dtype is None else value.contiguous()  # so that no kernel computes across the edge
         leaves[name] = Tensor(fed.values[name]).cast(value.dtype).realize()
         return leaves[name]
 
@@ -175,19 +172,20 @@ def flow_in_tinygrad(
         return edge("lm_head", logits[:, :, :V]).cat(logits[:, :, V:], dim=-1)  # with the padding that the head gave
 
     model.head = watched_head  # type: ignore[method-assign]
-    with tinygrad_impl.functional.autocast(autocast, kernels):
-        _, loss = model(Tensor(x), Tensor(y))
+    _, loss = model(Tensor(x), Tensor(y))
     assert loss is not None
     values["loss"] = loss
+    values = dict(zip(values, backend.lower(*values.values()), strict=True))
     if fed is not None and values.keys() != fed.values.keys():
         return Flow({name: np.empty(0) for name in values}, {})  # it reaches other edges: nothing can be fed backward
 
     def backward(roots: list[str], targets: dict[str, Tensor]) -> dict[str, Tensor]:
         if fed is None:
-            return dict(zip(targets, loss.gradient(*targets.values()), strict=True))
+            found = backend.gradient(values["loss"], [(values | parameters)[name] for name in targets])
+            return dict(zip(targets, found, strict=True))
         given = [Tensor(fed.gradients[root]).cast(values[root].dtype).realize() for root in roots]
         total = sum(((values[root] * g).sum() for root, g in zip(roots, given, strict=True)), start=Tensor(0.0))
-        return dict(zip(targets, total.gradient(*targets.values()), strict=True))
+        return dict(zip(targets, backend.gradient(total, list(targets.values())), strict=True))
 
     gradients = gradients_from(backward, values, leaves, parameters, fed is not None)
     for flow in (values, gradients):

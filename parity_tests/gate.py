@@ -31,7 +31,7 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
     started = time.perf_counter()
     args, position = start.options, start.loader.state()
     asked = {"betas": tuple(args.betas), "eps": EPS, "weight_decay": args.weight_decay, "clip": args.clip}
-    setting = Setting(start.config, start.arrays, args.dtype, device, trainer.kernels)
+    setting = Setting(start.config, start.arrays, args.dtype, device, trainer.backend)
     steps, moments = start.state["step"], start.moments
     if moments is None:
         zeros = {name: np.zeros_like(array) for name, array in start.arrays.items()}

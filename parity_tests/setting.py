@@ -1,12 +1,11 @@
 """What is compared: one model's weights in a dtype, with PyTorch and tinygrad each on their device, and the batches."""
 
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from tinygrad import dtypes
+from tinygrad.dtype import dtypes
 
 import tinygrad_impl.model
 import tinygrad_impl.trainer
@@ -14,6 +13,7 @@ import torch_ref.trainer
 from data.checkpoints.config import GPT2Config, parameter_shapes
 from data.text.loader import IGNORED
 from parity_tests.edges import Flow, flow_in_tinygrad, flow_in_torch
+from tinygrad_impl.backend import Backend, Plain
 
 NUDGES = 8  # sets of nudged weights: how far PyTorch's results scatter over them shows how well conditioned they are
 # of these edges the kernels store bfloat16, to which PyTorch's autocast rounds them when its matmuls read them
@@ -30,7 +30,7 @@ References = tuple[torch_ref.trainer.Trainer, torch_ref.trainer.Trainer]  # in f
 
 
 class Setting:
-    """The model's weights, the dtype, where PyTorch and tinygrad compute, and tinygrad's kernels.
+    """The model's weights, the dtype, where PyTorch and tinygrad compute, and on which backend tinygrad does.
 
     Raises `ValueError` if `arrays` are not the parameters of `config`'s model.
     """
@@ -41,17 +41,17 @@ class Setting:
         arrays: Mapping[str, np.ndarray],
         dtype: str,
         device: str,
-        kernels: ModuleType | None = None,
+        backend: Backend | None = None,
     ):
         if arrays.keys() != parameter_shapes(config).keys():
             raise ValueError("the arrays are not the model's parameters")
-        self.config, self.dtype, self.kernels = config, dtype, kernels
+        self.config, self.dtype = config, dtype
+        self.backend = backend or Plain(dtypes.bfloat16 if dtype == "bfloat16" else None)
         self.exact = {name: array.astype(np.float64) for name, array in arrays.items()}
         stored = np.float64 if dtype == "float64" else np.float32
         self.arrays = {name: array.astype(stored) for name, array in arrays.items()}
         self.torch_device = "cuda" if device == "CUDA" else "cpu"
         self.torch_autocast = torch.bfloat16 if dtype == "bfloat16" else None
-        self.tinygrad_autocast = dtypes.bfloat16 if dtype == "bfloat16" else None
 
     def references(self, **options: Any) -> References:
         """PyTorch's trainers: the float64 reference, and one that computes in the port's dtype."""
@@ -62,9 +62,7 @@ class Setting:
 
     def trainer(self, **options: Any) -> tinygrad_impl.trainer.Trainer:
         """tinygrad's trainer."""
-        return tinygrad_impl.trainer.Trainer(
-            self.config, self.arrays, autocast=self.tinygrad_autocast, kernels=self.kernels, **options
-        )
+        return tinygrad_impl.trainer.Trainer(self.config, self.arrays, backend=self.backend, **options)
 
     def model(self) -> tinygrad_impl.model.GPT2:
         """tinygrad's model."""
@@ -90,10 +88,10 @@ class Setting:
         """
         common: Any = {"device": self.torch_device, "fed": fed}
         reference = flow_in_torch(self.config, self.exact, *batch, **common)
-        port = flow_in_tinygrad(self.config, self.arrays, *batch, self.tinygrad_autocast, fed, self.kernels)
+        port = flow_in_tinygrad(self.config, self.arrays, *batch, self.backend, fed)
         weights = [nudged(self.arrays, seed) for seed in range(nudges)] or [self.arrays]
         own = [flow_in_torch(self.config, w, *batch, self.torch_autocast, **common) for w in weights]
-        for flow in own if self.kernels else ():
+        for flow in own if self.backend.name == "fused" else ():
             for name in flow.values:
                 if name.endswith(ROUNDED):
                     flow.values[name] = torch.tensor(flow.values[name]).bfloat16().double().numpy()

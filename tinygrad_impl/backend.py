@@ -13,7 +13,7 @@ from data.checkpoints.config import GPT2Config
 from data.cli import InputError
 from tinygrad_impl import formulas, functional
 from tinygrad_impl.cached_model import CachedModel, Decoder
-from tinygrad_impl.kernels import gpu_of, obstacle
+from tinygrad_impl.kernels import gpu_of, obstacle, overlap
 from tinygrad_impl.model import GPT2
 
 if TYPE_CHECKING:
@@ -146,4 +146,5 @@ def choose(wanted: str, config: GPT2Config, device: str, bfloat16: bool) -> Back
 def fused(device: str, strict: bool) -> Fused:
     from tinygrad_impl.kernels.fused import Fused  # here, because it imports Triton
 
+    overlap(device)
     return Fused(gpu_of(device), strict)

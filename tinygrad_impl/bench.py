@@ -24,11 +24,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from ctypes import byref, c_size_t
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import IO, Any
 
 import numpy as np
-from tinygrad import Device, dtypes
+from tinygrad import Device
 from tinygrad.engine import jit
 from tinygrad.engine.realize import ExecContext, estimate_uop, pm_exec, run_linear
 from tinygrad.helpers import GlobalCounters, ansistrip, db_connection
@@ -40,8 +39,8 @@ from data.cli import ArgumentParser, InputError, Progress, refuse_missing_folder
 from data.files import atomic_write
 from data.runs.options import RECIPES
 from data.runs.revision import revision
+from tinygrad_impl.backend import CHOICES, Backend, choose
 from tinygrad_impl.device import card_name, open_device
-from tinygrad_impl.kernels import CHOICES, choose
 from tinygrad_impl.trainer import Trainer
 
 PEERS = ("torch-eager", "torch-compile")
@@ -69,14 +68,13 @@ class HighWater(defaultdict[str, int]):
 class Port:
     """tinygrad's side: a trainer as `tinygrad_impl.train` has it. `tokens` are integers (batches, B, T + 1)."""
 
-    def __init__(self, config: GPT2Config, tokens: np.ndarray, dtype: str, device: str, kernels: ModuleType | None):
+    def __init__(self, config: GPT2Config, tokens: np.ndarray, device: str, backend: Backend):
         self.device, self.first_loss = device, math.nan
         self.memory = GlobalCounters.mem_used_per_device = HighWater()
         self.free = free_memory(device)
         self.batches = [(batch[:, :-1].copy(), batch[:, 1:].copy()) for batch in tokens]
         cached, started = compiled(), time.perf_counter()
-        autocast = dtypes.bfloat16 if dtype == "bfloat16" else None
-        self.trainer = Trainer(config, initial_weights(config, SEED), autocast=autocast, kernels=kernels)
+        self.trainer = Trainer(config, initial_weights(config, SEED), backend=backend)
         built = time.perf_counter() - started
         self.figures = self.run(WARM_UP)
         self.figures["seconds"][0] += built
@@ -174,7 +172,7 @@ def worker(name: str) -> Iterator[Worker]:
             process.communicate()
 
 
-def compare(args: argparse.Namespace, config: GPT2Config, device: str, kernels: ModuleType | None) -> dict[str, Any]:
+def compare(args: argparse.Namespace, config: GPT2Config, device: str, backend: Backend) -> dict[str, Any]:
     """All figures. The contenders take turns, in one order and then in the other, because clocks drift with heat."""
     B, T = args.batch_size, args.seq_len
     tokens = np.random.default_rng(SEED).integers(0, config.vocab_size, (BATCHES, B, T + 1), np.int32)
@@ -194,7 +192,7 @@ def compare(args: argparse.Namespace, config: GPT2Config, device: str, kernels: 
             begun[name] = peer.ask("build", warm_up=WARM_UP, **arguments)
             progress.update()
         progress.set_postfix_str("tinygrad begins")
-        contenders["tinygrad"] = port = Port(config, tokens, args.dtype, device, kernels)
+        contenders["tinygrad"] = port = Port(config, tokens, device, backend)
         begun["tinygrad"] = port.figures
         contenders |= workers
         progress.update()
@@ -405,7 +403,7 @@ def main() -> None:
         raise InputError(f"PyTorch is measured on CPU and CUDA, not on {device}; pass --against none")
     if args.against and importlib.util.find_spec("torch") is None:
         raise InputError("PyTorch is not installed; `pip install torch`, or pass --against none")
-    kernels = choose(args.kernels, config, device, bfloat16=args.dtype == "bfloat16")
+    backend = choose(args.kernels, config, device, bfloat16=args.dtype == "bfloat16")
     said: dict[str, Any] = {
         "command": ["python", "-m", "tinygrad_impl.bench", *sys.argv[1:]],
         "source": revision(),
@@ -416,11 +414,11 @@ def main() -> None:
         "dtype": args.dtype,
         "device": device,
         "card": card_name(device),
-        "kernels": "fused" if kernels else "plain",
+        "kernels": backend.name,
     }
     size = f"{said['parameters'] / 1e6:.1f}M parameters, steps of {args.batch_size} x {args.seq_len} tokens"
     print(f"{args.preset}, {size}, {args.dtype}, {said['kernels']} kernels; {said['card']}", flush=True)
-    found = said | compare(args, config, device, kernels)
+    found = said | compare(args, config, device, backend)
     if args.json:
         with atomic_write(args.json, "w") as f:
             f.write(json.dumps(found, indent=1) + "\n")

@@ -19,7 +19,7 @@ from data.text.sampling import Sampler
 from data.text.shards import read_meta
 from tinygrad_impl.device import open_device
 from tinygrad_impl.evaluate import Evaluator
-from tinygrad_impl.generate import Generator, add_sampling_options, encode, pieces, setup
+from tinygrad_impl.generate import Generator, add_sampling_options, backend_for, encode, pieces, setup
 from tinygrad_impl.model import GPT2
 
 PROMPTS = ["Once upon a time", "One day, a little girl named Lily", "The dog was sad because"]
@@ -97,14 +97,14 @@ def main() -> None:
     found["texts"] = [{"prompt": prompt} for prompt in prompts]
     for side, (config, arrays) in models.items():
         model = GPT2(config, {name: array.astype(np.float32) for name, array in arrays.items()})
-        how = precision(args.dtype, config, device)
-        print(f"{side}: {setup(names[side], config, device, *how)}", file=sys.stderr)
+        backend = backend_for(args.dtype, config, device)
+        print(f"{side}: {setup(names[side], config, device, backend)}", file=sys.stderr)
         batches = windows(folder, "valid", BATCH_SIZE, seq_len, measured)
         steps = math.ceil(measured / (BATCH_SIZE * seq_len))
-        loss = Evaluator(model, *how)(Progress(iterable=batches, total=steps, desc=f"{side} loss", unit="batch"))
+        loss = Evaluator(model, backend)(Progress(iterable=batches, total=steps, desc=f"{side} loss", unit="batch"))
         found[side] = {"name": names[side], "loss": loss, "perplexity": math.exp(loss)}
         tokens = [encode(prompt) for prompt in prompts]
-        new = Generator(model, *how).stream(tokens, args.max_new_tokens, Sampler(*settings))
+        new = Generator(model, backend).stream(tokens, args.max_new_tokens, Sampler(*settings))
         drawn = list(Progress(iterable=new, total=args.max_new_tokens, desc=f"{side} texts", unit="token"))
         for i, text in enumerate(found["texts"]):
             written = list(pieces(step[i] for step in drawn if step[i]))

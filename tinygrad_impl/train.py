@@ -4,8 +4,6 @@ import importlib.util
 import sys
 from typing import Any
 
-from tinygrad import dtypes
-
 import data.runs.options
 from data.cli import ArgumentParser, InputError, run
 from data.runs.find_lr import find_learning_rate
@@ -14,10 +12,10 @@ from data.runs.loop import train
 from data.runs.options import parse
 from data.runs.start import Start, begin
 from data.text.sampling import Sampler
+from tinygrad_impl.backend import CHOICES, Plain, choose
 from tinygrad_impl.device import card_name, open_device, peak_flops
 from tinygrad_impl.evaluate import Evaluator
 from tinygrad_impl.generate import Generator, write
-from tinygrad_impl.kernels import CHOICES, choose
 from tinygrad_impl.trainer import Trainer, learning_rate
 
 
@@ -51,18 +49,16 @@ def main() -> None:
     device = open_device(given.get("device"))
     start = begin(given, device)
     options = start.options
-    autocast = dtypes.bfloat16 if options.dtype == "bfloat16" else None
-    kernels = choose(given["kernels"], start.config, device, bfloat16=autocast is not None)
+    backend = choose(given["kernels"], start.config, device, bfloat16=options.dtype == "bfloat16")
     trainer = Trainer(
         start.config,
         start.arrays,
         betas=options.betas,
         weight_decay=options.weight_decay,
         clip=options.clip,
-        autocast=autocast,
-        kernels=kernels,
+        backend=backend,
     )
-    generator = Generator(trainer.model, autocast, kernels) if kernels else Generator(trainer.model)
+    generator = Generator(trainer.model, trainer.backend if backend.name == "fused" else Plain())
     if start.moments:
         trainer.restore(start.arrays, start.moments, start.state["step"])
 
@@ -75,12 +71,12 @@ def main() -> None:
         trainer=trainer,
         moments=trainer.moments,
         learning_rate=learning_rate,
-        evaluate=Evaluator(trainer.model, autocast, kernels),
+        evaluate=Evaluator(trainer.model, trainer.backend),
         continue_text=continued,
         device=device,
         device_name=name,
         peak_flops=peak_flops(name, options.dtype == "bfloat16"),
-        kernels="fused" if kernels else "plain",
+        kernels=backend.name,
     )
     if options.find_lr:
         find_learning_rate(start, tinygrad)

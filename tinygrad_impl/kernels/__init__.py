@@ -42,6 +42,14 @@ def gpu_of(device: str) -> GPU:
     return GPU(capability(device), count.value)
 
 
+def overlap(device: str) -> None:
+    """Has kernels that can (`Launch.waits`) begin while the ones before them end, if the driver knows how."""
+    from tinygrad_impl.kernels import graph  # here, because only CUDA has such graphs
+
+    if graph.add_dependencies:
+        Device[device].graph = graph.Graph
+
+
 def obstacle(config: GPT2Config, device: str, bfloat16: bool) -> str | None:
     """Why the kernels cannot compute this model there, if so."""
     if device != "CUDA":

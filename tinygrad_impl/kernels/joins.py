@@ -42,7 +42,7 @@ def split_attention(q: UOp, k: UOp, v: UOp, call: UOp) -> UOp | None:
     C, qkv = H * D, q.src[0].src[0].src[0]
     for i, part in enumerate((q, k, v)):
         heads, third = part.src[0], part.src[0].src[0]
-        place = (0, B), (0, T), (i * C, (i + 1) * C)
+        place = (0, B), (0, T), (i * C, C)  # beginning and size
         if third.src[0] is not qkv or (part.marg, heads.shape, third.marg) != ((0, 2, 1, 3), (B, T, H, D), place):
             return None
     if qkv.shape != (B, T, 3 * C) or not settings_of(call)["is_causal"]:
@@ -56,13 +56,24 @@ def residual_layer_norm(
     ctx: dict[UOp, UOp], stream: UOp, branch: UOp, total: UOp, w: UOp, b: UOp, call: UOp
 ) -> UOp | None:
     """Layer norm of the residual stream after a layer's output is added to it. Outputs: the sum, and its norm. Whatever
-    else reads the sum reads this one, which is why it is kept in `ctx`.
+    else reads the sum reads this one, which is why it is kept in `ctx`; its gradient is then added in the same kernel.
     """
     if not is_linear(branch):
         return None
     outs = [declared(total, i, *total.shape) for i in (5, 6)]
     sources = stream, without_bias(branch.src[0]).gettuple(0), bias_of(branch), w, b
     ctx[total], normal = node("residual_layer_norm", outs, sources, **settings_of(call))
+    return normal
+
+
+def embedding_layer_norm(
+    ctx: dict[UOp, UOp], stream: UOp, branch: UOp, total: UOp, w: UOp, b: UOp, call: UOp
+) -> UOp | None:
+    """The same for the first layer norm, of the sum of both embeddings."""
+    if is_linear(branch):
+        return None
+    outs = [declared(total, i, *total.shape) for i in (4, 5)]
+    ctx[total], normal = node("embedding_layer_norm", outs, (stream, branch, w, b), **settings_of(call))
     return normal
 
 
@@ -129,6 +140,9 @@ RULES = {  # by the name of the node that a rule makes
     "split_attention": Rule(pattern("attention", *QKV, call="call"), split_attention, lambda c: c.n_layer),
     "residual_layer_norm": Rule(
         pattern("layer_norm", total("total"), W, B, call="call"), residual_layer_norm, lambda c: 2 * c.n_layer
+    ),
+    "embedding_layer_norm": Rule(
+        pattern("layer_norm", total("total"), W, B, call="call"), embedding_layer_norm, lambda c: 1
     ),
     "head_loss": Rule(
         pattern("cross_entropy", pattern("tied_head", X, W), UPat.var("targets"), call="call"), head_loss, lambda c: 1

@@ -136,17 +136,26 @@ class Operations:
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> list[Tensor]:
         """Layer norm of x (..., C), in bfloat16."""
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        (R, C), kernel = rows.shape, layer_norm.forward(*rows.shape, eps, added=False)
-        outs = [new(x, R, C), *(new(x, R, dtype=dtypes.float32) for _ in range(2))]
-        y, mean, rstd = launch(kernel, outs, rows, weight, bias)
-        [y] = differentiable([y], self._layer_norm_gradient, [rows, weight, bias], mean, rstd)
-        return [y.reshape(x.shape)]
+        return self.stored_and_normal(x, weight, bias, eps)[1:]
 
-    def _layer_norm_gradient(self, dy: UOp, call: UOp) -> Gradients:
-        rows, weight, _, mean, rstd, _ = map(Tensor, call.src[1:])
-        dx, _, dweight, dbias, _ = self.norm_gradients(Tensor(dy), [], rows, mean, rstd, weight)
-        return dx.uop, dweight.uop, dbias.uop, None, None, None
+    def embedding_layer_norm(self, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, eps: float) -> list[Tensor]:
+        """a + b, and layer norm of it in bfloat16."""
+        return self.stored_and_normal(a + b, weight, bias, eps)
+
+    def stored_and_normal(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> list[Tensor]:
+        """x (..., C) as the kernel reads it, and layer norm of it, in bfloat16."""
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        R, C = rows.shape
+        outs = [new(x, R, C), *(new(x, R, dtype=dtypes.float32) for _ in range(2))]
+        y, mean, rstd = launch(layer_norm.forward(R, C, eps, added=False), outs, rows, weight, bias)
+        outs = differentiable([rows, y], self._layer_norm_gradient, [rows, weight, bias], mean, rstd)
+        return [out.reshape(x.shape) for out in outs]
+
+    def _layer_norm_gradient(self, *gradients: Any, call: UOp | None = None) -> Gradients:
+        *past, dy, call = real_gradients(gradients, call)
+        rows, weight, _, mean, rstd, *_ = map(Tensor, call.src[1:])
+        dx, _, dweight, dbias, _ = self.norm_gradients(dy, past, rows, mean, rstd, weight)
+        return dx.uop, dweight.uop, dbias.uop, *[None] * 4
 
     def residual_layer_norm(
         self, stream: Tensor, branch: Tensor, bias_before: Tensor, weight: Tensor, bias: Tensor, eps: float
@@ -164,10 +173,8 @@ class Operations:
         return [out.reshape(stream.shape) for out in outs]
 
     def _residual_layer_norm_gradient(self, *gradients: Any, call: UOp | None = None) -> Gradients:
-        if call is None:  # tinygrad's way where there is one gradient: nothing else reads the last layer's sum
-            gradients, call = gradients[:-1], gradients[-1]
+        *past, dy, call = real_gradients(gradients, call)
         *_, weight, _, mean, rstd, total, _ = map(Tensor, call.src[1:])
-        *past, dy = map(Tensor, gradients)
         dx, dx16, *rest = (t.uop for t in self.norm_gradients(dy, past, total, mean, rstd, weight))
         dweight, dbias, dbias_before = rest
         return dx, dx16, dbias_before, dweight, dbias, *[None] * 4
@@ -272,6 +279,15 @@ def differentiable(
     params = [t.as_param(len(sources) + len(kept) + i).uop for i, t in enumerate(outs)]
     call = UOp.maketuple(*params).call(*[t.uop for t in tensors], grad_fxn=gradient)
     return [Tensor(call.gettuple(i)) for i in range(len(outs))]
+
+
+def real_gradients(gradients: tuple[Any, ...], call: UOp | None) -> list[Any]:
+    """What a gradient function of a call with two outputs is given, as tensors, and the call: tinygrad gives the gradients
+    of those outputs that have one, and where that is one, the call as a second argument instead of by its name.
+    """
+    if call is None:  # nothing but the norm reads the sum
+        gradients, call = gradients[:-1], gradients[-1]
+    return [*map(Tensor, gradients), call]
 
 
 def column_sums(x: Tensor) -> Tensor:
