@@ -91,7 +91,7 @@ class Plain:
 
     def _compute(self, name: str, sources: list[Tensor], settings: dict[str, Any]) -> list[Tensor]:
         more = {"dtype": self.dtype} if name in GEMMS else {}
-        return [functional.FORMULAS[name](*sources, **settings, **more)]
+        return [getattr(formulas, name)(*sources, **settings, **more)]
 
     def gradient(self, out: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
         return out.gradient(*targets)

@@ -16,24 +16,14 @@ from tinygrad.uop.ops import Ops, PatternMatcher, UOp, UPat, graph_rewrite
 
 from tinygrad_impl import formulas
 
-FORMULAS: dict[str, Callable[..., Tensor]] = {
-    "embedding": formulas.embedding,
-    "linear": formulas.linear,
-    "layer_norm": formulas.layer_norm,
-    "gelu": formulas.gelu,
-    "attention": formulas.attention,
-    "tied_head": formulas.tied_head,
-    "cross_entropy": formulas.cross_entropy,
-}
-
 # (name, sources, settings) of a node -> its outputs, of the shapes that it has; dtypes may differ
 Compute = Callable[[str, list[Tensor], dict[str, Any]], list[Tensor]]
 
 
 def operation(name: str, *sources: Tensor, **settings: Any) -> Tensor:
-    """The node `name` of these sources and settings, which are constants."""
-    formula = FORMULAS[name](*(t.as_param(i) for i, t in enumerate(sources)), **settings)
-    return Tensor(node(name, [formula.uop], [t.uop for t in sources], **settings)[0])
+    """The node `name`, which is that of a formula too, of these sources and settings, which are constants."""
+    body: Tensor = getattr(formulas, name)(*(t.as_param(i) for i, t in enumerate(sources)), **settings)
+    return Tensor(node(name, [body.uop], [t.uop for t in sources], **settings)[0])
 
 
 def node(name: str, outs: Iterable[UOp], sources: Iterable[UOp], **settings: Any) -> list[UOp]:
