@@ -195,7 +195,7 @@ def test_bfloat16_keeps_what_needs_it_in_float32(computed: bool, monkeypatch: py
 
             def given(*sources: Tensor, formula: Any = formula, dtype: DType | None = None, **more: Any) -> Tensor:
                 asked.append(dtype)
-                return cast(Tensor, formula(*sources, dtype=dtype, **more))
+                return cast(Tensor, formula(*sources, **more | {"dtype": dtype}))
 
             patch.setattr(F, name, given)
         [lowered] = backend.lower(loss)
