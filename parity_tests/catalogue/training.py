@@ -293,7 +293,7 @@ PLANTED: list[Row] = [
         RESUME + "test_a_second_request_stops_at_once",
     ),
     (
-        "where it was continued the source is not told",
+        "the source of a continued run is not reported",
         TRAINING,
         '{"step": state["step"], **origin}',
         '{"step": state["step"]} | {k: v for k, v in origin.items() if k != "source"}',
