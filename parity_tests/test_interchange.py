@@ -217,7 +217,7 @@ def reference_course(runs: Path) -> Course:
 
 
 def difference(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], began: Path) -> float:
-    """The norm of the difference over that of the weights' movement since the start, without the biases of keys: softmax
+    """The norm of the difference over that of the weights' movement since the start, without keys' biases: softmax
     ignores those, and Adam makes steps of their gradients' roundings.
     """
     apart = way = 0.0
