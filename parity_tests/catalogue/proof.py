@@ -229,6 +229,20 @@ PLANTED: list[Row] = [
         "parity_tests/test_training.py::test_loaded_gradients_are_those_that_were_accumulated",
     ),
     (
+        "the port imports the proof",
+        "tinygrad_impl/evaluate.py",
+        "import numpy as np\n",
+        "import numpy as np\n\nimport parity_tests.bounds\n",
+        "parity_tests/test_mirror.py::test_packages_stand_alone",
+    ),
+    (
+        "training imports PyTorch, whether it compares or not",
+        "tinygrad_impl/train.py",
+        "import importlib.util\n",
+        "import importlib.util\n\nimport parity_tests.gate\n",
+        "parity_tests/test_mirror.py::test_training_without_the_gate_needs_no_torch",
+    ),
+    (
         "the loader goes on where the gate ended",
         GATE,
         "    start.loader.restore(position)\n",
