@@ -190,3 +190,10 @@ def interpreted_program(kernel: Launch, outs: int, device: str, *args: UOp) -> U
     uop = wrap(kernel, outs, args)
     runtime_cache.setdefault((uop.key, device), Interpreted(kernel, outs, args))
     return uop
+
+
+def names(graph: Any) -> list[str]:
+    """Of the kernels of a captured `TinyJit`, in order."""
+    calls = graph.captured.linear.src
+    inner = [c for call in calls for c in (call.src[0].src[0].src if call.src[0].arg == "graph" else [call])]
+    return [call.src[0].arg.name for call in inner if hasattr(call.src[0].arg, "name")]

@@ -16,7 +16,7 @@ from tinygrad_impl.evaluate import Evaluator
 from tinygrad_impl.kernels import GPU, embedding, matmul, operations
 from tinygrad_impl.kernels.fused import Fused
 from tinygrad_impl.kernels.operations import Operations
-from tinygrad_impl.kernels.tests.support import DEVICE, THIS_GPU, relative_error, slow_without_gpu
+from tinygrad_impl.kernels.tests.support import DEVICE, THIS_GPU, names, relative_error, slow_without_gpu
 from tinygrad_impl.trainer import Trainer
 
 # heads of 32 and of 64; a vocabulary that fills no tile, and one that fills two
@@ -55,13 +55,6 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def random_batch(rows: int = 2, length: int = 8) -> tuple[np.ndarray, np.ndarray]:
     x = np.random.default_rng(rows * length).integers(0, CONFIG.vocab_size, (2, rows, length)).astype(np.int32)
     return x[0], x[1]
-
-
-def names(graph: object) -> list[str]:
-    """Of the kernels of a captured graph, in order."""
-    calls = graph.captured.linear.src  # type: ignore[attr-defined]
-    inner = [c for call in calls for c in (call.src[0].src[0].src if call.src[0].arg == "graph" else [call])]
-    return [call.src[0].arg.name for call in inner if hasattr(call.src[0].arg, "name")]
 
 
 def prove(setting: Setting, rows: int, length: int) -> None:
