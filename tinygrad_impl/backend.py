@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tinygrad import Tensor
@@ -72,13 +73,12 @@ class Backend(Protocol):
         ...
 
 
+@dataclass
 class Plain:
     """tinygrad's own kernels compute the formulas."""
 
-    name = "plain"
-
-    def __init__(self, dtype: DType | None = None):
-        self.dtype = dtype
+    dtype: DType | None = None
+    name: str = "plain"
 
     def bind(self, parameters: Tensors) -> Plain:
         return self

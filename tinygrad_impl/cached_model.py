@@ -29,8 +29,8 @@ class Decoder(Protocol):
 
 
 class CachedModel:
-    """The decoder that computes with the model itself, for a backend without kernels of its own for it: the KV cache of N
-    rows, and the two compiled graphs that work on it, for texts of any length.
+    """The decoder that computes with the model itself: its KV cache of N rows, and two compiled graphs that work on it,
+    for texts of any length.
     """
 
     def __init__(self, model: GPT2, backend: "Backend", N: int, V: int):

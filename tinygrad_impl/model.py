@@ -113,8 +113,8 @@ class Block:
 class GPT2:
     """The language model. Its head is tied to the token embedding: there is no lm_head parameter.
 
-    `arrays` are the parameters by name, as data/checkpoints/checkpoint.py loads them. What it gives is yet to be computed: by a
-    backend (tinygrad_impl/backend.py), or else in the arrays' dtype.
+    `arrays` are the parameters by name, as data/checkpoints/checkpoint.py loads them. What it gives is yet to be
+    computed: by a backend (tinygrad_impl/backend.py), or else in the arrays' dtype.
     """
 
     def __init__(self, config: GPT2Config, arrays: Mapping[str, np.ndarray]):

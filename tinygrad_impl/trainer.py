@@ -32,8 +32,8 @@ def write(tensor: Tensor, array: np.ndarray) -> None:
 class Trainer:
     """GPT-2 and its AdamW (Loshchilov & Hutter 2019, decoupled weight decay; matrices decay, vectors don't).
 
-    `arrays` are the parameters by name; parameters, gradients and moments keep their dtype throughout. `clip` bounds the
-    global norm of the gradients. `backend` computes (tinygrad_impl/backend.py); `self.backend` is bound to the parameters.
+    `arrays` are the parameters by name; parameters, gradients and moments keep their dtype throughout. `clip` bounds
+    the global norm of the gradients. `backend` computes (backend.py); `self.backend` is bound to the parameters.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ IN_GENERATE = "tinygrad_impl/tests/test_generate.py::test_"
 IN_COMPARE, IN_REPORT = "tinygrad_impl/tests/test_compare.py::test_", "data/runs/tests/test_report.py::test_"
 IN_BENCH, IN_TRAINER = "tinygrad_impl/tests/test_bench.py::test_", "tinygrad_impl/tests/test_trainer.py::test_"
 IN_DEVICE, IN_CPU = "tinygrad_impl/tests/test_device.py::test_", "tinygrad_impl/tests/test_cpu.py::test_"
-IN_FUNCTIONAL = "tinygrad_impl/tests/test_functional.py::test_"
+IN_FUNCTIONAL = "tinygrad_impl/tests/test_formulas.py::test_"
 
 PLANTED: list[Row] = [
     (

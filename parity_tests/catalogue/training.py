@@ -520,6 +520,6 @@ PLANTED: list[Row] = [
         "tinygrad_impl/functional.py",
         "p.dtype.itemsize < 4",
         "p.dtype.itemsize < 5",
-        "tinygrad_impl/tests/test_functional.py::test_gradients_of_biases_are_sums_in_blocks_of_rows",
+        "tinygrad_impl/tests/test_formulas.py::test_gradients_of_biases_are_sums_in_blocks_of_rows",
     ),
 ]

@@ -1,7 +1,7 @@
 """Kernels that draw the next token of each row.
 
-data/sampling.py defines how tokens are drawn. Here the same is computed in float64, in another order of summation; where
-the order could matter, no token is drawn, and the host is asked to (`decode.Decoder.draw`).
+data/text/sampling.py defines how tokens are drawn. Here the same is computed in float64, in another order of summation;
+where the order could matter, no token is drawn, and the host is asked to (`decode.Decoder.draw`).
 """
 
 import triton

@@ -1,4 +1,4 @@
-"""The backend on Triton's kernels, for NVIDIA GPUs: the graph's nodes joined and lowered, and what is of all parameters."""
+"""The backend on Triton's kernels: a graph's nodes are joined and lowered; AdamW and the norm are of all parameters."""
 
 import sys
 from collections import defaultdict

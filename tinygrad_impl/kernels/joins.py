@@ -1,4 +1,4 @@
-"""Which operations one kernel computes together: rules that rewrite a graph of `functional`'s nodes before it is lowered.
+"""Which operations one kernel computes together: rules that rewrite a graph of `functional`'s nodes.
 
 A rule is a pattern of nodes, and the node that takes their place. Two kinds of things are joined:
 
@@ -111,7 +111,7 @@ def without_bias(call: UOp) -> UOp:
 
 @dataclass(frozen=True)
 class Rule:
-    """`join` gives what takes the place of a match of the pattern, or None. `count`: of such nodes in a model's loss."""
+    """`join` gives what takes the place of a match of the pattern, or None; `count` how many a model's loss has."""
 
     pattern: UPat
     join: Callable[..., UOp | None]

@@ -42,7 +42,7 @@ class Operations:
         if name == "cross_entropy":
             return [formulas.cross_entropy(*sources, **settings)]
         if name == "attention":
-            return [formulas.attention(*sources, **settings, dtype=dtypes.bfloat16)]
+            return [formulas.attention(*sources, **settings | {"dtype": dtypes.bfloat16})]
         compute: Callable[..., list[Tensor]] = getattr(self, name)
         return compute(*sources, **settings)
 
@@ -114,7 +114,7 @@ class Operations:
         return [y.reshape(*outer, N)]
 
     def _gelu_linear_gradient(self, dy: UOp, call: UOp) -> Gradients:
-        """The derivative of GELU is multiplied in before anything is stored. GELU is computed once more there, so that it
+        """The derivative of GELU is multiplied in before anything is stored, and GELU is computed once more, so that it
         need not be kept from the forward pass on.
         """
         hidden, _, bias, _, table, _ = map(Tensor, call.src[1:])
@@ -182,8 +182,8 @@ class Operations:
     def norm_gradients(
         self, dy: Tensor, past: list[Tensor], x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor
     ) -> list[Tensor]:
-        """Of the norm of x (R, C), from dy and from what reaches x past the norm: dx in float32 and in bfloat16, those of
-        weight and bias, and the sums of dx over rows.
+        """Of the norm of x (R, C), from dy and from what reaches x past the norm: dx in float32 and in bfloat16, those
+        of weight and bias, and the sums of dx over rows.
         """
         R, C = x.shape
         kernel = layer_norm.backward(self.gpu, R, C, bool(past))
@@ -193,7 +193,7 @@ class Operations:
         return [dx, dx16, *launch(matmul.column_sums(kernel.grid[0], C, 1, outs=3), outs, sums)]
 
     def tied_head(self, x: Tensor, weight: Tensor) -> list[Tensor]:
-        """x (B, T, C) @ weight (V, C).T: logits (B, T, V rounded up to VOCAB_TILE), in bfloat16; those past V are -inf."""
+        """x (B, T, C) @ weight (V, C).T: logits (B, T, V rounded up to VOCAB_TILE), in bfloat16, past V -inf."""
         *outer, C = x.shape
         rows, table = bfloat16(x).reshape(-1, C), self.matrix(weight, "wte.weight")
         (R, C), V = rows.shape, table.shape[0]
@@ -282,8 +282,8 @@ def differentiable(
 
 
 def real_gradients(gradients: tuple[Any, ...], call: UOp | None) -> list[Any]:
-    """What a gradient function of a call with two outputs is given, as tensors, and the call: tinygrad gives the gradients
-    of those outputs that have one, and where that is one, the call as a second argument instead of by its name.
+    """What a gradient function of a call with two outputs is given, as tensors, and the call. tinygrad gives the
+    gradients of those outputs that have one; if it is one only, the call is the second argument, and not named.
     """
     if call is None:  # nothing but the norm reads the sum
         gradients, call = gradients[:-1], gradients[-1]

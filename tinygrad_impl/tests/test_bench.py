@@ -11,14 +11,13 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import cycle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch._dynamo.utils
-from tinygrad import Tensor, TinyJit, dtypes
+from tinygrad import Tensor, TinyJit
 from tinygrad.engine import jit
 from tinygrad.engine.realize import run_linear
 
@@ -29,6 +28,7 @@ from data.checkpoints.initialize import initial_weights
 from data.cli import InputError
 from data.testing import call, refused
 from tinygrad_impl import bench
+from tinygrad_impl.backend import Plain
 from torch_ref.bench_worker import Peer
 
 CONFIG = GPT2Config(vocab_size=1024, n_layer=1, n_head=2, n_embd=16, n_positions=32)  # a vocabulary without padding
@@ -84,7 +84,7 @@ def test_both_do_the_same_work(tmp_path: Path) -> None:
     np.save(tmp_path / "tokens.npy", tokens)
     peer = Peer(asdict(CONFIG), bench.SEED, str(tmp_path / "tokens.npy"), "float32", "cpu", compile=False)
     peer.run(bench.WARM_UP)
-    port = bench.Port(CONFIG, tokens, "float32", "CPU", None)
+    port = bench.Port(CONFIG, tokens, "CPU", Plain())
     assert port.first_loss == pytest.approx(peer.first_loss, abs=5e-6)
     ours, theirs = port.trainer.model.arrays(), peer.model.arrays()
     assert np.abs(ours["wte.weight"] - initial_weights(CONFIG, bench.SEED)["wte.weight"]).max() > bench.LR
@@ -156,11 +156,11 @@ def test_steps_of_the_port(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Non
     counts = iter((10, 13))
     monkeypatch.setattr(bench, "Trainer", trainer)
     monkeypatch.setattr(bench, "compiled", lambda: next(counts))
-    kernels = SimpleNamespace()
-    port = bench.Port(CONFIG, TOKENS, "bfloat16", "CPU", kernels)  # type: ignore[arg-type]
+    backend = Plain()
+    port = bench.Port(CONFIG, TOKENS, "CPU", backend)
     assert taken[0][0] is CONFIG
     np.testing.assert_array_equal(taken[0][1], initial_weights(CONFIG, 1337)["wte.weight"])
-    assert taken[0][2] == {"autocast": dtypes.bfloat16, "kernels": kernels}
+    assert taken[0][2] == {"backend": backend}
     assert port.figures["seconds"] == [7 + 1, 2, 4]
     assert (port.figures["compiled"], port.figures["first_loss"]) == (3, 5.0)
     assert port.run(2)["seconds"] == [8, 16]
@@ -177,7 +177,7 @@ def test_a_step_that_is_left_out_is_not_measured(
 ) -> None:
     monkeypatch.setattr(bench, "Trainer", scripted_trainer(clock, [4.0, loss], [2.0, norm], []))
     with pytest.raises(InputError, match=f"loss became {loss} and the gradient's norm {norm}; this measures nothing"):
-        bench.Port(CONFIG, TOKENS, "float32", "CPU", None)
+        bench.Port(CONFIG, TOKENS, "CPU", Plain())
 
 
 def test_memory_is_the_most_there_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,8 +414,8 @@ def test_turns(scripted: list[Any], tmp_path: Path) -> None:
         expected += [(name, 1 + steps) for name in (forth[::-1] if i % 2 else forth)]
         expected += [("torch-eager", "ceilings")]
     assert asked[3:] == expected
-    _, config, tokens, dtype, device, kernels = scripted[2]
-    assert (config, dtype, device, kernels) == (CONFIG, "float32", "CPU", None)
+    _, config, tokens, device, backend = scripted[2]
+    assert (config, device, backend) == (CONFIG, "CPU", Plain())
     assert tokens.shape == (4, 8, 33)  # as tiny is trained
     np.testing.assert_array_equal(tokens, np.random.default_rng(1337).integers(0, 1024, (4, 8, 33), np.int32))
     for (_, _, build), compile in zip(scripted[:2], (False, True), strict=True):
@@ -430,9 +430,9 @@ def test_defaults(scripted: list[Any], tmp_path: Path, monkeypatch: pytest.Monke
     chosen: list[Any] = []
     names: list[str | None] = []
 
-    def choose(wanted: str, config: GPT2Config, device: str, bfloat16: bool) -> str | None:
+    def choose(wanted: str, config: GPT2Config, device: str, bfloat16: bool) -> Plain:
         chosen.append((wanted, config, device, bfloat16))
-        return "kernels" if device == "CUDA" else None
+        return Plain(name="fused" if device == "CUDA" else "plain")
 
     monkeypatch.setattr(bench, "choose", choose)
     monkeypatch.setattr(bench, "card_name", lambda device: f"card of {device}")

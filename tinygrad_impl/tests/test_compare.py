@@ -21,6 +21,7 @@ from data.testing import Result, call, refused, save_model, write_tokens
 from data.text.loader import Loader
 from data.text.sampling import Sampler
 from tinygrad_impl import compare
+from tinygrad_impl.backend import Plain
 from tinygrad_impl.compare import main
 from tinygrad_impl.tests.support import by_torch, save_sure_model
 
@@ -210,7 +211,7 @@ def test_a_run_names_its_data_and_keeps_the_page(
     step_20 = load(run / "checkpoints" / "step-20")[1]["wte.weight"]
     for found_there, expected in zip(weights, [load(smallest)[1]["wte.weight"]] * 2 + [step_20] * 2, strict=True):
         np.testing.assert_array_equal(found_there, expected)
-    assert [arguments[1:] for arguments in quick.made] == [(None, None)] * 4
+    assert [arguments[1:] for arguments in quick.made] == [(Plain(),)] * 4
     samplers = [sampler for _, _, sampler in quick.asked]
     assert [(s.temperature, s.top_k, s.top_p) for s in samplers] == [(0.8, None, None)] * 2
     zero = np.random.Generator(np.random.PCG64(0)).random()
@@ -252,7 +253,7 @@ def test_device_dtype_and_stories(
     given = ("--pretrained", smallest, "--finetuned", smallest, "--device", "metal", "--dtype", "bfloat16")
     result = call(main, *given, cwd=tmp_path)
     assert asked == ["metal", "stories"]
-    assert [arguments[1:] for arguments in quick.made] == [(dtypes.bfloat16, None)] * 4
+    assert [arguments[1:] for arguments in quick.made] == [(Plain(dtypes.bfloat16),)] * 4
     assert len(re.findall(r"(?m)^(?:pretrained|finetuned): .*, bfloat16, plain kernels$", result.err)) == 2
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,9 @@ from data.checkpoints.initialize import initial_weights
 from data.testing import Result, call, refused, save_model
 from data.text.sampling import Sampler
 from data.text.tokenizer import EOT, VOCAB_SIZE, tokenizer
-from tinygrad_impl.generate import CHUNK, Drawn, Generator, encode, main, pieces, setup
+from tinygrad_impl.backend import Backend, Plain
+from tinygrad_impl.cached_model import CachedModel
+from tinygrad_impl.generate import CHUNK, Drawn, Generator, backend_for, encode, main, pieces, setup
 from tinygrad_impl.model import GPT2, KVCache
 from tinygrad_impl.tests.support import SURE, by_torch, save_sure_model, seen
 
@@ -78,8 +80,8 @@ class Scripted(Sampler):
 class Witness:
     """Takes a generator's place in the program and keeps what it was given. Writes " 0", " 1", ... after prompts."""
 
-    def __init__(self, model: GPT2, autocast: Any = None, kernels: ModuleType | None = None):
-        self.model, self.autocast, self.kernels = model, autocast, kernels
+    def __init__(self, model: GPT2, backend: Backend):
+        self.model, self.backend = model, backend
 
     def __call__(self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler) -> list[list[int]]:
         self.prompts, self.max_new_tokens, self.sampler = prompts, max_new_tokens, sampler
@@ -157,7 +159,7 @@ def test_without_options(folder: Path, witness: list[Witness]) -> None:
     assert made.max_new_tokens == 200
     assert (made.sampler.temperature, made.sampler.top_k, made.sampler.top_p) == (0.8, None, None)
     assert made.sampler.random.random() == np.random.Generator(np.random.PCG64(0)).random()
-    assert (made.autocast, made.kernels) == (None, None)
+    assert made.backend == Plain()
     for name, array in load(folder)[1].items():
         np.testing.assert_array_equal(made.model.arrays()[name], array)
 
@@ -183,16 +185,16 @@ def test_when_a_text_may_outgrow_the_context(folder: Path) -> None:
 def test_bfloat16_and_what_it_says(folder: Path, witness: list[Witness]) -> None:
     line = generate(folder, "--dtype", "bfloat16").err.splitlines()[0]
     assert line.endswith("cores, bfloat16, plain kernels")
-    assert (witness[0].autocast, witness[0].kernels) == (dtypes.bfloat16, None)
+    assert witness[0].backend == Plain(dtypes.bfloat16)
     line = generate(folder, "--dtype", "float32").err.splitlines()[0]
     assert line.endswith("cores, float32, plain kernels")
-    assert witness[1].autocast is None
-    kernels = ModuleType("kernels")
-    gpt2 = setup("gpt2", GPT2Config(), "METAL", dtypes.bfloat16, kernels)
+    assert witness[1].backend == Plain()
+    fused: Any = SimpleNamespace(name="fused", dtype=dtypes.bfloat16)
+    gpt2 = setup("gpt2", GPT2Config(), "METAL", fused)
     assert gpt2 == "gpt2, 124.4M parameters; METAL, bfloat16, fused kernels"
 
 
-def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_backend_is_chosen_by_dtype_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 is the GPU's default, and what has kernels."""
     asked: list[tuple[Any, ...]] = []
 
@@ -201,9 +203,10 @@ def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
         return "kernels"
 
     monkeypatch.setattr(generate_module, "choose", choose)
-    assert precision(None, SURE, "CPU") == precision("float32", SURE, "CUDA") == (None, None)
+    for dtype, device in ((None, "CPU"), ("float32", "CUDA")):
+        assert backend_for(dtype, SURE, device) == Plain()
     assert asked == []
-    assert precision(None, SURE, "CUDA") == precision("bfloat16", SURE, "METAL") == (dtypes.bfloat16, "kernels")
+    assert backend_for(None, SURE, "CUDA") == backend_for("bfloat16", SURE, "METAL") == "kernels"
     assert asked == [("auto", SURE, device, True) for device in ("CUDA", "METAL")]
 
 
@@ -277,7 +280,7 @@ def test_what_each_token_is_drawn_from(n_positions: int, monkeypatch: pytest.Mon
     for sizes, new in (((1, 4, 9), 40), ((3,), 5), ((7, 2), 1), ((12, 13, 30, 1), 61)):
         generator = Generator(GPT2(config, initial_weights(config, 0)), V=V)
         mirror = Mirror(len(sizes), n_positions)
-        monkeypatch.setattr(generator, "cached", lambda N, mirror=mirror: mirror)
+        monkeypatch.setattr(generator, "decoder", lambda N, mirror=mirror: mirror)
         prompts = [random.integers(0, 97, size).tolist() for size in sizes]
         steps = list(generator.stream(prompts, new, Sampler()))
         expected = []
@@ -331,7 +334,7 @@ def test_beyond_the_context_it_goes_on_from_the_last_half(generator: Generator) 
 @torch.no_grad()
 def test_bfloat16_products(generator: Generator) -> None:
     """Probabilities are the reference's, but for the rounding to 8 bits."""
-    half = Generator(generator.model, dtypes.bfloat16, V=V)
+    half = Generator(generator.model, Plain(dtypes.bfloat16), V=V)
     steps = []
     for each in (half, generator):
         drawn = each.stream([[1, 2, 3]], 4, Scripted([4], [5], [6], [7]))
@@ -389,7 +392,7 @@ def test_nothing_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_token_is_computed_once(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt in chunks, all but its last token, and every new token alone."""
     monkeypatch.setattr(generate_module, "CHUNK", 5)
-    model = CachedModel(generator.model, 1, None, V)
+    model = CachedModel(generator.model, Plain(), 1, V)
     seen: list[tuple[int, list[int]]] = []
 
     def watched(graph: Callable[[Tensor, Tensor], Tensor | None]) -> Callable[[Tensor, Tensor], Tensor | None]:
@@ -400,7 +403,7 @@ def test_a_token_is_computed_once(generator: Generator, monkeypatch: pytest.Monk
         return run
 
     model.prefill, model.decode = watched(model._prefill), watched(model._decode)
-    monkeypatch.setattr(generator, "_models", {1: model})
+    monkeypatch.setattr(generator, "_decoders", {1: model})
     generator([[1, 2, 3, 4, 5, 6, 7, 8]], 3, Scripted([9], [10], [11]))
     chunks = [(0, [1, 2, 3, 4, 5]), (5, [6, 7, 0, 0, 0])]
     assert seen == [*chunks, (7, [8]), (8, [9]), (9, [10])]

@@ -13,7 +13,6 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 from time import sleep
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from data.testing import SMALL, Result, call, refused, save_model, write_tokens
 from data.text.sampling import Sampler
 from data.text.tokenizer import tokenizer
 from tinygrad_impl import train
+from tinygrad_impl.backend import Plain, Tensors
 from tinygrad_impl.generate import Generator
 from tinygrad_impl.model import GPT2
 
@@ -103,9 +103,9 @@ def test_the_options_arrive_in_what_trains(folder: Path, monkeypatch: pytest.Mon
     start, by, files = prepared_training(folder, monkeypatch, **changed, betas=(0.6, 0.7))
     trainer: Any = by.trainer
     assert (trainer.betas, trainer.weight_decay, trainer.clip, trainer.eps) == ((0.6, 0.7), 0.3, 0.7, 1e-8)
-    assert trainer.autocast == dtypes.bfloat16
     evaluate: Any = by.evaluate
-    assert (evaluate.autocast, evaluate.kernels) == (dtypes.bfloat16, None)
+    assert (trainer.backend.name, trainer.backend.dtype) == ("plain", dtypes.bfloat16)
+    assert evaluate.backend is trainer.backend
     assert evaluate.model is trainer.model  # and no copy of it, which would not learn
     assert (by.package, by.device, by.kernels, files) == ("tinygrad_impl", "CPU", "plain", {})
     assert start.options.kernels == "plain"
@@ -119,7 +119,7 @@ def test_what_is_not_given(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     trainer: Any = by.trainer
     evaluate: Any = by.evaluate
     assert (trainer.betas, trainer.weight_decay, trainer.clip) == ((0.9, 0.95), 0.1, 1.0)
-    assert (trainer.autocast, evaluate.autocast) == (None, None)
+    assert (trainer.backend.dtype, evaluate.backend.dtype) == (None, None)
     assert start.options.kernels == "auto"
 
 
@@ -129,22 +129,39 @@ def test_the_kernels_are_chosen_by_what_was_asked_for(
     given: str | None, wanted: str, dtype: str, bfloat16: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(train, "choose", lambda *a, **k: asked.append((*a, k)))
+
+    def choose(*given: Any, **more: Any) -> Plain:
+        asked.append((*given, more))
+        return Plain()
+
+    monkeypatch.setattr(train, "choose", choose)
     prepared_training(folder, monkeypatch, kernels=given, dtype=dtype)
     assert asked == [(wanted, SMALL, "CPU", {"bfloat16": bfloat16})]
 
 
-def test_chosen_kernels_train_validate_and_write(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All three, in the dtype that was asked for; tinygrad's own write in that of the weights."""
-    kernels, generators = SimpleNamespace(keep_halves=lambda parameters: None), list[Any]()
+class Chosen(Plain):
+    """A backend that has copies of what it is bound to."""
+
+    def bind(self, parameters: Tensors) -> "Chosen":
+        bound = Chosen(self.dtype, self.name)
+        bound.parameters = parameters  # type: ignore[attr-defined]
+        return bound
+
+
+def test_the_chosen_backend_trains_validates_and_writes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bound to what is trained, in the dtype that was asked for; tinygrad's own write in that of the weights."""
+    generators = list[Any]()
     monkeypatch.setattr(train, "Generator", lambda *given: generators.append(given))
-    for chosen, said in ((kernels, "fused"), (None, "plain")):
-        monkeypatch.setattr(train, "choose", lambda *a, chosen=chosen, **k: chosen)
+    for name in ("fused", "plain"):
+        monkeypatch.setattr(train, "choose", lambda *_, name=name, **__: Chosen(dtypes.bfloat16, name))
         _, by, _ = prepared_training(folder, monkeypatch, dtype="bfloat16")
         trainer: Any = by.trainer
         evaluate: Any = by.evaluate
-        assert (trainer.kernels, evaluate.kernels, by.kernels) == (chosen, chosen, said)
-        assert generators.pop() == ((trainer.model, dtypes.bfloat16, kernels) if chosen else (trainer.model,))
+        assert trainer.backend.parameters is trainer.parameters
+        assert (evaluate.backend, by.kernels) == (trainer.backend, name)
+        model, backend = generators.pop()
+        assert model is trainer.model
+        assert backend is trainer.backend if name == "fused" else backend.dtype is None
 
 
 @pytest.mark.parametrize(("dtype", "peak"), [("bfloat16", 989e12), ("float32", 67e12)])

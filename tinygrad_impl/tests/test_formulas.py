@@ -1,13 +1,17 @@
-"""The operations that the port adds to tinygrad's own, against numpy."""
+"""The formulas of the port's operations, against numpy and PyTorch."""
+
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from tinygrad import Tensor, dtypes
+from tinygrad.dtype import DType
 
-import tinygrad_impl.functional as F
+import tinygrad_impl.formulas as F
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
+from tinygrad_impl.backend import Plain
 from tinygrad_impl.model import GPT2
 
 RANDOM = np.random.default_rng(0)
@@ -77,8 +81,7 @@ def test_bfloat16_product_is_rounded_once() -> None:
         for shape in ((24, 16), (16,))
     )
     given = [Tensor(array.astype(np.float32)) for array in (x, weight, bias)]
-    with F.autocast(dtypes.bfloat16):
-        y = F.linear(*given)
+    y = F.linear(*given, dtype=dtypes.bfloat16)
     gradients = y.gradient(*given, gradient=Tensor(above.astype(np.float32)).cast(dtypes.bfloat16))
     exact = (x @ weight + bias, above @ weight.T, np.einsum("bti,bto->io", x, above), above.sum((0, 1)))
     for ours, theirs in zip((y, *gradients), exact, strict=True):
@@ -90,7 +93,7 @@ def test_bfloat16_product_is_rounded_once() -> None:
 def test_gelu_and_its_derivative(scale: float) -> None:
     x = (scale * RANDOM.standard_normal(10_000)).astype(np.float32)
     given = Tensor(x)
-    y = F.gelu(given, approximate="tanh")
+    y = F.gelu(given)
     slope = y.sum().gradient(given)[0]
     z = x.astype(np.float64)
     u, du = (np.sqrt(2 / np.pi) * v for v in (z + 0.044715 * z**3, 1 + 3 * 0.044715 * z**2))
@@ -160,8 +163,7 @@ def test_attention_sees_the_past_only() -> None:
     changed = v.copy()
     changed[:, :, 3] += 1
     first, second = (
-        F.scaled_dot_product_attention(Tensor(q), Tensor(k), Tensor(values), is_causal=True).numpy()
-        for values in (v, changed)
+        F.attention(Tensor(q), Tensor(k), Tensor(values), is_causal=True).numpy() for values in (v, changed)
     )
     np.testing.assert_array_equal(first[:, :, :3], second[:, :, :3])
     assert (first[:, :, 3:] != second[:, :, 3:]).all()
@@ -172,50 +174,40 @@ def test_attention_sees_the_past_only() -> None:
 
 
 @pytest.mark.parametrize("computed", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_autocast_keeps_what_needs_it_in_float32(computed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_keeps_what_needs_it_in_float32(computed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The residual stream, softmax, loss and gradients; the operands of GEMMs alone are of 16 bits."""
     config = GPT2Config(vocab_size=61, n_positions=16, n_embd=16, n_layer=1, n_head=2)
-    model = GPT2(config, initial_weights(config, 0))
+    model, backend = GPT2(config, initial_weights(config, 0)), Plain(dtypes.bfloat16)
     tokens = RANDOM.integers(0, 61, (2, 17)).astype(np.int32)
     x, y = Tensor(tokens[:, :-1].copy()), Tensor(tokens[:, 1:].copy())
-    softmax, softmaxed = Tensor.softmax, []
+    softmax, softmaxed, asked = Tensor.softmax, list[DType](), list[DType | None]()
 
     def watched(self: Tensor, axis: int = -1) -> Tensor:
         softmaxed.append(self.dtype)
         return softmax(self, axis)
 
-    monkeypatch.setattr(Tensor, "softmax", watched)
-    with F.autocast(dtypes.bfloat16):
-        assert model.h[0].mlp.c_fc(Tensor.ones(1, 16)).dtype == dtypes.bfloat16
-        assert model.h[0].ln_1(Tensor.ones(1, 16)).dtype == dtypes.float32
-        stream = model.hidden(x)
-        logits, loss = model(x, y)
-    assert softmaxed == [dtypes.float32] * 2
-    assert stream.dtype == dtypes.float32
-    assert logits.dtype == dtypes.bfloat16  # a product
+    loss = model(x, y)[1]
     assert loss is not None
-    assert loss.dtype == dtypes.float32
-    gradients = loss.gradient(model.wte.weight, model.h[0].attn.c_attn.weight)
-    assert [g.dtype for g in gradients] == [dtypes.float32] * 2
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "softmax", watched)
+        for name in ("linear", "attention", "tied_head"):
+            formula = getattr(F, name)
+
+            def given(*sources: Tensor, formula: Any = formula, dtype: DType | None = None, **more: Any) -> Tensor:
+                asked.append(dtype)
+                return cast(Tensor, formula(*sources, **more | {"dtype": dtype}))
+
+            patch.setattr(F, name, given)
+        [lowered] = backend.lower(loss)
+    assert softmaxed == [dtypes.float32]
+    assert asked == [dtypes.bfloat16] * 6  # four linear layers, attention and the head
+    gradients = backend.gradient(lowered, [model.wte.weight, model.h[0].attn.c_attn.weight])
+    assert [g.dtype for g in (lowered, *gradients)] == [dtypes.float32] * 3
     if not computed:  # of inference test_generate.py has it
         return
-    exact = model(x, y)[1]
-    assert exact is not None
-    assert loss.item() != exact.item()
-    assert loss.item() == pytest.approx(exact.item(), rel=2**-8)  # bfloat16 has 8 bits
-
-
-def test_autocast_ends_with_its_block() -> None:
-    with F.autocast(dtypes.bfloat16):
-        with F.autocast(None):
-            assert F.compute_dtype is None
-        assert F.compute_dtype == dtypes.bfloat16
-    assert F.compute_dtype is None
-
-
-def test_autocast_ends_with_an_exception() -> None:
-    with pytest.raises(KeyError), F.autocast(dtypes.bfloat16):
-        raise KeyError
-    assert F.compute_dtype is None
+    [exact] = Plain().lower(loss)
+    assert lowered.item() != exact.item()
+    assert lowered.item() == pytest.approx(exact.item(), rel=2**-8)  # bfloat16 has 8 bits
 
 
 def compare(
@@ -251,10 +243,8 @@ def test_layer_norm(rows: int, width: int, eps: float) -> None:
     """In one sum, and of more than 256 numbers in blocks of 128; the epsilon is that of the model."""
     x, weight, bias = (RANDOM.standard_normal(shape) for shape in ((1, rows, width), (width,), (width,)))
     (a, w, b), theirs = both(x / 2 + 1, weight, bias)
-    norm = F.LayerNorm(width, eps=eps)
-    norm.weight, norm.bias = w, b
     z = torch.nn.functional.layer_norm(theirs[0], (width,), theirs[1], theirs[2], eps)
-    compare((norm(a), [a, w, b]), (z, theirs), 1e-11)
+    compare((F.layer_norm(a, w, b, eps), [a, w, b]), (z, theirs), 1e-11)
 
 
 @pytest.mark.parametrize("mask", ["causal", "given", "none"])
@@ -265,9 +255,7 @@ def test_attention(mask: str) -> None:
     ours = [q_ours, k_ours, v_ours]
     seen = np.tri(T, S, S - T, dtype=bool) & (RANDOM.random((2, 1, T, S)) < 0.6) | np.eye(T, S, dtype=bool)
     given, causal = mask == "given", mask == "causal"
-    y = F.scaled_dot_product_attention(
-        q_ours, k_ours, v_ours, attn_mask=Tensor(seen) if given else None, is_causal=causal
-    )
+    y = F.attention(q_ours, k_ours, v_ours, attn_mask=Tensor(seen) if given else None, is_causal=causal)
     q, k, v = theirs
     other = torch.tensor(seen) if given else None
     z = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=other, is_causal=causal)
@@ -294,8 +282,8 @@ def test_the_head_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     nearest = torch.tensor(x @ table.T).bfloat16().float().numpy()
     for on_cpu in (True, False):
         monkeypatch.setattr(F, "is_cpu", lambda x, on_cpu=on_cpu: on_cpu)
-        with F.autocast(dtypes.bfloat16):
-            logits = F.tied_head(Tensor(x.astype(np.float32)), Tensor(table.astype(np.float32)))
+        given = Tensor(x.astype(np.float32)), Tensor(table.astype(np.float32))
+        logits = F.tied_head(*given, dtype=dtypes.bfloat16)
         assert logits.dtype == dtypes.bfloat16
         np.testing.assert_array_equal(logits.float().numpy()[..., :130], nearest)
 
@@ -309,44 +297,11 @@ def test_partial_sums(count: int, parts: int) -> None:
     np.testing.assert_allclose(found.sum(-1), x.sum(-1), rtol=0, atol=1e-12)
 
 
-class Kernels:
-    """Takes the place of the kernels' module, and says what it was asked for."""
-
-    def __init__(self, able: bool):
-        self.asked: list[str] = []
-        self.able = able
-
-    def __getattr__(self, name: str) -> object:
-        def compute(*arguments: object) -> str | None:
-            self.asked.append(name)
-            return name if self.able or name in ("linear", "tied_head", "normalised") else None
-
-        return compute
-
-
-def test_kernels_compute_what_they_can() -> None:
-    """Where they are chosen, and attention only where it is causal; what they cannot is computed as without them."""
-    x = Tensor.ones(1, 2, 3, 4)
-    for able in (True, False):
-        kernels = Kernels(able)
-        with F.autocast(dtypes.bfloat16, kernels):  # type: ignore[arg-type]
-            assert F.linear(x, x, x) == "linear"
-            assert F.tied_head(x, x) == "tied_head"
-            assert F.LayerNorm(4)(x) == "normalised"
-            found = [F.gelu(x, "tanh"), F.scaled_dot_product_attention(x, x, x, is_causal=True)]
-            found += [F.cross_entropy(Tensor.ones(1, 2, 5), Tensor.zeros(1, 2, dtype=dtypes.int32), -100)]
-            assert isinstance(F.scaled_dot_product_attention(x, x, x), Tensor)
-        names = ["gelu", "scaled_dot_product_attention", "mean_loss"]
-        assert kernels.asked == ["linear", "tied_head", "normalised", *names]
-        assert [y if able else isinstance(y, Tensor) for y in found] == (names if able else [True] * 3)
-        assert F.fused is None
-
-
 def test_gradients_of_biases_are_sums_in_blocks_of_rows() -> None:
     """Of 4096 rows of one sign: in one running sum, their rounding errors would be ten times as large."""
     above, hidden = RANDOM.random((1, 4096, 4), np.float32), RANDOM.standard_normal((1, 4096, 4), np.float32)
-    norm, bias = F.LayerNorm(4), Tensor.zeros(4).contiguous()
-    layer = F.linear(Tensor(hidden), Tensor.ones(4, 4).contiguous(), bias)
-    for out, parameter in ((layer, bias), (norm(Tensor(hidden)), norm.bias)):
+    weight, bias = Tensor.ones(4, 4).contiguous(), Tensor.zeros(4).contiguous()
+    layer, norm = F.linear(Tensor(hidden), weight, bias), F.layer_norm(Tensor(hidden), weight[0], bias, 1e-5)
+    for out, parameter in ((layer, bias), (norm, bias)):
         [gradient] = out.gradient(parameter, gradient=Tensor(above))
         np.testing.assert_allclose(gradient.numpy(), above.astype(np.float64).sum((0, 1)), rtol=6e-7)
