@@ -12,7 +12,7 @@ from tinygrad import dtypes
 from tinygrad.dtype import DType
 
 from data.checkpoints.config import PRESETS
-from tinygrad_impl.kernels import adamw, attention, cross_entropy, decode, embedding, layer_norm, matmul
+from tinygrad_impl.kernels import GPU, adamw, attention, cross_entropy, decode, embedding, layer_norm, matmul
 from tinygrad_impl.kernels.launch import Launch, compile_kernel
 
 DTYPES = {"b": dtypes.bfloat16, "f": dtypes.float32, "d": dtypes.float64, "i": dtypes.int32, "l": dtypes.int64}
@@ -21,17 +21,17 @@ B, T, H, C, V = 32, 1024, CONFIG.n_head, CONFIG.n_embd, CONFIG.vocab_size
 R, PADDED = B * T, 50304
 
 
-def training() -> Iterator[tuple[Launch, str]]:
+def training(gpu: GPU) -> Iterator[tuple[Launch, str]]:
     """Kernels with the dtypes of their tensors: what they write, what they read."""
-    yield matmul.forward(R, C, 3 * C), "b bbf"
-    yield matmul.forward(R, C, 4 * C, gelu=True), "bb bbf"
-    yield matmul.input_gradient(R, C, 3 * C), "b bb"
-    yield matmul.input_gradient(R, 4 * C, C, gelu=True), "bbf bbb"
-    yield matmul.weight_gradient(R, C, 4 * C), "f bb"
-    yield matmul.head(R, C, PADDED), "b bb"
-    yield matmul.head_input_gradient(R, C, PADDED), "b bb"
-    yield matmul.head_weight_gradient(R, C, PADDED, V), "f bb"
-    yield matmul.head_weight_gradient(R, C, PADDED, V, R, add=True), "f bb"
+    yield matmul.forward(gpu, R, C, 3 * C), "b bbf"
+    yield matmul.forward(gpu, R, C, 4 * C, gelu=True), "bb bbf"
+    yield matmul.input_gradient(gpu, R, C, 3 * C), "b bb"
+    yield matmul.input_gradient(gpu, R, 4 * C, C, gelu=True), "bbf bbb"
+    yield matmul.weight_gradient(gpu, R, C, 4 * C), "f bb"
+    yield matmul.head(gpu, R, C, PADDED), "b bb"
+    yield matmul.head_input_gradient(gpu, R, C, PADDED), "b bb"
+    yield matmul.head_weight_gradient(gpu, R, C, PADDED, V), "f bb"
+    yield matmul.head_weight_gradient(gpu, R, C, PADDED, V, R, add=True), "f bb"
     yield matmul.column_sums(R, C, 64), "f f"
     yield matmul.column_sums(528, C, 1, outs=3), "fff f"
     yield attention.forward(B, T, H, C // H), "bf b"
@@ -39,7 +39,7 @@ def training() -> Iterator[tuple[Launch, str]]:
     yield attention.key_gradient(B, T, H, C // H), "bf bbff"
     yield layer_norm.forward(R, C, 1e-5, True), "fbff fbff"
     yield layer_norm.forward(R, C, 1e-5, False), "bff fff"
-    yield layer_norm.backward(R, C, True), "fbf bfffff"
+    yield layer_norm.backward(gpu, R, C, True), "fbf bfffff"
     yield cross_entropy.forward(R, V, PADDED, -100), "fb if"
     to_keys, to_order = embedding.sort(R)
     runs, rest = embedding.sums(R, C)
@@ -48,10 +48,9 @@ def training() -> Iterator[tuple[Launch, str]]:
     yield adamw.squares([C * C, C]), "f ff"
 
 
-def generating() -> Iterator[tuple[Launch, str]]:
-    yield decode.copies([C * C, C * 4 * C]), "bb ff"
+def generating(gpu: GPU) -> Iterator[tuple[Launch, str]]:
     for rows, tokens in ((1, 1), (4, 1), (64, 1), (4, 64)):
-        k = decode.Launches(CONFIG, rows, tokens, V)
+        k = decode.Launches(gpu, CONFIG, rows, tokens, V)
         yield from [(k.embed, "fff iiff"), (k.qkv, "bbb fffffbfi"), (k.attention, "b bbbi"), (k.project, "fff bbff")]
         yield from [(k.gelu, "b fffffbf"), (k.contract, "fff bbff"), (k.head, "flf fffffb")]
     yield from [(k.greedy, "iiiif lf"), (k.sort, "ld fld"), (k.draw, "iiiif lflddd")]
@@ -59,14 +58,14 @@ def generating() -> Iterator[tuple[Launch, str]]:
 
 def shared_memory(capability: int) -> list[tuple[str, int]]:
     """Of each kernel for that compute capability, its name and bytes."""
-    matmul.capability = capability
+    gpu = GPU(capability, multiprocessors=132)
 
     def compiled(kernel: Launch, letters: str) -> tuple[str, int]:
         types: tuple[DType, ...] = tuple(DTYPES[letter] for letter in letters.replace(" ", ""))
         return kernel.name, compile_kernel(kernel, types, f"sm_{capability}").metadata.shared
 
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda pair: compiled(*pair), [*training(), *generating()]))
+        return list(pool.map(lambda pair: compiled(*pair), [*training(gpu), *generating(gpu)]))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,15 @@ from tinygrad import dtypes
 from tinygrad.engine.realize import runtime_cache
 from tinygrad.uop.ops import UOp
 
+from tinygrad_impl.kernels import GPU
 from tinygrad_impl.kernels.launch import SCRATCH, Launch, wrap
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"  # as conftest.py found it
+if DEVICE == "cuda":
+    found = torch.cuda.get_device_properties(0)
+    THIS_GPU = GPU(10 * found.major + found.minor, found.multi_processor_count)
+else:
+    THIS_GPU = GPU(90, 132)  # an H100
 slow_without_gpu = pytest.mark.slow if DEVICE == "cpu" else lambda test: test
 DTYPES = {
     dtypes.float64: torch.float64,
@@ -184,3 +190,10 @@ def interpreted_program(kernel: Launch, outs: int, device: str, *args: UOp) -> U
     uop = wrap(kernel, outs, args)
     runtime_cache.setdefault((uop.key, device), Interpreted(kernel, outs, args))
     return uop
+
+
+def names(graph: Any) -> list[str]:
+    """Of the kernels of a captured `TinyJit`, in order."""
+    calls = graph.captured.linear.src
+    inner = [c for call in calls for c in (call.src[0].src[0].src if call.src[0].arg == "graph" else [call])]
+    return [call.src[0].arg.name for call in inner if hasattr(call.src[0].arg, "name")]

@@ -6,17 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tinygrad import Tensor
 
 import torch_ref.model
 from data.checkpoints.config import GPT2Config
 from data.text.sampling import Sampler, probability
 from parity_tests.weights import random_weights
-from tinygrad_impl.kernels.tests.support import DEVICE
+from tinygrad_impl.kernels.tests.support import DEVICE, THIS_GPU
 
 from tinygrad_impl import generate  # isort: skip: after the support
-from tinygrad_impl.kernels import decode, fused, launch  # isort: skip
+from tinygrad_impl.kernels import decode, draw, launch  # isort: skip
+from tinygrad_impl.kernels.fused import Fused  # isort: skip
 from tinygrad_impl.model import GPT2  # isort: skip
+from tinygrad_impl.trainer import Trainer  # isort: skip
 
 V = 100
 V2 = 300  # in several blocks
@@ -78,9 +79,7 @@ def test_logits(
     for layer in range(layers):
         arrays[f"h.{layer}.attn.c_attn.weight"][:, : 2 * width] *= 3  # some keys matter far more than others
     arrays["wte.weight"][V2 // 2 :] = arrays["wte.weight"][: V2 // 2]  # each logit is there twice, in different blocks
-    weights = decode.Weights(GPT2(config, arrays))
-    weights.update()
-    decoder = decode.Decoder(weights, N, chunk, V2)
+    decoder = decode.Decoder(GPT2(config, arrays), Fused(THIS_GPU), N, chunk, V2)
     tokens, rows = np.random.default_rng(N).integers(0, V2, (N, P)), np.arange(N)
     places = [np.minimum((rows + held) % P if N > 3 else held - rows % 3 + step, P - 1) for step in range(steps)]
     prompt = np.where(np.arange(P) < places[0][:, None], tokens, tokens[:, ::-1])
@@ -99,13 +98,13 @@ def test_logits(
 
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "SORTED", 64)  # several of so few tokens
+    monkeypatch.setattr(draw, "SORTED", 64)  # several of so few tokens
 
 
 def drawn_by_kernels(logits: np.ndarray, settings: list[float], numbers: np.ndarray) -> np.ndarray:
     """The tokens drawn from logits (N, V) with numbers (N,)."""
     N, V = logits.shape
-    k = decode.Launches(GPT2Config(vocab_size=V), N, 1, V)
+    k = decode.Launches(THIS_GPU, GPT2Config(vocab_size=V), N, 1, V)
     blocks, parts = k.draw.constants["BLOCKS"], k.draw.constants["PARTS"]
 
     def tensor(values: Any, dtype: torch.dtype) -> torch.Tensor:
@@ -121,7 +120,7 @@ def drawn_by_kernels(logits: np.ndarray, settings: list[float], numbers: np.ndar
     sums = tensor(
         np.repeat(np.exp(logits.astype(np.float64) - top[:, None]).sum(1)[:, None] / blocks, blocks, 1), torch.float32
     )
-    keys = torch.zeros(N, parts, decode.SORTED, dtype=torch.int64, device=DEVICE)
+    keys = torch.zeros(N, parts, draw.SORTED, dtype=torch.int64, device=DEVICE)
     shares = torch.full(keys.shape, np.nan, dtype=torch.float64, device=DEVICE)
     state = [torch.zeros(N, dtype=torch.int32, device=DEVICE) for _ in range(3)]
     drawn, chances = tensor(np.full((1, N), -9), torch.int32), tensor(np.full((1, N), np.nan), torch.float32)
@@ -176,8 +175,8 @@ def generator(device: None, arrays: dict[str, np.ndarray]) -> Iterator[generate.
         patch.setattr(generate, "EOT", V)
         patch.setattr(generate, "CHUNK", 4)
         patch.setattr(decode, "STEPS", 3)
-        patch.setattr(decode, "SORTED", 64)
-        yield generate.Generator(GPT2(CONFIG, arrays), kernels=fused, V=V - 10)
+        patch.setattr(draw, "SORTED", 64)
+        yield generate.Generator(GPT2(CONFIG, arrays), Fused(THIS_GPU), V - 10)
 
 
 class Watching(Sampler):
@@ -241,8 +240,8 @@ def test_texts_beyond_the_context(generator: generate.Generator, settings: dict[
 def test_the_host_draws_what_is_uncertain(generator: generate.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of a burst too, with the logits of that step and the numbers that it has."""
     expected = generator(PROMPTS, 6, Sampler(**SETTINGS[1]))
-    monkeypatch.setattr(decode, "CLOSE", decode.tl.constexpr(0.03))
-    decoder, certain = generator.cached(2), list[Any]()
+    monkeypatch.setattr(draw, "CLOSE", draw.tl.constexpr(0.03))
+    decoder, certain = generator.decoder(2), list[Any]()
     assert isinstance(decoder, decode.Decoder)
     run = decoder.run
 
@@ -268,21 +267,31 @@ def test_a_row_ends_before_the_end_of_text(generator: generate.Generator, monkey
     assert generator(PROMPTS, 7, Sampler(0)) == [first[: first.index(ending)], second]
 
 
-def test_weights_that_have_changed(generator: generate.Generator, arrays: dict[str, np.ndarray]) -> None:
-    """Training changes them between two texts."""
-    before = generator(PROMPTS, 2, Sampler(0))
-    for name, part in (("wte.weight", generator.model.wte), ("h.0.mlp.c_proj.weight", generator.model.h[0].mlp.c_proj)):
-        kept = part.weight.numpy()
-        part.weight.assign(Tensor(kept[::-1].copy())).realize()
-        found = np.array(generator(PROMPTS, 2, Sampler(0))).T
-        part.weight.assign(Tensor(kept)).realize()
-        expected, _ = by_reference(arrays | {name: arrays[name][::-1].copy()}, found, Sampler(0))
-        assert before != found.T.tolist() == expected.T.tolist()
+def test_texts_follow_training(generator: generate.Generator, arrays: dict[str, np.ndarray]) -> None:
+    """A generator with a trainer's backend reads the copies that its steps change, and those that `restore` does."""
+    trainer = Trainer(CONFIG, arrays, backend=Fused(THIS_GPU))
+    training = generate.Generator(trainer.model, trainer.backend, V - 10)
+    before, moments = generator(PROMPTS, 2, Sampler(0)), trainer.moments()
+    assert training(PROMPTS, 2, Sampler(0)) == before
+
+    def changed() -> bool:
+        found = np.array(training(PROMPTS, 2, Sampler(0))).T
+        expected, _ = by_reference(trainer.model.arrays(), found, Sampler(0))
+        return found.tolist() == expected.tolist() != np.array(before).T.tolist()
+
+    x = np.array([[1, 2, 3, 4]], np.int32)
+    trainer.step([(x, x[:, ::-1].copy())], 0.1)
+    assert changed()
+    for name in ("wte.weight", "h.0.mlp.c_proj.weight"):
+        trainer.restore(arrays | {name: arrays[name][::-1].copy()}, moments, 0)
+        assert changed(), name
+    trainer.restore(arrays, moments, 0)
+    assert training(PROMPTS, 2, Sampler(0)) == before
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="there they are one graph")
 def test_how_many_kernels(generator: generate.Generator) -> None:
-    decoder = generator.cached(2)
+    decoder = generator.decoder(2)
     assert isinstance(decoder, decode.Decoder)
     for sampler, drawing in ((Sampler(0), 1), (Sampler(), 2)):
         decoder.run(np.array([1, 2]), np.array([0, 0]), 3, sampler)

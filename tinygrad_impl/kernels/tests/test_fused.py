@@ -1,19 +1,22 @@
 """The kernels in tinygrad's graphs, as training uses them: the parity proof, and what they must not do besides."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 import torch
-from tinygrad import Tensor, dtypes
+from tinygrad import Tensor, nn
 
-import tinygrad_impl.functional as F
 import torch_ref.model
 from data.checkpoints.config import GPT2Config
 from parity_tests.checks import flow_rows, gradient_rows, step_rows
 from parity_tests.setting import Setting, random_batches
 from parity_tests.weights import random_weights
 from tinygrad_impl.evaluate import Evaluator
-from tinygrad_impl.kernels import embedding, fused, layer_norm, matmul
-from tinygrad_impl.kernels.tests.support import DEVICE, relative_error, slow_without_gpu
+from tinygrad_impl.kernels import GPU, embedding, matmul, operations
+from tinygrad_impl.kernels.fused import Fused
+from tinygrad_impl.kernels.operations import Operations
+from tinygrad_impl.kernels.tests.support import DEVICE, THIS_GPU, names, relative_error, slow_without_gpu
 from tinygrad_impl.trainer import Trainer
 
 # heads of 32 and of 64; a vocabulary that fills no tile, and one that fills two
@@ -23,8 +26,8 @@ OTHER = GPT2Config(vocab_size=256, n_positions=24, n_embd=64, n_layer=2, n_head=
 pytestmark = pytest.mark.usefixtures("device")
 
 
-def setting_of(config: GPT2Config) -> Setting:
-    return Setting(config, random_weights(config, 0, 0.2), "bfloat16", DEVICE.upper(), fused)
+def setting_of(config: GPT2Config, gpu: GPU = THIS_GPU) -> Setting:
+    return Setting(config, random_weights(config, 0, 0.2), "bfloat16", DEVICE.upper(), Fused(gpu, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +42,12 @@ def trainer(setting: Setting) -> Trainer:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything in several parts or turns, of which the last are smaller: the rows of the head, sums for the gradients
-    of weights, tiles of products and of layer norm's backward pass, sums for that of the embedding.
+    """In several parts, of which the last are smaller: the rows of the head, sums for the gradients of weights and for
+    that of the embedding.
     """
-    monkeypatch.setattr(fused, "HEAD_ROWS", 20)
-    monkeypatch.setattr(matmul, "parts", lambda *sizes: 3)
+    monkeypatch.setattr(operations, "HEAD_ROWS", 20)
+    monkeypatch.setattr(matmul, "parts", lambda *given: 3)
     monkeypatch.setitem(matmul.HOPPER, "BK", 16)
-    monkeypatch.setattr(matmul, "PROCESSORS", 2)
-    monkeypatch.setattr(layer_norm, "PROGRAMS", 2)
     monkeypatch.setattr(embedding, "SORTED", 64)
     monkeypatch.setattr(embedding, "SUMMED", 4)
 
@@ -54,13 +55,6 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def random_batch(rows: int = 2, length: int = 8) -> tuple[np.ndarray, np.ndarray]:
     x = np.random.default_rng(rows * length).integers(0, CONFIG.vocab_size, (2, rows, length)).astype(np.int32)
     return x[0], x[1]
-
-
-def names(graph: object) -> list[str]:
-    """Of the kernels of a captured graph, in order."""
-    calls = graph.captured.linear.src  # type: ignore[attr-defined]
-    inner = [c for call in calls for c in (call.src[0].src[0].src if call.src[0].arg == "graph" else [call])]
-    return [call.src[0].arg.name for call in inner if hasattr(call.src[0].arg, "name")]
 
 
 def prove(setting: Setting, rows: int, length: int) -> None:
@@ -82,14 +76,17 @@ def test_proof(setting: Setting) -> None:
 
 @pytest.mark.usefixtures("small_parts")
 def test_proof_in_parts() -> None:
-    prove(setting_of(OTHER), 2, 24)
+    """And in several turns, since a GPU of one multiprocessor runs few programs: tiles of GEMMs, and rows of layer
+    norm's backward pass.
+    """
+    prove(setting_of(OTHER, GPU(THIS_GPU.capability, 1)), 2, 24)
 
 
 @slow_without_gpu  # the catalogue's bugs show it too
 def test_proof_notices(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer norm that is 5 % too large."""
-    right = fused.normalised
-    monkeypatch.setattr(fused, "normalised", lambda *args: right(*args) * 1.05)
+    right = Operations.layer_norm
+    monkeypatch.setattr(Operations, "layer_norm", lambda *given, eps: [y * 1.05 for y in right(*given, eps)])
     rows = flow_rows(setting, setting.references(), random_batches(CONFIG, 1, 8, seed=0, count=1))
     assert "h.0.ln_1" in {row.name for row in rows if not row.passed}
 
@@ -152,8 +149,8 @@ def test_ignored_targets(setting: Setting, trainer: Trainer) -> None:
 
 def test_loss_alone_needs_no_products_of_gradients(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     """An evaluation with its rows in two parts has each part's logits and loss, and that is all."""
-    monkeypatch.setattr(fused, "HEAD_ROWS", 8)
-    evaluator = Evaluator(setting.trainer().model, dtypes.bfloat16, fused)
+    monkeypatch.setattr(operations, "HEAD_ROWS", 8)
+    evaluator = Evaluator(setting.trainer().model, setting.backend)
     evaluator([random_batch()] * 2)
     last = [name for name in names(evaluator._loss) if name.startswith(("matmul", "cross_entropy"))][-4:]
     assert [name.split("_")[0] for name in last] == ["matmul", "cross", "matmul", "cross"]
@@ -170,71 +167,52 @@ def test_same_bits_in_every_run(setting: Setting) -> None:
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
+def is_matrix(name: str) -> bool:
+    """Whether GEMMs read this parameter."""
+    return name.endswith("weight") and "ln_" not in name and name != "wpe.weight"
+
+
+def agree(backend: Fused, parameters: Mapping[str, Tensor]) -> bool:
+    """The copies are the matrices in bfloat16, those of other parameters are none, and rows of padding are 0."""
+    pairs = [(backend.copies[p.uop].float().numpy(), p.numpy()) for name, p in parameters.items() if is_matrix(name)]
+    assert len(pairs) == len(backend.copies) == 1 + 4 * CONFIG.n_layer
+    return all(
+        np.array_equal(copy[: len(p)], torch.tensor(p).bfloat16().float().numpy()) and not copy[len(p) :].any()
+        for copy, p in pairs
+    )
+
+
 def test_copies_follow_the_weights(trainer: Trainer) -> None:
     """The bfloat16 matrices are those of the weights after a step, and after weights were put in from outside."""
-
-    def agree() -> bool:
-        """They are, and rows of padding are 0."""
-        pairs = [
-            (fused.halves[p.uop].float().numpy(), p.numpy()) for name, p in trainer.parameters.items() if halved(name)
-        ]
-        assert len(pairs) == 5
-        return all(
-            np.array_equal(half[: len(p)], torch.tensor(p).bfloat16().float().numpy()) and not half[len(p) :].any()
-            for half, p in pairs
-        )
-
-    def halved(name: str) -> bool:
-        return name.endswith("weight") and "ln_" not in name and name != "wpe.weight"
-
-    before = trainer.model.arrays(), trainer.moments()
-    assert agree()
+    backend, before = trainer.backend, (trainer.model.arrays(), trainer.moments())
+    assert isinstance(backend, Fused)
+    assert agree(backend, trainer.parameters)
+    assert [len(copy) for copy in backend.copies.values()].count(384) == 1  # of 300 tokens, three tiles
     for _ in range(2):
         trainer.step([random_batch()], 1e-2)
-        assert agree()
+        assert agree(backend, trainer.parameters)
     trainer.restore(*before, 0)
-    assert agree()
+    assert agree(backend, trainer.parameters)
     assert all(np.array_equal(p.numpy(), before[0][name]) for name, p in trainer.parameters.items())
+
+
+def test_whose_copies_they_are(setting: Setting, trainer: Trainer) -> None:
+    """A bound backend is bound to the model that it has copies of, and shares them; another model gets its own."""
+    unbound, bound = setting.backend, trainer.backend
+    assert isinstance(unbound, Fused)
+    assert isinstance(bound, Fused)
+    assert (unbound.copies, unbound.parameters) == ({}, {})
+    assert bound.bind(trainer.parameters) is bound
+    assert (bound.gpu, bound.strict) == (unbound.gpu, unbound.strict)
+    parameters = nn.state.get_state_dict(setting.model())
+    other = bound.bind(parameters)
+    assert agree(other, parameters)
+    assert not other.copies.keys() & bound.copies.keys()
+    assert agree(bound, trainer.parameters)
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng((seed, *shape)).standard_normal(shape, np.float32)
-
-
-def halves_of(*arrays: np.ndarray) -> list[torch.Tensor]:
-    """Rounded to bfloat16, in float64, and differentiable."""
-    return [torch.tensor(array).bfloat16().double().requires_grad_() for array in arrays]
-
-
-def test_linear_and_gelu_by_themselves() -> None:
-    """Where no other layer follows: of so many rows that the gradient of a bias is summed in parts."""
-    x, w, b, dy = normal(1030, 64), normal(64, 64) / 8, normal(64), normal(1030, 64)
-    tensors = [Tensor(t) for t in (x, w, b)]
-    truth = [*halves_of(x, w), torch.tensor(b).double().requires_grad_()]
-    for activated in (False, True):
-        with F.autocast(dtypes.bfloat16, fused):
-            y = F.linear(*tensors)
-            y = (F.gelu(y, "tanh") if activated else y).float()
-            found = [y, *(y * Tensor(dy).cast(dtypes.bfloat16).float()).sum().gradient(*tensors)]
-        y64 = truth[0] @ truth[1] + truth[2]
-        y64 = torch.nn.functional.gelu(y64, approximate="tanh") if activated else y64
-        expected = [y64, *torch.autograd.grad(y64, truth, torch.tensor(dy).bfloat16().double())]
-        for got, true in zip(found, expected, strict=True):
-            assert relative_error(torch.tensor(got.numpy()), true.detach()) < 0.005
-
-
-def test_what_no_kernel_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """GELU of no linear layer, attention of what is no c_attn's output, in its order, and the loss of no head: None."""
-    x, target = Tensor(normal(2, 5, 64)), Tensor(np.zeros((2, 5), np.int32))
-    q, k, v = (t.reshape(2, 5, 2, 32).transpose(1, 2) for t in Tensor(normal(2, 5, 192)).split(64, dim=2))
-    assert fused.gelu(x) is None
-    assert fused.mean_loss(x, target, -100) is None
-    for others in ((q, q, v), (q, k, q), (k, k, v), (k, q, v), (q, k, v.contiguous())):
-        assert fused.scaled_dot_product_attention(*others) is None
-    assert fused.scaled_dot_product_attention(q, k, v) is not None
-    monkeypatch.setattr(fused, "scaled_dot_product_attention", lambda *given: pytest.fail("it is causal"))
-    with F.autocast(dtypes.bfloat16, fused):
-        assert F.scaled_dot_product_attention(q, k, v).shape == (2, 2, 5, 32)
 
 
 def test_gradients_of_other_losses(setting: Setting) -> None:
@@ -245,12 +223,11 @@ def test_gradients_of_other_losses(setting: Setting) -> None:
     exact = torch_ref.model.GPT2(CONFIG, {name: array.astype(np.float64) for name, array in setting.arrays.items()})
     parameters = [model.wte.weight, model.ln_f.bias]
     logits64, loss64 = exact(torch.tensor(x).long(), torch.tensor(y).long())
-    for target64 in (2.5 * loss64, (logits64 * torch.tensor(weights)).sum()):
-        with F.autocast(dtypes.bfloat16, fused):
-            logits, loss = model(Tensor(x), Tensor(y))
-            assert loss is not None
-            target = 2.5 * loss if target64.item() == 2.5 * loss64.item() else (logits.float() * Tensor(weights)).sum()
-            found = target.gradient(*parameters)
+    logits, loss = model(Tensor(x), Tensor(y))
+    assert loss is not None
+    targets = 2.5 * loss, (logits.float() * Tensor(weights)).sum()
+    for target, target64 in zip(targets, (2.5 * loss64, (logits64 * torch.tensor(weights)).sum()), strict=True):
+        found = setting.backend.gradient(*setting.backend.lower(target), parameters)
         expected = torch.autograd.grad(target64, [exact.wte.weight, exact.ln_f.bias], retain_graph=True)
         for got, true in zip(found, expected, strict=True):
             assert relative_error(torch.tensor(got.numpy()), true) < 0.02

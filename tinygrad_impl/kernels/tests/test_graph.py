@@ -17,7 +17,7 @@ from tinygrad.uop.ops import UOp
 from tinygrad_impl import kernels
 from tinygrad_impl.kernels.tests.support import DEVICE
 
-from tinygrad_impl.kernels import decode, graph, launch  # isort: skip: after the support
+from tinygrad_impl.kernels import decode, early, graph, launch  # isort: skip: after the support
 
 N = 4096
 
@@ -31,9 +31,9 @@ def on_gpu(test: Callable[..., None]) -> Callable[..., None]:
 def slow_kernel(out, a, b, EARLY: tl.constexpr, WAITS: tl.constexpr, TURNS: tl.constexpr, SIZE: tl.constexpr):
     """a + b + 1, which is read at once and written after some ten microseconds."""
     i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
-    decode.begin_next(EARLY)
+    early.begin_next(EARLY)
     if WAITS:
-        decode.wait(EARLY)
+        early.wait(EARLY)
     total = tl.load(a + i) + tl.load(b + i) + 1
     turned = total
     for _ in range(TURNS):

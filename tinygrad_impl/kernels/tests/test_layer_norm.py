@@ -4,14 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tinygrad_impl.kernels import layer_norm
-from tinygrad_impl.kernels.tests.support import DEVICE, check, check_rounding, run_launch
+from tinygrad_impl.kernels import GPU, layer_norm
+from tinygrad_impl.kernels.tests.support import DEVICE, THIS_GPU, check, check_rounding, run_launch
 
-# rows, columns, epsilon, programs of the backward pass: one turn, the last not full; two, four (in the last of which
-# most have nothing)
-SHAPES = [(37, 64, 1e-5, 528), (1, 384, 0.5, 528), (31, 192, 1e-3, 2), (50, 64, 0.5, 2), (10, 1600, 1e-5, 528)]
+# rows, columns, epsilon, multiprocessors, each with 4 programs of the backward pass: one turn, in which the last is not
+# full; two, four (in the last of which most have nothing)
+SHAPES = [(37, 64, 1e-5, 132), (1, 384, 0.5, 132), (63, 192, 1e-3, 1), (100, 64, 0.5, 1), (10, 1600, 1e-5, 132)]
 if DEVICE == "cuda":
-    SHAPES += [(32768, 768, 1e-5, 528), (5000, 1024, 1e-3, 528), (5000, 1280, 1e-5, 528), (5000, 1600, 1e-5, 528)]
+    SHAPES += [(32768, 768, 1e-5, 132), (5000, 1024, 1e-3, 132), (5000, 1280, 1e-5, 132), (5000, 1600, 1e-5, 132)]
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -32,12 +32,10 @@ def by_torch(
     return [y.detach(), dx if past is None else dx + past.to(x.dtype), dweight, dbias]
 
 
-@pytest.mark.parametrize(("R", "C", "eps", "programs"), SHAPES)
+@pytest.mark.parametrize(("R", "C", "eps", "multiprocessors"), SHAPES)
 @pytest.mark.parametrize("added", [True, False])
-def test_forward_and_backward(
-    R: int, C: int, eps: float, programs: int, added: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(layer_norm, "PROGRAMS", programs)
+def test_forward_and_backward(R: int, C: int, eps: float, multiprocessors: int, added: bool) -> None:
+    gpu = GPU(THIS_GPU.capability, multiprocessors)
     x, a = random(R, C) + 1, random(R, C, seed=1).bfloat16()
     x, a = (t * torch.logspace(-1, 1, R, device=DEVICE)[:, None].to(t.dtype) for t in (x, a))  # some near epsilon
     weight, bias = 1 + random(C, seed=2) / 10, random(C, seed=3)
@@ -57,8 +55,8 @@ def test_forward_and_backward(
     torch.testing.assert_close(mean.double(), s.double().mean(1), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(rstd.double(), (s.double().var(1, correction=0) + eps).rsqrt(), rtol=1e-5, atol=0)
 
-    kernel = layer_norm.backward(R, C, past is not None)
-    assert kernel.grid[0] <= programs
+    kernel = layer_norm.backward(gpu, R, C, past is not None)
+    assert kernel.grid[0] <= 4 * multiprocessors
     dx, dx16, sums = empty(R, C), empty(R, C, dtype=torch.bfloat16), empty(*kernel.grid, 3, C)
     run_launch(kernel, [dx, dx16, sums], dy, s if past is None else past, s, mean, rstd, weight)
     check(dx, truth[1], reference[1], least=1e-6)

@@ -1,26 +1,33 @@
-"""Whether the kernels are used, and what is said where they cannot be."""
+"""Which backend computes, and what is said where the kernels cannot."""
 
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tinygrad import dtypes
 
 from data.checkpoints.config import PRESETS, GPT2Config
 from data.cli import InputError
-from tinygrad_impl import kernels
-from tinygrad_impl.kernels.tests.support import DEVICE
-
-from tinygrad_impl.kernels import fused, graph, matmul  # isort: skip: after the support
+from tinygrad_impl import backend, kernels
+from tinygrad_impl.kernels import GPU, graph
+from tinygrad_impl.kernels.fused import Fused
 
 SMALLEST = GPT2Config(n_embd=64, n_head=4)
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A GPU of compute capability 8.6, or what a test makes of it."""
+    """A GPU of compute capability 8.6 with 46 multiprocessors, or what a test makes of it."""
     gpu = SimpleNamespace(renderer=SimpleNamespace(target=SimpleNamespace(arch="sm_86")), graph="tinygrad's")
+    gpu.cu_device, gpu.multiprocessors = "the device", 46
+
+    def attribute(place: Any, which: int, device: str) -> int:
+        assert (which, device) == (graph.cuda.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, "the device")
+        place._obj.value = gpu.multiprocessors
+        return 0
+
     monkeypatch.setattr(kernels, "Device", {"CUDA": gpu})
-    monkeypatch.setattr(matmul, "capability", matmul.capability)
+    monkeypatch.setattr(graph.cuda, "cuDeviceGetAttribute", attribute)
     monkeypatch.setattr(graph, "add_dependencies", None)
     return gpu
 
@@ -28,25 +35,31 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("wanted", ["auto", "fused"])
 @pytest.mark.parametrize(("arch", "capability"), [("sm_80", 80), ("sm_90", 90), ("sm_120", 120)])
 @pytest.mark.parametrize("config", [PRESETS["gpt2"], SMALLEST, GPT2Config(n_embd=64, n_head=2)])
-def test_they_are_used(
+def test_kernels_are_used(
     gpu: Any, wanted: str, arch: str, capability: int, config: GPT2Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With tiles for that GPU, and silently."""
+    """For that GPU, and silently. Whoever insists on them is told of rules that do not fire by an error."""
     gpu.renderer.target.arch = arch
-    assert kernels.choose(wanted, config, "CUDA", bfloat16=True) is fused
-    assert matmul.capability == capability
+    assert backend.choose(wanted, config, "CUDA", bfloat16=True) == Fused(GPU(capability, 46), wanted == "fused")
     assert gpu.graph == "tinygrad's"  # this driver starts none early
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_driver_that_starts_kernels_early(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "add_dependencies", lambda *given: 0)
-    kernels.choose("auto", SMALLEST, "CUDA", bfloat16=True)
+    backend.choose("auto", SMALLEST, "CUDA", bfloat16=True)
     assert gpu.graph is graph.Graph
 
 
-def test_plain(gpu: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert kernels.choose("plain", SMALLEST, "CUDA", bfloat16=True) is None
+def plain_in(found: backend.Backend) -> Any:
+    """The dtype of GEMMs of a backend that is tinygrad's own, None being the parameters'."""
+    assert isinstance(found, backend.Plain)
+    return found.dtype
+
+
+@pytest.mark.parametrize(("bfloat16", "dtype"), [(True, dtypes.bfloat16), (False, None)])
+def test_plain(gpu: Any, bfloat16: bool, dtype: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plain_in(backend.choose("plain", SMALLEST, "CUDA", bfloat16)) == dtype
     assert gpu.graph == "tinygrad's"
     assert capsys.readouterr() == ("", "")
 
@@ -71,21 +84,16 @@ def test_obstacles(
     """Each stops whoever insists, in a sentence; others hear of it where there is a GPU."""
     gpu.renderer.target.arch = given.get("arch", "sm_86")
     config, device = given.get("config", PRESETS["gpt2"]), given.get("device", "CUDA")
-    bfloat16, before = given.get("bfloat16", True), matmul.capability
+    bfloat16 = given.get("bfloat16", True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: given.get("triton", name))
     with pytest.raises(InputError) as refused:
-        kernels.choose("fused", config, device, bfloat16)
+        backend.choose("fused", config, device, bfloat16)
     assert str(refused.value) == f"--kernels fused cannot be: {reason}; leave it out"
     assert capsys.readouterr() == ("", "")
 
-    assert kernels.choose("auto", config, device, bfloat16) is None
+    dtype = dtypes.bfloat16 if bfloat16 else None
+    assert plain_in(backend.choose("auto", config, device, bfloat16)) == dtype
     note = f"note: tinygrad's own kernels compute this, which are slower: {reason}\n"
     assert capsys.readouterr() == ("", note if device == "CUDA" else "")
-    assert kernels.choose("plain", config, device, bfloat16) is None
-    assert (matmul.capability, gpu.graph) == (before, "tinygrad's")
-
-
-@pytest.mark.skipif(DEVICE != "cuda", reason="there is no NVIDIA GPU")
-@pytest.mark.gpu
-def test_this_gpu() -> None:
-    assert kernels.capability("CUDA") >= kernels.OLDEST
+    assert plain_in(backend.choose("plain", config, device, bfloat16)) == dtype
+    assert gpu.graph == "tinygrad's"
