@@ -45,8 +45,8 @@ def contents(tensor: Tensor) -> np.ndarray:
 # --- compiled graphs --------------------------------------------------------------------------------------------------
 
 
-def captured_at_once(function: Callable[..., Any]) -> TinyJit[Any, Any]:
-    """A TinyJit whose first call is captured. tinygrad would run that one as it is, in far more memory and time."""
+def captured_at_once(function: Any) -> Any:
+    """A TinyJit whose first call is captured. tinygrad would run that call as it is, in far more memory and time."""
     graph = TinyJit(function)
     graph.cnt = 1
     return graph

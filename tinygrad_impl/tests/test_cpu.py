@@ -1,17 +1,13 @@
 """The CPU device's parts at once, and its product of matrices."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from ctypes import c_uint64
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from tinygrad import Device, Tensor
+from tinygrad import Tensor
 from tinygrad.helpers import Context
 
-from tinygrad_impl.cpu import Program, kernel, product
+from tinygrad_impl.cpu import kernel, product
 
 RANDOM = np.random.default_rng(0)
 
@@ -100,24 +96,3 @@ def test_long_sums_stay_exact() -> None:
     a, b = np.full((1, 50_000), 0.1, np.float32), np.full((50_000, 1), 0.3, np.float32)
     found = product(Tensor(a), Tensor(b)).item()
     assert found == pytest.approx(50_000 * float(a[0, 0]) * float(b[0, 0]), rel=1e-6)
-
-
-def test_parts_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of two waits until both are there, and is given its number."""
-    both, found = threading.Barrier(2), []
-
-    def compiled(*arguments: c_uint64) -> None:
-        both.wait(timeout=10)
-        found.append([a.value for a in arguments])
-
-    clock = iter((2.0, 5.5))
-    monkeypatch.setattr("tinygrad_impl.cpu.time.perf_counter", lambda: next(clock))
-    monkeypatch.setattr("tinygrad_impl.cpu.threads", ThreadPoolExecutor(2))  # on one core too
-    program = object.__new__(Program)
-    program.runtimevars, program.fxn = {"core_id": 1}, compiled
-    assert program(SimpleNamespace(va_addr=7), global_size=(2, 1, 1), vals=(None, 5)) == 3.5
-    assert sorted(found) == [[7, 0, 5], [7, 1, 5]]
-
-
-def test_device_runs_such_programs() -> None:
-    assert Device["CPU"].runtime_t is Program
