@@ -3,9 +3,9 @@
 A step is bound by reading the weights and by the number of kernels, each of which waits for the one before it. The five
 are layer norm and c_attn, attention, c_proj, layer norm and c_fc, c_proj. Whoever writes a block of the residual stream
 also writes the mean and the sum of squared deviations of the block; whoever normalises the stream combines them (Chan
-et al. 1979), instead of reading it once more. From Hopper on a kernel begins while the one before it ends (graph.py), and
-reads what does not depend on that one, its weights above all, before it waits for it. The same kernels add a prompt to
-the cache, many tokens of a row at a time.
+et al. 1979), instead of reading it once more. From Hopper on a kernel begins while the one before it ends (graph.py),
+and reads what does not depend on that one, its weights above all, before it waits for it. The same kernels add a prompt
+to the cache, many tokens of a row at a time.
 
 In the comments N is the number of rows of a batch, T of tokens of each, R = N * T, P = n_positions; the rest is as in
 model.py.
