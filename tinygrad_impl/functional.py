@@ -1,18 +1,19 @@
 """What torch.nn.functional is to the reference: GPT-2's operations by name, as nodes of tinygrad's graph.
 
 A call computes nothing. It adds a node that has the operation's name, its sources, and within it the formula
-(formulas.py), so that shapes and gradients are known. What computes it is chosen for a whole graph at once: a backend
-(backend.py) replaces every node, by the formula or by kernels, and can see what stands next to what. A graph that no
-backend has seen computes the formulas, in the dtype of the parameters.
+(formulas.py), so that its shape is known. What computes it is chosen for a whole graph at once: a backend (backend.py)
+replaces every node, by the formula or by kernels, and can see what stands next to what. A graph that no backend has
+seen computes the formulas, in the dtype of the parameters; it has no gradients.
 
 In the comments B is the batch, T the sequence length, C = n_embd, H = n_head, D = C / H, V = vocab_size.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from tinygrad import Tensor, nn
-from tinygrad.uop.ops import Ops, PatternMatcher, UOp, UPat, graph_rewrite
+from tinygrad.uop.ops import CallInfo, Ops, PatternMatcher, UOp, UPat, graph_rewrite
 
 from tinygrad_impl import formulas
 
@@ -29,14 +30,37 @@ def operation(name: str, *sources: Tensor, **settings: Any) -> Tensor:
 def node(name: str, outs: Iterable[UOp], sources: Iterable[UOp], **settings: Any) -> list[UOp]:
     """The outputs of a node. Within it they are `outs`, of the parameters that stand for its sources."""
     body = UOp.maketuple(*outs)
-    call = body.call(*sources, name=name, aux=tuple(settings.items())).rtag(name)
+    call = body.call(*sources, name=name, grad_fxn=_no_gradient, aux=tuple(settings.items()))
     return [call.gettuple(i) for i in range(len(body.src))]
+
+
+def _no_gradient(*given: Any, **named: Any) -> NoReturn:
+    """tinygrad's own would be wrong, since it numbers anew the parameters of the calls that are within formulas."""
+    raise RuntimeError("there are gradients only of a graph that a backend has lowered")
 
 
 def pattern(of: str, *sources: UPat, out: int = 0, name: str | None = None, call: str | None = None) -> UPat:
     """Matches output `out` of a node `of` such sources. The match names the output `name`, and the node `call`."""
-    function = UPat(Ops.FUNCTION, src=(UPat(), *sources), tag=of, name=call)
+    function = UPat(Ops.FUNCTION, src=(UPat(), *sources), arg=Named(of), name=call)
     return UPat(Ops.GETTUPLE, arg=out, src=(function,), name=name)
+
+
+@dataclass(frozen=True, eq=False)
+class Named:
+    """In a pattern, what equals the arg of any node of this name."""
+
+    name: str
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Named | CallInfo) and other.name == self.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+def name_of(uop: UOp) -> str | None:
+    """A node's; None of what is no node. (A tag would not do: tinygrad takes tagged UOps for its own.)"""
+    return uop.arg.name if uop.op is Ops.FUNCTION and uop.arg.aux is not None else None
 
 
 def settings_of(call: UOp) -> dict[str, Any]:
@@ -52,10 +76,10 @@ def lower(tensors: Iterable[Tensor], compute: Compute) -> list[Tensor]:
 
 def _lower(ctx: tuple[Compute, dict[UOp, list[Tensor]]], out: UOp, call: UOp) -> UOp | None:
     compute, outs = ctx
-    if call.tag is None:  # a function that is no node
+    if (name := name_of(call)) is None:
         return None
     if call not in outs:
-        outs[call] = compute(call.tag, [Tensor(source) for source in call.src[1:]], settings_of(call))
+        outs[call] = compute(name, [Tensor(source) for source in call.src[1:]], settings_of(call))
     found: UOp = outs[call][out.arg].cast(out.dtype).uop
     return found
 

@@ -11,7 +11,7 @@ IN_GENERATE = "tinygrad_impl/tests/test_generate.py::test_"
 IN_COMPARE, IN_REPORT = "tinygrad_impl/tests/test_compare.py::test_", "data/runs/tests/test_report.py::test_"
 IN_BENCH, IN_TRAINER = "tinygrad_impl/tests/test_bench.py::test_", "tinygrad_impl/tests/test_trainer.py::test_"
 IN_DEVICE, IN_CPU = "tinygrad_impl/tests/test_device.py::test_", "tinygrad_impl/tests/test_cpu.py::test_"
-IN_FUNCTIONAL = "tinygrad_impl/tests/test_formulas.py::test_"
+IN_FORMULAS = "tinygrad_impl/tests/test_formulas.py::test_"
 
 PLANTED: list[Row] = [
     (
@@ -38,8 +38,8 @@ PLANTED: list[Row] = [
     (
         "generate: says float32 whatever it runs in",
         GENERATE,
-        '"bfloat16" if autocast else "float32", "fused"',
-        '"float32", "fused"',
+        '"bfloat16" if backend.dtype else "float32"',
+        '"float32"',
         IN_GENERATE + "bfloat16_and_what_it_says",
     ),
     (
@@ -106,9 +106,23 @@ PLANTED: list[Row] = [
         IN_COMPARE + "the_context_is_what_both_models_have",
     ),
     (
+        "generate: what was computed is not written to the cache",
+        "tinygrad_impl/cached_model.py",
+        "*lowered[: len(outs)], *written)",
+        "*lowered[: len(outs)], *written[:-1])",
+        IN_GENERATE + "one_text_is_that_of_the_references_logits",
+    ),
+    (
+        "generate: the cache is computed by formulas and not by the backend",
+        "tinygrad_impl/cached_model.py",
+        "kept.replace(new)",
+        "pass",
+        IN_GENERATE + "bfloat16_products",
+    ),
+    (
         "compare: losses in float32, whatever --dtype says",
         COMPARE,
-        "Evaluator(model, *how)",
+        "Evaluator(model, backend)",
         "Evaluator(model)",
         IN_COMPARE + "device_dtype_and_stories",
     ),
@@ -358,25 +372,25 @@ PLANTED: list[Row] = [
         IN_CPU + "product",
     ),
     (
-        "functional: layer norm's epsilon outside the root",
-        "tinygrad_impl/functional.py",
-        "(mean(centred.square()) + self.eps).rsqrt()",
-        "(mean(centred.square()).rsqrt() + self.eps)",
-        IN_FUNCTIONAL + "layer_norm",
+        "formulas: layer norm's epsilon outside the root",
+        "tinygrad_impl/formulas.py",
+        "(mean(centred.square()) + eps).rsqrt()",
+        "(mean(centred.square()).rsqrt() + eps)",
+        IN_FORMULAS + "layer_norm",
     ),
     (
-        "functional: only the first block of rows has the bias's gradient",
-        "tinygrad_impl/functional.py",
+        "formulas: only the first block of rows has the bias's gradient",
+        "tinygrad_impl/formulas.py",
         "return p.reshape(blocks * ROWS, M)[:R].reshape(*outer, M)",
         "return p.reshape(blocks * ROWS, M)[:1].detach().expand(R, M).reshape(*outer, M)",
-        IN_FUNCTIONAL + "linear",
+        IN_FORMULAS + "linear",
     ),
     (
-        "functional: scores are not scaled by the head's width",
-        "tinygrad_impl/functional.py",
+        "formulas: scores are not scaled by the head's width",
+        "tinygrad_impl/formulas.py",
         "/ math.sqrt(q.shape[-1])  #",
         "/ math.sqrt(q.shape[1])  #",
-        IN_FUNCTIONAL + "attention",
+        IN_FORMULAS + "attention",
     ),
     (
         "report: a file of another form is taken",

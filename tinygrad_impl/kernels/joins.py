@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tinygrad.uop.ops import Ops, PatternMatcher, UOp, UPat, graph_rewrite
 
 from data.checkpoints.config import GPT2Config
-from tinygrad_impl.functional import node, pattern, settings_of
+from tinygrad_impl.functional import name_of, node, pattern, settings_of
 
 
 def declared(like: UOp, slot: int, *shape: int) -> UOp:
@@ -92,20 +92,20 @@ BIAS = {"linear": 3, "linear_gelu": 3, "gelu_linear": 4}  # where a layer's node
 
 def is_linear(out: UOp) -> bool:
     """Whether this is the output of a linear layer whose bias no other node has taken."""
-    if out.op is not Ops.GETTUPLE or out.src[0].tag not in ("linear", "gelu_linear"):
+    if out.op is not Ops.GETTUPLE or name_of(out.src[0]) not in ("linear", "gelu_linear"):
         return False
     return bias_of(out).op is not Ops.DETACH
 
 
 def bias_of(out: UOp) -> UOp:
     call = out.src[0]
-    return call.src[BIAS[call.tag]]
+    return call.src[BIAS[call.arg.name]]
 
 
 def without_bias(call: UOp) -> UOp:
     """A layer's node with its bias detached: it gives no gradient for it."""
-    src = list(call.src)
-    src[BIAS[call.tag]] = src[BIAS[call.tag]].detach()
+    place, src = BIAS[call.arg.name], list(call.src)
+    src[place] = src[place].detach()
     return call.replace(src=tuple(src))
 
 
@@ -167,6 +167,6 @@ def joined(graph: UOp, rules: PatternMatcher = LOSS) -> UOp:
 
 def missing(graph: UOp, config: GPT2Config) -> Mapping[str, str]:
     """The rules that made fewer or more nodes in the graph of such a model's loss than they have to: "3 of 12"."""
-    made = [uop.tag for uop in graph.toposort() if uop.op is Ops.FUNCTION]
+    made = [name_of(uop) for uop in graph.toposort()]
     counts = {name: (made.count(name), rule.count(config)) for name, rule in RULES.items()}
     return {name: f"{found} of {wanted}" for name, (found, wanted) in counts.items() if found != wanted}

@@ -1,16 +1,20 @@
-"""Which backend computes, and what is said where the kernels cannot."""
+"""Which backend computes, what is said where the kernels cannot, and what a graph computes that has met no backend."""
 
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
-from tinygrad import dtypes
+from tinygrad import Tensor, dtypes
 
 from data.checkpoints.config import PRESETS, GPT2Config
 from data.cli import InputError
+from parity_tests.weights import random_weights
 from tinygrad_impl import backend, kernels
+from tinygrad_impl.backend import Plain
 from tinygrad_impl.kernels import GPU, graph
 from tinygrad_impl.kernels.fused import Fused
+from tinygrad_impl.model import GPT2
 
 SMALLEST = GPT2Config(n_embd=64, n_head=4)
 
@@ -51,15 +55,9 @@ def test_a_driver_that_starts_kernels_early(gpu: Any, monkeypatch: pytest.Monkey
     assert gpu.graph is graph.Graph
 
 
-def plain_in(found: backend.Backend) -> Any:
-    """The dtype of GEMMs of a backend that is tinygrad's own, None being the parameters'."""
-    assert isinstance(found, backend.Plain)
-    return found.dtype
-
-
 @pytest.mark.parametrize(("bfloat16", "dtype"), [(True, dtypes.bfloat16), (False, None)])
 def test_plain(gpu: Any, bfloat16: bool, dtype: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert plain_in(backend.choose("plain", SMALLEST, "CUDA", bfloat16)) == dtype
+    assert backend.choose("plain", SMALLEST, "CUDA", bfloat16) == Plain(dtype)
     assert gpu.graph == "tinygrad's"
     assert capsys.readouterr() == ("", "")
 
@@ -92,8 +90,21 @@ def test_obstacles(
     assert capsys.readouterr() == ("", "")
 
     dtype = dtypes.bfloat16 if bfloat16 else None
-    assert plain_in(backend.choose("auto", config, device, bfloat16)) == dtype
+    assert backend.choose("auto", config, device, bfloat16) == Plain(dtype)
     note = f"note: tinygrad's own kernels compute this, which are slower: {reason}\n"
     assert capsys.readouterr() == ("", note if device == "CUDA" else "")
-    assert plain_in(backend.choose("plain", config, device, bfloat16)) == dtype
+    assert backend.choose("plain", config, device, bfloat16) == Plain(dtype)
     assert gpu.graph == "tinygrad's"
+
+
+def test_a_graph_that_no_backend_has_seen() -> None:
+    """It computes the formulas, in the dtype of the parameters. It refuses to give gradients."""
+    config = GPT2Config(vocab_size=40, n_positions=8, n_embd=16, n_layer=1, n_head=2)
+    model = GPT2(config, random_weights(config, 0, 0.2))
+    x, y = np.array([[1, 2, 3, 1]], np.int32), np.array([[2, 3, -100, 4]], np.int32)
+    logits, loss = model(Tensor(x), Tensor(y))
+    assert loss is not None
+    with pytest.raises(RuntimeError, match="only of a graph that a backend has lowered"):
+        loss.gradient(model.wte.weight)
+    for unseen, plain in zip((logits, loss), Plain().lower(logits, loss), strict=True):
+        np.testing.assert_allclose(unseen.numpy(), plain.numpy(), rtol=1e-6, atol=1e-6)

@@ -180,7 +180,13 @@ def generator(device: None, arrays: dict[str, np.ndarray]) -> Iterator[generate.
 
 
 class Watching(Sampler):
-    """One that is not known, so that it has to see the logits."""
+    """One that may draw otherwise than its settings say, so that it has to see the logits; it counts how often."""
+
+    seen = 0
+
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
+        self.seen += 1
+        return super().__call__(logits)
 
 
 PROMPTS = [[1, 2], [9]]
@@ -232,6 +238,7 @@ def test_texts_beyond_the_context(generator: generate.Generator, settings: dict[
     prompts = [[1, 2, 3, 4, 5, 6], [9]]
     new = generator(prompts, 5, ours)
     assert new == generator(prompts, 5, host)
+    assert host.seen == 5
     assert [len(row) for row in new] == [5, 5]
     assert ours.random.random() == host.random.random()
 

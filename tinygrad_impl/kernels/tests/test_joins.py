@@ -43,7 +43,7 @@ def loss_of(model: GPT2) -> Tensor:
 def nodes(*tensors: Tensor) -> Counter[str]:
     """How many there are, by name."""
     graph = UOp.sink(*(t.uop for t in tensors))
-    return Counter(uop.tag for uop in graph.toposort() if uop.op is Ops.FUNCTION and uop.tag)
+    return Counter(name for uop in graph.toposort() if (name := F.name_of(uop)))
 
 
 def joined(*tensors: Tensor) -> Counter[str]:
@@ -75,7 +75,7 @@ def test_the_embedding_gradient_is_added_to_the_heads() -> None:
     [gradient] = loss.gradient(model.wte.weight)
     [added] = joins.joined(UOp.sink(gradient.uop), joins.GRADIENTS).src
     for uop, sources in ((gradient.uop, 2), (added, 3)):
-        made = [u for u in uop.toposort() if u.op is Ops.FUNCTION and u.tag == "embedding_gradient"]
+        made = [u for u in uop.toposort() if F.name_of(u) == "embedding_gradient"]
         assert [len(call.src) - 1 for call in made] == [sources]
     assert added.op is Ops.GETTUPLE  # nothing is added outside of it
 
@@ -83,8 +83,8 @@ def test_the_embedding_gradient_is_added_to_the_heads() -> None:
 @pytest.mark.skipif(DEVICE == "cuda", reason="tinygrad's own kernels are not the same there")
 @pytest.mark.parametrize("layers", [1, 2])
 def test_how_many_kernels(layers: int) -> None:
-    """Of a layer 7 in the forward pass (four GEMMs, attention, two layer norms) and 16 in the backward pass: eight GEMMs,
-    two of attention, two of layer norm, and four that add up what these have summed for biases and layer norms.
+    """Of a layer 7 in the forward pass (four GEMMs, attention, two layer norms) and 16 in the backward pass: eight
+    GEMMs, two of attention, two of layer norm, and four that add up what these have summed for biases and norms.
 
     Besides 2 for the embeddings and their layer norm, 6 for head and loss, 2 for the last layer norm's gradient, 5 for
     the embeddings' gradients.
@@ -126,7 +126,9 @@ def check_model(model: GPT2, loss: Tensor) -> None:
     assert abs(loss.item() - loss64.item()) < 0.01 * loss64.item()
     expected = {name: p.grad for name, p in exact.named_parameters()}
     for name, got in zip(parameters, gradients, strict=True):
-        assert relative_error(torch.tensor(got.numpy()), expected[name]) < 0.05, name
+        true = expected[name]
+        assert true is not None
+        assert relative_error(torch.tensor(got.numpy()), true) < 0.05, name
 
 
 @pytest.mark.parametrize("rule", joins.RULES)
@@ -237,7 +239,7 @@ def heads(x: Any) -> list[Any]:
 
 
 def check(compute: Callable[..., Sequence[Any]], arrays: Sequence[np.ndarray], made: dict[str, int]) -> None:
-    """What `compute(operations, *arrays)` gives, and its gradients, are near those of float64; these nodes compute it."""
+    """What `compute(operations, *arrays)` gives, and its gradients, are near float64's; these nodes compute it."""
     ours = [Tensor(array) for array in arrays]
     exact = [torch.tensor(array).double().requires_grad_() for array in arrays]
     graph, outs64 = compute(Ours, *ours), compute(Torch, *exact)
