@@ -42,6 +42,17 @@ def contents(tensor: Tensor) -> np.ndarray:
     return array
 
 
+def part_of(memory: Tensor, start: int, size: int) -> Tensor:
+    """`size` elements of a realized tensor (elements,) from `start`, as a tensor (size,) of its own in the same memory.
+
+    A slice would be a view in the graph, which kernels get as a copy. tinygrad orders kernels by the tensors that they
+    name: in one graph, either the whole is used or its parts.
+    """
+    buffer = memory.uop.base.buffer
+    part = buffer.view(size, memory.dtype, start * memory.dtype.itemsize)
+    return Tensor(UOp.from_buffer(part.ensure_allocated()))
+
+
 # --- compiled graphs --------------------------------------------------------------------------------------------------
 
 
