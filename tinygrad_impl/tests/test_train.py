@@ -31,7 +31,7 @@ from data.testing import SMALL, Result, call, refused, save_model, write_tokens
 from data.text.sampling import Sampler
 from data.text.tokenizer import tokenizer
 from tinygrad_impl import train
-from tinygrad_impl.backend import Plain, Tensors
+from tinygrad_impl.backend import Plain
 from tinygrad_impl.generate import Generator
 from tinygrad_impl.model import GPT2
 
@@ -142,7 +142,7 @@ def test_the_kernels_are_chosen_by_what_was_asked_for(
 class Chosen(Plain):
     """A backend that has copies of what it is bound to."""
 
-    def bind(self, parameters: Tensors) -> "Chosen":
+    def bind(self, parameters: Any) -> "Chosen":
         bound = Chosen(self.dtype, self.name)
         bound.parameters = parameters  # type: ignore[attr-defined]
         return bound

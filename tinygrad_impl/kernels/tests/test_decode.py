@@ -11,6 +11,7 @@ import torch_ref.model
 from data.checkpoints.config import GPT2Config
 from data.text.sampling import Sampler, probability
 from parity_tests.weights import random_weights
+from tinygrad_impl.internals import contents
 from tinygrad_impl.kernels.tests.support import DEVICE, THIS_GPU
 
 from tinygrad_impl import generate  # isort: skip: after the support
@@ -89,7 +90,7 @@ def test_logits(
     found = []
     for place in places:
         drawn, chances = decoder.run(tokens[rows, place], place, 1, Sampler(0))
-        found.append(logits := decode.read(decoder.logits))
+        found.append(logits := contents(decoder.logits))
         assert drawn[0].tolist() == logits.argmax(1).tolist()
         expected = [probability(*row) for row in zip(logits, drawn[0], strict=True)]
         np.testing.assert_allclose(chances[0], expected, rtol=1e-5)
