@@ -80,7 +80,7 @@ def run(main: Callable[[], None]) -> NoReturn:
             f"error: {e.strerror}{where}; free the space, mend the permissions or name another folder", file=sys.stderr
         )
         code = 2
-    except (MemoryError, RuntimeError) as e:  # a GPU's driver has no exception of its own for it
+    except (MemoryError, RuntimeError) as e:  # out of memory on a GPU is a RuntimeError that says so
         if not isinstance(e, MemoryError) and "out of memory" not in str(e).lower():
             raise
         print(

@@ -22,11 +22,14 @@ EPS = 1e-8  # of AdamW: there is no option for it
 
 
 def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
-    """Compares the trainer's gradients and AdamW steps, on the batches that it is about to see, with those of PyTorch
-    for the options and the weights that `start` has: what was asked for, whatever the trainer was made with. Leaves the
-    trainer and the loader as they were. Each of its compiled graphs is captured and then replayed, as in training.
+    """Compares the trainer's gradients and AdamW steps, on the batches that it is about to see, with those of PyTorch.
 
-    Returns the certificate, with a line for people as "summary". Raises `InputError`, naming the part that is wrong.
+    PyTorch gets the options and weights of `start`, which are what the user asked for, and not those that the trainer
+    was made with. Each of the trainer's compiled graphs is captured and then replayed, as in training. Trainer and
+    loader are left as they were.
+
+    Returns the certificate, in which "summary" is a line for people, and "batches" how many micro-batches' gradients
+    were compared. Raises `InputError`, naming the part that is wrong.
     """
     started = time.perf_counter()
     args, position = start.options, start.loader.state()
@@ -71,7 +74,9 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
 
 
 def user_steps(start: Start, count: int) -> Iterator[list[Batch]]:
-    """Micro-batches of the loader: as many as a step takes, then one, two, and each by itself: at least `count`."""
+    """The loader's next micro-batches, in groups: as many as a step takes, then one, then two, then single ones until
+    there are `count` in all.
+    """
     args = start.options
 
     def micro_batches() -> Iterator[Batch]:
@@ -87,7 +92,7 @@ def user_steps(start: Start, count: int) -> Iterator[list[Batch]]:
 
 
 def difference(trainer: Trainer, state: dict[str, np.ndarray], steps: int, asked: dict[str, Any]) -> str | None:
-    """What the trainer has that is not what was asked for, if anything."""
+    """The first option, step, weight or moment in which the trainer is not what was asked for, or None."""
     for name, value in (asked | {"steps": steps}).items():
         if getattr(trainer, name) != value:
             return f"{name}: it has {getattr(trainer, name)}, and was asked for {value}"

@@ -151,7 +151,7 @@ def test_exact_torch_leaves_the_rounding_of_float32() -> None:
 
 
 def test_errors_are_taken_over_all_batches() -> None:
-    """torch's luck in one batch is no bound, and an error in one batch is not lost among the others."""
+    """An error of torch's that is small by chance in one batch is no bound, and one batch's error is not lost."""
     references = [tensors(seed) for seed in range(4)]
     own = [references[0], *(off(reference, 1e-5, seed=i) for i, reference in enumerate(references[1:]))]
     ours = [off(reference, 1e-5, seed=20 + i) for i, reference in enumerate(references)]

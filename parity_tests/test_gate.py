@@ -56,7 +56,7 @@ def course(run: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def ungated(folder: Path) -> list[dict[str, Any]]:
-    """The course of a run that nothing was asked of."""
+    """The course of a run without the gate."""
     result = training(folder, "ungated", parity="off")
     assert result.code == 0, result
     assert "PARITY NOT CHECKED (--parity off)" in result.out

@@ -9,15 +9,18 @@ from tinygrad import Tensor
 
 import tinygrad_impl.generate
 import tinygrad_impl.model
+import torch_ref.model
 from parity_tests import generation
 from parity_tests.blame import find_culprit
-from parity_tests.bounds import near_miss
+from parity_tests.bounds import AS_FLOAT32, ROUNDING, near_miss
 from parity_tests.generation import (
     SAMPLING,
+    Continuations,
     Draw,
     could_draw,
     draws,
     generation_rows,
+    logits_of_torch,
     prompts_for,
     tokens_row,
     uniform_numbers,
@@ -127,6 +130,45 @@ def test_the_tokens_drawn(dtype: str, others: list[Draw], error: float, passed: 
     row = tokens_row(setting, "sampled", PLAIN, drawn, {"sampled.inside": 1e-5})
     assert (row.check, row.name, row.error, row.passed) == ("generation", "sampled.tokens", error, passed)
     assert words in row.reason
+
+
+@pytest.mark.parametrize(
+    ("dtype", "least", "most", "reason"),
+    [
+        ("float64", 0.0, ROUNDING, AS_FLOAT32),
+        ("float32", ROUNDING, 1e-6, ""),
+        ("bfloat16", 1e-3, 1e-1, ""),
+    ],
+)
+def test_pytorch_s_own_error(
+    dtype: str, least: float, most: float, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64 that of rounding the logits to float32, as samplers get them; otherwise that of computing them. The
+    port is left out: it gives the logits that the float64 reference has.
+    """
+    setting = Setting(CONFIG, random_weights(CONFIG, 0, 0.2), dtype, "CPU")
+    reference = torch_ref.model.GPT2(CONFIG, setting.exact)
+
+    def continuations(generator: Any, prompts: list[list[int]], steps: int, sampler: Any) -> Continuations:
+        shape = steps, len(prompts)
+        lengths = np.arange(steps)[:, None] + [len(prompt) for prompt in prompts]
+        return Continuations(np.ones(shape, int), np.full(shape, 0.5), np.ones(shape, bool), lengths)
+
+    def logits(generator: Any, prompts: list[list[int]], tokens: np.ndarray) -> list[np.ndarray]:
+        return logits_of_torch(reference, None, prompts, tokens, CONFIG.vocab_size)
+
+    monkeypatch.setattr(generation, "SAMPLING", {"greedy": SAMPLING["greedy"]})
+    monkeypatch.setattr(generation, "Generator", lambda *_: None)
+    monkeypatch.setattr(generation, "continuations_of_port", continuations)
+    monkeypatch.setattr(generation, "logits_of_port", logits)
+    (rows,) = generation_rows(setting, [0], 3)
+    inside, beyond, *_ = rows
+    assert (inside.name, beyond.name) == ("greedy.inside", "greedy.beyond")
+    for row in (inside, beyond):
+        assert row.error == 0
+        assert row.own is not None
+        assert least < row.own < most
+        assert row.reason == reason
 
 
 def first_rows_positions(self: Any, T: int) -> Tensor:

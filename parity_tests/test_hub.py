@@ -33,7 +33,7 @@ LLM_C = [5.270009, 4.060681, 3.320085, 2.717550, 2.181066, 1.653923, 1.168050, 0
 
 @pytest.fixture(scope="module")
 def gpt2() -> Path:
-    """The folder of the hub's gpt2. Only that it is out of reach skips a test; whatever else is wrong fails it."""
+    """The folder of the hub's gpt2. Tests are skipped only if that is out of reach; anything else fails them."""
     try:
         return resolve("gpt2")
     except InputError as e:

@@ -1,4 +1,4 @@
-"""A run that one implementation began is gone on with by the other, and `transformers` takes any checkpoint of it."""
+"""A run begun by one implementation can be continued by the other, and `transformers` loads any checkpoint of it."""
 
 import math
 import shutil
@@ -41,7 +41,7 @@ STEPS = 20
 @pytest.mark.slow  # test_either_goes_on_with_a_run_of_either has it of few steps
 @pytest.mark.parametrize("first", ["torch_ref", "tinygrad_impl"])
 def test_ten_steps_here_and_ten_there_are_twenty(first: str, tmp_path: Path) -> None:
-    """Through a checkpoint on disk, in float64: to the bound of ten free steps, twice."""
+    """Through a checkpoint on disk, in float64: to the bound of ten free-running steps, twice."""
     setting = Setting(CONFIG, random_weights(CONFIG, 0, 0.2), "float64", "CPU")
     batches = random_batches(CONFIG, 2, 12, seed=3, count=STEPS)
     whole, reference = setting.references()
@@ -76,7 +76,7 @@ OPTIONS |= {"eval_every": 4, "eval_tokens": 40, "sample_every": 99, "save_every"
 
 
 def words(**changed: object) -> list[object]:
-    """These options as they are given."""
+    """The options as words of a command line."""
     values = OPTIONS | {"init": "init", "data": "data", "device": "CPU"} | changed
     given = {f"--{n.replace('_', '-')}": v if isinstance(v, tuple) else (v,) for n, v in values.items()}
     return [word for name, parts in given.items() for word in (name, *parts)]
@@ -88,7 +88,7 @@ def ungated(package: str) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module", autouse=True)
 def short_samples() -> Iterator[None]:
-    """And one thread for PyTorch: numbers as small as these are not worth waking another one for."""
+    """And one thread for PyTorch: with tensors as small as these a second one only costs time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -112,7 +112,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, short_samples: None) -> Path:
 
 @pytest.mark.parametrize("module", [torch_ref.trainer, tinygrad_impl.trainer])
 def test_the_schedule(module: Any) -> None:
-    """A line to the highest rate, then half a turn of a cosine down to the lowest, which is reached one step after."""
+    """Linear warmup to the highest rate, then half a cosine down to the lowest, one step after the end."""
     rates = [module.learning_rate(step, 10, 0.5, 0.1, 4) for step in range(10)]
     down = [0.3 + 0.2 * math.cos(math.pi * i / 6) for i in range(6)]
     assert rates == pytest.approx([0.125, 0.25, 0.375, 0.5, *down], rel=1e-12)
@@ -137,7 +137,7 @@ def test_what_the_trainers_do_unless_told_otherwise() -> None:
 
 @dataclass
 class Course:
-    """What a run has to come to."""
+    """What a run has to arrive at."""
 
     losses: list[float]
     norms: list[float]
@@ -217,8 +217,8 @@ def reference_course(runs: Path) -> Course:
 
 
 def difference(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], began: Path) -> float:
-    """The norm of the difference over that of the way that the weights have come, but for the biases of keys: softmax
-    ignores them, and Adam makes steps of their gradients' roundings.
+    """The norm of the difference over that of the weights' movement since the start, without keys' biases: softmax
+    ignores those, and Adam makes steps of their gradients' roundings.
     """
     apart = way = 0.0
     for name, start in load(began)[1].items():
@@ -235,7 +235,7 @@ WEIGHTS = {"torch_ref": 1e-4, "tinygrad_impl": 5e-6}  # `difference` from float6
 
 @pytest.mark.parametrize("package", list(MAINS))
 def test_every_option_arrives(package: str, runs: Path, reference_course: Course) -> None:
-    """The whole run, against one that another implementation computed from the options as they were given."""
+    """The whole run, against a third implementation, which reads the same options."""
     rows = read_metrics(runs / package)
     assert [row["step"] for row in rows] == list(range(7))
     assert [row["tokens"] for row in rows] == [ACCUM * B * T * step for step in range(7)]
@@ -265,7 +265,7 @@ def test_every_option_arrives(package: str, runs: Path, reference_course: Course
     ids=lambda changed: next(iter(changed)),
 )
 def test_every_option_tells(changed: dict[str, Any], runs: Path, reference_course: Course) -> None:
-    """Little of a difference in an option is more than the test above lets pass."""
+    """A small change of any option moves the run further than the test above tolerates."""
     other = recomputed(runs, **changed)
     apart = difference(other.parameters, reference_course.parameters, runs / "init")
     print(f"{changed}: {apart:.1e}")
@@ -275,7 +275,7 @@ def test_every_option_tells(changed: dict[str, Any], runs: Path, reference_cours
 @pytest.mark.slow  # of a whole run; tinygrad_impl/tests/test_trainer.py has the same of both evaluations
 @pytest.mark.parametrize("package", list(MAINS))
 def test_validation_weighs_tokens_and_not_batches(package: str, tmp_path: Path) -> None:
-    """Of batches of 24 and 6 tokens, whose losses differ: the mean of both would be another one."""
+    """Over batches of 24 and 6 tokens, whose losses differ: the mean of their means would be another number."""
     setting = Setting(CONFIG, random_weights(CONFIG, 0, 0.2), "float32", "CPU")
     evaluate: Any = setting.references()[1].evaluate
     if package == "tinygrad_impl":
@@ -291,7 +291,7 @@ def test_validation_weighs_tokens_and_not_batches(package: str, tmp_path: Path) 
 # of the port, its own test sees in a second that the dtype arrives
 @pytest.mark.parametrize("package", ["torch_ref", pytest.param("tinygrad_impl", marks=pytest.mark.slow)])
 def test_bfloat16_arrives(package: str, runs: Path, tmp_path: Path) -> None:
-    """Matmuls of 8 bits: other losses than in float32, by no more than their rounding; weights stay float32."""
+    """Matmuls with 8 bits of precision: losses differ from float32's by no more than that; weights stay float32."""
     changed = {"out": tmp_path / "run", "dtype": "bfloat16", "steps": 1, "warmup": 1, "eval_every": 1}
     result = call(MAINS[package], *words(**changed), *ungated(package), cwd=runs)
     assert result.code == 0, result
@@ -310,7 +310,7 @@ def test_bfloat16_arrives(package: str, runs: Path, tmp_path: Path) -> None:
 
 
 def assert_close(found: Path, expected: Path) -> None:
-    """Of runs in float32, which go apart by their rounding."""
+    """For runs in float32, which drift apart by their rounding."""
     rows = [read_metrics(run) for run in (found, expected)]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
     for ours, theirs in zip(*rows, strict=True):
@@ -336,7 +336,7 @@ def course(run: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("second", list(MAINS))
 @pytest.mark.parametrize("first", list(MAINS))
 def test_either_goes_on_with_a_run_of_either(first: str, second: str, runs: Path, tmp_path: Path) -> None:
-    """Itself bit for bit, and the other to float32's rounding."""
+    """A run that the same implementation continues is the same bit for bit; by the other, to float32's rounding."""
     shutil.copytree(runs / first, tmp_path / "run")
     whole = tmp_path / "run" / "checkpoints" / "step-4"
     result = call(MAINS[second], "--resume", whole, *ungated(second), cwd=runs)

@@ -99,7 +99,7 @@ def test_a_mutant_is_tried_in_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed where the test fails, survived where it passes, and no test, if none runs the file. The copy is mended."""
     test = "data/runs/tests/test_revision.py::test_a_commit_and_what_was_changed_since"
     with copied_tree() as tree:
-        server, file = Server(tree, ["pytest"]), tree / "data" / "revision.py"
+        server, file = Server(tree, ["pytest"]), tree / "data" / "runs" / "revision.py"
         source = file.read_text()
         try:
             for old, new, outcome in (("not changes", "changes", "killed"), ("timeout=30", "timeout=29", "survived")):

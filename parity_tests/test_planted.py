@@ -31,7 +31,7 @@ def test_every_bug_names_a_test_that_is_there() -> None:
 
 def test_words_that_are_not_there() -> None:
     row = ("a bug", "data/runs/revision.py", "no such words", "others", "")
-    with pytest.raises(LookupError, match=r"a bug: data/revision\.py has 0 times 'no such words'"):
+    with pytest.raises(LookupError, match=r"a bug: data/runs/revision\.py has 0 times 'no such words'"):
         planted_source(row)
     with pytest.raises(LookupError, match="has 1 times"):  # it changes nothing
         planted_source(("a bug", "data/runs/revision.py", "unknown = {", "unknown = {", ""))
@@ -49,12 +49,16 @@ def server() -> Iterator[Server]:
 
 def test_a_bug_acts_in_the_tests_and_nowhere_else(server: Server) -> None:
     test = "data/runs/tests/test_revision.py::test_a_commit_and_what_was_changed_since"
-    before = (ROOT / "data" / "revision.py").read_text()
+    before = (ROOT / "data" / "runs" / "revision.py").read_text()
     assert caught(("upside down", "data/runs/revision.py", "not changes", "bool(changes)", test), server)
     assert not caught(("harmless", "data/runs/revision.py", "timeout=30", "timeout=29", test), server)
     with pytest.raises(LookupError, match="elsewhere: there is no test"):
         caught(("elsewhere", "data/runs/revision.py", "timeout=30", "timeout=29", f"{test}_and_more"), server)
-    assert (ROOT / "data" / "revision.py").read_text() == (server.tree / "data" / "revision.py").read_text() == before
+    assert (
+        (ROOT / "data" / "runs" / "revision.py").read_text()
+        == (server.tree / "data" / "runs" / "revision.py").read_text()
+        == before
+    )
 
 
 def test_the_copy_is_whole(server: Server) -> None:

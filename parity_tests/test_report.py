@@ -29,7 +29,7 @@ NAMES = {"forward": EDGES, "backward": EDGES, "gradient": PARAMETERS, "training"
 
 
 def certificate(dtype: str = "float32", broken: bool = False) -> dict[str, Any]:
-    """What a comparison could have found; `broken` puts in all that has no logarithm, and some failures."""
+    """A certificate made up. `broken`: with every figure that has no logarithm, and some failures."""
     rows = []
     for check, names in NAMES.items():
         for i, name in enumerate(names):
@@ -149,7 +149,7 @@ def test_figures_that_are_none() -> None:
 
 
 def small_certificate() -> dict[str, Any]:
-    """Of four rows whose figures are round, and stand in no order."""
+    """Four rows with round figures, in no order."""
     found = [
         ("forward", "wte", 1e-6, 2e-6, 0.75, 5e-7, 1e-6, True, "a reason"),
         ("forward", "ln_f", 1e-4, 3e-4, 0.5, 1e-3, 2e-3, True, ""),

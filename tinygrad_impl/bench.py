@@ -18,20 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from ctypes import byref, c_size_t
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from tinygrad import Device
-from tinygrad.engine import jit
-from tinygrad.engine.realize import ExecContext, estimate_uop, pm_exec, run_linear
-from tinygrad.helpers import GlobalCounters, ansistrip, db_connection
-from tinygrad.uop.ops import Ops, UOp, sym_infer
 
 from data.checkpoints.config import PRESETS, GPT2Config, flops_a_token, parameter_count
 from data.checkpoints.initialize import initial_weights
@@ -41,6 +35,7 @@ from data.runs.options import RECIPES
 from data.runs.revision import revision
 from tinygrad_impl.backend import CHOICES, Backend, choose
 from tinygrad_impl.device import card_name, open_device
+from tinygrad_impl.internals import HighWater, compiled_kernels, free_memory, one_by_one
 from tinygrad_impl.trainer import Trainer
 
 PEERS = ("torch-eager", "torch-compile")
@@ -53,24 +48,12 @@ SHOWN = 25  # kernels of a profile
 OURS = ("CC", "ZIG", "DEV", "CUDA_PATH", "NVRTC_PATH")  # variables that tinygrad_impl sets for tinygrad
 
 
-class HighWater(defaultdict[str, int]):
-    """Takes the place of tinygrad's counts of allocated bytes, by device, and remembers the highest."""
-
-    def __init__(self) -> None:
-        super().__init__(int, GlobalCounters.mem_used_per_device)
-        self.highest: dict[str, int] = dict(self)
-
-    def __setitem__(self, device: str, count: int) -> None:
-        super().__setitem__(device, count)
-        self.highest[device] = max(count, self.highest.get(device, 0))
-
-
 class Port:
     """tinygrad's side: a trainer as `tinygrad_impl.train` has it. `tokens` are integers (batches, B, T + 1)."""
 
     def __init__(self, config: GPT2Config, tokens: np.ndarray, device: str, backend: Backend):
         self.device, self.first_loss = device, math.nan
-        self.memory = GlobalCounters.mem_used_per_device = HighWater()
+        self.memory = HighWater()
         self.free = free_memory(device)
         self.batches = [(batch[:, :-1].copy(), batch[:, 1:].copy()) for batch in tokens]
         cached, started = compiled(), time.perf_counter()
@@ -104,21 +87,9 @@ class Port:
         return seconds
 
 
-def free_memory(device: str) -> int:
-    """Bytes that a CUDA device could still give to anyone; of others 0."""
-    if device != "CUDA":
-        return 0
-    from tinygrad.runtime.ops_cuda import check, cuda  # here, because it needs the driver
-
-    Device[device].synchronize()  # makes its context the current one
-    check(cuda.cuMemGetInfo_v2(byref(free := c_size_t()), byref(c_size_t())))
-    return free.value
-
-
 def compiled() -> int:
     """How many kernels are in the caches of tinygrad's compiler and of Triton's."""
-    tables = db_connection().execute("SELECT name FROM sqlite_master WHERE name LIKE 'compile%'").fetchall()
-    count = sum(db_connection().execute(f"SELECT COUNT(*) FROM '{name}'").fetchone()[0] for (name,) in tables)
+    count = compiled_kernels()
     triton = Path(os.environ.get("TRITON_CACHE_DIR", Path.home() / ".triton" / "cache"))
     return count + sum(1 for _ in triton.glob("*/*.cubin"))
 
@@ -250,40 +221,6 @@ def summary(
         if kind in begun:
             row[kind] = max(figures[kind] for figures in [begun, *turns])
     return row
-
-
-@contextmanager
-def one_by_one(device: str) -> Iterator[list[tuple[str, int, int, float]]]:
-    """Inside, captured graphs run kernel by kernel, each waited for. Gives a list that becomes that of their names,
-    operations, bytes to move at least, and seconds.
-    """
-    kernels: list[tuple[str, int, int, float]] = []
-
-    def run_one_by_one(
-        linear: UOp, var_vals: dict[str, int] | None = None, input_uops: Sequence[UOp] = (), **options: Any
-    ) -> None:
-        if not options.get("jit"):
-            return run_linear(linear, var_vals, input_uops, **options)
-        values = var_vals or {}
-        context = ExecContext(values, tuple(input_uops), update_stats=False, jit=True, wait=True)
-        for call in linear.src:
-            batch = call.src[0].op is Ops.CUSTOM_FUNCTION and call.src[0].arg == "graph"  # such as a CUDA graph
-            for kernel in call.src[0].src[0].src if batch else [call]:
-                Device[device].synchronize()
-                started = time.perf_counter()
-                measured = [seconds for seconds in pm_exec.rewrite(kernel, context) if seconds is not None]
-                Device[device].synchronize()
-                seconds = sum(measured) if measured else time.perf_counter() - started
-                program, estimates = kernel.src[0], estimate_uop(kernel)
-                name = ansistrip(program.arg.name) if program.op is Ops.PROGRAM else program.op.name.lower()
-                flops, moved = (int(sym_infer(n, values)) for n in (estimates.ops, estimates.mem))
-                kernels.append((name, flops, moved, seconds))
-
-    jit.run_linear = run_one_by_one
-    try:
-        yield kernels
-    finally:
-        jit.run_linear = run_linear
 
 
 def profile(port: Port, ceiling: dict[str, float] | None) -> list[dict[str, Any]]:

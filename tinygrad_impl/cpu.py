@@ -1,41 +1,19 @@
-"""What makes tinygrad's CPU device fast: all cores at work, and a kernel in C for products of matrices."""
+"""What makes tinygrad's CPU device fast: a kernel in C for GEMMs, in parts that all cores compute."""
 
-import time
-from concurrent.futures import ThreadPoolExecutor
-from ctypes import c_uint64
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import AddrSpace
 from tinygrad.helpers import NUM_CPU_THREADS, ceildiv, round_up
 from tinygrad.renderer import Estimates
-from tinygrad.runtime.ops_cpu import CPUProgram
-from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp
+from tinygrad.uop.ops import ProgramInfo, UOp
+
+from tinygrad_impl.internals import program
 
 SOURCE = Path(__file__).with_name("product.c").read_text()
 TYPES = {dtypes.float32: "float", dtypes.float64: "double"}
 OPERATIONS = 1 << 18  # of a part: fewer are done before another thread has begun
-
-threads = ThreadPoolExecutor(NUM_CPU_THREADS.value)
-
-
-class Program(CPUProgram):
-    """A compiled kernel. tinygrad splits large ones into parts, one for each core, but runs these in turn itself."""
-
-    def __call__(self, *bufs: Any, global_size: tuple[int, ...] = (1, 1, 1), **options: Any) -> float | None:
-        if global_size[0] == 1:
-            return super().__call__(*bufs, global_size=global_size, **options)
-        started = time.perf_counter()
-        arguments = [*(b.va_addr for b in bufs), *options["vals"]]
-        core = self.runtimevars["core_id"]
-
-        def run(part: int) -> None:
-            self.fxn(*map(c_uint64, [*arguments[:core], part, *arguments[core + 1 :]]))  # without Python's lock
-
-        list(threads.map(run, range(global_size[0])))
-        return time.perf_counter() - started
 
 
 def product(a: Tensor, b: Tensor, layout: str = "NN") -> Tensor:
@@ -75,7 +53,5 @@ def kernel(layout: str, c: UOp, a: UOp, b: UOp) -> UOp:
 
     core = UOp.param(3, dtypes.int, (), vmin_vmax=(0, parts - 1), name="core_id", addrspace=AddrSpace.ALU)
     moved = (M * N + M * K + K * N) * c.dtype.itemsize
-    sink = UOp.sink(c.base, a.base, b.base, core, arg=KernelInfo(name, estimates=Estimates(operations, moved, moved)))
     info = ProgramInfo(name, (parts, 1, 1), (1, 1, 1), vars=(core,), globals=(0, 1, 2), outs=(0,), ins=(1, 2))
-    written = UOp(Ops.LINEAR, src=(*sink.src, sink)), UOp(Ops.SOURCE, arg=source)
-    return UOp(Ops.PROGRAM, src=(sink, *written), arg=info)
+    return program(name, (c, a, b), info, Estimates(operations, moved, moved), source, variables=(core,))

@@ -1,24 +1,21 @@
-"""Which device tinygrad computes on, the compiler that its CPU device needs, and how fast the card could be."""
+"""Which device tinygrad computes on, the compiler that its CPU device needs, and how fast the GPU could be."""
 
-import ctypes
 import importlib.util
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from tinygrad import Device
 from tinygrad.device import ALL_DEVICES
-from tinygrad.engine import worker
 from tinygrad.helpers import DEV
 
 from data.cli import InputError
+from tinygrad_impl.internals import gpu_name, share_context, shield_compilers, use_all_cores
 
-# Dense peak rates in FLOP/s by what the card's name contains, of bfloat16 with float32 sums and of float32 without
+# Dense peak rates in FLOP/s by what the GPU's name contains, of bfloat16 with float32 sums and of float32 without
 # tensor cores: NVIDIA's datasheets. The first match counts.
 PEAKS = {
     "H200": (989e12, 67e12),
@@ -42,22 +39,22 @@ def is_clang(command: str) -> bool:
         return False
 
 
-def provide_clang() -> None:
-    """Points CC at a clang: the one CC names already, one on the PATH, or the one inside PyPI's ziglang.
-
-    tinygrad's CPU device compiles with $CC and clang's flags, which gcc does not take. If there is none, CC is empty.
+def provide_clang() -> bool:
+    """Points CC at a clang: the one CC names already, one on the PATH, or the one inside PyPI's ziglang. Returns
+    whether there is one. tinygrad's CPU device compiles with $CC and clang's flags, which gcc does not take.
     """
     names = ["clang", *(f"clang-{version}" for version in range(30, 12, -1))]
     for command in [os.environ.get("CC"), *map(shutil.which, names)]:
         if command and is_clang(command):
             os.environ["CC"] = command
-            return
+            return True
     ziglang = importlib.util.find_spec("ziglang")
     if ziglang and ziglang.origin:
         os.environ["ZIG"] = str(Path(ziglang.origin).with_name("zig"))
         os.environ["CC"] = str(Path(__file__).with_name("zig-clang"))
     else:
         os.environ["CC"] = ""
+    return os.environ["CC"] != ""
 
 
 def provide_nvrtc() -> None:
@@ -72,49 +69,19 @@ def provide_nvrtc() -> None:
             os.environ["CUDA_PATH"] = str(headers[-1].parent.parent)
 
 
-def share_context() -> None:
-    """Has tinygrad compute in the GPU's primary context, which PyTorch uses, instead of making one of its own.
-
-    Which context is current belongs to the thread: with two of them, PyTorch's calls would end up in tinygrad's.
-    """
-    from tinygrad.runtime.autogen import cuda
-
-    cuda.cuCtxCreate_v2 = lambda context, flags, device: cuda.cuDevicePrimaryCtxRetain(context, device)
-
-
-def use_all_cores() -> None:
-    """Has tinygrad's CPU device run the parts of a kernel at once."""
-    from tinygrad_impl.cpu import Program
-
-    Device["CPU"].runtime_t = Program
-
-
-def shield_compilers() -> None:
-    """Keeps the processes that compile for tinygrad from dying of a SIGTERM to all processes, as `timeout` sends it.
-
-    They would die while they hold the lock of the queue that they wait for, and the program would never end.
-    """
-    worker._init_worker = begin_compiler
-    worker._WorkerProcess.terminate = worker._WorkerProcess.kill  # what the pool calls in the end
-
-
-def begin_compiler(begin: Callable[[], None] = worker._init_worker) -> None:
-    """What such a process does first."""
-    begin()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 def open_device(name: str | None) -> str:
     """Makes `name` (CPU, CUDA, METAL, AMD, ...) tinygrad's device, or else what DEV names, or else the best there is.
 
-    Returns its name. Raises `InputError` where it does not exist or has no compiler.
+    Returns its name. Raises `InputError` where it does not exist or has no compiler. It comes before anything is
+    computed: tinygrad reads once which compilers there are.
     """
+    shield_compilers()
     name = name or DEV.device
     # NV, tinygrad's own driver, comes after CUDA: it does not know every card
     candidates = [name.upper()] if name else ["CUDA", *(d for d in ALL_DEVICES if d != "CUDA")]
     reason = ""
     for candidate in candidates:
-        if candidate == "CPU" and not os.environ["CC"]:
+        if candidate == "CPU" and not provide_clang():
             raise InputError(
                 "tinygrad's CPU device needs clang and none was found; `pip install ziglang`, or install clang"
             )
@@ -122,6 +89,7 @@ def open_device(name: str | None) -> str:
             raise InputError(f"there is no device {candidate}; the devices tinygrad knows are {', '.join(ALL_DEVICES)}")
         try:
             if candidate == "CUDA":
+                provide_nvrtc()
                 share_context()
             Device[candidate]
             if candidate == "CPU":
@@ -142,11 +110,7 @@ def open_device(name: str | None) -> str:
 def card_name(device: str) -> str:
     """What the card or processor calls itself."""
     if device == "CUDA":
-        from tinygrad.runtime.autogen import cuda
-
-        buffer = ctypes.create_string_buffer(256)
-        cuda.cuDeviceGetName(buffer, len(buffer), 0)
-        return buffer.value.decode()
+        return gpu_name()
     return f"{device} with {len(os.sched_getaffinity(0))} cores" if device == "CPU" else device
 
 

@@ -96,7 +96,7 @@ class MLP:
 
 
 class Block:
-    """One layer: attention, then MLP, each on the normalised stream and added to it (pre-norm)."""
+    """One layer: attention, then MLP, each on the normalised residual stream and added to it (pre-norm)."""
 
     def __init__(self, config: GPT2Config, layer: int):
         self.ln_1 = F.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
@@ -136,8 +136,8 @@ class GPT2:
         return logits[:, :, : self.config.vocab_size], loss
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """tokens (B, T) -> the stream after the last layer, normalised: (B, T, C). With a cache they are the next T
-        tokens of each row, after the `cache.lengths` that it has already.
+        """tokens (B, T) -> the residual stream after the last layer, normalised: (B, T, C). With a cache they are the
+        next T tokens of each row, after the `cache.lengths` that it has already.
         """
         T = tokens.shape[1]
         positions = self.wpe.weight[:T] if cache is None else F.embedding(cache.positions(T), self.wpe.weight)

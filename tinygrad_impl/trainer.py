@@ -4,12 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from tinygrad import Tensor, TinyJit, nn
-from tinygrad.device import Buffer
-from tinygrad.dtype import _to_np_dtype
+from tinygrad import Tensor, nn
 
 from data.checkpoints.config import GPT2Config
 from tinygrad_impl.backend import Backend, Plain
+from tinygrad_impl.internals import captured_at_once, contents, overwrite
 from tinygrad_impl.model import GPT2
 
 
@@ -19,14 +18,6 @@ def learning_rate(step: int, steps: int, peak: float, minimum: float, warmup: in
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
     return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def write(tensor: Tensor, array: np.ndarray) -> None:
-    """Copies array, of tensor's shape and dtype, into the buffer that tensor has and compiled graphs know."""
-    assert array.shape == tensor.shape, (array.shape, tensor.shape)
-    assert array.dtype == _to_np_dtype(tensor.dtype), (array.dtype, tensor.dtype)
-    source = np.ascontiguousarray(array).data.cast("B")
-    tensor.uop.base.buffer.copy_from(Buffer("PYTHON", array.size, tensor.dtype, opaque=source))
 
 
 class Trainer:
@@ -58,10 +49,8 @@ class Trainer:
         self.gradients = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
         self.loss = self._zeros(())
         # Four compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
-        self._first, self._further = TinyJit(self.first), TinyJit(self.further)
-        self._squares, self._adamw = TinyJit(self.squares), TinyJit(self.adamw)
-        for graph in (self._first, self._further, self._squares, self._adamw):
-            graph.cnt = 1  # captured in the first call, which would else be run plainly: longer, and in far more memory
+        graphs = self.first, self.further, self.squares, self.adamw
+        self._first, self._further, self._squares, self._adamw = map(captured_at_once, graphs)
 
     def step(self, batches: Sequence[tuple[np.ndarray, np.ndarray]], lr: float) -> tuple[float, float]:
         """One update from micro-batches (x, y) of integers (B, T). Returns their mean loss and the gradient's norm,
@@ -90,13 +79,13 @@ class Trainer:
         like the parameters, of any float dtype, in which they are multiplied by `count` before they are rounded.
         """
         self.count = count
-        write(self.loss, np.array(loss * count, self.dtype))
+        overwrite(self.loss, np.array(loss * count, self.dtype))
         for name, total in self.gradients.items():
-            write(total, (gradients[name] * count).astype(self.dtype, copy=False))
+            overwrite(total, (gradients[name] * count).astype(self.dtype, copy=False))
 
     def update(self, lr: float) -> tuple[float, float]:
         """AdamW's step from the means, clipped, if they are finite. Returns the mean loss, and the norm from before."""
-        squares = self._squares().uop.base.buffer.numpy().astype(np.float64)
+        squares = contents(self._squares()).astype(np.float64)
         loss, norm = float(squares[0]) / self.count, math.sqrt(squares[1:].sum()) / self.count
         if not math.isfinite(loss + norm):
             return loss, norm
@@ -153,7 +142,7 @@ class Trainer:
                 (self.exp_avg[name], moments[f"exp_avg.{name}"]),
                 (self.exp_avg_sq[name], moments[f"exp_avg_sq.{name}"]),
             ):
-                write(t, array.astype(self.dtype, copy=False))
+                overwrite(t, array.astype(self.dtype, copy=False))
         self.backend.refresh()
 
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
@@ -165,5 +154,5 @@ class Trainer:
         if tensor is None or tensor.shape != array.shape:
             tensor = self._inputs[name] = Tensor(array).realize()
         else:
-            write(tensor, array)
+            overwrite(tensor, array)
         return tensor

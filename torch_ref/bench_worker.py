@@ -11,7 +11,7 @@ or with {"error": what went wrong}. It ends where stdin does.
 
 The peer is the reference's model in the fastest way that PyTorch's users know: autocast, fused AdamW, nothing that
 waits for the device within a step, tokens that are on the device already, compiled or not; and nanoGPT's vocabulary of
-50304, of which 47 rows stand for no token, because PyTorch's products with 50257 columns are slow.
+50304, of which 47 rows stand for no token, because PyTorch's matmuls with 50257 columns are slow.
 """
 
 import json
@@ -43,7 +43,7 @@ def synchronize(device: str) -> None:
 
 class Peer:
     """GPT-2 of the sizes `config` and the weights of `seed`, and its AdamW. `tokens` is a .npy of integers
-    (batches, B, T + 1), which the steps take in turn. `dtype` is that of products.
+    (batches, B, T + 1), which the steps take in turn. `dtype` is that of matmuls.
     """
 
     def __init__(self, config: dict[str, Any], seed: int, tokens: str, dtype: str, device: str, compile: bool):
@@ -131,13 +131,13 @@ def rate(function: Callable[[], object], device: str) -> float:
 
 
 def ceilings(device: str, dtype: str) -> dict[str, float]:
-    """What the device reaches at most, a second: in a product of large square matrices, and in copying memory."""
+    """What the device reaches at most, a second: in a matmul of large square matrices, and in copying memory."""
     n, size = (8192, 1 << 30) if device == "cuda" else (768, 1 << 26)
     a, b = (torch.randn(n, n, device=device).to(getattr(torch, dtype)) for _ in range(2))
-    product = torch.empty_like(a)
+    result = torch.empty_like(a)
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    flops = 2 * n**3 * rate(lambda: torch.mm(a, b, out=product), device)
+    flops = 2 * n**3 * rate(lambda: torch.mm(a, b, out=result), device)
     moved = 2 * size * rate(lambda: target.copy_(source), device)
     return {"n": n, "flops": flops, "bytes": moved}
 

@@ -100,7 +100,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then MLP, each on the normalised stream and added to it (pre-norm)."""
+    """One layer: attention, then MLP, each on the normalised residual stream and added to it (pre-norm)."""
 
     def __init__(self, config: GPT2Config, layer: int):
         super().__init__()
@@ -119,7 +119,7 @@ class GPT2(nn.Module):
     """The language model. Its head is tied to the token embedding: there is no lm_head parameter.
 
     `arrays` are the parameters by name, as data/checkpoints/checkpoint.py loads them; the model computes in their
-    dtype, or with bfloat16 products inside `torch.autocast`.
+    dtype, or with bfloat16 matmuls inside `torch.autocast`.
     """
 
     def __init__(self, config: GPT2Config, arrays: Mapping[str, np.ndarray]):
@@ -142,8 +142,8 @@ class GPT2(nn.Module):
         return logits, loss
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """tokens (B, T) -> the stream after the last layer, normalised: (B, T, C). With a cache they are the next T
-        tokens of each row, after the `cache.lengths` that it has already.
+        """tokens (B, T) -> the residual stream after the last layer, normalised: (B, T, C). With a cache they are the
+        next T tokens of each row, after the `cache.lengths` that it has already.
         """
         T = tokens.shape[1]
         positions = self.wpe.weight[:T] if cache is None else F.embedding(cache.positions(T), self.wpe.weight)

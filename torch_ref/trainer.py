@@ -22,7 +22,7 @@ def learning_rate(step: int, steps: int, peak: float, minimum: float, warmup: in
 class Trainer:
     """GPT-2 and its AdamW (Loshchilov & Hutter 2019, decoupled weight decay; matrices decay, vectors don't).
 
-    `arrays` are the parameters by name. `autocast` is the dtype of products, or None for the parameters' own;
+    `arrays` are the parameters by name. `autocast` is the dtype of matmuls, or None for the parameters' own;
     parameters, gradients and moments keep the arrays' dtype throughout. `clip` bounds the global norm of the gradients.
     `compile` puts torch.compile before the model.
     """

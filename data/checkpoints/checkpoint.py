@@ -29,7 +29,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SUMS = "SHA256SUMS"
 SUMS_LINE = re.compile(r"([0-9a-f]{64})  ([\w.-]+)\n")
-HUB_TIMEOUT = 5  # seconds until the cache, or a sentence, takes the hub's place
+HUB_TIMEOUT = 5  # seconds to wait for the hub, before the cache is taken or an error says so
 
 # safetensors' names of the element types that numpy has; BF16, which numpy has not, is widened on reading.
 DTYPES = {
@@ -78,7 +78,7 @@ def save(folder: str | Path, config: GPT2Config, arrays: Mapping[str, np.ndarray
     except FileExistsError:
         raise InputError(f"{folder} is a file; name another folder") from None
     sync_folder(folder.parent)
-    # transformers before its version 5 reads no file without the note on its format
+    # transformers before version 5 refuses a file without this note on its format
     write_safetensors(folder / WEIGHTS, {name: arrays[name] for name in parameter_shapes(config)}, {"format": "pt"})
     with atomic_write(folder / CONFIG, "w") as f:
         f.write(json.dumps(to_hf(config), indent=2) + "\n")
@@ -105,7 +105,7 @@ def verify(folder: Path, *names: str) -> None:
 
 
 def damage(folder: Path, *names: str) -> str | None:
-    """What `verify` finds, in words."""
+    """What is wrong with the files that `verify` looks at, in words; None if nothing is."""
     try:
         content = (folder / SUMS).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -187,7 +187,7 @@ def download(name: str) -> Path:
         patterns = [CONFIG, "model*.safetensors", INDEX]
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=unreachable is not None))
     except Exception as e:
-        if isinstance(e, OSError) and e.errno:  # no room for the cache, say: not the hub's doing
+        if isinstance(e, OSError) and e.errno:  # of this machine, such as no room for the cache
             raise
         reason = f"{unreachable or e}".strip().partition("\n")[0]
         raise InputError(
@@ -281,7 +281,8 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: di
     Takes as much memory again as the arrays: the library's own writing to a file neither syncs it nor reports a full
     disk as an OSError.
     """
-    rows = {name: np.asarray(array, order="C") for name, array in arrays.items()}  # it writes memory as it lies
+    # contiguous, because the library writes memory as it lies
+    rows = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     with atomic_write(path) as f:
         f.write(serialize(rows, metadata))
 

@@ -84,10 +84,10 @@ def parameter_count(config: GPT2Config) -> int:
 
 
 def flops_a_token(config: GPT2Config, T: int) -> int:
-    """Operations to train on a token in a window of T (PaLM, Chowdhery et al. 2022, appendix B).
+    """Floating-point operations to train on a token in a window of T (PaLM, Chowdhery et al. 2022, appendix B).
 
-    A product of an (in, out) matrix is 2 in*out a token forward and twice that backward; attention adds 2 products of
-    T x C a layer. The position table is looked up only.
+    A matmul with an (in, out) matrix takes 2 in*out of them a token forward and twice that backward; attention adds 2
+    matmuls of T x C a layer. Rows of the position table are looked up, which takes none.
     """
     multiplied = parameter_count(config) - config.n_positions * config.n_embd
     return 6 * multiplied + 12 * config.n_layer * config.n_embd * T

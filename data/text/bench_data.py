@@ -32,9 +32,9 @@ R = TypeVar("R")
 
 SEED = 1
 SAMPLE = 16 << 20  # bytes of the text that tiktoken is timed on
-STORIES = 5000  # of our own generator, as material without --text
+STORIES = 5000  # how many of our own generator the text is made of, without --text
 BATCH_SIZE, SEQ_LEN = 32, 1024
-BATCHES = 2000  # at most; an epoch of a smaller text
+BATCHES = 2000  # that the loader is timed on; of a smaller text, one epoch
 
 
 def write_text(path: Path, size: int, material: list[str]) -> None:
@@ -80,7 +80,7 @@ def measure_loader(folder: Path, cold: bool) -> tuple[float, float]:
     """
     for path in folder.iterdir() if cold else ():
         fd = os.open(path, os.O_RDONLY)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # of what is on disk, as all of a prepared folder is
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # only drops what is on disk already, as here
         os.close(fd)
     started = time.perf_counter()
     verification = Verification(folder)

@@ -89,7 +89,7 @@ class Loader:
         first = self.position + self.rank * self.batch_size
         rows = np.stack([self._window(p) for p in range(first, first + self.batch_size)])  # (B, T+1)
         self.position += self.world_size * self.batch_size
-        return rows[:, :-1].copy(), rows[:, 1:].copy()  # not views of one another, whatever the batch size
+        return rows[:, :-1].copy(), rows[:, 1:].copy()  # copies: whatever the batch size, neither is a view of `rows`
 
     def next_micro_batches(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """The next batch in so many equal parts, in order."""

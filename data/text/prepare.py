@@ -39,14 +39,14 @@ VALID_FRACTION = 0.01  # of the documents, for a source without validation text 
 CHECKPOINT = "checkpoint.json"
 PART = re.compile(rf"(train|valid)-\d+\.bin|(meta\.json|{re.escape(CHECKPOINT)})(\.tmp)?")  # what is in DIR.partial
 BATCH = 1 << 18  # characters of the documents that a worker tokenises in one go
-CHECKPOINT_EVERY = 32 << 20  # bytes of text, seconds of work
+CHECKPOINT_EVERY = 32 << 20  # bytes of text, which take seconds to tokenise
 
 
 @dataclass
 class PreparationState:
     """Where a preparation has got to: what lies in its folder comes from all before `position` of stream `job`."""
 
-    inputs: dict[str, Any]  # all that decides what is written, but the code
+    inputs: dict[str, Any]  # everything that decides what is written, except the code
     job: int
     position: int  # bytes
     documents: dict[str, int]
@@ -88,7 +88,7 @@ def prepare(
         meta = write_meta(folder, splits)
         os.rename(folder, out)
         sync_folder(out.parent)
-        (out / CHECKPOINT).unlink(missing_ok=True)  # only now: it is worth nothing where there is nothing to go on with
+        (out / CHECKPOINT).unlink(missing_ok=True)  # only after the rename: until then a stopped run needs it
 
     seconds = time.monotonic() - started
     size = sum(text.size for text, _ in jobs) - before
@@ -143,13 +143,13 @@ def _partial_folder(out: Path) -> Iterator[Path]:
         raise InputError(f"{folder} is in the way; move it or name another folder") from None
     fd = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it even when we are killed
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it even when we are killed
         if foreign := [name for name in os.listdir(folder) if not PART.fullmatch(name)]:
             raise InputError(f"{folder / foreign[0]} is in the way and not ours; move it or name another folder")
         try:
             yield folder
         except BaseException as e:
-            if isinstance(e, InputError) or not (folder / CHECKPOINT).exists():  # bad input is bad again
+            if isinstance(e, InputError) or not (folder / CHECKPOINT).exists():  # bad input stays bad: no use to go on
                 shutil.rmtree(folder, ignore_errors=True)
             else:
                 print(f"the same command goes on from {folder}", file=sys.stderr)
@@ -272,9 +272,9 @@ def _hash(document: str) -> float:
 def encode(documents: list[str]) -> np.ndarray:
     """The tokens of the documents, uint16 of shape (tokens,), `EOT` after each of them and nowhere else."""
     encoding = tokenizer()
-    # One long call works outside Python's global lock nearly all the time, a call a document only half of it.
+    # One long call runs without Python's global lock nearly all the time, one call a document only half of it.
     text = EOT_TEXT.join([*documents, ""])
-    if text.count(EOT_TEXT) > len(documents):  # some of it is text, and stays text
+    if text.count(EOT_TEXT) > len(documents):  # a document has the marker in its text, where it stays text
         parts = [np.append(encoding.encode_to_numpy(document, disallowed_special=()), EOT) for document in documents]
         return np.concatenate(parts).astype(np.uint16)
     return encoding.encode_to_numpy(text, allowed_special={EOT_TEXT}).astype(np.uint16)

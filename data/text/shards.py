@@ -155,7 +155,7 @@ def verify(path: Path) -> None:
     """Reads all tokens of a shard; `InputError` where they differ from its checksum or lie beyond the vocabulary."""
     _, expected = _open(path)
     sha256 = hashlib.sha256()
-    with open(path, "rb") as f:  # not the map: what waits for the disk there holds up all threads
+    with open(path, "rb") as f:  # not mapped: a page fault would hold up all threads
         f.seek(HEADER.size)
         for block in iter(partial(f.read, VERIFY_BLOCK), b""):
             sha256.update(block)

@@ -26,7 +26,7 @@ from data.text.tokenizer import EOT_TEXT
 
 ACCEPTED = "`stories`, `tinystories`, `tinystories-v1`, or a file that ends in .txt or .jsonl"
 
-STORIES = {"train": (0, 8_000_000), "valid": (1, 400_000)}  # split: seed, characters; 3.65 to a token
+STORIES = {"train": (0, 8_000_000), "valid": (1, 400_000)}  # split: seed, characters (3.65 to a token)
 
 HUB_REPO = "roneneldan/TinyStories"
 HUB_FILES = {
@@ -35,7 +35,7 @@ HUB_FILES = {
 }
 HUB_TIMEOUT = 10  # seconds
 
-BLOCK = 1 << 16  # bytes read at a time; strings of a MiB would leave holes in the heap, and it would grow
+BLOCK = 1 << 16  # bytes read at a time; strings of a MiB would fragment the heap, and memory would grow
 LONGEST_DOCUMENT = 1 << 16  # characters: some 16,000 tokens, many times the context of any GPT-2
 LONGEST_LINE = 64 << 20  # bytes of one JSON line, which has to be parsed whole
 
@@ -79,7 +79,7 @@ def stream(source: str, split: str) -> Stream | None:
     """
     if source == "stories":
         seed, size = STORIES[split]
-        generator = Path(stories.__file__).read_bytes()  # another generator, other stories
+        generator = Path(stories.__file__).read_bytes()  # a changed generator writes other stories
         identity = f"{seed} {size} {hashlib.sha256(generator).hexdigest()}"
         return Stream(f"stories (seed {seed})", size, identity, partial(_generated, seed, size))
     if source in HUB_FILES:
@@ -128,7 +128,7 @@ def _download(name: str) -> Path:
         get_hf_file_metadata(hf_hub_url(HUB_REPO, name, repo_type="dataset"), timeout=HUB_TIMEOUT)
         return Path(hf_hub_download(HUB_REPO, name, repo_type="dataset"))
     except Exception as e:  # the hub client passes on the errors of whichever HTTP and transfer libraries it has
-        if isinstance(e, OSError) and e.errno:  # ours, such as a full disk
+        if isinstance(e, OSError) and e.errno:  # of this machine, such as a full disk
             raise
         reason = str(e).strip().partition("\n")[0].rstrip(".") or type(e).__name__
         raise InputError(

@@ -337,7 +337,7 @@ PLANTED: list[Row] = [
         SHARDS + "test_meta_json",
     ),
     (
-        "a disk that fails during verification is not told",
+        "a disk that fails during verification is not reported",
         "data/text/shards.py",
         "except Exception as e:\n            self._error = e",
         "except InputError as e:\n            self._error = e",

@@ -124,6 +124,13 @@ PLANTED: list[Row] = [
         f"{IN_GENERATION}::test_generation_that_is_wrong_is_named",
     ),
     (
+        "PyTorch's own error in generation is a rounding in float32 too",
+        GENERATION,
+        'if setting.dtype == "float64":  # samplers',
+        'if setting.dtype <= "float64":  # samplers',
+        f"{IN_GENERATION}::test_pytorch_s_own_error",
+    ),
+    (
         "borders are twice as far off",
         GENERATION,
         "math.exp(min(2 * off / temperature",
@@ -220,6 +227,20 @@ PLANTED: list[Row] = [
         "(gradients[name] * count).astype",
         "gradients[name].astype",
         "parity_tests/test_training.py::test_loaded_gradients_are_those_that_were_accumulated",
+    ),
+    (
+        "the port imports the proof",
+        "tinygrad_impl/evaluate.py",
+        "import numpy as np\n",
+        "import numpy as np\n\nimport parity_tests.bounds\n",
+        "parity_tests/test_mirror.py::test_packages_stand_alone",
+    ),
+    (
+        "training imports PyTorch, whether it compares or not",
+        "tinygrad_impl/train.py",
+        "import importlib.util\n",
+        "import importlib.util\n\nimport parity_tests.gate\n",
+        "parity_tests/test_mirror.py::test_training_without_the_gate_needs_no_torch",
     ),
     (
         "the loader goes on where the gate ended",

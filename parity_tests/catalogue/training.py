@@ -299,7 +299,7 @@ PLANTED: list[Row] = [
         RESUME + "test_a_second_request_stops_at_once",
     ),
     (
-        "where it was continued the source is not told",
+        "the source of a continued run is not reported",
         RECORDER,
         '{"step": start.state["step"], **origin}',
         '{"step": start.state["step"]} | {k: v for k, v in origin.items() if k != "source"}',

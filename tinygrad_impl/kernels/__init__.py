@@ -1,12 +1,12 @@
 """Kernels for NVIDIA GPUs, written in Triton, and how they become nodes of tinygrad's graphs."""
 
-import ctypes
 import importlib.util
 from dataclasses import dataclass
 
 from tinygrad import Device
 
 from data.checkpoints.config import GPT2Config
+from tinygrad_impl.internals import gpu_attribute, use_graphs
 
 OLDEST = 80  # compute capability: Ampere, the first with bfloat16 GEMMs
 
@@ -34,12 +34,7 @@ def capability(device: str) -> int:
 
 
 def gpu_of(device: str) -> GPU:
-    from tinygrad.runtime.autogen import cuda  # only where there is CUDA can it be imported
-
-    count = ctypes.c_int()
-    attribute = cuda.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
-    assert cuda.cuDeviceGetAttribute(ctypes.byref(count), attribute, Device[device].cu_device) == 0
-    return GPU(capability(device), count.value)
+    return GPU(capability(device), gpu_attribute(device, "MULTIPROCESSOR_COUNT"))
 
 
 def overlap(device: str) -> None:
@@ -47,7 +42,7 @@ def overlap(device: str) -> None:
     from tinygrad_impl.kernels import graph  # here, because only CUDA has such graphs
 
     if graph.add_dependencies:
-        Device[device].graph = graph.Graph
+        use_graphs(device, graph.Graph)
 
 
 def obstacle(config: GPT2Config, device: str, bfloat16: bool) -> str | None:

@@ -17,6 +17,7 @@ from tinygrad.helpers import Context
 
 from data.checkpoints.config import GPT2Config
 from data.text.sampling import Sampler, probability
+from tinygrad_impl.internals import contents, overwrite
 from tinygrad_impl.kernels import GPU, draw, step
 from tinygrad_impl.kernels.launch import Launch, launch, new
 from tinygrad_impl.model import GPT2
@@ -102,8 +103,8 @@ class Decoder:
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
         """Adds tokens (N, chunk) to the cache, after the `lengths` (N,) tokens that each row has there."""
-        write(self.prompt, tokens)
-        write(self.lengths, lengths)
+        overwrite(self.prompt, tokens)
+        overwrite(self.lengths, lengths)
         self.prefill()
 
     def draw(
@@ -117,7 +118,7 @@ class Decoder:
         for i in range(count):
             if not sampler.follows_settings or drawn[i].min() < 0:  # it has to see the logits, those of this step
                 self.run(drawn[i - 1] if i else tokens, lengths + i, 1, sampler)
-                logits = read(self.logits)
+                logits = contents(self.logits)
                 token = sampler(logits)
                 yield token, np.array([probability(*row) for row in zip(logits, token, strict=True)])
                 return
@@ -128,18 +129,19 @@ class Decoder:
         self, tokens: np.ndarray, lengths: np.ndarray, count: int, sampler: Sampler
     ) -> tuple[np.ndarray, np.ndarray]:
         """So many steps: the tokens drawn, or -1 where it is not certain which, and their probabilities, (count, N)."""
-        write(self.tokens, tokens)
-        write(self.lengths, lengths)
-        write(self.steps, np.zeros(self.N))
+        overwrite(self.tokens, tokens)
+        overwrite(self.lengths, lengths)
+        overwrite(self.steps, np.zeros(self.N, np.int32))
         step = self.greedy
         if sampler.follows_settings and sampler.temperature > 0:
             step = self.sampled
-            write(self.settings, np.array([sampler.temperature, sampler.top_k or 0, sampler.top_p or 1]))
-            write(self.numbers, deepcopy(sampler.random).random((STEPS, self.N)))
+            settings = sampler.temperature, sampler.top_k or 0, sampler.top_p or 1
+            overwrite(self.settings, np.array(settings, np.float64))
+            overwrite(self.numbers, deepcopy(sampler.random).random((STEPS, self.N)))
         with Context(JIT_BATCH_SIZE=0):  # a step is one CUDA graph
             for _ in range(count):
                 step()
-        return read(self.drawn)[:count], read(self.chances)[:count]
+        return contents(self.drawn)[:count], contents(self.chances)[:count]
 
     def _prefill(self) -> None:
         *_, changed = self.layers(self.prompt, self.many)
@@ -189,17 +191,3 @@ class Decoder:
             [g] = launch(k.gelu, [new(tokens, k.R, 4 * k.C)], *x, ln_2.weight, ln_2.bias, c_fc, mlp.c_fc.bias)
             x = launch(k.contract, stream(), g, mlp_proj, mlp.c_proj.bias, x[0])
         return x[0], x[1], x[2], changed
-
-
-def write(tensor: Tensor, values: np.ndarray) -> None:
-    """Overwrites a tensor's memory, in a hundredth of the time that assigning to it takes."""
-    buffer = tensor.uop.buffer
-    dtype = np.dtype(tensor.dtype.fmt)
-    buffer.allocator._copyin(buffer._buf, memoryview(bytearray(np.ascontiguousarray(values, dtype).tobytes())))
-
-
-def read(tensor: Tensor) -> np.ndarray:
-    """A copy of a tensor's memory."""
-    buffer, values = tensor.uop.buffer, np.empty(tensor.shape, tensor.dtype.fmt)
-    buffer.allocator._copyout(memoryview(values.data).cast("B"), buffer._buf)
-    return values

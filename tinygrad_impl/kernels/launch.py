@@ -11,10 +11,11 @@ from typing import Any
 
 from tinygrad import Device, Tensor, dtypes
 from tinygrad.dtype import DType
-from tinygrad.engine.realize import runtime_cache
 from tinygrad.helpers import argsort
 from tinygrad.renderer import Estimates
-from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp
+from tinygrad.uop.ops import Ops, ProgramInfo, UOp
+
+from tinygrad_impl import internals
 
 TYPES = {  # of pointers
     dtypes.float64: "*fp64",
@@ -102,7 +103,7 @@ def program(kernel: Launch, outs: int, device: str, *args: UOp) -> UOp:
     arch = Device[device].renderer.target.arch
     binary = compilers.submit(compile_kernel, kernel, tuple(a.dtype for a in args[:-SCRATCH]), arch)
     uop = wrap(kernel, outs, args)
-    runtime_cache[uop.key, device] = Compiled(kernel, binary, device, uop)
+    internals.give_runtime(uop, device, Compiled(kernel, binary, device, uop))
     return uop
 
 
@@ -155,7 +156,6 @@ def wrap(kernel: Launch, outs: int, args: tuple[UOp, ...]) -> UOp:
     """What tinygrad's own compiler would give for such a kernel, but without the binary."""
     name = kernel.name
     estimates = Estimates(ops=kernel.flops, lds=kernel.bytes, mem=kernel.bytes)
-    sink = UOp.sink(*[a.base for a in args], arg=KernelInfo(name=name, estimates=estimates))
     info = ProgramInfo(
         name=name,
         global_size=(*kernel.grid, 1, 1)[:3],
@@ -165,5 +165,4 @@ def wrap(kernel: Launch, outs: int, args: tuple[UOp, ...]) -> UOp:
         ins=tuple(range(len(args))),  # what is written may be read too
     )
     source = repr((kernel.kernel.__name__, kernel.grid, kernel.constants, kernel.warps, kernel.stages))
-    compiled = UOp(Ops.LINEAR, src=(*sink.src, sink)), UOp(Ops.SOURCE, arg=source), UOp(Ops.BINARY, arg=b"")
-    return UOp(Ops.PROGRAM, src=(sink, *compiled), arg=info)
+    return internals.program(name, args, info, estimates, source, binary=b"")

@@ -64,9 +64,9 @@ def test_presets() -> None:
     ],
 )
 def test_flops_a_token(config: GPT2Config, T: int) -> None:
-    """Counted product by product: a multiplication and an addition each, forward once and twice that backward.
+    """Counted matmul by matmul: a multiplication and an addition each, forward once and twice that backward.
 
-    Biases, gains and the embedding of tokens count as products here, as in PaLM's 6 N; attention's two products, of all
+    Biases, gains and the embedding of tokens count as matmuls here, as in PaLM's 6 N; attention's two matmuls, of all
     T x T pairs, come on top.
     """
     C, layers, vocabulary = config.n_embd, config.n_layer, config.vocab_size

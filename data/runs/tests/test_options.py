@@ -293,7 +293,7 @@ def test_without_options_a_cpu_trains_tiny(narrow: dict[str, GPT2Config], monkey
 def test_without_options_a_gpu_fine_tunes_gpt2(
     device: str, narrow: dict[str, GPT2Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What the command decides on such a machine; the card itself is not needed for that."""
+    """What the command decides on such a machine; no GPU is needed for that."""
     save(tmp_path / "gpt2", narrow["gpt2"], initial_weights(narrow["gpt2"], 5))
     monkeypatch.chdir(tmp_path)  # where the name gpt2 finds a folder, it is not asked of the hub
     for argv, source in (((), "tinystories"), (("--data", "mine.txt"), "mine.txt")):

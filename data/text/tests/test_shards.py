@@ -235,7 +235,7 @@ def test_damaged_shard(damage: Callable[[bytes], bytes], fault: str, tmp_path: P
     write(tmp_path)
     path = tmp_path / "train-00000.bin"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(InputError, match=rf"train-00000\.bin .*{fault}.*python -m data\.prepare"):
+    with pytest.raises(InputError, match=rf"train-00000\.bin .*{fault}.*python -m data\.text\.prepare"):
         open_shard(path)
 
 
@@ -359,9 +359,9 @@ def test_unknown_split(prepared: Path) -> None:
 
 
 def test_not_a_prepared_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no folder .*nowhere.*python -m data\.prepare SOURCE --out DIR"):
+    with pytest.raises(InputError, match=r"no folder .*nowhere.*python -m data\.text\.prepare SOURCE --out DIR"):
         read_meta(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"no meta\.json.*python -m data\.prepare SOURCE --out DIR"):
+    with pytest.raises(InputError, match=r"no meta\.json.*python -m data\.text\.prepare SOURCE --out DIR"):
         read_meta(tmp_path)
 
 

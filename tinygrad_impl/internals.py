@@ -1,0 +1,230 @@
+"""All that this project uses of tinygrad's inside, or changes in it: for tinygrad 0.14.0, and for no other version.
+
+What only CUDA has is in kernels/graph.py and kernels/launch.py, which build on this. Each function says why it is
+needed; tests/test_internals.py says of each what is broken if another version fails it.
+"""
+
+import ctypes
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from tinygrad import Device, Tensor, TinyJit
+from tinygrad.engine import jit, worker
+from tinygrad.engine.realize import ExecContext, estimate_uop, pm_exec, run_linear, runtime_cache
+from tinygrad.helpers import NUM_CPU_THREADS, GlobalCounters, ansistrip, db_connection
+from tinygrad.renderer import Estimates
+from tinygrad.runtime.ops_cpu import CPUProgram
+from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp, sym_infer
+
+# --- memory of tensors ------------------------------------------------------------------------------------------------
+
+
+def overwrite(tensor: Tensor, array: np.ndarray) -> None:
+    """Copies array, of tensor's shape and dtype, into the memory that tensor has and compiled graphs know. `assign`
+    would schedule and compile a kernel, which takes a hundred times as long.
+    """
+    buffer = tensor.uop.base.buffer
+    assert array.shape == tensor.shape, (array.shape, tensor.shape)
+    assert array.dtype == np.dtype(tensor.dtype.fmt), (array.dtype, tensor.dtype)
+    buffer.allocator._copyin(buffer._buf, memoryview(bytearray(np.ascontiguousarray(array).data.cast("B"))))
+
+
+def contents(tensor: Tensor) -> np.ndarray:
+    """A copy of the memory of a tensor that is realized. `Tensor.numpy` would schedule a copy first."""
+    buffer, array = tensor.uop.base.buffer, np.empty(tensor.shape, tensor.dtype.fmt)
+    buffer.allocator._copyout(memoryview(array.reshape(-1).data).cast("B"), buffer._buf)
+    return array
+
+
+# --- compiled graphs --------------------------------------------------------------------------------------------------
+
+
+def captured_at_once(function: Callable[..., Any]) -> Any:
+    """A TinyJit whose first call is captured. tinygrad would run that call as it is, in far more memory and time."""
+    graph = TinyJit(function)
+    graph.cnt = 1
+    return graph
+
+
+def program(
+    name: str,
+    tensors: Sequence[UOp],
+    info: ProgramInfo,
+    estimates: Estimates,
+    source: str,
+    binary: bytes | None = None,
+    variables: Sequence[UOp] = (),
+) -> UOp:
+    """What tinygrad's code generation would give for a kernel, from a source that is not its own. Without `binary` its
+    compiler is yet to compile it.
+    """
+    sink = UOp.sink(*(t.base for t in tensors), *variables, arg=KernelInfo(name=name, estimates=estimates))
+    made = [UOp(Ops.LINEAR, src=(*sink.src, sink)), UOp(Ops.SOURCE, arg=source)]
+    made += [] if binary is None else [UOp(Ops.BINARY, arg=binary)]
+    return UOp(Ops.PROGRAM, src=(sink, *made), arg=info)
+
+
+def give_runtime(program: UOp, device: str, runtime: Any) -> None:
+    """Has `runtime` called for the program, instead of what tinygrad would load from its binary."""
+    runtime_cache[program.key, device] = runtime
+
+
+# --- the CPU device ---------------------------------------------------------------------------------------------------
+
+threads = ThreadPoolExecutor(NUM_CPU_THREADS.value)
+
+
+class ParallelProgram(CPUProgram):
+    """A compiled kernel. tinygrad splits large ones into parts, one for each core, but runs these in turn itself."""
+
+    def __call__(self, *bufs: Any, global_size: tuple[int, ...] = (1, 1, 1), **options: Any) -> float | None:
+        if global_size[0] == 1:
+            return super().__call__(*bufs, global_size=global_size, **options)
+        started = time.perf_counter()
+        arguments = [*(b.va_addr for b in bufs), *options["vals"]]
+        core = self.runtimevars["core_id"]
+
+        def run(part: int) -> None:
+            self.fxn(*map(ctypes.c_uint64, [*arguments[:core], part, *arguments[core + 1 :]]))  # without Python's lock
+
+        list(threads.map(run, range(global_size[0])))
+        return time.perf_counter() - started
+
+
+def use_all_cores() -> None:
+    """Has tinygrad's CPU device run the parts of a kernel at once."""
+    Device["CPU"].runtime_t = ParallelProgram
+
+
+# --- processes that compile -------------------------------------------------------------------------------------------
+
+
+def shield_compilers() -> None:
+    """Keeps the processes that compile for tinygrad from dying of a SIGTERM to all processes, as `timeout` sends it.
+
+    They would die while they hold the lock of the queue that they wait for, and the program would never end.
+    """
+    worker._init_worker = begin_compiler
+    worker._WorkerProcess.terminate = worker._WorkerProcess.kill  # what the pool calls in the end
+
+
+def begin_compiler(begin: Callable[[], None] = worker._init_worker) -> None:
+    """What such a process does first."""
+    begin()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+# --- CUDA -------------------------------------------------------------------------------------------------------------
+
+
+def driver() -> Any:
+    """The functions of CUDA's driver. It can be imported only where there is one."""
+    from tinygrad.runtime.autogen import cuda
+
+    return cuda
+
+
+def share_context() -> None:
+    """Has tinygrad compute in the GPU's primary context, which PyTorch uses, instead of making one of its own.
+
+    Which context is current belongs to the thread: with two of them, PyTorch's calls would end up in tinygrad's.
+    """
+    cuda = driver()
+    cuda.cuCtxCreate_v2 = lambda context, flags, device: cuda.cuDevicePrimaryCtxRetain(context, device)
+
+
+def gpu_name() -> str:
+    cuda, buffer = driver(), ctypes.create_string_buffer(256)
+    cuda.cuDeviceGetName(buffer, len(buffer), 0)
+    return buffer.value.decode()
+
+
+def gpu_attribute(device: str, name: str) -> int:
+    """CUDA's CU_DEVICE_ATTRIBUTE_`name`."""
+    cuda, value = driver(), ctypes.c_int()
+    attribute = getattr(cuda, f"CU_DEVICE_ATTRIBUTE_{name}")
+    check(cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, Device[device].cu_device))
+    return value.value
+
+
+def free_memory(device: str) -> int:
+    """Bytes that a CUDA device could still give to anyone; of others 0."""
+    if device != "CUDA":
+        return 0
+    Device[device].synchronize()  # makes its context the current one
+    check(driver().cuMemGetInfo_v2(ctypes.byref(free := ctypes.c_size_t()), ctypes.byref(ctypes.c_size_t())))
+    return free.value
+
+
+def check(status: int) -> None:
+    """Raises `RuntimeError` on a CUDA error."""
+    from tinygrad.runtime.ops_cuda import check
+
+    check(status)
+
+
+def use_graphs(device: str, kind: type) -> None:
+    """Has captured graphs of the device be of this kind instead of tinygrad's."""
+    Device[device].graph = kind
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+class HighWater(defaultdict[str, int]):
+    """Takes the place of tinygrad's counts of allocated bytes, by device, and remembers the highest."""
+
+    def __init__(self) -> None:
+        super().__init__(int, GlobalCounters.mem_used_per_device)
+        self.highest: dict[str, int] = dict(self)
+        GlobalCounters.mem_used_per_device = self
+
+    def __setitem__(self, device: str, count: int) -> None:
+        super().__setitem__(device, count)
+        self.highest[device] = max(count, self.highest.get(device, 0))
+
+
+def compiled_kernels() -> int:
+    """How many are in the cache of tinygrad's compilers."""
+    tables = db_connection().execute("SELECT name FROM sqlite_master WHERE name LIKE 'compile%'").fetchall()
+    return sum(db_connection().execute(f"SELECT COUNT(*) FROM '{name}'").fetchone()[0] for (name,) in tables)
+
+
+@contextmanager
+def one_by_one(device: str) -> Iterator[list[tuple[str, int, int, float]]]:
+    """Inside, captured graphs run kernel by kernel, each waited for. Gives a list that becomes that of their names,
+    operations, bytes to move at least, and seconds.
+    """
+    kernels: list[tuple[str, int, int, float]] = []
+
+    def run_one_by_one(
+        linear: UOp, var_vals: dict[str, int] | None = None, input_uops: Sequence[UOp] = (), **options: Any
+    ) -> None:
+        if not options.get("jit"):
+            return run_linear(linear, var_vals, input_uops, **options)
+        values = var_vals or {}
+        context = ExecContext(values, tuple(input_uops), update_stats=False, jit=True, wait=True)
+        for call in linear.src:
+            batch = call.src[0].op is Ops.CUSTOM_FUNCTION and call.src[0].arg == "graph"  # such as a CUDA graph
+            for kernel in call.src[0].src[0].src if batch else [call]:
+                Device[device].synchronize()
+                started = time.perf_counter()
+                measured = [seconds for seconds in pm_exec.rewrite(kernel, context) if seconds is not None]
+                Device[device].synchronize()
+                seconds = sum(measured) if measured else time.perf_counter() - started
+                program, estimates = kernel.src[0], estimate_uop(kernel)
+                name = ansistrip(program.arg.name) if program.op is Ops.PROGRAM else program.op.name.lower()
+                flops, moved = (int(sym_infer(n, values)) for n in (estimates.ops, estimates.mem))
+                kernels.append((name, flops, moved, seconds))
+
+    jit.run_linear = run_one_by_one
+    try:
+        yield kernels
+    finally:
+        jit.run_linear = run_linear
