@@ -432,15 +432,15 @@ PLANTED: list[Row] = [
     (
         "the tiles are an H100's on every GPU",
         GPU,
-        "return GPU(capability(device), count.value)",
-        "return GPU(90, count.value)",
+        "return GPU(capability(device), ",
+        "return GPU(90, ",
         f"{GPUS}::test_it_is_asked_of_the_driver",
     ),
     (
         "every GPU has as many multiprocessors as an H100",
         GPU,
-        "return GPU(capability(device), count.value)",
-        "return GPU(capability(device), 132)",
+        'gpu_attribute(device, "MULTIPROCESSOR_COUNT"))',
+        "132)",
         f"{GPUS}::test_it_is_asked_of_the_driver",
     ),
     (

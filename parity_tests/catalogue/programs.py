@@ -47,7 +47,7 @@ PLANTED: list[Row] = [
         GENERATE,
         '(dtype or ("bfloat16" if device == "CUDA" else "float32"))',
         '(dtype or "float32")',
-        IN_GENERATE + "precision",
+        IN_GENERATE + "the_backend_is_chosen_by_dtype_and_device",
     ),
     (
         "generate: more steps than are left are drawn at once",
@@ -104,13 +104,6 @@ PLANTED: list[Row] = [
         "context = min(config",
         "context = max(config",
         IN_COMPARE + "the_context_is_what_both_models_have",
-    ),
-    (
-        "generate: what was computed is not written to the cache",
-        "tinygrad_impl/cached_model.py",
-        "*lowered[: len(outs)], *written)",
-        "*lowered[: len(outs)], *written[:-1])",
-        IN_GENERATE + "one_text_is_that_of_the_references_logits",
     ),
     (
         "generate: the cache is computed by formulas and not by the backend",

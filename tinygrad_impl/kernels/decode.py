@@ -135,7 +135,8 @@ class Decoder:
         step = self.greedy
         if sampler.follows_settings and sampler.temperature > 0:
             step = self.sampled
-            overwrite(self.settings, np.array([sampler.temperature, sampler.top_k or 0, sampler.top_p or 1]))
+            settings = sampler.temperature, sampler.top_k or 0, sampler.top_p or 1
+            overwrite(self.settings, np.array(settings, np.float64))
             overwrite(self.numbers, deepcopy(sampler.random).random((STEPS, self.N)))
         with Context(JIT_BATCH_SIZE=0):  # a step is one CUDA graph
             for _ in range(count):

@@ -81,12 +81,12 @@ def test_logits(
         arrays[f"h.{layer}.attn.c_attn.weight"][:, : 2 * width] *= 3  # some keys matter far more than others
     arrays["wte.weight"][V2 // 2 :] = arrays["wte.weight"][: V2 // 2]  # each logit is there twice, in different blocks
     decoder = decode.Decoder(GPT2(config, arrays), Fused(THIS_GPU), N, chunk, V2)
-    tokens, rows = np.random.default_rng(N).integers(0, V2, (N, P)), np.arange(N)
+    tokens, rows = np.random.default_rng(N).integers(0, V2, (N, P)).astype(np.int32), np.arange(N, dtype=np.int32)
     places = [np.minimum((rows + held) % P if N > 3 else held - rows % 3 + step, P - 1) for step in range(steps)]
     prompt = np.where(np.arange(P) < places[0][:, None], tokens, tokens[:, ::-1])
     prompt = np.pad(prompt, ((0, 0), (0, -P % chunk)), constant_values=1)
     for start in range(0, P, chunk):
-        decoder.add(prompt[:, start : start + chunk], np.full(N, start))
+        decoder.add(prompt[:, start : start + chunk], np.full(N, start, np.int32))
     found = []
     for place in places:
         drawn, chances = decoder.run(tokens[rows, place], place, 1, Sampler(0))
@@ -302,6 +302,6 @@ def test_how_many_kernels(generator: generate.Generator) -> None:
     decoder = generator.decoder(2)
     assert isinstance(decoder, decode.Decoder)
     for sampler, drawing in ((Sampler(0), 1), (Sampler(), 2)):
-        decoder.run(np.array([1, 2]), np.array([0, 0]), 3, sampler)
+        decoder.run(np.array([1, 2], np.int32), np.array([0, 0], np.int32), 3, sampler)
         graph = decoder.sampled if sampler.temperature else decoder.greedy
         assert len(graph.captured.linear.src) == 1 + 5 * CONFIG.n_layer + 1 + drawing

@@ -86,7 +86,7 @@ def test_proof_in_parts() -> None:
 def test_proof_notices(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer norm that is 5 % too large."""
     right = Operations.layer_norm
-    monkeypatch.setattr(Operations, "layer_norm", lambda *given, eps: [y * 1.05 for y in right(*given, eps)])
+    monkeypatch.setattr(Operations, "layer_norm", lambda *given, **more: [y * 1.05 for y in right(*given, **more)])
     rows = flow_rows(setting, setting.references(), random_batches(CONFIG, 1, 8, seed=0, count=1))
     assert "h.0.ln_1" in {row.name for row in rows if not row.passed}
 
@@ -227,7 +227,8 @@ def test_gradients_of_other_losses(setting: Setting) -> None:
     assert loss is not None
     targets = 2.5 * loss, (logits.float() * Tensor(weights)).sum()
     for target, target64 in zip(targets, (2.5 * loss64, (logits64 * torch.tensor(weights)).sum()), strict=True):
-        found = setting.backend.gradient(*setting.backend.lower(target), parameters)
+        [lowered] = setting.backend.lower(target)
+        found = setting.backend.gradient(lowered, parameters)
         expected = torch.autograd.grad(target64, [exact.wte.weight, exact.ln_f.bias], retain_graph=True)
         for got, true in zip(found, expected, strict=True):
             assert relative_error(torch.tensor(got.numpy()), true) < 0.02

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tinygrad_impl import kernels
+from tinygrad_impl import internals, kernels
 from tinygrad_impl.kernels import GPU
 from tinygrad_impl.kernels.tests.support import DEVICE, THIS_GPU
 
@@ -36,7 +36,8 @@ def test_it_is_asked_of_the_driver(arch: str, count: int, monkeypatch: pytest.Mo
         place._obj.value = count if which == graph.cuda.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT else -1
         return 0 if number == 3 else 1
 
-    monkeypatch.setattr(kernels, "Device", {"CUDA": device})
+    for module in (kernels, internals):
+        monkeypatch.setattr(module, "Device", {"CUDA": device})
     monkeypatch.setattr(graph.cuda, "cuDeviceGetAttribute", attribute)
     assert kernels.gpu_of("CUDA") == GPU(int(arch.removeprefix("sm_")), count)
 

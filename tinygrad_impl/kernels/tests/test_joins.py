@@ -294,16 +294,16 @@ def test_attention() -> None:
 
 def test_attention_that_is_not_joined() -> None:
     """In any other order; of several tensors; of three of four parts; of a part that was changed."""
-    parts, others = heads(Tensor(QKV)), heads(Tensor(QKV))
-    wide = heads(Tensor(normal(2, 5, 256)))
+    attention: Callable[..., Tensor] = Ours.attention
+    parts, others, wide = (heads(Tensor(array)) for array in (QKV, QKV, normal(2, 5, 256)))
     for order in [(0, 0, 2), (0, 1, 0), (1, 1, 2), (0, 2, 1), (2, 1, 0)]:
-        assert joined(Ours.attention(*(parts[i] for i in order))) == {"attention": 1}
+        assert joined(attention(*(parts[i] for i in order))) == {"attention": 1}
     for i in range(3):
-        assert joined(Ours.attention(*parts[:i], others[i], *parts[i + 1 :])) == {"attention": 1}
-        assert joined(Ours.attention(*parts[:i], parts[i].contiguous(), *parts[i + 1 :])) == {"attention": 1}
+        assert joined(attention(*parts[:i], others[i], *parts[i + 1 :])) == {"attention": 1}
+        assert joined(attention(*parts[:i], parts[i].contiguous(), *parts[i + 1 :])) == {"attention": 1}
     for some in (wide[:3], wide[1:], [Tensor(normal(2, 3, 5, 16)) for _ in range(3)]):
-        assert joined(Ours.attention(*some)) == {"attention": 1}
-    assert joined(Ours.attention(*parts)) == {"split_attention": 1}
+        assert joined(attention(*some)) == {"attention": 1}
+    assert joined(attention(*parts)) == {"split_attention": 1}
 
 
 def test_layer_norm_of_other_things() -> None:
