@@ -421,7 +421,7 @@ def test_defaults(scripted: list[Any], tmp_path: Path, monkeypatch: pytest.Monke
         return Plain(name="fused" if device == "CUDA" else "plain")
 
     monkeypatch.setattr(bench, "choose", choose)
-    monkeypatch.setattr(bench, "card_name", lambda device: f"card of {device}")
+    monkeypatch.setattr(bench, "device_name", lambda device: f"card of {device}")
     monkeypatch.setitem(bench.PRESETS, "gpt2", CONFIG)
     expected = {"CPU": ("torch-eager", 10, "float32"), "CUDA": ("torch-compile", 100, "bfloat16")}
     expected["METAL"] = ("", 100, "float32")

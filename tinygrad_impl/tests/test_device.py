@@ -13,7 +13,7 @@ import pytest
 
 from data.cli import InputError
 from tinygrad_impl import device
-from tinygrad_impl.device import card_name, open_device, peak_flops, provide_clang
+from tinygrad_impl.device import device_name, open_device, peak_flops, provide_clang
 
 SHIM = "zig-clang"
 
@@ -116,8 +116,8 @@ def test_peak_rates(card: str, bfloat16: float | None, float32: float | None) ->
 
 
 def test_card_names() -> None:
-    assert card_name("CPU") == f"CPU with {len(os.sched_getaffinity(0))} cores"
-    assert card_name("METAL") == "METAL"
+    assert device_name("CPU") == f"CPU with {len(os.sched_getaffinity(0))} cores"
+    assert device_name("METAL") == "METAL"
 
 
 def test_the_name_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_the_name_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         buffer.value = f"NVIDIA H{number}00".encode()
 
     monkeypatch.setattr(cuda, "cuDeviceGetName", get_name)
-    assert card_name("CUDA") == "NVIDIA H000"
+    assert device_name("CUDA") == "NVIDIA H000"
 
 
 class Devices:

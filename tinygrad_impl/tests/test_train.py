@@ -166,7 +166,7 @@ def test_the_chosen_backend_trains_validates_and_writes(folder: Path, monkeypatc
 
 @pytest.mark.parametrize(("dtype", "peak"), [("bfloat16", 989e12), ("float32", 67e12)])
 def test_the_peak_is_that_of_the_dtype(dtype: str, peak: float, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "card_name", lambda device: f"NVIDIA H100 as {device}")
+    monkeypatch.setattr(train, "device_name", lambda device: f"NVIDIA H100 as {device}")
     _, by, _ = prepared_training(folder, monkeypatch, dtype=dtype)
     assert (by.device_name, by.peak_flops) == ("NVIDIA H100 as CPU", peak)
 
