@@ -32,7 +32,9 @@ PACKAGES = ("data", "torch_ref", "tinygrad_impl", "parity_tests")
 TABLES = ("data", "training", "programs", "kernels", "proof")
 LEFT_OUT = (".git", ".venv", ".mutants", "__pycache__", ".*_cache", "*.egg-info")
 LEFT_OUT_AT_THE_TOP = ("runs", "build")  # what training and packaging write; data/runs is source
-IMPORTS = ("pytest", "numpy", "matplotlib.pyplot", "torch", "transformers", "tokenizers", "tinygrad", "triton")
+# the conftest first, which says whether Triton is to interpret its kernels: Triton has to know when it is imported
+IMPORTS = ("pytest", "tinygrad_impl.conftest", "numpy", "matplotlib.pyplot", "torch", "transformers", "tokenizers")
+IMPORTS += ("tinygrad", "triton")
 PATIENCE = 300.0  # seconds for a test, with its fixtures, on a busy machine
 
 

@@ -81,6 +81,17 @@ def test_the_copy_is_whole(server: Server) -> None:
     (server.tree / "test_it.py").unlink()
 
 
+def test_kernels_are_interpreted_in_a_server() -> None:
+    """Or their tests would all fail, whatever bug there is."""
+    imports = [module for module in planted.IMPORTS if module in ("pytest", "tinygrad_impl.conftest", "triton")]
+    with copied_tree() as tree:
+        server = Server(tree, imports)
+        test = "tinygrad_impl/kernels/tests/test_layer_norm.py::test_mean_far_from_zero"
+        assert server.run([test], 120.0) == {"code": 0, "by": ""}
+        server.process.kill()
+        server.process.wait()
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says which are not caught, and by which test they should have been."""
     test = "data/runs/tests/test_revision.py::test_a_commit_and_what_was_changed_since"
