@@ -181,8 +181,10 @@ def flow_in_tinygrad(
 
     def backward(roots: list[str], targets: dict[str, Tensor]) -> dict[str, Tensor]:
         if fed is None:
-            found = backend.gradient(values["loss"], [(values | parameters)[name] for name in targets])
-            return dict(zip(targets, found, strict=True))
+            sources = {name: tensor for name, tensor in (values | parameters).items() if name != "loss"}
+            found = backend.gradient(values["loss"], list(sources.values()))
+            one = Tensor(np.ones(()))  # by itself
+            return {**dict(zip(sources, found, strict=True)), "loss": one}
         given = [Tensor(fed.gradients[root]).cast(values[root].dtype).realize() for root in roots]
         total = sum(((values[root] * g).sum() for root, g in zip(roots, given, strict=True)), start=Tensor(0.0))
         return dict(zip(targets, backend.gradient(total, list(targets.values())), strict=True))
