@@ -511,7 +511,7 @@ PLANTED: list[Row] = [
         JOINS,
         "    if is_linear(branch):\n        return None\n",
         "",
-        f"{USES}[a norm]",
+        f"{JOINED}::test_a_rule_that_does_not_fire[residual_layer_norm]",
     ),
     (
         "rules that fire too seldom are not missed",
