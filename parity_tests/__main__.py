@@ -15,7 +15,7 @@ from parity_tests.report import html
 from parity_tests.setting import Setting
 from parity_tests.weights import hard_weights, random_weights
 from tinygrad_impl.backend import CHOICES, choose
-from tinygrad_impl.device import card_name, open_device
+from tinygrad_impl.device import device_name, open_device
 
 SHOWN = 15
 CHECKS = {
@@ -77,7 +77,7 @@ def main() -> None:
     refuse_missing_folder(args.json, args.html)
     device = open_device(args.device)
     steps = args.steps or (10 if args.dtype == "float64" else 3)
-    what = f"{args.model}, {parameter_count(config) / 1e6:.1f}M parameters, {card_name(device)}, {args.dtype}"
+    what = f"{args.model}, {parameter_count(config) / 1e6:.1f}M parameters, {device_name(device)}, {args.dtype}"
     print(f"{what}, {args.batch_size} x {args.seq_len} tokens; reference: PyTorch in float64")
     started = time.perf_counter()
     backend = choose(args.kernels, config, device, args.dtype == "bfloat16")
@@ -89,7 +89,7 @@ def main() -> None:
     for check, meaning in CHECKS.items():
         ours = [row for row in rows if row.check == check]
         print(f"{check:10} {len(ours):4} compared, {sum(not row.passed for row in ours):4} failed: {meaning}")
-    more = {"device": device, "card": card_name(device), "batch_size": args.batch_size, "seq_len": args.seq_len}
+    more = {"device": device, "card": device_name(device), "batch_size": args.batch_size, "seq_len": args.seq_len}
     more |= {"seed": args.seed, "steps": steps, "seconds": round(seconds, 1)}
     proof = certificate(setting, rows, culprit, **more, command=["python", "-m", "parity_tests", *sys.argv[1:]])
     proof["model"] = {"source": args.model} | proof["model"]

@@ -25,7 +25,7 @@ from data.text.sampling import Sampler
 from data.text.tokenizer import EOT
 from parity_tests.weights import random_weights
 from tinygrad_impl.backend import Backend
-from tinygrad_impl.device import card_name, open_device
+from tinygrad_impl.device import device_name, open_device
 from tinygrad_impl.generate import Generator, backend_for
 from tinygrad_impl.model import GPT2
 
@@ -116,7 +116,7 @@ def main() -> None:
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     backend = backend_for(args.dtype, config, device)
     computed = f"{'bfloat16' if backend.dtype else 'float32'}, {backend.name} kernels"
-    print(f"{args.preset} in {computed}, on {card_name(device)}, {versions}", flush=True)
+    print(f"{args.preset} in {computed}, on {device_name(device)}, {versions}", flush=True)
     found = measure(config, device, backend, args.batch_size or [1], args.max_new_tokens)
     if args.json:
         with atomic_write(args.json, "w") as f:

@@ -45,7 +45,7 @@ def training(folder: Path, out: Path | str, *more: object, **changed: object) ->
     words = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", value)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "Generator", lambda *_: None)
-        patch.setattr(train, "write", lambda generator, prompts, *_: [f"{prompts[0]} it was."])
+        patch.setattr(train, "continue_texts", lambda generator, prompts, *_: [f"{prompts[0]} it was."])
         return call(train.main, *(more or (*words, "--betas", *BETAS)), cwd=folder)
 
 

@@ -65,7 +65,7 @@ def test_the_copy_is_whole(server: Server) -> None:
     for name in (
         "data/text/gpt2.tiktoken",
         "data/runs/run_folder.py",
-        "tinygrad_impl/product.c",
+        "tinygrad_impl/gemm.c",
         "tinygrad_impl/zig-clang",
         "pyproject.toml",
     ):

@@ -16,7 +16,7 @@ from parity_tests.weights import random_weights
 
 
 def test_bounds() -> None:
-    """Those that README.md names."""
+    """Those that parity_tests/README.md names."""
     assert MULTIPLE == {"float32": 2.0, "bfloat16": 1.5}
     same = dict.fromkeys(("forward", "backward", "gradient", "generation"), 1e-13)
     assert same | {"training": 1e-12} == EXACT

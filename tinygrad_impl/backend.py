@@ -14,6 +14,7 @@ from data.checkpoints.config import GPT2Config
 from data.cli import InputError
 from tinygrad_impl import formulas, functional
 from tinygrad_impl.cached_model import CachedModel, Decoder
+from tinygrad_impl.flat import Flat
 from tinygrad_impl.kernels import gpu_of, obstacle, overlap
 from tinygrad_impl.model import GPT2
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 CHOICES = ("auto", "fused", "plain")
 GEMMS = ("linear", "attention", "tied_head")  # whose formulas take the dtype that they run in
 
-Tensors = Mapping[str, Tensor]  # by a parameter's name
+State = tuple[Flat, Flat, Flat, Flat]  # parameters, exp_avg, exp_avg_sq, gradients
 
 
 class Backend(Protocol):
@@ -36,7 +37,7 @@ class Backend(Protocol):
     name: str
     dtype: DType | None
 
-    def bind(self, parameters: Tensors) -> Backend:
+    def bind(self, parameters: Mapping[str, Tensor]) -> Backend:
         """This backend with what it keeps of a model's parameters (copies in bfloat16), up to date."""
 
     def refresh(self) -> None:
@@ -51,12 +52,12 @@ class Backend(Protocol):
     def write(self, totals: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         """Computes the values into the memory of the totals."""
 
-    def squares(self, gradients: Tensors) -> list[Tensor]:
+    def squares(self, gradients: Flat) -> list[Tensor]:
         """Sums of squares of parts of the gradients, some hundreds of them, realized."""
 
     def adamw(
         self,
-        state: tuple[Tensors, Tensors, Tensors, Tensors],
+        state: State,
         scalars: Tensor,
         decays: Mapping[str, float],
         betas: tuple[float, float],
@@ -80,7 +81,7 @@ class Plain:
     dtype: DType | None = None
     name: str = "plain"
 
-    def bind(self, parameters: Tensors) -> Plain:
+    def bind(self, parameters: Mapping[str, Tensor]) -> Plain:
         return self
 
     def refresh(self) -> None:
@@ -99,12 +100,12 @@ class Plain:
     def write(self, totals: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         Tensor.realize(*(total.assign(value) for total, value in zip(totals, values, strict=True)))
 
-    def squares(self, gradients: Tensors) -> list[Tensor]:
+    def squares(self, gradients: Flat) -> list[Tensor]:
         return [formulas.partial_sums(g.square().flatten(), 256).realize() for g in gradients.values()]
 
     def adamw(
         self,
-        state: tuple[Tensors, Tensors, Tensors, Tensors],
+        state: State,
         scalars: Tensor,
         decays: Mapping[str, float],
         betas: tuple[float, float],

@@ -34,7 +34,7 @@ from data.files import atomic_write
 from data.runs.options import RECIPES
 from data.runs.revision import revision
 from tinygrad_impl.backend import CHOICES, Backend, choose
-from tinygrad_impl.device import card_name, open_device
+from tinygrad_impl.device import device_name, open_device
 from tinygrad_impl.internals import HighWater, compiled_kernels, free_memory, one_by_one
 from tinygrad_impl.trainer import Trainer
 
@@ -350,7 +350,7 @@ def main() -> None:
         "seq_len": args.seq_len,
         "dtype": args.dtype,
         "device": device,
-        "card": card_name(device),
+        "card": device_name(device),
         "kernels": backend.name,
     }
     size = f"{said['parameters'] / 1e6:.1f}M parameters, steps of {args.batch_size} x {args.seq_len} tokens"

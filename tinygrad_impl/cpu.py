@@ -11,42 +11,42 @@ from tinygrad.uop.ops import ProgramInfo, UOp
 
 from tinygrad_impl.internals import program
 
-SOURCE = Path(__file__).with_name("product.c").read_text()
+SOURCE = Path(__file__).with_name("gemm.c").read_text()
 TYPES = {dtypes.float32: "float", dtypes.float64: "double"}
 OPERATIONS = 1 << 18  # of a part: fewer are done before another thread has begun
 
 
-def product(a: Tensor, b: Tensor, layout: str = "NN") -> Tensor:
+def gemm(a: Tensor, b: Tensor, layout: str = "NN") -> Tensor:
     """a (M, K) @ b (K, N): (M, N), all in float32 or all in float64.
 
     Where the layout has a T, as BLAS has it, the first (TN) or the second (NT) is given transposed: (K, M) or (N, K).
     """
     M, N = a.shape[layout[0] == "T"], b.shape[layout[1] == "N"]
     c = Tensor.invalids(M, N, dtype=a.dtype, device=a.device)
-    return c.custom_kernel(a, b, fxn=partial(kernel, layout), grad_fxn=partial(_product_gradient, layout))[0]
+    return c.custom_kernel(a, b, fxn=partial(kernel, layout), grad_fxn=partial(_gemm_gradient, layout))[0]
 
 
-def _product_gradient(layout: str, gradient: UOp, call: UOp) -> tuple[None, UOp, UOp]:
+def _gemm_gradient(layout: str, gradient: UOp, call: UOp) -> tuple[None, UOp, UOp]:
     """gradient (M, N) -> those of a and b, as they are given."""
     dc, a, b = map(Tensor, (gradient, *call.src[2:]))
     if layout == "NN":
-        da, db = product(dc, b, "NT"), product(a, dc, "TN")
+        da, db = gemm(dc, b, "NT"), gemm(a, dc, "TN")
     else:
         assert layout == "NT"
-        da, db = product(dc, b, "NN"), product(dc, a, "TN")
+        da, db = gemm(dc, b, "NN"), gemm(dc, a, "TN")
     return None, da.uop, db.uop
 
 
 def kernel(layout: str, c: UOp, a: UOp, b: UOp) -> UOp:
-    """product.c for such c, a and b: what tinygrad has of a kernel once it is written in C and not yet compiled."""
+    """gemm.c for such c, a and b: what tinygrad has of a kernel once it is written in C and not yet compiled."""
     (M, N), K = c.shape, a.shape[layout[0] == "N"]
     longer, operations = max(M, N), 2 * M * N * K
     parts = max(1, min(NUM_CPU_THREADS.value, operations // OPERATIONS))
-    part = round_up(ceildiv(longer, parts), 6 if M > N else 64)  # without half a tile of product.c's inside
+    part = round_up(ceildiv(longer, parts), 6 if M > N else 64)  # without half a tile of gemm.c's inside
     parts = ceildiv(longer, part)
     AM, AK = (K, 1) if layout[0] == "N" else (1, M)
     BK, BN = (N, 1) if layout[1] == "N" else (1, K)
-    name = f"product_{layout}_{M}_{N}_{K}"
+    name = f"gemm_{layout}_{M}_{N}_{K}"
     sizes = {"M": M, "N": N, "K": K, "PART": part, "AM": AM, "AK": AK, "BK": BK, "BN": BN}
     given = {"T": TYPES[c.dtype], "NAME": name} | {size: f"{value}L" for size, value in sizes.items()}
     source = "".join(f"#define {key} {value}\n" for key, value in given.items()) + SOURCE

@@ -77,7 +77,7 @@ def open_device(name: str | None) -> str:
     """
     shield_compilers()
     name = name or DEV.device
-    # NV, tinygrad's own driver, comes after CUDA: it does not know every card
+    # NV, tinygrad's own driver, comes after CUDA: it does not know every GPU
     candidates = [name.upper()] if name else ["CUDA", *(d for d in ALL_DEVICES if d != "CUDA")]
     reason = ""
     for candidate in candidates:
@@ -107,13 +107,13 @@ def open_device(name: str | None) -> str:
     )
 
 
-def card_name(device: str) -> str:
-    """What the card or processor calls itself."""
+def device_name(device: str) -> str:
+    """What the GPU or processor calls itself."""
     if device == "CUDA":
         return gpu_name()
     return f"{device} with {len(os.sched_getaffinity(0))} cores" if device == "CPU" else device
 
 
-def peak_flops(card: str, bfloat16: bool) -> float | None:
-    """The card's peak rate in FLOP/s, where it is known."""
-    return next((rates[0 if bfloat16 else 1] for name, rates in PEAKS.items() if re.search(rf"\b{name}\b", card)), None)
+def peak_flops(name: str, bfloat16: bool) -> float | None:
+    """The peak rate in FLOP/s of the GPU of this name, where it is known."""
+    return next((rates[not bfloat16] for gpu, rates in PEAKS.items() if re.search(rf"\b{gpu}\b", name)), None)

@@ -121,7 +121,7 @@ def blocked_matmul(x: Tensor, weight: Tensor) -> Tensor:
     *outer, K = x.shape
     M, R = weight.shape[1], math.prod(outer)
     if is_cpu(x):
-        return cpu.product(x.reshape(R, K), weight).reshape(*outer, M)
+        return cpu.gemm(x.reshape(R, K), weight).reshape(*outer, M)
     r = min(R, ROWS)
     k, m = (math.gcd(size, 128) if size > 256 else size for size in (K, M))  # of a block; blocks are first below
     x = x.reshape(R, K).pad(((0, -R % r), None))
@@ -199,7 +199,7 @@ def tied_head(x: Tensor, weight: Tensor, dtype: DType | None = None) -> Tensor:
     table = cast(weight, dtype).pad(((0, tiles * VOCAB_TILE - V), None)).contiguous().contiguous_backward()
     if is_cpu(x):
         rows = at_least_float32(cast(x, dtype).reshape(B * T, C))
-        logits = cpu.product(rows, at_least_float32(table), "NT").cast(table.dtype).reshape(B, T, -1)
+        logits = cpu.gemm(rows, at_least_float32(table), "NT").cast(table.dtype).reshape(B, T, -1)
     elif dtype is not None:  # the rounding of 16 bits is larger than the error of a long sum
         logits = (cast(x, dtype).contiguous() @ table.T).contiguous()
     else:

@@ -14,7 +14,7 @@ from data.text.sampling import Sampler
 from data.text.tokenizer import EOT, VOCAB_SIZE, tokenizer
 from tinygrad_impl.backend import Backend, Plain, choose
 from tinygrad_impl.cached_model import Decoder
-from tinygrad_impl.device import card_name, open_device
+from tinygrad_impl.device import device_name, open_device
 from tinygrad_impl.model import GPT2
 
 CHUNK = 32  # tokens of a prompt at a time
@@ -107,7 +107,7 @@ def pieces(drawn: Iterable[Drawn]) -> Iterator[tuple[str, float]]:
         yield text, product
 
 
-def write(generator: Generator, prompts: list[str], max_new_tokens: int, sampler: Sampler) -> list[str]:
+def continue_texts(generator: Generator, prompts: list[str], max_new_tokens: int, sampler: Sampler) -> list[str]:
     """The prompts continued, each with its beginning."""
     new = generator([encode(prompt) for prompt in prompts], max_new_tokens, sampler)
     return [prompt + tokenizer().decode(tokens) for prompt, tokens in zip(prompts, new, strict=True)]
@@ -123,7 +123,7 @@ def backend_for(dtype: str | None, config: GPT2Config, device: str) -> Backend:
 def setup(model: str, config: GPT2Config, device: str, backend: Backend) -> str:
     """What computes a model, in a line as `train` has it."""
     dtype, size = "bfloat16" if backend.dtype else "float32", f"{parameter_count(config) / 1e6:.1f}M parameters"
-    return f"{model}, {size}; {card_name(device)}, {dtype}, {backend.name} kernels"
+    return f"{model}, {size}; {device_name(device)}, {dtype}, {backend.name} kernels"
 
 
 def add_sampling_options(parser: ArgumentParser) -> Any:
@@ -196,7 +196,7 @@ def main() -> None:
             print(text, end="", flush=True)
         print()
     else:
-        print("\n\n---\n".join(write(generator, prompts, args.max_new_tokens, sampler)))
+        print("\n\n---\n".join(continue_texts(generator, prompts, args.max_new_tokens, sampler)))
 
 
 if __name__ == "__main__":

@@ -42,10 +42,21 @@ def contents(tensor: Tensor) -> np.ndarray:
     return array
 
 
+def part_of(memory: Tensor, start: int, size: int) -> Tensor:
+    """`size` elements of a realized tensor (elements,) from `start`, as a tensor (size,) of its own in the same memory.
+
+    A slice would be a view in the graph, which kernels get as a copy. tinygrad orders kernels by the tensors that they
+    name: in one graph, either the whole is used or its parts.
+    """
+    buffer = memory.uop.base.buffer
+    part = buffer.view(size, memory.dtype, start * memory.dtype.itemsize)
+    return Tensor(UOp.from_buffer(part.ensure_allocated()))
+
+
 # --- compiled graphs --------------------------------------------------------------------------------------------------
 
 
-def captured_at_once(function: Callable[..., Any]) -> Any:
+def captured_at_once(function: Any) -> Any:
     """A TinyJit whose first call is captured. tinygrad would run that call as it is, in far more memory and time."""
     graph = TinyJit(function)
     graph.cnt = 1

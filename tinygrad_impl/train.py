@@ -13,9 +13,9 @@ from data.runs.options import parse
 from data.runs.start import Start, begin
 from data.text.sampling import Sampler
 from tinygrad_impl.backend import CHOICES, Plain, choose
-from tinygrad_impl.device import card_name, open_device, peak_flops
+from tinygrad_impl.device import device_name, open_device, peak_flops
 from tinygrad_impl.evaluate import Evaluator
-from tinygrad_impl.generate import Generator, write
+from tinygrad_impl.generate import Generator, continue_texts
 from tinygrad_impl.trainer import Trainer, learning_rate
 
 
@@ -63,9 +63,9 @@ def main() -> None:
         trainer.restore(start.arrays, start.moments, start.state["step"])
 
     def continued(prompt: str, tokens: int, sampler: Sampler) -> str:
-        return write(generator, [prompt], tokens, sampler)[0]
+        return continue_texts(generator, [prompt], tokens, sampler)[0]
 
-    name = card_name(device)
+    name = device_name(device)
     tinygrad = Implementation(
         package="tinygrad_impl",
         trainer=trainer,

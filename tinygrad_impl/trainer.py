@@ -8,6 +8,7 @@ from tinygrad import Tensor, nn
 
 from data.checkpoints.config import GPT2Config
 from tinygrad_impl.backend import Backend, Plain
+from tinygrad_impl.flat import Flat
 from tinygrad_impl.internals import captured_at_once, contents, overwrite
 from tinygrad_impl.model import GPT2
 
@@ -40,14 +41,18 @@ class Trainer:
         self.model = GPT2(config, arrays)
         self.parameters = nn.state.get_state_dict(self.model)
         self.betas, self.eps, self.weight_decay, self.clip = betas, eps, weight_decay, clip
-        self.backend = (backend or Plain()).bind(self.parameters)
+        shapes = {name: p.shape for name, p in self.parameters.items()}
+        self.weights, self.exp_avg, self.exp_avg_sq, self.gradients = (
+            Flat(shapes, self.model.wte.weight.dtype) for _ in range(4)
+        )
+        for name, p in self.parameters.items():
+            overwrite(self.weights[name], arrays[name])
+            p.replace(self.weights[name])
+        self.backend = (backend or Plain()).bind(self.weights)
         self.steps = self.count = 0
         self._inputs: dict[str, Tensor] = {}
         self.dtype = arrays["wte.weight"].dtype
-        self.exp_avg = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
-        self.exp_avg_sq = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
-        self.gradients = {name: self._zeros(p.shape) for name, p in self.parameters.items()}
-        self.loss = self._zeros(())
+        self.loss = Tensor.zeros(dtype=self.model.wte.weight.dtype).contiguous().realize()
         # Four compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
         graphs = self.first, self.further, self.squares, self.adamw
         self._first, self._further, self._squares, self._adamw = map(captured_at_once, graphs)
@@ -124,7 +129,7 @@ class Trainer:
     def adamw(self, scalars: Tensor) -> None:
         """AdamW's step; scalars: the totals' factor and the rest of it, learning rate, 1 - beta1^t, 1 - beta2^t."""
         decays = {name: self.weight_decay if p.ndim == 2 else 0.0 for name, p in self.parameters.items()}
-        state = self.parameters, self.exp_avg, self.exp_avg_sq, self.gradients
+        state = self.weights, self.exp_avg, self.exp_avg_sq, self.gradients
         self.backend.adamw(state, scalars, decays, self.betas, self.eps)
 
     def moments(self) -> dict[str, np.ndarray]:
@@ -144,9 +149,6 @@ class Trainer:
             ):
                 overwrite(t, array.astype(self.dtype, copy=False))
         self.backend.refresh()
-
-    def _zeros(self, shape: tuple[int, ...]) -> Tensor:
-        return Tensor.zeros(*shape, dtype=self.model.wte.weight.dtype).contiguous().realize()
 
     def _input(self, name: str, array: np.ndarray) -> Tensor:
         """A tensor with what array has, the same for every array of this name: a new one takes tinygrad far longer."""

@@ -5,7 +5,7 @@ some of which depend on the device and on the weights to begin with. The result 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +19,53 @@ UNRECORDED = ("out", "resume", "config", "find_lr", "quiet")  # belong to one ca
 
 Given = dict[str, Any]  # the options that were given, by name: one that was left out is not in it
 
+MODEL, HOW, KEEP = "what to train", "how to train it", "what to measure, keep and show"  # groups in --help
+NUMBER: dict[str, Any] = {"type": whole(1), "metavar": "N"}
+FLAG: dict[str, Any] = {"default": False, "action": "store_true"}
+
+
+def option(group: str, help: str, default: Any = MISSING, **settings: Any) -> Any:
+    """A field of `Options` that is an option on the command line, with argparse's settings for it.
+
+    Without a default here, `data.runs.start.complete` has one: it depends on the preset, the weights or the device.
+    """
+    return field(default=default, metadata={"group": group, "help": help, **settings})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Every option of a run, in the order in which run.json lists them."""
+    """Every option of a run, in the order in which run.json and --help list them."""
 
-    preset: str | None = None  # None: of the size of the weights in `init`
-    init: str
-    data: str
-    out: Path | None = None  # None: a new folder in runs/
-    resume: Path | None = None
-    config: Path | None = None
-    steps: int
-    batch_size: int
-    seq_len: int
-    grad_accum: int = 1
-    lr: float
-    find_lr: bool = False
-    min_lr: float
-    warmup: int
-    weight_decay: float = 0.1
-    betas: tuple[float, float]
-    clip: float = 1.0
-    dtype: str
-    seed: int = 1337
-    device: str | None = None  # None: the best there is
-    eval_every: int
-    eval_tokens: int  # 0: the whole validation split
-    sample_every: int
-    save_every: int
-    keep: int | None = None  # None: all checkpoints
-    tensorboard: bool = False
-    quiet: bool = False
-    parity: str | None = None
-    kernels: str | None = None  # None in torch_ref, which has neither of the port's options
+    # without one, the size is that of the weights in `init`
+    preset: str | None = option(MODEL, f"one of {', '.join(PRESETS)}", None, choices=PRESETS, metavar="SIZE")
+    init: str = option(MODEL, "random, gpt2 (or another on the hub), or a folder", metavar="WEIGHTS")
+    data: str = option(MODEL, "stories (embedded), tinystories (hub), a .txt, a .jsonl, or prepared", metavar="TEXT")
+    out: Path | None = option(MODEL, "the run's folder; by default a new one in runs/", None, type=Path, metavar="RUN")
+    resume: Path | None = option(MODEL, "go on with a run, or from a checkpoint of it", None, type=Path, metavar="RUN")
+    config: Path | None = option(MODEL, "the options of a run; others change them", None, type=Path, metavar="RUN.JSON")
+    steps: int = option(HOW, "updates of the weights", **NUMBER)
+    batch_size: int = option(HOW, "windows of text in a (micro-)batch", **NUMBER)
+    seq_len: int = option(HOW, "tokens in a window", **NUMBER)
+    grad_accum: int = option(HOW, "micro-batches an update (1)", 1, **NUMBER)
+    lr: float = option(HOW, "the highest learning rate", type=real(0, closed=False), metavar="X")
+    find_lr: bool = option(HOW, "try learning rates and propose one", **FLAG)
+    min_lr: float = option(HOW, "the rate the cosine ends in (lr / 10)", type=real(0), metavar="X")
+    warmup: int = option(HOW, "updates over which the learning rate rises", type=whole(0), metavar="N")
+    weight_decay: float = option(HOW, "of matrices; vectors never decay (0.1)", 0.1, type=real(0), metavar="X")
+    betas: tuple[float, float] = option(HOW, "AdamW's", type=real(0, 1), nargs=2, metavar=("BETA1", "BETA2"))
+    clip: float = option(HOW, "the gradients' largest norm (1)", 1.0, type=real(0, closed=False), metavar="X")
+    dtype: str = option(HOW, "of matmuls; weights stay float32", choices=("float32", "bfloat16"))
+    seed: int = option(HOW, "of weights, order of data, and samples (1337)", 1337, type=whole(0), metavar="N")
+    device: str | None = option(HOW, "CPU, CUDA, METAL, ...; by default the best there is", None, metavar="NAME")
+    eval_every: int = option(KEEP, "steps between validation losses", **NUMBER)
+    eval_tokens: int = option(KEEP, "validate on the first N; 0: the whole split", type=whole(0), metavar="N")
+    sample_every: int = option(KEEP, "steps between samples", **NUMBER)
+    save_every: int = option(KEEP, "steps between checkpoints, besides the last", **NUMBER)
+    keep: int | None = option(KEEP, "only the N newest of these, the first and the best", None, **NUMBER)
+    tensorboard: bool = option(KEEP, "write TensorBoard's event files too", **FLAG)
+    quiet: bool = option(KEEP, "show warnings and errors only", **FLAG)
+    parity: str | None = None  # the port's parser adds these two, and its program always sets `kernels`
+    kernels: str | None = None
 
     def recorded(self) -> dict[str, Any]:
         """The options that make a run what it is, for run.json and the checkpoints."""
@@ -89,46 +102,24 @@ RECIPES = {
 
 
 def parser(prog: str, framework: str) -> ArgumentParser:
-    """The options of both implementations. None of them has a default here, so that what was given can be told."""
+    """The options of both implementations, without defaults, so that `parse` can tell which were given."""
     parser = ArgumentParser(
         prog=prog,
         usage=f"{prog} [--preset SIZE] [--init WEIGHTS] [--data TEXT] [--out RUN] [options]",
         description=f"Train GPT-2 in {framework}. Without options: the best preset for this machine.",
         epilog=f"example: {prog} --preset tinystories --data stories.txt --out runs/mine",
     )
-    model = parser.add_argument_group("what to train")
-    model.add_argument("--preset", choices=PRESETS, metavar="SIZE", help=f"one of {', '.join(PRESETS)}")
-    model.add_argument("--init", metavar="WEIGHTS", help="random, gpt2 (or another on the hub), or a folder")
-    model.add_argument(
-        "--data", metavar="TEXT", help="stories (embedded), tinystories (hub), a .txt, a .jsonl, or prepared"
-    )
-    model.add_argument("--out", type=Path, metavar="RUN", help="the run's folder; by default a new one in runs/")
-    model.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run, or from a checkpoint of it")
-    model.add_argument("--config", type=Path, metavar="RUN.JSON", help="the options of a run; others change them")
-    how = parser.add_argument_group("how to train it")
-    how.add_argument("--steps", type=whole(1), metavar="N", help="updates of the weights")
-    how.add_argument("--batch-size", type=whole(1), metavar="N", help="windows of text in a (micro-)batch")
-    how.add_argument("--seq-len", type=whole(1), metavar="N", help="tokens in a window")
-    how.add_argument("--grad-accum", type=whole(1), metavar="N", help="micro-batches an update (1)")
-    how.add_argument("--lr", type=real(0, closed=False), metavar="X", help="the highest learning rate")
-    how.add_argument("--find-lr", action="store_true", default=None, help="try learning rates and propose one")
-    how.add_argument("--min-lr", type=real(0), metavar="X", help="the rate the cosine ends in (lr / 10)")
-    how.add_argument("--warmup", type=whole(0), metavar="N", help="updates over which the learning rate rises")
-    how.add_argument("--weight-decay", type=real(0), metavar="X", help="of matrices; vectors never decay (0.1)")
-    how.add_argument("--betas", type=real(0, 1), nargs=2, metavar=("BETA1", "BETA2"), help="AdamW's")
-    how.add_argument("--clip", type=real(0, closed=False), metavar="X", help="the gradients' largest norm (1)")
-    how.add_argument("--dtype", choices=("float32", "bfloat16"), help="of matmuls; weights stay float32")
-    how.add_argument("--seed", type=whole(0), metavar="N", help="of weights, order of data, and samples (1337)")
-    how.add_argument("--device", metavar="NAME", help="CPU, CUDA, METAL, ...; by default the best there is")
-    keep = parser.add_argument_group("what to measure, keep and show")
-    keep.add_argument("--eval-every", type=whole(1), metavar="N", help="steps between validation losses")
-    keep.add_argument("--eval-tokens", type=whole(0), metavar="N", help="validate on the first N; 0: the whole split")
-    keep.add_argument("--sample-every", type=whole(1), metavar="N", help="steps between samples")
-    keep.add_argument("--save-every", type=whole(1), metavar="N", help="steps between checkpoints, besides the last")
-    keep.add_argument("--keep", type=whole(1), metavar="N", help="only the N newest of these, the first and the best")
-    keep.add_argument("--tensorboard", action="store_true", default=None, help="write TensorBoard's event files too")
-    keep.add_argument("--quiet", action="store_true", default=None, help="show warnings and errors only")
+    groups = {title: parser.add_argument_group(title) for title in (MODEL, HOW, KEEP)}
+    for found in fields(Options):
+        settings = dict(found.metadata)
+        if settings:
+            groups[settings.pop("group")].add_argument(flag(found.name), default=None, **settings)
     return parser
+
+
+def flag(name: str) -> str:
+    """How an option is spelled on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
@@ -139,8 +130,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
         raise InputError("--resume and --config exclude each other; leave one of them out")
     if "resume" in given:
         if fixed := [name for name in given if name not in (*FREE, "resume")]:
-            option = f"--{fixed[0].replace('_', '-')}"
-            raise InputError(f"--resume takes this from the run, so it goes without {option}; leave that out")
+            raise InputError(f"--resume takes this from the run, so it goes without {flag(fixed[0])}; leave that out")
         resume = given["resume"]
         given["out"] = resume.parent.parent if is_checkpoint(resume) else resume
         file = given["out"] / "run.json"
@@ -158,7 +148,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
     for name, value in (options | given).items():
         if name in args and value is not None and value is not False:
             values = value if isinstance(value, list | tuple) else [value]
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else map(str, values))]
+            words += [flag(name), *([] if value is True else map(str, values))]
     return without_none(vars(parser.parse_args(words)))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from data.checkpoints.checkpoint import checkpoints
 from data.cli import InputError
 from data.runs.implementation import Implementation
+from data.runs.plots import plot_losses
 from data.runs.revision import revision
 from data.runs.run_folder import RunFolder, write_sealed
 from data.runs.start import Start
@@ -93,7 +94,7 @@ class Recorder:
         if self.events:
             self.events.flush()
         if step:
-            folder.draw()
+            plot_losses(folder.path / "loss.png", folder.path.name, folder.metrics)
 
     @contextmanager
     def room_on_disk(self) -> Iterator[None]:

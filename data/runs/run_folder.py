@@ -48,7 +48,6 @@ from data.checkpoints.checkpoint import (
 from data.checkpoints.config import GPT2Config
 from data.cli import InputError
 from data.files import atomic_write, sync_folder
-from data.runs.plots import plot_losses
 
 END = "\n\n---\n\n"  # of a sample
 
@@ -193,10 +192,6 @@ class RunFolder:
         self.samples.append((step, text))
         with open(self.path / "samples.md", "a", encoding="utf-8") as f:
             f.write(section(step, text))
-
-    def draw(self) -> None:
-        """Draws loss.png from the metrics."""
-        plot_losses(self.path / "loss.png", self.path.name, self.metrics)
 
     def save_checkpoint(
         self, config: GPT2Config, arrays: dict[str, np.ndarray], moments: dict[str, np.ndarray], state: dict[str, Any]

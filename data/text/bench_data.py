@@ -1,6 +1,6 @@
 """How fast the data pipeline is, and how much memory it takes: `python -m data.text.bench_data`.
 
-The README's figures are those of `--size 2200`.
+FIGURES.md has those of `--size 2200`.
 
 A text is built in a temporary folder (where `TMPDIR` says), prepared, and loaded. The preparation is measured beside
 plain tiktoken on one core, before it and after it, since the clock of a shared machine drifts.

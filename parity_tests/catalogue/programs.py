@@ -6,7 +6,7 @@ GENERATE, COMPARE = "tinygrad_impl/generate.py", "tinygrad_impl/compare.py"
 BENCH, PEER = "tinygrad_impl/bench.py", "torch_ref/bench_worker.py"
 REPORT, REPORT_INPUT = "data/runs/report.py", "data/runs/report_input.py"
 REPORT_CHARTS = "data/runs/report_charts.py"
-DEVICE, CPU, PRODUCT = "tinygrad_impl/device.py", "tinygrad_impl/cpu.py", "tinygrad_impl/product.c"
+DEVICE, CPU, PRODUCT = "tinygrad_impl/device.py", "tinygrad_impl/cpu.py", "tinygrad_impl/gemm.c"
 IN_GENERATE = "tinygrad_impl/tests/test_generate.py::test_"
 IN_COMPARE, IN_REPORT = "tinygrad_impl/tests/test_compare.py::test_", "data/runs/tests/test_report.py::test_"
 IN_BENCH, IN_TRAINER = "tinygrad_impl/tests/test_bench.py::test_", "tinygrad_impl/tests/test_trainer.py::test_"
@@ -346,23 +346,23 @@ PLANTED: list[Row] = [
     (
         "cpu: the gradient of a transposed matmul is not transposed",
         CPU,
-        'product(dc, b, "NN"), product(dc, a, "TN")',
-        'product(dc, b, "NN"), product(a, dc, "TN")',
-        IN_CPU + "gradients_of_a_product",
+        'gemm(dc, b, "NN"), gemm(dc, a, "TN")',
+        'gemm(dc, b, "NN"), gemm(a, dc, "TN")',
+        IN_CPU + "gradients_of_a_gemm",
     ),
     (
-        "product.c: only the last block of the matmul is stored",
+        "gemm.c: only the last block of the matmul is stored",
         PRODUCT,
         "*sum = start ? *sum + tile[i][j] : tile[i][j];",
         "*sum = tile[i][j];",
-        IN_CPU + "product",
+        IN_CPU + "gemm",
     ),
     (
-        "product.c: every tile has the rows of the first",
+        "gemm.c: every tile has the rows of the first",
         PRODUCT,
         "least(m + i, M - 1)",
         "least(i, M - 1)",
-        IN_CPU + "product",
+        IN_CPU + "gemm",
     ),
     (
         "formulas: layer norm's epsilon outside the root",

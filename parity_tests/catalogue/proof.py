@@ -145,7 +145,7 @@ PLANTED: list[Row] = [
         f"{IN_GENERATION}::test_prompts_reach_all_of_the_context",
     ),
     (
-        "product.c is not in the certificate",
+        "gemm.c is not in the certificate",
         CERTIFICATE,
         'in (".py", ".c")',
         'in (".py",)',

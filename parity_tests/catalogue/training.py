@@ -338,7 +338,7 @@ PLANTED: list[Row] = [
         PLOTS,
         'xlabel="step", ylabel="loss (nats a token)"',
         'ylabel="step", xlabel="loss (nats a token)"',
-        FOLDER + "test_draw",
+        "data/runs/tests/test_plots.py::test_losses",
     ),
     (
         "metrics keep a line too many when a run is resumed",

@@ -103,8 +103,8 @@ class Decoder:
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
         """Adds tokens (N, chunk) to the cache, after the `lengths` (N,) tokens that each row has there."""
-        overwrite(self.prompt, tokens)
-        overwrite(self.lengths, lengths)
+        overwrite(self.prompt, tokens.astype(np.int32, copy=False))
+        overwrite(self.lengths, lengths.astype(np.int32, copy=False))
         self.prefill()
 
     def draw(
@@ -129,8 +129,8 @@ class Decoder:
         self, tokens: np.ndarray, lengths: np.ndarray, count: int, sampler: Sampler
     ) -> tuple[np.ndarray, np.ndarray]:
         """So many steps: the tokens drawn, or -1 where it is not certain which, and their probabilities, (count, N)."""
-        overwrite(self.tokens, tokens)
-        overwrite(self.lengths, lengths)
+        overwrite(self.tokens, tokens.astype(np.int32, copy=False))
+        overwrite(self.lengths, lengths.astype(np.int32, copy=False))
         overwrite(self.steps, np.zeros(self.N, np.int32))
         step = self.greedy
         if sampler.follows_settings and sampler.temperature > 0:

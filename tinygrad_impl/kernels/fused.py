@@ -1,23 +1,22 @@
 """The backend on Triton's kernels: a graph's nodes are joined and lowered; AdamW and the norm are of all parameters."""
 
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import Invalid
 from tinygrad.uop.ops import Ops, UOp
 
 from data.checkpoints.config import GPT2Config
+from tinygrad_impl.flat import Flat
 from tinygrad_impl.functional import lower
 from tinygrad_impl.kernels import GPU, adamw, joins
 from tinygrad_impl.kernels.decode import Decoder
 from tinygrad_impl.kernels.launch import launch, new
 from tinygrad_impl.kernels.operations import Operations, constant, rounded
 from tinygrad_impl.model import GPT2
-
-Tensors = Mapping[str, Tensor]  # by a parameter's name
 
 
 @dataclass
@@ -28,28 +27,31 @@ class Fused:
 
     gpu: GPU
     strict: bool = False
-    copies: dict[UOp, Tensor] = field(default_factory=dict)  # in bfloat16, of the matrices of bound parameters
-    parameters: Tensors = field(default_factory=dict)
+    matrices: Mapping[str, Tensor] = field(default_factory=dict)  # of the bound parameters, those that GEMMs read
+    copies: Flat | None = None  # of these, in bfloat16
 
     name = "fused"
     dtype = dtypes.bfloat16
 
     @property
     def operations(self) -> Operations:
-        return Operations(self.gpu, self.copies)
+        copies: Mapping[str, Tensor] = self.copies or {}
+        return Operations(self.gpu, {self.matrices[name].uop: copy for name, copy in copies.items()})
 
-    def bind(self, parameters: Tensors) -> "Fused":
+    def bind(self, parameters: Mapping[str, Tensor]) -> "Fused":
         """With copies of the matrices, which `adamw` keeps up to date. Those of a model that has them are shared."""
-        if all(p.uop in self.copies for name, p in matrices(parameters)):
+        matrices = {name: p for name, p in parameters.items() if p.ndim == 2 and name != "wpe.weight"}
+        if self.matrices.keys() == matrices.keys() and all(p.uop is matrices[n].uop for n, p in self.matrices.items()):
             return self
-        bound = Fused(self.gpu, self.strict, {}, parameters)
-        for name, p in matrices(parameters):
-            bound.copies[p.uop] = rounded(p, name).clone().realize()
+        shapes = {name: rounded(p, name).shape for name, p in matrices.items()}
+        device = str(parameters["wte.weight"].device)
+        bound = Fused(self.gpu, self.strict, matrices, Flat(shapes, dtypes.bfloat16, device))
+        bound.refresh()
         return bound
 
     def refresh(self) -> None:
-        for name, p in matrices(self.parameters):
-            self.copies[p.uop].assign(rounded(p, name)).realize()
+        for name, copy in (self.copies or {}).items():
+            copy.assign(rounded(self.matrices[name], name)).realize()
 
     def lower(self, *tensors: Tensor, loss_of: GPT2Config | None = None) -> list[Tensor]:
         graph = joins.joined(UOp.sink(*(t.uop for t in tensors)))
@@ -77,42 +79,38 @@ class Fused:
             found.append(uop)
         Tensor.realize(*(Tensor(uop.base) for uop in UOp.sink(*found).substitute(places).src))
 
-    def squares(self, gradients: Tensors) -> list[Tensor]:
+    def squares(self, gradients: Flat) -> list[Tensor]:
         sums = []
         for names in by_layer(gradients):
-            kernel = adamw.squares([gradients[name].numel() for name in names])
-            like = gradients[names[0]]
-            out = new(like, *kernel.grid, dtype=dtypes.float32)
-            sums += launch(kernel, [out], *(gradients[name] for name in names))
+            kernel = adamw.squares(*places(gradients, names))
+            memory = gradients.range(names)
+            sums += launch(kernel, [new(memory, *kernel.grid, dtype=dtypes.float32)], memory)
         return sums
 
     def adamw(
         self,
-        state: tuple[Tensors, Tensors, Tensors, Tensors],
+        state: tuple[Flat, Flat, Flat, Flat],
         scalars: Tensor,
         decays: Mapping[str, float],
         betas: tuple[float, float],
         eps: float,
     ) -> None:
-        parameters, exp_avg, exp_avg_sq, gradients = state
-        changed = []
-        for names in by_layer(parameters):
-            sizes = [parameters[name].numel() for name in names]
-            copied = [name for name in names if parameters[name].uop in self.copies]
-            places = [copied.index(name) if name in copied else None for name in names]
-            kernel = adamw.step(sizes, [decays[name] for name in names], places, *betas, eps)
-            outs = [tensors[name] for tensors in (parameters, exp_avg, exp_avg_sq) for name in names]
-            outs += [self.copies[parameters[name].uop] for name in copied]
-            changed += launch(kernel, outs, *(gradients[name] for name in names), scalars)
-        Tensor.realize(*changed)
+        *changed, gradients = state
+        assert self.copies is not None, "a trainer's backend is bound to its parameters"
+        outs = list[Tensor]()
+        for names in by_layer(gradients):
+            copied = [name for name in names if name in self.copies]
+            starts = dict(zip(copied, places(self.copies, copied)[1], strict=True))
+            of_copies = [starts.get(name) for name in names]
+            sizes = places(gradients, names)
+            kernel = adamw.step(*sizes, [decays[name] for name in names], of_copies, *betas, eps)
+            copies = self.copies.range(copied) if copied else new(scalars, 1)  # which nothing is written to
+            written = [*(flat.range(names) for flat in changed), copies]
+            outs += launch(kernel, written, gradients.range(names), scalars)
+        Tensor.realize(*outs)
 
     def decoder(self, model: GPT2, N: int, chunk: int, V: int) -> Decoder:
         return Decoder(model, self, N, chunk, V)
-
-
-def matrices(parameters: Tensors) -> list[tuple[str, Tensor]]:
-    """Those that GEMMs read."""
-    return [(name, p) for name, p in parameters.items() if p.ndim == 2 and name != "wpe.weight"]
 
 
 def written(uop: UOp) -> UOp | None:
@@ -124,9 +122,14 @@ def written(uop: UOp) -> UOp | None:
     return None
 
 
-def by_layer(names: Iterable[str]) -> list[list[str]]:
-    """Names of parameters in groups of a layer's, which are alike, so that one compiled kernel serves them all."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        groups[name.split(".")[1] if name.startswith("h.") else ""].append(name)
-    return list(groups.values())
+def by_layer(flat: Flat) -> list[list[str]]:
+    """Names in the order in which they are in memory, in groups of a layer's, which are alike, so that one compiled
+    kernel serves them all.
+    """
+    names = sorted(flat, key=flat.starts.__getitem__)
+    return [list(group) for _, group in groupby(names, lambda name: name.split(".")[:2] if name[:2] == "h." else "")]
+
+
+def places(flat: Flat, names: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Their sizes, and where in the range of all of them they begin."""
+    return [int(flat[name].numel()) for name in names], [flat.starts[name] - flat.starts[names[0]] for name in names]

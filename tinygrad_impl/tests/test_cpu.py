@@ -1,23 +1,19 @@
-"""The CPU device's parts at once, and its product of matrices."""
+"""The CPU device's parts at once, and its GEMM."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from ctypes import c_uint64
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from tinygrad import Device, Tensor
+from tinygrad import Tensor
 from tinygrad.helpers import Context
 
-from tinygrad_impl.cpu import Program, kernel, product
+from tinygrad_impl.cpu import gemm, kernel
 
 RANDOM = np.random.default_rng(0)
 
 
 def given(layout: str, M: int, N: int, K: int, dtype: type[np.floating]) -> tuple[np.ndarray, np.ndarray]:
-    """Random a and b as `product` takes them."""
+    """Random a and b as `gemm` takes them."""
     a, b = RANDOM.standard_normal((M, K)).astype(dtype), RANDOM.standard_normal((K, N)).astype(dtype)
     return (a.T if layout[0] == "T" else a).copy(), (b.T if layout[1] == "T" else b).copy()
 
@@ -32,19 +28,19 @@ def exact(layout: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 # one number, less than a tile, full tiles, and more than a tile, a block of rows and a block of products, in parts of
 # rows and of columns, each of which ends within a tile
 @pytest.mark.parametrize(("M", "N", "K"), [(1, 1, 1), (5, 7, 3), (12, 64, 128), (265, 131, 300), (131, 265, 129)])
-def test_product(M: int, N: int, K: int, layout: str, dtype: type[np.floating]) -> None:
+def test_gemm(M: int, N: int, K: int, layout: str, dtype: type[np.floating]) -> None:
     a, b = given(layout, M, N, K, dtype)
-    c = product(Tensor(a), Tensor(b), layout).numpy()
+    c = gemm(Tensor(a), Tensor(b), layout).numpy()
     assert c.dtype == dtype
     np.testing.assert_allclose(c, exact(layout, a, b), rtol=0, atol=40 * np.sqrt(K) * np.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("layout", ["NN", "NT"])
-def test_gradients_of_a_product(layout: str) -> None:
+def test_gradients_of_a_gemm(layout: str) -> None:
     a, b = given(layout, 70, 65, 9, np.float64)
     above = RANDOM.standard_normal((70, 65))
     x, y = Tensor(a), Tensor(b)
-    of_a, of_b = product(x, y, layout).gradient(x, y, gradient=Tensor(above))
+    of_a, of_b = gemm(x, y, layout).gradient(x, y, gradient=Tensor(above))
     np.testing.assert_allclose(of_a.numpy(), above @ (b if layout == "NT" else b.T), rtol=0, atol=1e-12)
     np.testing.assert_allclose(of_b.numpy(), above.T @ a if layout == "NT" else a.T @ above, rtol=0, atol=1e-12)
 
@@ -54,15 +50,15 @@ def test_parts_are_the_whole_bit_for_bit(M: int, N: int) -> None:
     a, b = map(Tensor, given("NN", M, N, 300, np.float32))
     results = []
     for cores in (1, 2, 3, 64):
-        product(a * np.nan, b).numpy()  # what is not written is not right by chance: memory is used again
+        gemm(a * np.nan, b).numpy()  # what is not written is not right by chance: memory is used again
         with Context(NUM_CPU_THREADS=cores):
-            results.append(product(a, b).numpy())
+            results.append(gemm(a, b).numpy())
     for other in results[1:]:
         np.testing.assert_array_equal(other, results[0])
 
 
 def parameters(layout: str, M: int, N: int, K: int, cores: int) -> tuple[Any, int, str]:
-    """What tinygrad is told of a product: estimates, parts, and the part of the source that says the sizes."""
+    """What tinygrad is told of a GEMM: estimates, parts, and the part of the source that says the sizes."""
     a, b = given(layout, M, N, K, np.float64)
     with Context(NUM_CPU_THREADS=cores):
         program = kernel(layout, *(Tensor(array).uop for array in (np.zeros((M, N)), a, b)))
@@ -98,26 +94,5 @@ def test_sizes_parts_and_estimates() -> None:
 def test_long_sums_stay_exact() -> None:
     """Of 50,000 equal products, which one running sum would have wrong by 6e-4."""
     a, b = np.full((1, 50_000), 0.1, np.float32), np.full((50_000, 1), 0.3, np.float32)
-    found = product(Tensor(a), Tensor(b)).item()
+    found = gemm(Tensor(a), Tensor(b)).item()
     assert found == pytest.approx(50_000 * float(a[0, 0]) * float(b[0, 0]), rel=1e-6)
-
-
-def test_parts_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of two waits until both are there, and is given its number."""
-    both, found = threading.Barrier(2), []
-
-    def compiled(*arguments: c_uint64) -> None:
-        both.wait(timeout=10)
-        found.append([a.value for a in arguments])
-
-    clock = iter((2.0, 5.5))
-    monkeypatch.setattr("tinygrad_impl.cpu.time.perf_counter", lambda: next(clock))
-    monkeypatch.setattr("tinygrad_impl.cpu.threads", ThreadPoolExecutor(2))  # on one core too
-    program = object.__new__(Program)
-    program.runtimevars, program.fxn = {"core_id": 1}, compiled
-    assert program(SimpleNamespace(va_addr=7), global_size=(2, 1, 1), vals=(None, 5)) == 3.5
-    assert sorted(found) == [[7, 0, 5], [7, 1, 5]]
-
-
-def test_device_runs_such_programs() -> None:
-    assert Device["CPU"].runtime_t is Program

@@ -5,7 +5,6 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,7 @@ import pytest
 
 from data.cli import InputError
 from tinygrad_impl import device
-from tinygrad_impl.device import card_name, open_device, peak_flops, provide_clang, share_context
+from tinygrad_impl.device import device_name, open_device, peak_flops, provide_clang
 
 SHIM = "zig-clang"
 
@@ -96,6 +95,7 @@ def test_a_device_that_cannot_be_opened_is_refused() -> None:
 
 def test_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="needs clang and none was found"):
         open_device("CPU")
 
@@ -116,8 +116,8 @@ def test_peak_rates(card: str, bfloat16: float | None, float32: float | None) ->
 
 
 def test_card_names() -> None:
-    assert card_name("CPU") == f"CPU with {len(os.sched_getaffinity(0))} cores"
-    assert card_name("METAL") == "METAL"
+    assert device_name("CPU") == f"CPU with {len(os.sched_getaffinity(0))} cores"
+    assert device_name("METAL") == "METAL"
 
 
 def test_the_name_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_the_name_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         buffer.value = f"NVIDIA H{number}00".encode()
 
     monkeypatch.setattr(cuda, "cuDeviceGetName", get_name)
-    assert card_name("CUDA") == "NVIDIA H000"
+    assert device_name("CUDA") == "NVIDIA H000"
 
 
 class Devices:
@@ -155,7 +155,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
         monkeypatch.setattr(device, "DEV", SimpleNamespace(device=dev, value=None))
         monkeypatch.setattr(device, "share_context", lambda: devices.asked.append("context"))
         monkeypatch.setattr(device, "use_all_cores", lambda: devices.asked.append("cores"))
-        monkeypatch.setenv("CC", "clang")
+        monkeypatch.setattr(device, "provide_nvrtc", lambda: devices.asked.append("nvrtc"))
+        monkeypatch.setattr(device, "provide_clang", lambda: devices.asked.append("clang") is None)  # type: ignore[func-returns-value]
+        monkeypatch.setattr(device, "shield_compilers", lambda: devices.asked.append("shield"))
         chosen = open_device(name)
         assert device.DEV.value == os.environ["DEV"] == chosen
         return [*devices.asked, chosen]
@@ -166,11 +168,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 def test_the_best_device_there_is(opened: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA comes first, then what tinygrad has in its order; DEV is asked before that, and --device before DEV."""
     monkeypatch.setattr(device, "ALL_DEVICES", ["METAL", "AMD", "NV", "CUDA", "CPU"])
-    assert opened(None, "CUDA", "METAL", "CPU") == ["context", "CUDA", "CUDA"]
-    assert opened(None, "NV", "CPU") == ["context", "CUDA", "METAL", "AMD", "NV", "NV"]
-    assert opened(None, "CPU")[-3:] == ["CPU", "cores", "CPU"]
-    assert opened(None, "CUDA", "AMD", dev="AMD") == ["AMD", "AMD"]
-    assert opened("metal", "CUDA", "METAL", "AMD", dev="AMD") == ["METAL", "METAL"]
+    assert opened(None, "CUDA", "METAL", "CPU") == ["shield", "nvrtc", "context", "CUDA", "CUDA"]
+    assert opened(None, "NV", "CPU") == ["shield", "nvrtc", "context", "CUDA", "METAL", "AMD", "NV", "NV"]
+    assert opened(None, "CPU")[-4:] == ["clang", "CPU", "cores", "CPU"]
+    assert opened(None, "CUDA", "AMD", dev="AMD") == ["shield", "AMD", "AMD"]
+    assert opened("metal", "CUDA", "METAL", "AMD", dev="AMD") == ["shield", "METAL", "METAL"]
     with pytest.raises(InputError, match=r"^the device AMD cannot be opened \(no AMD here\); leave --device out for"):
         opened("amd", "CUDA", "CPU")
     with pytest.raises(InputError, match=r"^the device CUDA or METAL or AMD or NV or CPU cannot be .* \(no CPU here\)"):
@@ -264,30 +266,3 @@ def test_without_a_cuda_compiler_nothing_is_set(missing: str, monkeypatch: pytes
     device.provide_nvrtc()
     assert os.environ.get("CUDA_PATH") == ("mine" if missing == "nothing" else None)
     assert "NVRTC_PATH" not in os.environ
-
-
-def test_the_context_is_the_one_that_pytorch_uses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver is asked for its primary context where tinygrad asks for one of its own."""
-    from tinygrad.runtime.autogen import cuda
-
-    asked: list[object] = []
-    monkeypatch.setattr(cuda, "cuCtxCreate_v2", None)  # to be set back afterwards
-    monkeypatch.setattr(cuda, "cuDevicePrimaryCtxRetain", lambda *arguments: asked.append(arguments))
-    share_context()
-    cuda.cuCtxCreate_v2("context", 0, "device")
-    assert asked == [("context", "device")]
-
-
-def test_a_program_ends_though_a_compiler_misses_the_request_to() -> None:
-    """One that is about to wait for the queue's lock does, and would then wait for ever."""
-    code = """
-import signal, time
-import tinygrad_impl
-from tinygrad.engine.worker import get_worker_pool
-pool = get_worker_pool()
-pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, [signal.SIGTERM]))
-pool.apply_async(time.sleep, (600,))
-time.sleep(1)  # until it has begun
-"""
-    root = Path(device.__file__).parent.parent
-    subprocess.run([sys.executable, "-c", code], cwd=root, env=os.environ | {"PARALLEL": "1"}, check=True, timeout=60)

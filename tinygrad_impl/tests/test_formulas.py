@@ -80,8 +80,8 @@ def test_bfloat16_product_is_rounded_once() -> None:
         Tensor(RANDOM.standard_normal(shape).astype(np.float32)).cast(dtypes.bfloat16).float().numpy()
         for shape in ((24, 16), (16,))
     )
-    given = [Tensor(array.astype(np.float32)) for array in (x, weight, bias)]
-    y = F.linear(*given, dtype=dtypes.bfloat16)
+    given = a, w, b = [Tensor(array.astype(np.float32)) for array in (x, weight, bias)]
+    y = F.linear(a, w, b, dtype=dtypes.bfloat16)
     gradients = y.gradient(*given, gradient=Tensor(above.astype(np.float32)).cast(dtypes.bfloat16))
     exact = (x @ weight + bias, above @ weight.T, np.einsum("bti,bto->io", x, above), above.sum((0, 1)))
     for ours, theirs in zip((y, *gradients), exact, strict=True):

@@ -31,7 +31,7 @@ from data.testing import SMALL, Result, call, refused, save_model, write_tokens
 from data.text.sampling import Sampler
 from data.text.tokenizer import tokenizer
 from tinygrad_impl import train
-from tinygrad_impl.backend import Plain, Tensors
+from tinygrad_impl.backend import Plain
 from tinygrad_impl.generate import Generator
 from tinygrad_impl.model import GPT2
 
@@ -142,7 +142,7 @@ def test_the_kernels_are_chosen_by_what_was_asked_for(
 class Chosen(Plain):
     """A backend that has copies of what it is bound to."""
 
-    def bind(self, parameters: Tensors) -> "Chosen":
+    def bind(self, parameters: Any) -> "Chosen":
         bound = Chosen(self.dtype, self.name)
         bound.parameters = parameters  # type: ignore[attr-defined]
         return bound
@@ -166,7 +166,7 @@ def test_the_chosen_backend_trains_validates_and_writes(folder: Path, monkeypatc
 
 @pytest.mark.parametrize(("dtype", "peak"), [("bfloat16", 989e12), ("float32", 67e12)])
 def test_the_peak_is_that_of_the_dtype(dtype: str, peak: float, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "card_name", lambda device: f"NVIDIA H100 as {device}")
+    monkeypatch.setattr(train, "device_name", lambda device: f"NVIDIA H100 as {device}")
     _, by, _ = prepared_training(folder, monkeypatch, dtype=dtype)
     assert (by.device_name, by.peak_flops) == ("NVIDIA H100 as CPU", peak)
 

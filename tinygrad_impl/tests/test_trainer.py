@@ -22,6 +22,7 @@ from data.text.loader import IGNORED, windows
 from data.text.sampling import Sampler
 from tinygrad_impl.evaluate import Evaluator
 from tinygrad_impl.generate import Generator
+from tinygrad_impl.internals import overwrite
 from torch_ref.generate import generate
 
 CONFIG = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=1, n_head=2, layer_norm_epsilon=1e-2)
@@ -73,11 +74,11 @@ class Port:
 
     def spoil(self, loss: float | None, gradient: float | None) -> None:
         if loss is not None:
-            tinygrad_impl.trainer.write(self.trainer.loss, np.array(loss))
+            overwrite(self.trainer.loss, np.array(loss))
         if gradient is not None:
             array = self.trainer.gradients["h.0.mlp.c_fc.bias"].numpy().copy()
             array[3] = gradient
-            tinygrad_impl.trainer.write(self.trainer.gradients["h.0.mlp.c_fc.bias"], array)
+            overwrite(self.trainer.gradients["h.0.mlp.c_fc.bias"], array)
 
     def sample(self, new: int) -> list[int]:
         return self.generator([[1, 2, 3]], new, Sampler(seed=1))[0]
@@ -277,13 +278,13 @@ def test_clipping_gives_gradients_no_error_in_common() -> None:
     """One number multiplies them all: what its rounding is off by would not average out over a tensor."""
     config = GPT2Config(vocab_size=401, n_positions=16, n_embd=128, n_layer=1, n_head=2)
     clipped = tinygrad_impl.trainer.Trainer(config, initial_weights(config, 0), betas=(0.5, 0.5))
-    random, write = np.random.default_rng(0), tinygrad_impl.trainer.write
+    random = np.random.default_rng(0)
     for _ in range(40):
         size = np.float32(2 ** random.random())
         gradients = {n: size * random.standard_normal(t.shape, np.float32) for n, t in clipped.gradients.items()}
         for name, gradient in gradients.items():
-            write(clipped.gradients[name], gradient)
-            write(clipped.exp_avg[name], np.zeros_like(gradient))
+            overwrite(clipped.gradients[name], gradient)
+            overwrite(clipped.exp_avg[name], np.zeros_like(gradient))
         clipped.count = 1
         _, found = clipped.update(1e-6)
         norm = math.sqrt(sum(np.square(gradient, dtype=np.float64).sum() for gradient in gradients.values()))

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -33,12 +32,10 @@ from data.runs.run_folder import (
     refuse_occupied,
     write_sealed,
 )
-from data.runs.tests.support import drawings
 
 CONFIG = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=1, n_head=2)
 ORIGIN = {"command": ["again"]}
 Change = Callable[[bytes], bytes]
-PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def row(step: int) -> dict[str, Any]:
@@ -92,24 +89,6 @@ def test_checkpoints_come_back_exactly(run: RunFolder) -> None:
         assert ours.keys() == theirs.keys()
         for name, array in ours.items():
             np.testing.assert_array_equal(array, theirs[name])
-
-
-def test_draw(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = drawings(monkeypatch)
-    run.metrics = [{"step": 0, "val_loss": 9.0}, {"step": 1, "loss": 8.0}, {"step": 2, "loss": 6.5, "val_loss": 7.0}]
-    run.draw()
-    assert (run.path / "loss.png").read_bytes().startswith(PNG)
-    (picture,) = drawn
-    assert picture.lines == {"training (a batch)": ([1, 2], [8.0, 6.5]), "validation": ([0, 2], [9.0, 7.0])}
-    assert picture.legend == ["training (a batch)", "validation"]
-    assert (picture.title, picture.xlabel, picture.ylabel) == ("run", "step", "loss (nats a token)")
-
-
-def test_pictures_are_closed(run: RunFolder) -> None:
-    """Matplotlib keeps the others, and warns from the 20th on."""
-    for _ in range(2):
-        run.draw()
-    assert plt.get_fignums() == []
 
 
 def test_an_occupied_folder_is_refused(run: RunFolder, tmp_path: Path) -> None:

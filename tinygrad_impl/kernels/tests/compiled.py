@@ -44,8 +44,8 @@ def training(gpu: GPU) -> Iterator[tuple[Launch, str]]:
     to_keys, to_order = embedding.sort(R)
     runs, rest = embedding.sums(R, C)
     yield from [(to_keys, "i i"), (to_order, "i i"), (runs, "ff iif"), (rest, "f fii")]
-    yield adamw.step([C * C, C], [0.1, 0.0], [0, None], 0.9, 0.95, 1e-8), "ffffffb fff"
-    yield adamw.squares([C * C, C]), "f ff"
+    yield adamw.step([C * C, C], [0, C * C], [0.1, 0.0], [0, None], 0.9, 0.95, 1e-8), "fffb ff"
+    yield adamw.squares([C * C, C], [0, C * C]), "f f"
 
 
 def generating(gpu: GPU) -> Iterator[tuple[Launch, str]]:

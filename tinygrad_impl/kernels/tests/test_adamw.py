@@ -1,4 +1,4 @@
-"""AdamW and the norm's sums, of parameters of all sizes in one launch, against float64."""
+"""AdamW and the norm's sums, of parameters of all sizes in one range of memory, against float64."""
 
 import torch
 
@@ -7,13 +7,27 @@ from tinygrad_impl.kernels.launch import Launch
 from tinygrad_impl.kernels.tests.support import DEVICE, relative_error, run_launch
 
 SIZES = [adamw.BLOCK, 1, 3 * adamw.BLOCK + 5, 64, 2 * adamw.BLOCK]
-HALVES = [2, None, 0, 1, None]
+STARTS = [0, adamw.BLOCK, adamw.BLOCK + 64, 4 * adamw.BLOCK + 128, 4 * adamw.BLOCK + 192]  # with gaps in between
+END = STARTS[-1] + SIZES[-1]
+COPIES = [0, None, adamw.BLOCK, 4 * adamw.BLOCK + 64, None]
 DECAYS = [0.1, 0.0, 0.0, 3.0, 0.02]
 BETAS, EPS = (0.8, 0.95), 1e-3
 
 
 def random(size: int, seed: int) -> torch.Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def in_one_range(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """What is between them is NaN, which nobody may read."""
+    memory = torch.full((END,), float("nan"), device=DEVICE)
+    for start, tensor in zip(STARTS, tensors, strict=True):
+        memory[start : start + len(tensor)] = tensor
+    return memory
+
+
+def parts(memory: torch.Tensor) -> list[torch.Tensor]:
+    return [memory[start : start + size] for start, size in zip(STARTS, SIZES, strict=True)]
 
 
 def call(launch: Launch, *tensors: torch.Tensor) -> None:
@@ -37,27 +51,33 @@ def test_step() -> None:
         [random(size, 10 * kind + i) for i, size in enumerate(SIZES)] for kind in range(3)
     )  # each of its own
     vs = [random(size, 30 + i).square() for i, size in enumerate(SIZES)]
-    sizes = [SIZES[HALVES.index(i)] for i in range(3)]
-    halves = [torch.full((size,), float("nan"), dtype=torch.bfloat16, device=DEVICE) for size in sizes]
     scalars = torch.tensor([0.7, 1e-3, 0.03, 1 - BETAS[0] ** 3, 1 - BETAS[1] ** 3], device=DEVICE)
     states = list(zip(ps, ms, vs, gradients, strict=True))
     truth = [step(tuple(t.double() for t in state), scalars, d) for state, d in zip(states, DECAYS, strict=True)]
     by_torch = [step(state, scalars, d) for state, d in zip(states, DECAYS, strict=True)]
 
-    call(adamw.step(SIZES, DECAYS, HALVES, *BETAS, EPS), *ps, *ms, *vs, *halves, *gradients, scalars)
-    for i, half in enumerate(HALVES):
-        for got, reference, true in zip((ps[i], ms[i], vs[i]), by_torch[i], truth[i], strict=True):
+    memory = [in_one_range(tensors) for tensors in (ps, ms, vs, gradients)]
+    copies = torch.full((COPIES[3] + SIZES[3] + 64,), -7.0, dtype=torch.bfloat16, device=DEVICE)  # type: ignore[operator]
+    *changed, gradient = memory
+    call(adamw.step(SIZES, STARTS, DECAYS, COPIES, *BETAS, EPS), *changed, copies, gradient, scalars)
+    untouched = torch.ones(len(copies), dtype=torch.bool)
+    for i, got in enumerate(zip(*map(parts, changed), strict=True)):
+        for value, reference, true in zip(got, by_torch[i], truth[i], strict=True):
             # 2^-24 is what rounding to float32 alone may cost
-            assert relative_error(got, true) <= 1.5 * relative_error(reference, true) + 2**-24
-        if half is not None:
-            assert torch.equal(halves[half], ps[i].bfloat16())
+            assert relative_error(value, true) <= 1.5 * relative_error(reference, true) + 2**-24
+        if (start := COPIES[i]) is not None:
+            assert torch.equal(copies[start : start + SIZES[i]], got[0].bfloat16())
+            untouched[start : start + SIZES[i]] = False
+    assert (copies[untouched] == -7).all()
+    for all_of_it in memory:
+        assert int(all_of_it.isnan().sum()) == END - sum(SIZES)
 
 
 def test_squares() -> None:
     gradients = [random(size, i) for i, size in enumerate(SIZES)]
-    for most, parts in ((512, [1, 1, 4, 1, 2]), (2, [1, 1, 1, 1, 1]), (4, [1, 1, 2, 1, 1])):
-        kernel = adamw.squares(SIZES, most)
+    for most, counts in ((512, [1, 1, 4, 1, 2]), (2, [1, 1, 1, 1, 1]), (4, [1, 1, 2, 1, 1])):
+        kernel = adamw.squares(SIZES, STARTS, most)
         sums = torch.empty(*kernel.grid, device=DEVICE)
-        run_launch(kernel, [sums], *gradients)
-        for got, gradient in zip(sums.split(parts), gradients, strict=True):
+        run_launch(kernel, [sums], in_one_range(gradients))
+        for got, gradient in zip(sums.split(counts), gradients, strict=True):
             assert relative_error(got.double().sum(), gradient.double().square().sum()) < 1e-6

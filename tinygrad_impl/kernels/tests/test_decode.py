@@ -11,10 +11,10 @@ import torch_ref.model
 from data.checkpoints.config import GPT2Config
 from data.text.sampling import Sampler, probability
 from parity_tests.weights import random_weights
+from tinygrad_impl.internals import contents
 from tinygrad_impl.kernels.tests.support import DEVICE, THIS_GPU
 
 from tinygrad_impl import generate  # isort: skip: after the support
-from tinygrad_impl.internals import contents  # isort: skip
 from tinygrad_impl.kernels import decode, draw, launch  # isort: skip
 from tinygrad_impl.kernels.fused import Fused  # isort: skip
 from tinygrad_impl.model import GPT2  # isort: skip

@@ -174,8 +174,9 @@ def is_matrix(name: str) -> bool:
 
 def agree(backend: Fused, parameters: Mapping[str, Tensor]) -> bool:
     """The copies are the matrices in bfloat16, those of other parameters are none, and rows of padding are 0."""
-    pairs = [(backend.copies[p.uop].float().numpy(), p.numpy()) for name, p in parameters.items() if is_matrix(name)]
-    assert len(pairs) == len(backend.copies) == 1 + 4 * CONFIG.n_layer
+    copies = backend.operations.copies
+    pairs = [(copies[p.uop].float().numpy(), p.numpy()) for name, p in parameters.items() if is_matrix(name)]
+    assert len(pairs) == len(copies) == 1 + 4 * CONFIG.n_layer
     return all(
         np.array_equal(copy[: len(p)], torch.tensor(p).bfloat16().float().numpy()) and not copy[len(p) :].any()
         for copy, p in pairs
@@ -187,7 +188,7 @@ def test_copies_follow_the_weights(trainer: Trainer) -> None:
     backend, before = trainer.backend, (trainer.model.arrays(), trainer.moments())
     assert isinstance(backend, Fused)
     assert agree(backend, trainer.parameters)
-    assert [len(copy) for copy in backend.copies.values()].count(384) == 1  # of 300 tokens, three tiles
+    assert [len(copy) for copy in backend.operations.copies.values()].count(384) == 1  # of 300 tokens, three tiles
     for _ in range(2):
         trainer.step([random_batch()], 1e-2)
         assert agree(backend, trainer.parameters)
@@ -201,13 +202,13 @@ def test_whose_copies_they_are(setting: Setting, trainer: Trainer) -> None:
     unbound, bound = setting.backend, trainer.backend
     assert isinstance(unbound, Fused)
     assert isinstance(bound, Fused)
-    assert (unbound.copies, unbound.parameters) == ({}, {})
+    assert (unbound.copies, unbound.matrices) == (None, {})
     assert bound.bind(trainer.parameters) is bound
     assert (bound.gpu, bound.strict) == (unbound.gpu, unbound.strict)
     parameters = nn.state.get_state_dict(setting.model())
     other = bound.bind(parameters)
     assert agree(other, parameters)
-    assert not other.copies.keys() & bound.copies.keys()
+    assert not other.operations.copies.keys() & bound.operations.copies.keys()
     assert agree(bound, trainer.parameters)
 
 

@@ -15,10 +15,10 @@ from tinygrad.device import DepsTracker
 from tinygrad.uop.ops import UOp
 
 from tinygrad_impl import kernels
+from tinygrad_impl.internals import contents, overwrite
 from tinygrad_impl.kernels.tests.support import DEVICE
 
-from tinygrad_impl.internals import contents, overwrite  # isort: skip: after the support
-from tinygrad_impl.kernels import early, graph, launch  # isort: skip
+from tinygrad_impl.kernels import early, graph, launch  # isort: skip: after the support
 
 N = 4096
 

@@ -1,0 +1,181 @@
+"""What internals.py relies on in tinygrad 0.14.0. A test that fails says what another version of tinygrad breaks."""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import c_uint64
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tinygrad import Device, Tensor, TinyJit, dtypes
+from tinygrad.engine import jit
+from tinygrad.engine.realize import run_linear, runtime_cache
+from tinygrad.helpers import GlobalCounters
+from tinygrad.renderer import Estimates
+from tinygrad.uop.ops import ProgramInfo, UOp
+
+import tinygrad_impl
+from tinygrad_impl.internals import (
+    HighWater,
+    ParallelProgram,
+    captured_at_once,
+    compiled_kernels,
+    contents,
+    free_memory,
+    give_runtime,
+    one_by_one,
+    overwrite,
+    program,
+    share_context,
+)
+
+
+def test_the_version() -> None:
+    assert importlib.metadata.version("tinygrad") == "0.14.0", "read internals.py again: it is for tinygrad 0.14.0"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
+def test_memory_is_overwritten_in_place(dtype: type) -> None:
+    """Of a tensor that a captured graph reads: the graph sees it, without a kernel that copies."""
+    values: np.ndarray = np.arange(12).reshape(3, 4).astype(dtype)
+    tensor = Tensor(np.zeros((3, 4), dtype)).realize()
+    doubled = TinyJit(lambda: (tensor * 2).realize())
+    for _ in range(3):
+        doubled()
+    GlobalCounters.reset()
+    overwrite(tensor, values)
+    assert GlobalCounters.kernel_count == 0
+    np.testing.assert_array_equal(contents(doubled()), 2 * values, err_msg="graphs no longer see what is overwritten")
+    np.testing.assert_array_equal(contents(tensor.reshape(2, 6)), values.reshape(2, 6))
+    kept = contents(tensor)
+    overwrite(tensor, values[::-1])
+    np.testing.assert_array_equal(kept, values, err_msg="contents no longer gives a copy")
+    for wrong in (values[:2], values.astype(np.int8)):
+        with pytest.raises(AssertionError):
+            overwrite(tensor, wrong)
+
+
+def test_the_first_call_is_captured() -> None:
+    calls: list[int] = []
+
+    def function(x: Tensor) -> Tensor:
+        calls.append(1)
+        return (x + 1).realize()
+
+    graph = captured_at_once(function)
+    found = [contents(graph(Tensor(np.full(3, i, np.float32)).realize())).tolist() for i in range(3)]
+    assert found == [[1.0] * 3, [2.0] * 3, [3.0] * 3]
+    assert len(calls) == 1, "TinyJit counts its calls otherwise: the first one is not captured"
+
+
+def test_a_program_of_our_own_runs_in_a_graph() -> None:
+    """As a node of it, with what it writes told from what it reads; another runtime may stand in for its binary."""
+    called: list[list[int]] = []
+
+    def kernel(out: UOp, x: UOp) -> UOp:
+        info = ProgramInfo("ours", (1, 1, 1), (1, 1, 1), globals=(0, 1), outs=(0,), ins=(1,))
+        made = program("ours", (out, x), info, Estimates(5, 6, 7), "source", binary=b"")
+        give_runtime(made, "CPU", lambda *buffers, **_: called.append([b.size for b in buffers]))
+        assert runtime_cache[made.key, "CPU"], "runtimes are no longer found by a program's key and device"
+        return made
+
+    def compute(x: Tensor) -> Tensor:
+        return Tensor.invalids(2, dtype=dtypes.float32).custom_kernel(x, fxn=kernel)[0].realize()
+
+    graph = captured_at_once(compute)
+    for _ in range(3):
+        graph(Tensor(np.zeros(5, np.float32)).realize())
+    assert called == [[8, 20]] * 3, "a program with a runtime of ours is not called as a node of a graph"
+
+
+def test_parts_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two waits until both are there, and is given its number."""
+    both, found = threading.Barrier(2), []
+
+    def compiled(*arguments: c_uint64) -> None:
+        both.wait(timeout=10)
+        found.append([a.value for a in arguments])
+
+    clock = iter((2.0, 5.5))
+    monkeypatch.setattr("tinygrad_impl.internals.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("tinygrad_impl.internals.threads", ThreadPoolExecutor(2))  # on one core too
+    program = object.__new__(ParallelProgram)
+    program.runtimevars, program.fxn = {"core_id": 1}, compiled
+    assert program(SimpleNamespace(va_addr=7), global_size=(2, 1, 1), vals=(None, 5)) == 3.5
+    assert sorted(found) == [[7, 0, 5], [7, 1, 5]]
+
+
+def test_device_runs_such_programs() -> None:
+    assert Device["CPU"].runtime_t is ParallelProgram, "the CPU device makes its programs otherwise: one core computes"
+
+
+def test_the_context_is_the_one_that_pytorch_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver is asked for its primary context where tinygrad asks for one of its own."""
+    from tinygrad.runtime.autogen import cuda
+
+    asked: list[object] = []
+    monkeypatch.setattr(cuda, "cuCtxCreate_v2", None)  # to be set back afterwards
+    monkeypatch.setattr(cuda, "cuDevicePrimaryCtxRetain", lambda *arguments: asked.append(arguments))
+    share_context()
+    cuda.cuCtxCreate_v2("context", 0, "device")
+    assert asked == [("context", "device")]
+
+
+def test_a_program_ends_though_a_compiler_misses_the_request_to() -> None:
+    """One that is about to wait for the queue's lock does, and would then wait for ever."""
+    code = """
+import signal, time
+from tinygrad_impl.internals import shield_compilers
+shield_compilers()
+from tinygrad.engine.worker import get_worker_pool
+pool = get_worker_pool()
+pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, [signal.SIGTERM]))
+pool.apply_async(time.sleep, (600,))
+time.sleep(1)  # until it has begun
+"""
+    root = Path(tinygrad_impl.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], cwd=root, env=os.environ | {"PARALLEL": "1"}, check=True, timeout=60)
+
+
+def test_memory_is_the_most_there_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its device; what was there before counts, what went away in between does too."""
+    monkeypatch.setattr(GlobalCounters, "mem_used_per_device", {"CPU": 5, "NULL": 900})
+    memory = HighWater()
+    assert memory.highest["CPU"] == 5
+    for count in (30, 20, 25):
+        memory["CPU"] = count
+    memory["NEW"] += 4
+    assert (memory["CPU"], memory.highest) == (25, {"CPU": 30, "NULL": 900, "NEW": 4})
+    assert free_memory("CPU") == 0
+
+
+def test_compiled_kernels_are_counted() -> None:
+    before = compiled_kernels()
+    Tensor.full((before % 83 + 3, 5), 3.0).contiguous().mul(before).exp2().realize()  # a kernel that is new
+    assert compiled_kernels() > before, "tinygrad's cache of compiled kernels has other tables"
+
+
+def test_graphs_kernel_by_kernel() -> None:
+    """Of a batch of kernels, as on CUDA, too; the device NULL has such, and computes nothing."""
+    double = TinyJit(lambda x: (x.contiguous() @ x.transpose().contiguous()).sum().realize())
+    for device in ("CPU", "NULL"):
+        double.reset()
+        for _ in range(3):
+            plain = double(x := Tensor.full((8, 8), 2.0, device=device).contiguous().realize())
+        expected = plain.numpy().copy() if device == "CPU" else None
+        with one_by_one(device) as kernels:
+            result = double(x)
+        assert jit.run_linear is run_linear
+        assert double.captured
+        batched = any(call.src[0].arg == "graph" for call in double.captured.linear.src)
+        assert batched == (device == "NULL")
+        assert len(kernels) >= 2
+        assert all(flops >= 0 and moved > 0 and seconds > 0 for _, flops, moved, seconds in kernels)
+        assert sum(flops for _, flops, _, _ in kernels) >= 2 * 8**3
+        if expected is not None:
+            np.testing.assert_array_equal(result.numpy(), expected)
