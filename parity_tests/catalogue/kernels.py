@@ -367,6 +367,20 @@ PLANTED: list[Row] = [
         f"{ADAMWS}::test_step",
     ),
     (
+        "copies lie where their parameters do",
+        ADAMW,
+        "copies + COPIES[i] + element",
+        "copies + STARTS[i] + element",
+        f"{ADAMWS}::test_step",
+    ),
+    (
+        "the squares are all those of the first parameter",
+        ADAMW,
+        "gradients + STARTS[i] + element",
+        "gradients + element",
+        f"{ADAMWS}::test_squares",
+    ),
+    (
         "blocks of squares overlap",
         ADAMW,
         "(block.to(tl.int64) * STEPS + step) * BLOCK",
