@@ -33,8 +33,10 @@ TABLES = ("data", "training", "programs", "kernels", "proof")
 LEFT_OUT = (".git", ".venv", ".mutants", "__pycache__", ".*_cache", "*.egg-info")
 LEFT_OUT_AT_THE_TOP = ("runs", "build")  # what training and packaging write; data/runs is source
 # the conftest first, which says whether Triton is to interpret its kernels: Triton has to know when it is imported
-IMPORTS = ("pytest", "tinygrad_impl.conftest", "numpy", "matplotlib.pyplot", "torch", "transformers", "tokenizers")
-IMPORTS += ("tinygrad", "triton")
+IMPORTS = (
+    *("pytest", "tinygrad_impl.conftest", "numpy", "matplotlib.pyplot"),
+    *("torch", "transformers", "tokenizers", "tinygrad", "triton"),
+)
 PATIENCE = 300.0  # seconds for a test, with its fixtures, on a busy machine
 
 

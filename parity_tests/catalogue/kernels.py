@@ -367,6 +367,20 @@ PLANTED: list[Row] = [
         f"{ADAMWS}::test_step",
     ),
     (
+        "copies lie where their parameters do",
+        ADAMW,
+        "copies + COPIES[i] + element",
+        "copies + STARTS[i] + element",
+        f"{ADAMWS}::test_step",
+    ),
+    (
+        "the squares are all those of the first parameter",
+        ADAMW,
+        "gradients + STARTS[i] + element",
+        "gradients + element",
+        f"{ADAMWS}::test_squares",
+    ),
+    (
         "blocks of squares overlap",
         ADAMW,
         "(block.to(tl.int64) * STEPS + step) * BLOCK",
@@ -383,8 +397,8 @@ PLANTED: list[Row] = [
     (
         "restored weights leave the copies as they were",
         FUSED,
-        "for name, p in matrices(self.parameters):",
-        "for name, p in matrices(self.parameters)[1:]:",
+        "for name, copy in (self.copies or {}).items():",
+        "for name, copy in list((self.copies or {}).items())[1:]:",
         f"{GRAPHS}::test_copies_follow_the_weights",
     ),
     (
@@ -511,7 +525,7 @@ PLANTED: list[Row] = [
         JOINS,
         "    if is_linear(branch):\n        return None\n",
         "",
-        f"{USES}[a norm]",
+        f"{JOINED}::test_a_rule_that_does_not_fire[residual_layer_norm]",
     ),
     (
         "rules that fire too seldom are not missed",
@@ -558,15 +572,15 @@ PLANTED: list[Row] = [
     (
         "another model's matrices count as copied",
         FUSED,
-        "if all(p.uop in",
-        "if self.copies or all(p.uop in",
+        "all(p.uop is matrices[n].uop for",
+        "all(True for",
         f"{GRAPHS}::test_whose_copies_they_are",
     ),
     (
         "AdamW leaves the copy of the table as it was",
         FUSED,
-        "if parameters[name].uop in self.copies]",
-        'if parameters[name].uop in self.copies and name != "wte.weight"]',
+        "if name in self.copies]",
+        'if name in self.copies and name != "wte.weight"]',
         f"{GRAPHS}::test_copies_follow_the_weights",
     ),
     (

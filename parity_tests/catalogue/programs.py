@@ -290,7 +290,7 @@ PLANTED: list[Row] = [
     (
         "device: the float32 rate for bfloat16",
         DEVICE,
-        "rates[0 if bfloat16 else 1]",
+        "rates[not bfloat16]",
         "rates[1 if bfloat16 else 0]",
         IN_DEVICE + "peak_rates",
     ),
@@ -304,8 +304,8 @@ PLANTED: list[Row] = [
     (
         "device: a GPU whose name begins alike",
         DEVICE,
-        'rf"\\b{name}\\b"',
-        "name",
+        'rf"\\b{gpu}\\b"',
+        "gpu",
         IN_DEVICE + "peak_rates",
     ),
     (
