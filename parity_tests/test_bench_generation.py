@@ -13,6 +13,7 @@ from tinygrad import dtypes
 from data.checkpoints.config import PRESETS, GPT2Config
 from data.testing import call, refused
 from parity_tests import bench_generation
+from tinygrad_impl.backend import Plain
 
 
 def clock() -> Iterator[float]:
@@ -68,13 +69,13 @@ def test_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_generation, "measure", measure)
     result = call(bench_generation.main, cwd=tmp_path)
     assert result.code == 0, result
-    assert (asked[-1], opened[-1]) == ((PRESETS["gpt2"], "CPU", None, None, [1], 64), None)
+    assert (asked[-1], opened[-1]) == ((PRESETS["gpt2"], "CPU", Plain(), [1], 64), None)
     argv = ("--preset", "tinystories", "--device", "NAME", "--dtype", "bfloat16", "--max-new-tokens", 9)
     result = call(
         bench_generation.main, *argv, "--batch-size", 4, "--batch-size", 7, "--json", "found.json", cwd=tmp_path
     )
     assert result.code == 0, result
-    assert asked[-1] == (PRESETS["tinystories"], "CPU", dtypes.bfloat16, None, [4, 7], 9)
+    assert asked[-1] == (PRESETS["tinystories"], "CPU", Plain(dtypes.bfloat16), [4, 7], 9)
     assert opened[-1] == "NAME"
     assert "tinystories in bfloat16, plain kernels" in result.out
     assert json.loads((tmp_path / "found.json").read_text(encoding="utf-8")) == []

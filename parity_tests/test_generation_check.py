@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tinygrad import Tensor
 
-import tinygrad_impl.generate
+import tinygrad_impl.cached_model
 import tinygrad_impl.model
 import torch_ref.model
 from parity_tests import generation
@@ -179,7 +179,7 @@ def first_rows_positions(self: Any, T: int) -> Tensor:
     ("owner", "name", "planted", "failing"),
     [
         (tinygrad_impl.model.KVCache, "positions", first_rows_positions, {"greedy.inside", "greedy.probabilities"}),
-        (tinygrad_impl.generate, "probability", lambda logits, token: 0.5, {"greedy.probabilities"}),
+        (tinygrad_impl.cached_model, "probability", lambda logits, token: 0.5, {"greedy.probabilities"}),
     ],
     ids=["positions", "probabilities"],
 )

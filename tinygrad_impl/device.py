@@ -76,12 +76,13 @@ def open_device(name: str | None) -> str:
     computed: tinygrad reads once which compilers there are.
     """
     shield_compilers()
+    has_compiler = provide_clang()  # for CUDA too: what is of no device, such as a constant, is computed on the CPU
     name = name or DEV.device
     # NV, tinygrad's own driver, comes after CUDA: it does not know every GPU
     candidates = [name.upper()] if name else ["CUDA", *(d for d in ALL_DEVICES if d != "CUDA")]
     reason = ""
     for candidate in candidates:
-        if candidate == "CPU" and not provide_clang():
+        if candidate == "CPU" and not has_compiler:
             raise InputError(
                 "tinygrad's CPU device needs clang and none was found; `pip install ziglang`, or install clang"
             )
