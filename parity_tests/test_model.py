@@ -118,7 +118,7 @@ def test_reference_is_hugging_face(small: Path) -> None:
 @slow
 def test_full(full: Path, tmp_path: Path) -> None:
     """124 million parameters: gradients out of the graph that trains. One trainer at a time, and gradients on disk, for
-    memory: 5 GB.
+    memory: 6 GB.
     """
     config, arrays = load(full)
     batch = random_batches(config, 1, 16, seed=16, count=1)[0]
@@ -135,5 +135,5 @@ def test_full(full: Path, tmp_path: Path) -> None:
     port.accumulate([batch])
     _, ours = port.mean_gradients()
     del port
-    reference, own = (dict(np.load(tmp_path / f"{dtype}.npz")) for dtype in ("float64", "float32"))
+    reference, own = (np.load(tmp_path / f"{dtype}.npz") for dtype in ("float64", "float32"))  # read one by one
     assert_passed(judge("gradient", "float32", [(reference, ours, own)], summation_excuses(config, 16)))

@@ -202,6 +202,8 @@ def tied_head(x: Tensor, weight: Tensor, dtype: DType | None = None) -> Tensor:
         logits = cpu.gemm(rows, at_least_float32(table), "NT").cast(table.dtype).reshape(B, T, -1)
     elif dtype is not None:  # the rounding of 16 bits is larger than the error of a long sum
         logits = (cast(x, dtype).contiguous() @ table.T).contiguous()
+    elif B * T <= ROWS:  # as in generation, where a long running sum would cost the likeliest token most digits
+        logits = blocked_matmul(x, table.T).contiguous()
     else:
         # The gradient of x is then a sum over the tiles, and that of the table one over blocks of r rows.
         r = min(B * T, max(2 * ROWS, -(-B * T // 16)))  # each block has a gradient of the whole table: 16 at most
