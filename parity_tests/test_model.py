@@ -1,6 +1,7 @@
 """The proof, on models of all shapes and on weights as awkward as the published ones."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def test_full(full: Path, tmp_path: Path) -> None:
     def by_torch(dtype: str) -> None:
         trainer = torch_ref.trainer.Trainer(config, {name: array.astype(dtype) for name, array in arrays.items()})
         trainer.accumulate([batch])
-        gradients = {name: gradient.numpy() for name, gradient in trainer.mean_gradients()[1].items()}
+        gradients: dict[str, Any] = {name: g.numpy() for name, g in trainer.mean_gradients()[1].items()}
         np.savez(tmp_path / f"{dtype}.npz", **gradients)
 
     by_torch("float64")
