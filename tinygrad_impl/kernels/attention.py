@@ -37,7 +37,7 @@ def place(HEADS: tl.constexpr, BLOCKS: tl.constexpr, GROUP: tl.constexpr):
 
 @triton.jit
 def load(x, first, T: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr):
-    """Rows of x from `first`: (ROWS, D). MASKED, those past the last are 0."""
+    """Loads ROWS rows of x, beginning with `first`: (ROWS, D). If MASKED, rows past the last are 0."""
     rows = first + tl.arange(0, ROWS)
     at = x + rows[:, None] * STRIDE + tl.arange(0, D)[None, :]
     return tl.load(at, mask=rows[:, None] < T, other=0.0) if MASKED else tl.load(at)
@@ -45,14 +45,14 @@ def load(x, first, T: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, D:
 
 @triton.jit
 def load_row(x, first, T: tl.constexpr, SIZE: tl.constexpr, MASKED: tl.constexpr):
-    """Values of x from `first`: (SIZE,). MASKED, those past the last are 0."""
+    """Loads SIZE values of x, beginning with `first`. If MASKED, values past the last are 0."""
     at = first + tl.arange(0, SIZE)
     return tl.load(x + at, mask=at < T, other=0.0) if MASKED else tl.load(x + at)
 
 
 @triton.jit
 def store(x, first, value, T: tl.constexpr, STRIDE: tl.constexpr):
-    """The opposite, in bfloat16."""
+    """Stores value (ROWS, D) as rows of x from `first` on, rounded to bfloat16. Rows past the last are left out."""
     rows = first + tl.arange(0, value.shape[0])
     at = x + rows[:, None] * STRIDE + tl.arange(0, value.shape[1])[None, :]
     tl.store(at, value.to(tl.bfloat16), mask=rows[:, None] < T)
@@ -64,7 +64,7 @@ def attention_forward(
     B: tl.constexpr, T: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """qkv -> y and lse. A program has QUERIES queries of a head."""
+    """Computes y and lse from qkv. A program computes QUERIES queries of one head."""
     C: tl.constexpr = H * D
     BLOCKS: tl.constexpr = (T + QUERIES - 1) // QUERIES
     RAGGED: tl.constexpr = T % QUERIES != 0 or T % KEYS != 0  # tiles may reach past the last row

@@ -18,7 +18,7 @@ WIDTH = tl.constexpr(8)  # neighbours that a thread loads at once: 16 bytes
 
 @triton.jit
 def load(row, v, V: tl.constexpr, STRIDE: tl.constexpr, MASKED: tl.constexpr):
-    """Logits of columns v (LANES, WIDTH) in float32. MASKED, some columns may be none: -inf."""
+    """Loads the logits of columns v (LANES, WIDTH), as float32. If MASKED, columns past the last are -inf."""
     if MASKED:  # whatever is stored there is read, so that threads still load WIDTH at once
         x = tl.where(v < V, tl.load(row + v, mask=v < STRIDE, other=0.0).to(tl.float32), float("-inf"))
     else:
@@ -29,7 +29,7 @@ def load(row, v, V: tl.constexpr, STRIDE: tl.constexpr, MASKED: tl.constexpr):
 @triton.jit
 def cross_entropy_kernel(loss, logits, target, scale, FIRST: tl.constexpr, V: tl.constexpr, STRIDE: tl.constexpr,
                          IGNORED: tl.constexpr, LANES: tl.constexpr):  # fmt: skip
-    """A program has a row. It reads it twice, the second time from the cache."""
+    """A program computes one row, which it reads twice, the second time from the cache."""
     BLOCK: tl.constexpr = LANES * WIDTH
     r = tl.program_id(0)
     row = logits + r.to(tl.int64) * STRIDE

@@ -29,7 +29,7 @@ STEPS = 32  # tokens of a row that are drawn before the host looks at them
 
 
 class Launches:
-    """The kernels for R = N * T tokens of a model's sizes, by what they do."""
+    """The launches of all kernels for R = N * T tokens of a model of these sizes."""
 
     def __init__(self, gpu: GPU, config: GPT2Config, N: int, T: int, V: int):
         P, C, H = config.n_positions, config.n_embd, config.n_head
@@ -128,7 +128,7 @@ class Decoder:
     def run(
         self, tokens: np.ndarray, lengths: np.ndarray, count: int, sampler: Sampler
     ) -> tuple[np.ndarray, np.ndarray]:
-        """So many steps: the tokens drawn, or -1 where it is not certain which, and their probabilities, (count, N)."""
+        """Takes `count` steps: the tokens drawn, -1 where that is not certain, and their probabilities (count, N)."""
         overwrite(self.tokens, tokens.astype(np.int32, copy=False))
         overwrite(self.lengths, lengths.astype(np.int32, copy=False))
         overwrite(self.steps, np.zeros(self.N, np.int32))

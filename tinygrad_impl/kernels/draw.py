@@ -16,7 +16,7 @@ CLOSE = tl.constexpr(1e-11)  # shares of probability nearer to each other may be
 
 @triton.jit
 def key_of(logit, token):
-    """Whole numbers in the order in which tokens are taken: the largest logit first, of equal ones the lowest token."""
+    """int64 keys that sort tokens: a larger logit has a larger key, and of equal logits the lower token has."""
     bits = tl.where(logit == 0, 0.0, logit).to(tl.int32, bitcast=True)  # -0 and 0 are equal
     return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) << 32) + (0x7FFFFFFF - token)
 
@@ -34,7 +34,7 @@ def token_of(key):
 
 @triton.jit
 def largest_key(best, row, BLOCKS: tl.constexpr, LANES: tl.constexpr):
-    """Of a row, and those of its blocks: (LANES,)."""
+    """The largest key of a row, and the largest key of each of its blocks (LANES,)."""
     b = tl.arange(0, LANES)
     keys = tl.load(best + row * BLOCKS + b, mask=b < BLOCKS, other=LEAST)
     return tl.max(keys, 0), keys
@@ -44,7 +44,7 @@ def largest_key(best, row, BLOCKS: tl.constexpr, LANES: tl.constexpr):
 def conclude(
     tokens, lengths, steps, drawn, chances, key, certain, best, sums, N, BLOCKS: tl.constexpr, LANES: tl.constexpr
 ):
-    """Keeps what a row has drawn, with its probability, and makes it the row's next token; -1 where it is uncertain."""
+    """Stores the token that a row has drawn, -1 if it is not certain, with its probability; it is the next token."""
     row = tl.program_id(0)
     largest, keys = largest_key(best, row, BLOCKS, LANES)
     b = tl.arange(0, LANES)
@@ -106,7 +106,7 @@ def sort_kernel(
 
 @triton.jit
 def measure(shares, count, COUNT: tl.constexpr, SIZE: tl.constexpr, LANES: tl.constexpr):
-    """How many tokens the first count (LANES,) of each part are, or their share."""
+    """How many the first `count` (LANES,) tokens of each part are together, or the sum of their shares."""
     part = tl.arange(0, LANES)
     if COUNT:
         total = tl.sum(count, 0).to(tl.float64)
@@ -172,7 +172,7 @@ def draw_kernel(
     LANES: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """What `Sampler` does, line by line."""
+    """Draws a token for each row, step by step as `Sampler` does."""
     row, part = tl.program_id(0), tl.arange(0, PART_LANES)
     wait(EARLY)
     keys += row * PARTS * SIZE

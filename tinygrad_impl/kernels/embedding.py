@@ -15,7 +15,9 @@ SUMMED = 32  # rows that a program sums
 
 @triton.jit
 def sort_blocks(keys, tokens, R: tl.constexpr, BLOCK: tl.constexpr):
-    """A key is token * BLOCK + row in its block, so that no two are equal; those past the last row come last."""
+    """Sorts a block of rows by token. Keys are token * BLOCK + the row's place in its block: no two are equal.
+    Places past the last row are sorted to the end.
+    """
     i = tl.arange(0, BLOCK)
     r = tl.program_id(0) * BLOCK + i
     key = tl.load(tokens + r, mask=r < R, other=0) * BLOCK + i
@@ -47,7 +49,7 @@ def merge_blocks(order, keys, R: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.con
 
 @triton.jit
 def token_at(place, order, tokens, R: tl.constexpr):
-    """The token at a place in the order, -1 before the first and after the last."""
+    """The token of the row at this place of the sorted order; -1 before the first and after the last."""
     inside = (place >= 0) & (place < R)
     row = tl.load(order + place, mask=inside, other=0)
     return tl.load(tokens + row, mask=inside, other=-1)

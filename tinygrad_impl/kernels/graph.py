@@ -24,17 +24,17 @@ add_dependencies: Any = getattr(cuda.dll, "cuGraphAddDependencies_v2", None)  # 
 
 
 class Graph(CUDAGraph):
-    """One in which a kernel that waits by itself (`Launch.waits`) is started early, if it comes after one kernel only.
+    """A graph that starts a kernel early if the kernel waits by itself (`Launch.waits`) and depends on one kernel only.
 
-    After how many is told by the nodes that it has to wait for, less those that another of these waits for.
+    A node counts as a dependency only if no other dependency already waits for it.
     """
 
     instance: Any  # what is launched
 
     def __init__(self, linear: UOp, input_uops: tuple[UOp, ...] = ()):
-        self.numbers: dict[int, int] = {}  # of nodes, by the identity of tinygrad's object
-        self.before: list[set[int]] = []  # of each node, those that it comes directly after
-        self.ended: list[int] = []  # and those that have ended when it begins, as the bits of a number
+        self.numbers: dict[int, int] = {}  # a node's number, by the identity of tinygrad's object
+        self.before: list[set[int]] = []  # for each node, the nodes that it depends on directly
+        self.ended: list[int] = []  # and all nodes that have ended when it begins, as the bits of a number
         super().__init__(linear, input_uops)
         waits = [isinstance(runtime, Compiled) and runtime.kernel.waits for runtime in self.runtimes]
         pairs = [(*before, i) for i, before in enumerate(self.before) if waits[i] and len(before) == 1]

@@ -31,7 +31,7 @@ compilers = ThreadPoolExecutor(os.cpu_count())
 
 @dataclass(frozen=True)
 class Launch:
-    """A call of a Triton kernel, but for its tensors: they come first, those that are written before those that are
+    """A call of a Triton kernel without its tensors. They come first, those that are written before those that are
     only read; `constants` are the rest of its parameters, all of them `tl.constexpr`.
     """
 
@@ -47,7 +47,7 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """What profiles call it."""
+        """The kernel's name in profiles."""
         sizes = [str(self.constants[size]) for size in "BTHDMNKRCV" if size in self.constants]
         return "_".join([self.kernel.__name__.removesuffix("_kernel"), *sizes])
 
@@ -57,7 +57,7 @@ class Launch:
         return self.constants.get("EARLY", False)
 
     def arguments(self, tensors: Sequence[Any]) -> list[Any]:
-        """The tensors, or what there is for each of them, as the kernel's first parameters take them."""
+        """The kernel's first arguments: its tensors, or what stands for them, in tuples as `groups` says."""
         rest = iter(tensors)
         return [tuple(islice(rest, size)) if size else next(rest) for size in self.groups or [0] * len(tensors)]
 
@@ -78,7 +78,7 @@ def new(like: Tensor, *shape: int, dtype: DType = dtypes.bfloat16) -> Tensor:
 
 
 def stored(x: Tensor) -> Tensor:
-    """x as it is in memory, where a kernel put it, under whatever shape; a copy of what is only computed."""
+    """x as it lies in memory, whatever its shape. What is not in memory yet is computed into a new tensor."""
     uop = x.uop
     while uop.src:
         if uop.op in (Ops.RESHAPE, Ops.DETACH):
@@ -108,7 +108,7 @@ def program(kernel: Launch, outs: int, device: str, *args: UOp) -> UOp:
 
 
 class Compiled:
-    """tinygrad's `CUDAProgram` of a kernel, once it is asked for."""
+    """Stands for tinygrad's `CUDAProgram` of a kernel, which is loaded when it is first used."""
 
     def __init__(self, kernel: Launch, binary: "Future[Any]", device: str, uop: UOp):
         self.kernel, self.binary, self.device, self.uop = kernel, binary, device, uop

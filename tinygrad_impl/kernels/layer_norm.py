@@ -1,4 +1,4 @@
-"""Layer norm (Ba et al. 2016) of the float32 stream, with the sum before it, forward and backward.
+"""Layer norm (Ba et al. 2016) of the float32 residual stream, with the addition before it, forward and backward.
 
 y = (s - mean) rstd weight + bias, with s = x + a where a layer's output a, in bfloat16, is added to the stream. Bound
 by memory: each tensor is read or written once, a program having whole rows in its registers.

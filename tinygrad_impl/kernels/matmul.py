@@ -1,4 +1,4 @@
-"""Products of bfloat16 matrices with float32 sums: a linear layer's and the vocabulary head's, forward and backward.
+"""GEMMs of bfloat16 with float32 sums: those of linear layers and of the vocabulary head, forward and backward.
 
 They are all tiles of a (M, K) @ b (K, N). What differs is which of a and b lies transposed in memory, which the tensor
 cores read as well, and what is done with a tile before it is rounded, once, and stored. Tensor descriptors, by which
@@ -155,7 +155,7 @@ def tiled(
     rows: int | None = None,
     **tiles: Any,
 ) -> Launch:
-    """The product of a (M, K), which lies as (K, M) if transposed[0], and b (K, N), as (N, K) if transposed[1].
+    """a @ b for a (M, K), stored as (K, M) if transposed[0], and b (K, N), stored as (N, K) if transposed[1].
 
     a, b and the result begin at row `first` of their tensors, and the result has not M but `rows` if given.
     `tiles` are what to take instead of what is known to be quick; the fields of HOPPER.
@@ -183,12 +183,12 @@ def tiled(
 
 
 def width(N: int, widest: int) -> int:
-    """Of tiles of N columns: the widest of which less than an eighth is outside of the matrix."""
+    """The widest tile for N columns of which less than an eighth lies outside the matrix."""
     return next((w for w in (256, 128, 64) if w <= widest and triton.cdiv(N, w) * w * 7 < N * 8), 64)
 
 
 def parts(gpu: GPU, tiles: int, M: int, N: int, K: int) -> int:
-    """In how many parts to sum over K, so that they fill the multiprocessors: the quickest by this estimate."""
+    """How many parts to split the sum over K into to keep all multiprocessors busy: the fastest by an estimate."""
 
     def seconds(splits: int) -> float:
         rounds = triton.cdiv(tiles * splits, gpu.multiprocessors)

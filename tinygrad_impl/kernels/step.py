@@ -47,7 +47,7 @@ def asked_for(
     ROWS: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """What `gemm` reads of the model, if it is little enough to be asked for before the wait: for one row."""
+    """Loads what `gemm` reads of the model before waiting for the kernel before; only for one row, where it fits."""
     w, g, s = 0, 0, 0
     if ROWS == 1:
         k = tl.arange(0, BK)
@@ -112,7 +112,7 @@ def gemm(
 
 @triton.jit
 def place_of(R: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr):
-    """This program's rows and columns of (R, N); the same, but those past the last are the last; which are inside."""
+    """This program's rows and columns of (R, N); the same, clamped to the last row and column; and which are inside."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     r = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     return r, n, tl.minimum(r, R - 1), tl.minimum(n, N - 1), (r[:, None] < R) & (n[None, :] < N)
