@@ -373,7 +373,7 @@ mutant(
 mutant(
     "micro-batches past the second are left out", "accumulate", (T.Trainer, "accumulate", ("in more:", "in more[:1]:"))
 )
-mutant("replay on the batch that was captured", GRAPH, (T.Trainer, "_input", ("write(tensor, array)", "pass")))
+mutant("replay on the batch that was captured", GRAPH, (T.Trainer, "_input", ("overwrite(tensor, array)", "pass")))
 
 # --- loader --------------------------------------------------------------------------------------------------------
 
