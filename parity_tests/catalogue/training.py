@@ -522,4 +522,25 @@ PLANTED: list[Row] = [
         "p.dtype.itemsize < 5",
         "tinygrad_impl/tests/test_formulas.py::test_gradients_of_biases_are_sums_in_blocks_of_rows",
     ),
+    (
+        "the head's sum is one running sum in generation",
+        "tinygrad_impl/formulas.py",
+        "elif B * T <= ROWS:",
+        "elif B * T <= 0:",
+        "tinygrad_impl/tests/test_formulas.py::test_logits_of_few_rows_are_sums_in_blocks",
+    ),
+    (
+        "in memory parameters are in the order of their names",
+        "tinygrad_impl/flat.py",
+        "for name in reversed(list(shapes)):",
+        "for name in list(shapes):",
+        "tinygrad_impl/tests/test_flat.py::test_where_they_are",
+    ),
+    (
+        "a range ends where its last parameter begins",
+        "tinygrad_impl/flat.py",
+        "self.starts[names[-1]] + self[names[-1]].numel() - start",
+        "self.starts[names[-1]] - start + 1",
+        "tinygrad_impl/tests/test_flat.py::test_they_share_memory",
+    ),
 ]

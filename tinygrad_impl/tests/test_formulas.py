@@ -305,3 +305,11 @@ def test_gradients_of_biases_are_sums_in_blocks_of_rows() -> None:
     for out, parameter in ((layer, bias), (norm, bias)):
         [gradient] = out.gradient(parameter, gradient=Tensor(above))
         np.testing.assert_allclose(gradient.numpy(), above.astype(np.float64).sum((0, 1)), rtol=6e-7)
+
+
+@pytest.mark.parametrize("device", ["other"], indirect=True)
+def test_logits_of_few_rows_are_sums_in_blocks(device: None) -> None:
+    """As in generation. Of products of one sign, which one running sum would lose digits of."""
+    x, table = RANDOM.random((1, 3, 768), np.float32), RANDOM.random((130, 768), np.float32)
+    logits = F.tied_head(Tensor(x), Tensor(table)).numpy()[..., :130]
+    assert relative_error(logits, x.astype(np.float64) @ table.T) < 1.5 * HALF_A_UNIT
