@@ -54,8 +54,10 @@ def real(above: float, below: float = math.inf, *, closed: bool = True) -> Calla
 
 
 def refuse_missing_folder(*files: Path | None) -> None:
-    """Raises `InputError` where there is no folder for a file that is to be written: before the work, not after it."""
+    """Raises `InputError` where a file that is to be written cannot be: before the work, not after it."""
     for file in files:
+        if file and file.is_dir():
+            raise InputError(f"{file} is a folder; name a file to write")
         if file and not file.parent.is_dir():
             raise InputError(f"there is no folder {file.parent} to write {file.name} to; make it first")
 

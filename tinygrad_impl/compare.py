@@ -75,6 +75,8 @@ def main() -> None:
             f"--out {out} names the Markdown file, beside which a .json is written; give it another suffix"
         )
     for option, path in (("--out", out), ("--html", args.html or out)):
+        if path.is_dir():
+            raise InputError(f"{option} {path} is a folder; name a file to write")
         if not path.parent.is_dir():
             raise InputError(f"there is no folder {path.parent} to write {path.name} into; name another {option}")
 

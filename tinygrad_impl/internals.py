@@ -1,4 +1,4 @@
-"""All that this project uses of tinygrad's inside, or changes in it: for tinygrad 0.14.0, and for no other version.
+"""What this project changes in tinygrad, or uses of its private parts: for tinygrad 0.14.0, and for no other version.
 
 What only CUDA has is in kernels/graph.py and kernels/launch.py, which build on this. Each function says why it is
 needed; tests/test_internals.py says of each what is broken if another version fails it.

@@ -265,3 +265,5 @@ def test_a_file_needs_a_folder(tmp_path: Path) -> None:
     refuse_missing_folder(None, Path("here.json"), tmp_path / "there.json")
     with pytest.raises(InputError, match=r"^there is no folder .*/nowhere to write x\.json to; make it first$"):
         refuse_missing_folder(None, tmp_path / "nowhere" / "x.json")
+    with pytest.raises(InputError, match="is a folder; name a file to write"):
+        refuse_missing_folder(tmp_path)

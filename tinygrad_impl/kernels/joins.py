@@ -91,10 +91,8 @@ BIAS = {"linear": 3, "linear_gelu": 3, "gelu_linear": 4}  # where a layer's node
 
 
 def is_linear(out: UOp) -> bool:
-    """Whether this is the output of a linear layer whose bias no other node has taken."""
-    if out.op is not Ops.GETTUPLE or name_of(out.src[0]) not in ("linear", "gelu_linear"):
-        return False
-    return bias_of(out).op is not Ops.DETACH
+    """Whether this is the output of a linear layer, whose bias the node after it can take."""
+    return out.op is Ops.GETTUPLE and name_of(out.src[0]) in ("linear", "gelu_linear")
 
 
 def bias_of(out: UOp) -> UOp:
@@ -129,7 +127,7 @@ def total(name: str) -> UPat:
 
 
 X, W, B = map(UPat.var, ("x", "w", "b"))
-QKV = map(head_split_off, "qkv")
+QKV = [head_split_off(name) for name in "qkv"]
 RULES = {  # by the name of the node that a rule makes
     "linear_gelu": Rule(pattern("gelu", pattern("linear", X, W, B)), linear_gelu, lambda c: c.n_layer),
     "gelu_linear": Rule(

@@ -279,6 +279,8 @@ def test_out(quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Pa
         (["--max-new-tokens", 0], "--max-new-tokens"),
         (["--out", "nowhere/page.md"], "there is no folder nowhere"),
         (["--out", "page.json"], "--out page.json names the Markdown file"),
+        (["--out", "."], "--out . is a folder; name a file to write"),
+        (["--html", "."], "--html . is a folder; name a file to write"),
         (["--html", "nowhere/page.html"], "there is no folder nowhere to write page.html into; name another --html"),
         (["--data", "nowhere.txt"], "there is no file nowhere.txt"),
         (["--data", "."], "no meta.json"),

@@ -14,6 +14,7 @@ def test_where_they_are() -> None:
     flat = Flat(SHAPES, dtypes.float64)
     assert list(flat) == list(SHAPES)
     assert len(flat) == 4
+    assert ALIGNED * 2 % 16 == 0  # bytes of bfloat16: what vectors of a kernel begin at
     assert flat.starts == {"last": 0, "weight": 2 * ALIGNED, "bias": 3 * ALIGNED, "wte": 4 * ALIGNED}
     assert flat.memory.shape == (5 * ALIGNED,)
     for name, shape in SHAPES.items():

@@ -18,6 +18,7 @@ from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import PRESETS, GPT2Config
 from data.runs.loop import Smoothed
 from data.runs.run_folder import load_checkpoint, read_sealed
+from data.runs.start import checksum
 from data.runs.tests.support import (
     A_STEP,
     ACCUM,
@@ -290,6 +291,8 @@ def test_the_checksum_of_the_weights_tells_weights_apart(stub: Stub, place: Path
         trained(stub, place, tmp_path / f"run{i}", steps=1, init=tmp_path / f"init{i}")
         sums.append(read_sealed(tmp_path / f"run{i}" / "run.json")["weights"])
     assert len(set(sums)) == 3
+    x, y = np.zeros(3), np.ones(3)
+    assert len({checksum(arrays) for arrays in ({"a": x, "b": y}, {"a": y, "b": x}, {"c": x, "d": y})}) == 3
 
 
 @pytest.mark.parametrize(("seq_len", "noted"), [(31, True), (32, False)])

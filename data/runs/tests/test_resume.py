@@ -499,7 +499,7 @@ def test_a_configuration_carries_every_option(stub: Stub, place: Path, tmp_path:
 def test_a_configuration_with_other_options(stub: Stub, finished: Folders, tmp_path: Path) -> None:
     """Which win over those that are there."""
     more = ("--out", tmp_path / "run", "--steps", 2, "--weight-decay", 0)
-    result = call(stub.main, "--config", finished[1] / "run.json", *more, cwd=finished[0])
+    result = call(stub.main, "--config", finished[1], *more, cwd=finished[0])  # a run's folder will do
     assert result.code == 0, result
     assert len(metrics(tmp_path / "run")) == 3
     options = read_sealed(tmp_path / "run" / "run.json")["options"]
