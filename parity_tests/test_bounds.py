@@ -233,3 +233,20 @@ def test_nothing_to_compare_is_no_proof() -> None:
     nothing = {"x": np.zeros(0)}
     (row,) = judge("gradient", "float32", [(nothing, nothing, nothing)])
     assert not row.passed
+
+
+def test_the_norm_is_not_excused_for_being_one_number() -> None:
+    """Its excuse is that of the gradient's moments; exp(5) times PyTorch's own error is for tensors."""
+    exact, ours, own = ({"norm": np.array(1 + off)} for off in (0.0, 1e-4, 1e-6))
+    (row,) = judge("training", "float32", [(exact, ours, own)])
+    assert not row.passed
+    assert row.allowed == pytest.approx(2e-6, rel=1e-3)
+
+
+def test_keys_are_judged_on_the_scale_of_the_others() -> None:
+    """Of q and v, which are two thirds: their norm over sqrt(2)."""
+    name = "h.0.attn.c_attn.bias"
+    exact, ours, own = ({name: np.array([3.0, key, 4.0])} for key in (0.0, 0.5, 0.1))
+    rows = {row.name: row for row in judge("gradient", "bfloat16", [(exact, ours, own)])}
+    assert rows[f"{name} (keys)"].error == pytest.approx(0.5 / (5 / np.sqrt(2)))
+    assert rows[name].error == 0

@@ -312,4 +312,18 @@ PLANTED: list[Row] = [
         "args.batch_size or [1], 64)",
         "parity_tests/test_bench_generation.py::test_options",
     ),
+    (
+        "a norm may be off by exp(5) times PyTorch's own error",
+        BOUNDS,
+        'and name not in ("loss", "norm"):',
+        'and name != "loss":',
+        "parity_tests/test_bounds.py::test_the_norm_is_not_excused_for_being_one_number",
+    ),
+    (
+        "keys are judged on the scale of all of q and v",
+        BOUNDS,
+        "others[0] / math.sqrt(2)",
+        "others[0]",
+        "parity_tests/test_bounds.py::test_keys_are_judged_on_the_scale_of_the_others",
+    ),
 ]
