@@ -138,7 +138,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
             raise InputError(f"{resume} holds no run ({file} is missing); pass the folder of one")
     elif "config" in given:
         file = given["config"]
-        file = file / "run.json" if file.is_dir() else file
+        file = given["config"] = file / "run.json" if file.is_dir() else file
     else:
         return given
     options = read_sealed(file).get("options")
