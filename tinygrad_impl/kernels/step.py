@@ -296,7 +296,7 @@ def gelu_kernel(
     b = tl.load(bias + n)[None, :]
     wait(EARLY)
     total = b + gemm(x, means, squares, gain, shift, weight, asked, row, n, C, BLOCK, EPS, N, 1, ROWS, BN, BK, EARLY)
-    g = total / (1 + tl.exp(-1.5957691216057308 * total * (1 + 0.044715 * total * total)))  # as functional.gelu has it
+    g = total / (1 + tl.exp(-1.5957691216057308 * total * (1 + 0.044715 * total * total)))  # as formulas.gelu has it
     tl.store(y + r[:, None] * N + n[None, :], g.to(y.dtype.element_ty), mask=inside)
 
 
