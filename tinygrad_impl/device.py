@@ -1,11 +1,13 @@
 """Which device tinygrad computes on, the compiler that its CPU device needs, and how fast the GPU could be."""
 
+import atexit
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from tinygrad import Device
@@ -13,7 +15,8 @@ from tinygrad.device import ALL_DEVICES
 from tinygrad.helpers import DEV
 
 from data.cli import InputError
-from tinygrad_impl.internals import gpu_name, share_context, shield_compilers, use_all_cores
+from data.gpu import numbered, show_one_gpu
+from tinygrad_impl.internals import KernelCache, gpu_name, share_context, shield_compilers, use_all_cores
 
 # Dense peak rates in FLOP/s by what the GPU's name contains, of bfloat16 with float32 sums and of float32 without
 # tensor cores: NVIDIA's datasheets. The first match counts.
@@ -29,6 +32,7 @@ PEAKS = {
     "RTX 3090": (71e12, 35.6e12),
 }
 
+NO_CLANG = "tinygrad's CPU device needs clang and none was found; `pip install ziglang`, or install clang"
 TOOLKIT = Path("/usr/local/cuda")  # where tinygrad looks for CUDA's headers by itself
 
 
@@ -69,43 +73,75 @@ def provide_nvrtc() -> None:
             os.environ["CUDA_PATH"] = str(headers[-1].parent.parent)
 
 
-def open_device(name: str | None) -> str:
-    """Makes `name` (CPU, CUDA, METAL, AMD, ...) tinygrad's device, or else what DEV names, or else the best there is.
+def provide_triton_cache() -> None:
+    """Has Triton keep compiled kernels in a temporary folder where its own cannot be written."""
+    own = Path(os.environ.get("TRITON_HOME") or Path.home(), ".triton", "cache")
+    folder = Path(os.environ.get("TRITON_CACHE_DIR") or own)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as e:
+        temporary = tempfile.mkdtemp(prefix="triton-")
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        os.environ["TRITON_CACHE_DIR"] = temporary
+        print(
+            f"note: {folder}, Triton's cache of kernels, cannot be used ({e.strerror}); going on without it, so every run "
+            "compiles anew. Set TRITON_CACHE_DIR to a folder that can be written",
+            file=sys.stderr,
+        )
 
-    Returns its name. Raises `InputError` where it does not exist or has no compiler. It comes before anything is
-    computed: tinygrad reads once which compilers there are.
+
+def open_device(name: str | None) -> str:
+    """Makes `name` (CPU, CUDA, CUDA:1, METAL, AMD, ...) tinygrad's device, or else what DEV names, or else the best.
+
+    Returns its name, which is CUDA for whichever GPU of NVIDIA's. Raises `InputError` where it does not exist or has no
+    compiler. It comes before anything is computed: tinygrad reads once which compilers there are.
     """
     shield_compilers()
+    KernelCache().install()
     has_compiler = provide_clang()  # for CUDA too: what is of no device, such as a constant, is computed on the CPU
-    name = name or DEV.device
-    # NV, tinygrad's own driver, comes after CUDA: it does not know every GPU
-    candidates = [name.upper()] if name else ["CUDA", *(d for d in ALL_DEVICES if d != "CUDA")]
-    reason = ""
-    for candidate in candidates:
-        if candidate == "CPU" and not has_compiler:
-            raise InputError(
-                "tinygrad's CPU device needs clang and none was found; `pip install ziglang`, or install clang"
-            )
+    wanted = DEV.device if name is None else name
+    if wanted or name is not None:
+        candidate, number = numbered(wanted)
         if candidate not in ALL_DEVICES:
-            raise InputError(f"there is no device {candidate}; the devices tinygrad knows are {', '.join(ALL_DEVICES)}")
-        try:
-            if candidate == "CUDA":
-                provide_nvrtc()
-                share_context()
-            Device[candidate]
-            if candidate == "CPU":
-                use_all_cores()
-        except Exception as e:  # whatever a missing driver raises
-            reason = str(e).strip().partition("\n")[0] or type(e).__name__
-            if candidate == "CUDA" and not name and Path("/proc/driver/nvidia/version").exists():
-                print(f"note: this machine's NVIDIA GPU cannot be used ({reason})", file=sys.stderr)
-            continue
-        DEV.value = candidate
-        os.environ["DEV"] = candidate  # for the processes that compile
+            raise InputError(f"there is no device {wanted!r}; the devices tinygrad knows are {', '.join(ALL_DEVICES)}")
+        if candidate == "CPU" and not has_compiler:
+            raise InputError(NO_CLANG)
+        if number is not None:
+            show_one_gpu(number)
+        if reason := fault(candidate):
+            remedy = "unset DEV" if name is None else "leave --device out"
+            raise InputError(f"the device {wanted} cannot be opened ({reason}); {remedy} for the best there is")
         return candidate
-    raise InputError(
-        f"the device {' or '.join(candidates)} cannot be opened ({reason}); leave --device out for the best there is"
-    )
+    faults = {}
+    # NV, tinygrad's own driver, comes after CUDA: it does not know every GPU
+    for candidate in ["CUDA", *(d for d in ALL_DEVICES if d != "CUDA")]:
+        if candidate == "CPU" and not has_compiler:
+            raise InputError(NO_CLANG)
+        if (reason := fault(candidate)) is None:
+            return candidate
+        faults[candidate] = reason
+        if candidate == "CUDA" and Path("/proc/driver/nvidia/version").exists():
+            print(f"note: this machine's NVIDIA GPU cannot be used ({reason})", file=sys.stderr)
+    raise InputError(f"no device can be opened, not even the CPU ({faults['CPU']}); mend that, or name a --device")
+
+
+def fault(device: str) -> str | None:
+    """Opens a device and makes it tinygrad's. Returns in words why that cannot be, None where it can."""
+    try:
+        if device == "CUDA":
+            provide_nvrtc()
+            provide_triton_cache()
+            share_context()
+        Device[device]
+        if device == "CPU":
+            use_all_cores()
+    except Exception as e:  # whatever a missing driver raises
+        return str(e).strip().partition("\n")[0] or type(e).__name__
+    DEV.value = device
+    os.environ["DEV"] = device  # for the processes that compile
+    return None
 
 
 def device_name(device: str) -> str:

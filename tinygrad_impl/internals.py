@@ -6,6 +6,8 @@ needed; tests/test_internals.py says of each what is broken if another version f
 
 import ctypes
 import signal
+import sqlite3
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +16,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from tinygrad import Device, Tensor, TinyJit
+import tinygrad.device
+from tinygrad import Device, Tensor, TinyJit, helpers
 from tinygrad.engine import jit, worker
 from tinygrad.engine.realize import ExecContext, estimate_uop, pm_exec, run_linear, runtime_cache
-from tinygrad.helpers import NUM_CPU_THREADS, GlobalCounters, ansistrip, db_connection
+from tinygrad.helpers import NUM_CPU_THREADS, GlobalCounters, ansistrip
 from tinygrad.renderer import Estimates
 from tinygrad.runtime.ops_cpu import CPUProgram
 from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp, sym_infer
@@ -129,6 +132,50 @@ def begin_compiler(begin: Callable[[], None] = worker._init_worker) -> None:
     """What such a process does first."""
     begin()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    KernelCache(warn=False).install()
+
+
+class KernelCache:
+    """tinygrad's cache of compiled kernels, on disk, which it would stop for where the cache cannot be used: a home
+    folder that is read-only or missing, a full disk, a damaged file. Here it goes on without, and says so once.
+    """
+
+    def __init__(self, warn: bool = True):
+        self.warn, self.reads, self.writes = warn, True, True
+
+    def install(self) -> None:
+        """Has tinygrad's compilers use this."""
+        tinygrad.device.diskcache_get = self.get
+        tinygrad.device.diskcache_put = self.put
+
+    def get(self, table: str, key: Any) -> Any:
+        """What is kept under the key; None where there is nothing, or where it cannot be read."""
+        if self.reads:
+            try:
+                return helpers.diskcache_get(table, key)
+            except Exception as e:  # sqlite3's, the system's, and what unpickling damaged bytes raises
+                self._give_up(e)
+                self.reads = False
+        return None
+
+    def put(self, table: str, key: Any, value: Any, prepickled: bool = False) -> Any:
+        """Keeps a value under the key, if that can be. Returns the value."""
+        if self.writes:
+            try:
+                helpers.diskcache_put(table, key, value, prepickled)
+            except (sqlite3.Error, OSError) as e:
+                self._give_up(e)
+        return value
+
+    def _give_up(self, e: Exception) -> None:
+        self.writes = False  # what it has can still be read
+        if self.warn:
+            self.warn = False
+            print(
+                f"note: {helpers.CACHEDB}, tinygrad's cache of kernels, cannot be used ({e}); going on without it, so "
+                "every run compiles anew. Delete the file, or set CACHEDB to one that can be written",
+                file=sys.stderr,
+            )
 
 
 # --- CUDA -------------------------------------------------------------------------------------------------------------
@@ -202,9 +249,13 @@ class HighWater(defaultdict[str, int]):
 
 
 def compiled_kernels() -> int:
-    """How many are in the cache of tinygrad's compilers."""
-    tables = db_connection().execute("SELECT name FROM sqlite_master WHERE name LIKE 'compile%'").fetchall()
-    return sum(db_connection().execute(f"SELECT COUNT(*) FROM '{name}'").fetchone()[0] for (name,) in tables)
+    """How many are in the cache of tinygrad's compilers; 0 where it cannot be used."""
+    try:
+        database = helpers.db_connection()
+        tables = database.execute("SELECT name FROM sqlite_master WHERE name LIKE 'compile%'").fetchall()
+        return sum(database.execute(f"SELECT COUNT(*) FROM '{name}'").fetchone()[0] for (name,) in tables)
+    except (sqlite3.Error, OSError):  # `KernelCache` has said so
+        return 0
 
 
 @contextmanager

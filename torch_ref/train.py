@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from data.cli import InputError, run
+from data.gpu import numbered, show_one_gpu
 from data.runs.find_lr import find_learning_rate
 from data.runs.implementation import Implementation
 from data.runs.loop import train
@@ -19,9 +20,12 @@ from torch_ref.trainer import Trainer, learning_rate
 
 def main() -> None:
     given = parse(parser("python -m torch_ref.train", "PyTorch"), sys.argv[1:])
-    device = given.get("device", "CUDA" if torch.cuda.is_available() else "CPU").upper()
+    wanted = given.get("device")
+    device, number = ("CUDA" if torch.cuda.is_available() else "CPU", None) if wanted is None else numbered(wanted)
+    if number is not None:
+        show_one_gpu(number)
     if device not in ("CPU", "CUDA") or (device == "CUDA" and not torch.cuda.is_available()):
-        raise InputError(f"PyTorch has no device {device} here; leave --device out for the best there is")
+        raise InputError(f"PyTorch has no device {wanted!r} here; leave --device out for the best there is")
     start = begin(given, device)
     options = start.options
     if start.config.vocab_size < VOCAB_SIZE:  # which the samples would find out

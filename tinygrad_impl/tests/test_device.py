@@ -84,7 +84,7 @@ def test_cpu_opens_by_name_in_any_case() -> None:
 
 
 def test_an_unknown_device_is_refused() -> None:
-    with pytest.raises(InputError, match=r"there is no device ABACUS; the devices tinygrad knows are .*CPU"):
+    with pytest.raises(InputError, match=r"there is no device 'abacus'; the devices tinygrad knows are .*CPU"):
         open_device("abacus")
 
 
@@ -157,6 +157,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
         monkeypatch.setattr(device, "use_all_cores", lambda: devices.asked.append("cores"))
         monkeypatch.setattr(device, "provide_nvrtc", lambda: devices.asked.append("nvrtc"))
         monkeypatch.setattr(device, "provide_clang", lambda: devices.asked.append("clang") is None)  # type: ignore[func-returns-value]
+        monkeypatch.setattr(device, "provide_triton_cache", lambda: None)
         monkeypatch.setattr(device, "shield_compilers", lambda: devices.asked.append("shield"))
         chosen = open_device(name)
         assert device.DEV.value == os.environ["DEV"] == chosen
@@ -173,9 +174,12 @@ def test_the_best_device_there_is(opened: Callable[..., list[str]], monkeypatch:
     assert opened(None, "CPU")[-3:] == ["CPU", "cores", "CPU"]
     assert opened(None, "CUDA", "AMD", dev="AMD") == ["shield", "clang", "AMD", "AMD"]
     assert opened("metal", "CUDA", "METAL", "AMD", dev="AMD") == ["shield", "clang", "METAL", "METAL"]
-    with pytest.raises(InputError, match=r"^the device AMD cannot be opened \(no AMD here\); leave --device out for"):
+    with pytest.raises(InputError, match=r"^the device amd cannot be opened \(no AMD here\); leave --device out for"):
         opened("amd", "CUDA", "CPU")
-    with pytest.raises(InputError, match=r"^the device CUDA or METAL or AMD or NV or CPU cannot be .* \(no CPU here\)"):
+    with pytest.raises(InputError, match=r"^the device AMD cannot be opened \(no AMD here\); unset DEV for the best"):
+        opened(None, "CUDA", "CPU", dev="AMD")
+    monkeypatch.setattr(device, "ALL_DEVICES", ["CPU", "WEBGPU"])
+    with pytest.raises(InputError, match=r"^no device can be opened, not even the CPU \(no CPU here\); mend that"):
         opened(None)
     monkeypatch.setattr(device, "ALL_DEVICES", ["HIP"])
     with pytest.raises(InputError, match=r"cannot be opened \(RuntimeError\)"):
@@ -196,12 +200,55 @@ def test_a_gpu_that_cannot_be_used_is_spoken_of(
     version = Path("/proc/driver/nvidia/version")
     monkeypatch.setattr(Path, "exists", lambda path: driver if path == version else exists(path))
     if name:
-        with pytest.raises(InputError, match="the device CUDA cannot be opened"):
+        with pytest.raises(InputError, match="the device cuda cannot be opened"):
             opened(name, "CPU")
     else:
         assert opened(name, "CPU")[-1] == "CPU"
     expected = "note: this machine's NVIDIA GPU cannot be used (no CUDA here)\n"
     assert capsys.readouterr().err == (expected if noted else "")
+
+
+@pytest.mark.parametrize("name", ["", "abacus", "cuda:", "cuda:x", "cuda:-1", "amd:1", "cpu:0"])
+def test_what_is_no_device_is_refused_by_name(name: str, opened: Callable[..., list[str]]) -> None:
+    with pytest.raises(InputError, match=f"^there is no device {name!r}; "):
+        opened(name, "CUDA", "AMD", "CPU")
+
+
+@pytest.mark.parametrize(("visible", "seen"), [(None, "1"), ("2,3", "3"), ("GPU-a,GPU-b,GPU-c", "GPU-b")])
+def test_one_gpu_of_several(
+    visible: str | None, seen: str, opened: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the only one that the process sees before CUDA is opened, and so the first."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert opened("cuda:1", "CUDA")[-1] == "CUDA"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+
+
+def test_a_gpu_that_is_hidden_is_refused(opened: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    with pytest.raises(InputError, match=r"^there is no GPU 2, as CUDA_VISIBLE_DEVICES=2,3 leaves 2; "):
+        opened("cuda:2", "CUDA")
+
+
+def test_tritons_cache_goes_where_it_can_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "mine"))
+    device.provide_triton_cache()
+    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "mine")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/dev/null/cache")
+    device.provide_triton_cache()
+    assert os.access(os.environ["TRITON_CACHE_DIR"], os.W_OK)
+    assert capsys.readouterr().err.startswith(
+        "note: /dev/null/cache, Triton's cache of compiled kernels, cannot be used"
+    )
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    monkeypatch.setenv("TRITON_HOME", "/dev/null")
+    device.provide_triton_cache()
+    assert os.access(os.environ["TRITON_CACHE_DIR"], os.W_OK)
 
 
 def test_clangs_are_tried_newest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

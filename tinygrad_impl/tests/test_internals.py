@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -12,7 +13,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tinygrad import Device, Tensor, TinyJit, dtypes
+import tinygrad.device
+from tinygrad import Device, Tensor, TinyJit, dtypes, helpers
 from tinygrad.engine import jit
 from tinygrad.engine.realize import run_linear, runtime_cache
 from tinygrad.helpers import GlobalCounters
@@ -22,6 +24,7 @@ from tinygrad.uop.ops import ProgramInfo, UOp
 import tinygrad_impl
 from tinygrad_impl.internals import (
     HighWater,
+    KernelCache,
     ParallelProgram,
     captured_at_once,
     compiled_kernels,
@@ -158,6 +161,64 @@ def test_compiled_kernels_are_counted() -> None:
     before = compiled_kernels()
     Tensor.full((before % 83 + 3, 5), 3.0).contiguous().mul(before).exp2().realize()  # a kernel that is new
     assert compiled_kernels() > before, "tinygrad's cache of compiled kernels has other tables"
+
+
+@pytest.mark.parametrize("fault", ["no folder", "a full disk", "no database", "a truncated database", "damaged values"])
+def test_an_unusable_cache_of_kernels(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """tinygrad goes on without it, and says so once."""
+    path = tmp_path / "cache.db"
+    with sqlite3.connect(path) as database:
+        database.execute(f"CREATE TABLE compile_{helpers.VERSION} (key text PRIMARY KEY, val blob)")
+        rows = [(f"key {i}", b"no pickle" * 100) for i in range(100)]
+        database.executemany(f"INSERT INTO compile_{helpers.VERSION} VALUES (?, ?)", rows)
+    database.close()
+    if fault == "no database":
+        path.write_bytes(b"these are no bytes of a database" * 100)
+    elif fault == "a truncated database":
+        path.write_bytes(path.read_bytes()[:9000])
+    places = {"no folder": "/dev/null/cache.db", "a full disk": "/dev/full"}
+    monkeypatch.setattr(helpers, "CACHEDB", place := places.get(fault, str(path)))
+    monkeypatch.setattr(helpers, "_db_connection", None)
+    monkeypatch.setattr(helpers, "_db_tables", set())
+    cache = KernelCache()
+    for key in ("key 7", "key 8"):
+        assert cache.get("compile", key) is None
+        assert cache.put("compile", key, b"kernel") == b"kernel"
+    note = capsys.readouterr().err
+    assert note.startswith(f"note: {place}, tinygrad's cache of kernels, cannot be used (")
+    assert note.count("\n") == 1
+    silent = KernelCache(warn=False)
+    silent.put("compile", "key 9", b"kernel")
+    assert silent.get("compile", "key 7") is None
+    assert capsys.readouterr().err == ""
+
+
+def test_a_cache_of_kernels_that_cannot_be_written_is_still_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(helpers, "CACHEDB", str(tmp_path / "cache.db"))
+    monkeypatch.setattr(helpers, "_db_connection", None)
+    monkeypatch.setattr(helpers, "_db_tables", set())
+    cache = KernelCache()
+    cache.put("compile", "one", b"kernel")
+    helpers.db_connection().execute("PRAGMA query_only = 1")
+    assert cache.put("compile", "two", b"kernel") == b"kernel"
+    assert (cache.get("compile", "one"), cache.get("compile", "two")) == (b"kernel", None)
+    assert "readonly database" in capsys.readouterr().err
+
+
+def test_compilers_use_the_cache_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("diskcache_get", "diskcache_put"):
+        monkeypatch.setattr(tinygrad.device, name, None)
+    cache = KernelCache()
+    asked: list[str] = []
+    monkeypatch.setattr(cache, "get", lambda table, key: asked.append(key))
+    monkeypatch.setattr(cache, "put", lambda table, key, value: asked.append(key))
+    cache.install()
+    assert tinygrad.device.Compiler("test").compile_cached("source") == b"source"
+    assert asked == ["source", "source"], "tinygrad's compilers keep what they compiled elsewhere"
 
 
 def test_graphs_kernel_by_kernel() -> None:
