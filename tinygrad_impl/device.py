@@ -86,8 +86,8 @@ def provide_triton_cache() -> None:
         atexit.register(shutil.rmtree, temporary, ignore_errors=True)
         os.environ["TRITON_CACHE_DIR"] = temporary
         print(
-            f"note: {folder}, Triton's cache of kernels, cannot be used ({e.strerror}); going on without it, so every run "
-            "compiles anew. Set TRITON_CACHE_DIR to a folder that can be written",
+            f"note: {folder}, Triton's cache of kernels, cannot be used ({e.strerror}); going on without it, so every "
+            "run compiles anew. Set TRITON_CACHE_DIR to a folder that can be written",
             file=sys.stderr,
         )
 
