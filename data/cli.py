@@ -2,11 +2,17 @@
 
 import argparse
 import errno
+import importlib.metadata
+import io
 import math
 import os
+import platform
 import re
+import shlex
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,8 +23,71 @@ class InputError(Exception):
     """Bad input, in one sentence: what was wrong, where, and what to do next. Commands end with it and exit code 2."""
 
 
+REMEDIES = {  # of what the system refuses
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or name a folder on another disk"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "mend the permissions, or name another folder"),
+    errno.ENOTDIR: "a part of that path is a file; name another folder",
+    errno.EISDIR: "name a file",
+}
+PACKAGES = ("tinygrad", "torch", "triton", "transformers", "tokenizers", "tiktoken", "numpy")  # that compute or read
+
+
+def interpreter() -> str:
+    """How to call the Python that runs: `python` where that is it, else its path, relative where it is below here."""
+    here, running = os.getcwd(), os.path.abspath(sys.executable)
+    if shutil.which("python") == running:
+        return "python"
+    return shlex.quote(os.path.relpath(running, here) if running.startswith(os.path.join(here, "")) else running)
+
+
+def runnable(text: str) -> str:
+    """`text` with every `python -m` in it as the user can type it here."""
+    return text.replace("python -m ", f"{interpreter()} -m ")
+
+
+def command(module: str, *arguments: object) -> str:
+    """A command of this project as the user can type it here, its arguments quoted."""
+    return f"{interpreter()} -m {shlex.join([module, *map(str, arguments)])}"
+
+
+def versions() -> dict[str, str]:
+    """Of this project, of Python, and of the packages that decide what is computed, where they are installed."""
+    from data.runs.revision import revision
+
+    found = {"gpt2-parity": f"commit {revision()['commit'] or 'unknown'}", "python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+class Version(argparse.Action):
+    """--version: prints `versions()` and ends."""
+
+    def __call__(self, *_: Any) -> NoReturn:
+        print(*(f"{name} {version}" for name, version in versions().items()), sep="\n")
+        sys.exit(0)
+
+
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse, but a bad option is an `InputError` (one sentence) instead of a page of usage."""
+    """argparse, but a bad option is an `InputError` (one sentence) instead of a page of usage.
+
+    `prog` and `epilog` hold commands that begin with `python -m`; they are shown as the user can type them.
+    """
+
+    def __init__(self, prog: str, epilog: str | None = None, **settings: Any):
+        super().__init__(prog=runnable(prog), epilog=epilog and runnable(epilog), **settings)
+        self.add_argument("--version", action=Version, nargs=0, help="show the versions of Python and of packages")
+
+    def parse_args(self, given: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
+        """Raises `InputError` for bad options, and for an argument that is not UTF-8."""
+        words = sys.argv[1:] if given is None else given
+        for word in words:
+            try:
+                word.encode()
+            except UnicodeEncodeError:
+                self.error(f"the argument {os.fsencode(word)!r} is not UTF-8; set a UTF-8 locale, or rename the file")
+        return super().parse_args(words)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see `{self.prog} --help`")
@@ -63,24 +132,27 @@ def refuse_missing_folder(*files: Path | None) -> None:
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Runs a command: exit code 0, 2 with one sentence on stderr for bad input, or 130 when interrupted."""
+    """Runs a command: exit code 0, 2 with one sentence on stderr for bad input, or 130 when interrupted.
+
+    What stdout's encoding lacks is written as escapes (\\u2019), as Python does on stderr.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
         sys.stdout.flush()
         code = 0
     except InputError as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {runnable(str(e))}", file=sys.stderr)
         code = 2
     except BrokenPipeError:  # the reader of our output went away (`| head`): nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if e.errno not in REMEDIES:
             raise
         where = f" at {e.filename}" if e.filename else ""
-        print(
-            f"error: {e.strerror}{where}; free the space, mend the permissions or name another folder", file=sys.stderr
-        )
+        print(f"error: {e.strerror}{where}; {REMEDIES[e.errno]}", file=sys.stderr)
         code = 2
     except (MemoryError, RuntimeError) as e:  # out of memory on a GPU is a RuntimeError that says so
         if not isinstance(e, MemoryError) and "out of memory" not in str(e).lower():

@@ -2,7 +2,9 @@
 
 import argparse
 import errno
+import importlib.metadata
 import os
+import platform
 import subprocess
 import sys
 import textwrap
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from data.cli import ArgumentParser, InputError, Progress, real, refuse_missing_folder, run, whole
+from data.cli import ArgumentParser, InputError, Progress, command, real, refuse_missing_folder, run, whole
 
 Ended = tuple[int, str, str]
 
@@ -61,15 +63,22 @@ def test_other_errors_keep_their_traceback() -> None:
         run(raising(RuntimeError("a fault")))
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR])
-@pytest.mark.parametrize("filename", [None, "some/file"])
+@pytest.mark.parametrize(
+    ("numbers", "remedy"),
+    [
+        ((errno.ENOSPC, errno.EDQUOT), "free some space, or name a folder on another disk"),
+        ((errno.EACCES, errno.EPERM, errno.EROFS), "mend the permissions, or name another folder"),
+        ((errno.ENOTDIR,), "a part of that path is a file; name another folder"),
+        ((errno.EISDIR,), "name a file"),
+    ],
+)
 def test_the_disks_refusals_are_one_sentence(
-    number: int, filename: str | None, end: Callable[[BaseException | None], Ended]
+    numbers: tuple[int, ...], remedy: str, end: Callable[[BaseException | None], Ended]
 ) -> None:
-    code, _, err = end(OSError(number, os.strerror(number), filename))
-    assert code == 2
-    where = " at some/file" if filename else ""
-    assert err == f"error: {os.strerror(number)}{where}; free the space, mend the permissions or name another folder\n"
+    for number in numbers:
+        code, _, err = end(OSError(number, os.strerror(number), "some/file"))
+        assert (code, err) == (2, f"error: {os.strerror(number)} at some/file; {remedy}\n")
+        assert end(OSError(number, os.strerror(number)))[2] == f"error: {os.strerror(number)}; {remedy}\n"
 
 
 @pytest.mark.parametrize("e", [OSError(errno.EIO, "broken"), ValueError("a fault of ours")])
@@ -104,7 +113,7 @@ def test_a_closed_pipe_ends_quietly(length: str) -> None:
 def test_a_bad_option_names_the_help() -> None:
     parser = ArgumentParser(prog="python -m it")
     parser.add_argument("--steps", type=whole(1))
-    with pytest.raises(InputError, match=r"^argument --steps: 0 is not .* at least 1; see `python -m it --help`$"):
+    with pytest.raises(InputError, match=r"^argument --steps: 0 is not .* at least 1; see `.*python -m it --help`$"):
         parser.parse_args(["--steps", "0"])
 
 
@@ -267,3 +276,59 @@ def test_a_file_needs_a_folder(tmp_path: Path) -> None:
         refuse_missing_folder(None, tmp_path / "nowhere" / "x.json")
     with pytest.raises(InputError, match="is a folder; name a file to write"):
         refuse_missing_folder(tmp_path)
+
+
+def shown(lines: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """What a command that runs these lines comes to, in an environment."""
+    program = f"from data.cli import *\ndef main():\n{textwrap.indent(lines, '    ')}\nrun(main)"
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, env=os.environ | environment, check=False
+    )
+
+
+@pytest.mark.parametrize(("encoding", "seen"), [("latin-1", b"\xe9 \\u2019\n"), ("ascii", b"\\xe9 \\u2019\n")])
+def test_what_stdout_cannot_encode_is_escaped(encoding: str, seen: bytes) -> None:
+    ended = shown("print('\u00e9 \u2019')", PYTHONIOENCODING=encoding)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, seen, b"")
+
+
+def test_an_argument_that_is_not_utf8_is_refused() -> None:
+    program = "from data.cli import *\nrun(ArgumentParser('python -m x').parse_args)"
+    ended = subprocess.run([sys.executable, "-c", program, b"\xff"], capture_output=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(b"error: the argument b'\\xff' is not UTF-8; ")
+
+
+@pytest.mark.parametrize("place", ["here", "below", "elsewhere", "with space", "on the path"])
+def test_commands_are_printed_as_they_can_be_typed(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = {"with space": tmp_path / "a b", "elsewhere": tmp_path / "other"}
+    python = folders.get(place, tmp_path / "here") / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch(mode=0o755)
+    (tmp_path / "here").mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path if place == "below" else tmp_path / "here")
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("PATH", str(python.parent) if place == "on the path" else "/nowhere")
+    typed = {"here": ".venv/bin/python", "below": "here/.venv/bin/python", "on the path": "python"}
+    expected = typed.get(place, f"'{python}'" if place == "with space" else str(python))
+    assert command("tinygrad_impl.train", "--resume", Path("runs/my run")) == (
+        f"{expected} -m tinygrad_impl.train --resume 'runs/my run'"
+    )
+    assert ArgumentParser("python -m data", "example: python -m data x").prog == f"{expected} -m data"
+
+
+def test_errors_have_commands_as_they_can_be_typed(
+    monkeypatch: pytest.MonkeyPatch, end: Callable[[BaseException | None], Ended]
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/opt/python3")
+    assert end(InputError("bad; `python -m data.x`"))[2] == "error: bad; `/opt/python3 -m data.x`\n"
+
+
+def test_every_command_has_its_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        ArgumentParser("python -m x").parse_args(["--version"])
+    lines = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 0
+    assert lines[0].startswith("gpt2-parity commit ")
+    assert lines[1] == f"python {platform.python_version()}"
+    assert f"tinygrad {importlib.metadata.version('tinygrad')}" in lines

@@ -1,0 +1,30 @@
+"""`python -m tinygrad_impl`: which commands and versions there are."""
+
+from data.cli import ArgumentParser, command, run, versions
+
+COMMANDS = {
+    "tinygrad_impl.train": "train GPT-2 in tinygrad",
+    "tinygrad_impl.generate": "continue a prompt",
+    "tinygrad_impl.compare": "two models side by side: their texts and their loss",
+    "tinygrad_impl.bench": "how fast training is, beside PyTorch",
+    "torch_ref.train": "train GPT-2 in PyTorch, with the same options and files",
+    "parity_tests": "prove that both compute the same, on any weights and device",
+    "data.text.prepare": "tokenise text into a folder of shards",
+    "data.text.shards": "verify such a folder",
+    "data.runs.report": "training runs as one HTML page",
+}
+
+
+def main() -> None:
+    parser = ArgumentParser(
+        "python -m tinygrad_impl", description="Lists the commands of the project, and the versions."
+    )
+    parser.parse_args()
+    width = max(len(command(module)) for module in COMMANDS)
+    for module, purpose in COMMANDS.items():
+        print(f"{command(module):{width}}  {purpose}")
+    print("Each has --help.", *(f"{name} {version}" for name, version in versions().items()), sep="\n")
+
+
+if __name__ == "__main__":
+    run(main)
