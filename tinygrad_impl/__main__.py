@@ -16,9 +16,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    parser = ArgumentParser(
-        "python -m tinygrad_impl", description="Lists the commands of the project, and the versions."
-    )
+    parser = ArgumentParser("python -m tinygrad_impl", description="Lists the project's commands and versions.")
     parser.parse_args()
     width = max(len(command(module)) for module in COMMANDS)
     for module, purpose in COMMANDS.items():
