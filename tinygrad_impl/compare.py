@@ -10,7 +10,7 @@ import numpy as np
 from data.checkpoints.checkpoint import load
 from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.files import atomic_write
-from data.runs.report import comparison_page
+from data.runs.report_comparison import comparison_page
 from data.runs.revision import revision
 from data.runs.run_folder import read_sealed, write_sealed
 from data.text.loader import windows

@@ -15,7 +15,7 @@ from tinygrad import dtypes
 import torch_ref.model
 from data.checkpoints.checkpoint import load
 from data.checkpoints.config import GPT2Config
-from data.runs.report import comparison_page
+from data.runs.report_comparison import comparison_page
 from data.runs.run_folder import read_sealed, write_sealed
 from data.testing import Result, call, refused, save_model, write_tokens
 from data.text.loader import Loader

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from data.cli import InputError
-from data.runs.report import comparison_page, main, report_page
+from data.runs.report import main, report_page
 from data.runs.report_charts import label, log_ticks, points, ticks
+from data.runs.report_comparison import comparison_page
 from data.runs.report_input import SERIES, load_run
 from data.runs.run_folder import checked_line, section, write_sealed
 from data.testing import call, refused
