@@ -1,9 +1,11 @@
 """`python -m data.runs.report`: training runs as one HTML page, which loads nothing from anywhere."""
 
 import math
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +121,11 @@ def section(run: Run, named: bool) -> str:
 
 def continued(facts: dict[str, Any]) -> str:
     """Where a run was stopped and gone on with, perhaps on another device or by the other implementation."""
-    parts = [f" Continued from step {p['step']:,}: {' '.join(p['command'])}{source(p)}." for p in facts["continued"]]
-    return "".join(parts)
+    said = ""
+    for part in facts["continued"]:
+        command = escape(shlex.join(map(unescape, part["command"])))
+        said += f" Continued from step {part['step']:,}: {command}{source(part)}."
+    return said
 
 
 def source(facts: dict[str, Any]) -> str:

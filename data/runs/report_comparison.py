@@ -20,9 +20,16 @@ def comparison(c: dict[str, Any]) -> str:
     """Two models side by side. Its strings are escaped already."""
     rows = [[breakable(c[s]["name"]), number(c[s]["loss"]), number(c[s]["perplexity"])] for s in SIDES]
     sampling = [f"{key.replace('_', ' ')} {spoken(value)}" for key, value in c["sampling"].items() if value is not None]
-    vocabulary = max(2, *(c[side].get("vocab_size", GPT2_VOCABULARY) for side in SIDES))
-    steps = {"100 %": 1, "10 %": 0.1, "1 %": 0.01, "0.1 %": 0.001, f"1/{vocabulary:,}": 1 / vocabulary}
-    legend = "".join(shaded([f" {name} "], [p], vocabulary) for name, p in steps.items())
+    vocabulary = max(c[side].get("vocab_size", GPT2_VOCABULARY) for side in SIDES)
+    steps = {
+        "100 %": 1,
+        "10 %": 0.1,
+        "1 %": 0.01,
+        "0.1 %": 0.001,
+        "0.01 %": 0.0001,
+        f"1/{vocabulary:,}": 1 / vocabulary,
+    }
+    legend = " ".join(shaded([f" {name} "], [p], vocabulary) for name, p in steps.items())
     return f"""<h3>Side by side</h3>
 <p>On {c["tokens"]:,} validation tokens of {breakable(c["data"])}, {c["seq_len"]} at a time.</p>
 {table(["model", "loss (nats a token)", "perplexity"], rows, "loss of each model")}
@@ -56,7 +63,7 @@ def shaded(pieces: list[str], probabilities: list[float | None], vocabulary: int
     """Tokens on a ground whose strength is the logarithm of their probability, from 1 down to chance: 1/vocabulary."""
     spans = []
     for i, (piece, p) in enumerate(zip(pieces, probabilities, strict=True)):
-        strength = min(max(-math.log(p) / math.log(vocabulary), 0), 1) if p and 0 < p < math.inf else 1
+        strength = min(max(0, -math.log(p) / math.log(vocabulary)), 1) if p and 0 < p < math.inf else 1
         visible = piece.replace("\n", "↵").replace("\t", "⇥")  # in the tooltip
         kind = "token newline" if "\n" in piece else "token"
         percent = "no probability" if p is None else f"{number(100 * p)} %"

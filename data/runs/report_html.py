@@ -68,9 +68,9 @@ def spoken(value: Any) -> str:
     return ", ".join(map(spoken, value)) if isinstance(value, list) else str(value)
 
 
-def command(words: str) -> str:
-    """A command to copy. It breaks where the line ends, and is one line again when copied."""
-    return f"<pre>{breakable(words)}</pre>"
+def command(line: str) -> str:
+    """A command to copy, as one line. Where the screen is narrower, it breaks between words."""
+    return f"<pre>{' '.join(f'<span>{breakable(word)}</span>' for word in line.split(' '))}</pre>"
 
 
 def pairs(items: dict[str, str], kind: str = "facts") -> str:
@@ -82,7 +82,9 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], label: str) -> st
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     lines = ""
     for first, *rest in rows:
-        cells = "".join(f'<td data-head="{name}">{cell}</td>' for name, cell in zip(heads[1:], rest, strict=True))
-        lines += f'<tr><th scope="row">{first}</th>{cells}</tr>'
+        lines += f'<tr><th scope="row">{first}</th>'
+        for name, cell in zip(heads[1:], rest, strict=True):
+            lines += f'<td data-head="{name}"{" class=words" * (len(cell) > 30)}>{cell}</td>'
+        lines += "</tr>"
     return f"""<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>
 <thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"""

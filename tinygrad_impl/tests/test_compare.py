@@ -198,7 +198,7 @@ def test_a_run_names_its_data_and_keeps_the_page(
     assert re.findall(r"(?m)^## (.*)$", page) == prompts
     assert f"| pretrained: {smallest} | 2.0000 | 7.39 |" in page
     assert f"| finetuned: {run} | 1.0000 | 2.72 |" in page
-    assert "temperature 0.8, top-k None, top-p None, seed 0, at most 200 new tokens" in page
+    assert "The same for both: temperature 0.8, seed 0, at most 200 new tokens" in page
     assert not (tmp_path / "compare.md").exists()
     found = read_sealed(run / "compare.json")
     assert (found["seq_len"], found["tokens"]) == (16, 199)
