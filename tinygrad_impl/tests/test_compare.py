@@ -116,6 +116,7 @@ def test_what_is_written(compared: tuple[Path, Result], models: dict[str, Path],
     for side, path in models.items():
         assert found[side]["name"] == str(path)
         assert found[side]["perplexity"] == math.exp(found[side]["loss"])
+        assert found[side]["vocab_size"] == json.loads((path / "config.json").read_text())["vocab_size"]
         assert f"| {side}: {path} | {found[side]['loss']:.4f} | {found[side]['perplexity']:.2f} |" in result.out
         for text in found["texts"]:
             assert quoted(text["prompt"] + "".join(text[side]["pieces"])) in result.out
