@@ -1,6 +1,7 @@
 """`python -m data.runs.report`: training runs as one HTML page, which loads nothing from anywhere."""
 
 import math
+import re
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -143,15 +144,22 @@ def versions(facts: dict[str, Any]) -> str:
 def samples(written: list[tuple[int, str]]) -> str:
     """Samples through time, one under the other; where scripts run, with a slider that shows one."""
     if not written:
-        return "<h3>Samples</h3>\n<p>None has been written yet.</p>"
+        return "<h3>Samples</h3>\n<p>No sample has been written yet.</p>"
     count = min(len(written), SAMPLES)
     # evenly, from the first to the last
     chosen = [written[i * (len(written) - 1) // max(count - 1, 1)] for i in range(count)]
     few = f" ({count} of {len(written):,})" if count < len(written) else ""
-    articles = "".join(f'<article><h4>Step {step:,}</h4><p class="text">{text}</p></article>' for step, text in chosen)
+    articles = "".join(
+        f'<article><h4>Step {step:,}</h4><p class="text">{without_gaps(text)}</p></article>' for step, text in chosen
+    )
     return f"""<h3>Samples through time{few}</h3>
 <div class="samples"><label class="live">earlier <input type="range" max="{count - 1}" value="{count - 1}"
 autocomplete="off" aria-label="which sample"> later</label>{articles}</div>"""
+
+
+def without_gaps(text: str) -> str:
+    """A text with its empty lines as signs, where they are many: young models write screens full of them."""
+    return re.sub(r"\n{3,}", lambda ends: f'<span class="note">{"↵" * len(ends[0])}</span>\n', text)
 
 
 def parity(c: dict[str, Any] | None) -> str:

@@ -21,14 +21,7 @@ def comparison(c: dict[str, Any]) -> str:
     rows = [[breakable(c[s]["name"]), number(c[s]["loss"]), number(c[s]["perplexity"])] for s in SIDES]
     sampling = [f"{key.replace('_', ' ')} {spoken(value)}" for key, value in c["sampling"].items() if value is not None]
     vocabulary = max(c[side].get("vocab_size", GPT2_VOCABULARY) for side in SIDES)
-    steps = {
-        "100 %": 1,
-        "10 %": 0.1,
-        "1 %": 0.01,
-        "0.1 %": 0.001,
-        "0.01 %": 0.0001,
-        f"1/{vocabulary:,}": 1 / vocabulary,
-    }
+    steps = {f"{100 * p:g}&nbsp;%": p for p in (1, 0.1, 0.01, 0.001, 0.0001)} | {f"1/{vocabulary:,}": 1 / vocabulary}
     legend = " ".join(shaded([f" {name} "], [p], vocabulary) for name, p in steps.items())
     return f"""<h3>Side by side</h3>
 <p>On {c["tokens"]:,} validation tokens of {breakable(c["data"])}, {c["seq_len"]} at a time.</p>

@@ -197,7 +197,7 @@ def test_a_run_that_has_just_begun(rows: list[dict[str, Any]], tmp_path: Path) -
     page = report_page([load_run(write_run(tmp_path / "new", rows, everything=False))])
     text = Page(page).text
     assert ("Nothing has been measured yet" in text) == (not rows)
-    assert "None has been written yet" in text
+    assert "No sample has been written yet" in text
     assert "Not checked" in text
     assert page.count("<figure") == {0: 0, 1: 1, 2: 4}[len(rows)]
 
@@ -436,6 +436,12 @@ def test_pairs_stay_together() -> None:
         assert re.search(f"(?s){words}", section_of.partition("</section>")[0])
     columns = re.findall(r"\.sides \{[^}]*grid-template-columns: ([^;}]*)", page)
     assert columns == ["repeat(2, minmax(0, 1fr))"]
+
+
+def test_empty_lines_of_a_sample_leave_no_hole(folder: Path) -> None:
+    (folder / "samples.md").write_text(section(0, "one\n\ntwo\n\n\n\nthree"))
+    page = report_page([load_run(folder)])
+    assert '<p class="text">one\n\ntwo<span class="note">↵↵↵↵</span>\nthree</p>' in page
 
 
 def test_of_empty_lines_the_last_one_breaks() -> None:
