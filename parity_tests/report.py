@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from data.runs.report import escaped, pairs, share
+from data.runs.report import share
+from data.runs.report_html import breakable, command, escaped, machine, page, pairs
 
 Row = dict[str, Any]
 
@@ -24,27 +25,16 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 270, 50, 474, 12, 244  # a plot, 
 
 def html(certificate: dict[str, Any]) -> str:
     """The page that shows a certificate."""
-    command = escape(shlex.join(certificate["command"]))
     c = escaped(certificate)  # all of it, and here, so that nothing below can forget to
     checks: dict[str, list[Row]] = {}
     for row in c["rows"]:
         checks.setdefault(row["check"], []).append(row)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>GPT-2 in tinygrad and PyTorch: {c["verdict"]}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<main>
-{verdict(c)}
+    body = f"""{verdict(c)}
 {facts(c)}
 {definitions(c)}
 <h2>Error through the model</h2>
 {legend(c)}
-<div class="plots">{"".join(plot(check, checks) for check in checks)}</div>
+<div class="charts">{"".join(plot(check, checks) for check in checks)}</div>
 <h2>The rows nearest to their bound, or past it</h2>
 <p>The first {min(WORST, len(c["rows"]))} of {len(c["rows"]):,},
 failures first, then by error ÷ allowed. All are in the tables below.</p>
@@ -52,14 +42,13 @@ failures first, then by error ÷ allowed. All are in the tables below.</p>
 <h2>All rows</h2>
 {"".join(details(check, rows, c) for check, rows in checks.items())}
 <h2>How to repeat this</h2>
-<div class="scroll"><pre>{command}</pre></div>
+{command(escape(shlex.join(certificate["command"])))}
 {pairs({"Versions": ", ".join(f"{k} {v}" for k, v in c["versions"].items()), "Commit": commit(c["revision"])})}
 <details><summary>SHA-256 of the weights, and of every source that computes</summary>
-{pairs({"weights": c["model"]["sha256"], **c["sources"]}, "hashes")}</details>
-</main>
-</body>
-</html>
-"""
+{pairs({"weights": c["model"]["sha256"], **{breakable(k): v for k, v in c["sources"].items()}}, "hashes")}</details>"""
+    names = heads(c)[1:]
+    labels = "".join(f'td:nth-child({i})::before {{ content: "{name}"; }}\n' for i, name in enumerate(names, 2))
+    return page(f"GPT-2 in tinygrad and PyTorch: {c['verdict']}", body, style=STYLE + labels)
 
 
 def verdict(c: dict[str, Any]) -> str:
@@ -77,8 +66,8 @@ def facts(c: dict[str, Any]) -> str:
     model, config = c["model"], c["model"]["config"]
     sizes = f"{config['n_layer']} layers, {config['n_head']} heads, {config['n_embd']} wide"
     return pairs({
-        "Model": f"{model['source']}: {model['parameters']:,} parameters, {sizes}",
-        "Device": f"{c['device']} ({c['card']})",
+        "Model": f"{breakable(model['source'])}: {model['parameters']:,} parameters, {sizes}",
+        "Device": machine(c["device"], c["card"]),
         "Dtype": c["dtype"],
         "Batch": f"{c['batch_size']} × {c['seq_len']} tokens, seed {c['seed']}",
         "Training": f"{c['steps']} steps of AdamW",
@@ -110,7 +99,8 @@ def legend(c: dict[str, Any]) -> str:
     series["allowed"] = '<path class="allowed" d="M0 5H24"/>'
     series["failed"] = '<path class="failed" d="M9 2l6 6m0 -6l-6 6"/>'
     spans = "".join(f'<span><svg viewBox="0 0 24 10">{mark}</svg>{name}</span>' for name, mark in series.items())
-    return f'<p class="legend">{spans}<span>off the scale: at its foot, as 0, or top; hover for figures</span></p>'
+    off = "off the scale: at its foot, as 0, or top; figures are in the tables, and where you point"
+    return f'<p class="legend">{spans}<span>{off}</span></p>'
 
 
 def plot(check: str, checks: dict[str, list[Row]]) -> str:
@@ -128,6 +118,8 @@ def plot(check: str, checks: dict[str, list[Row]]) -> str:
         """What has no logarithm, or is off the scale, is put on the scale's nearer end."""
         exponent = math.log10(value) if 0 < value < math.inf else (low if value == 0 else high)
         return BOTTOM - (min(max(exponent, low), high) - low) / (high - low) * (BOTTOM - TOP)
+
+    bounded = [row["name"] for row in rows if row["allowed"] is not None and 0 < row["allowed"] < 10.0**low]
 
     def stairs(key: str) -> str:
         path, pen_down = "", False
@@ -153,8 +145,12 @@ def plot(check: str, checks: dict[str, list[Row]]) -> str:
         target = f'<rect x="{x - step / 2:.2f}" y="{TOP}" width="{step:.2f}" height="{BOTTOM - TOP}"/>'
         parts.append(f"<g><title>{tooltip(row)}</title>{target}{mark}</g>")
     title, caption = CHECKS.get(check, (check, ""))
+    if bounded:
+        some = f"{bounded[0]}{f' and {len(bounded) - 1} more' if len(bounded) > 1 else ''}"
+        caption += f" At the foot, because even their bound is below 1e{low}: {breakable(some)}."
     return f"""<figure><figcaption><b>{title}</b> {caption}</figcaption>
-<svg viewBox="0 0 {WIDTH} {HEIGHT}" aria-label="{title}: relative error of each row">{"".join(parts)}</svg></figure>
+<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}: relative error of each row">{"".join(parts)}</svg>
+</figure>
 """
 
 
@@ -168,14 +164,20 @@ def section(row: Row) -> str:
 
 
 def decades(rows: Sequence[Row]) -> tuple[int, int]:
-    """The exponents that a plot goes from and to: up to the largest value, and down to well below any bound."""
+    """The exponents that a plot goes from and to: up to the largest value, and down to well below bounds and errors.
+
+    The lowest eighth of either counts for nothing: that of gradients which are zero but for rounding, such as the keys'
+    biases, would make the scale twice as long, and all the others a line at its top.
+    """
 
     def exponents(*keys: str) -> list[float]:
         values = [row[key] for row in rows for key in keys]
         return [math.log10(v) for v in values if v is not None and 0 < v < math.inf] or [0.0]
 
     high = math.ceil(max(exponents("error", "own", "allowed")))
-    return min(math.floor(min(exponents("allowed"))) - 2, high - 1), high
+    bounds, errors = sorted(exponents("allowed")), sorted(exponents("error"))
+    low = min(math.floor(bounds[len(bounds) // 8]) - 2, math.floor(errors[len(errors) // 8]))
+    return min(low, high - 1), high
 
 
 def boundaries(sections: dict[str, list[Row]], step: float) -> str:
@@ -217,57 +219,47 @@ def details(check: str, rows: list[Row], c: dict[str, Any]) -> str:
     return f"<details><summary>{summary}</summary>{table(worst_first(rows), c)}</details>\n"
 
 
+def heads(c: dict[str, Any]) -> list[str]:
+    """Of the tables' columns."""
+    own = ["own"] if c["multiple"] is not None else []
+    ratios = [*(["error ÷ own"] if own else []), "error ÷ allowed"]
+    return ["name", "error", *own, "allowed", *ratios, "worst element", "1 − cosine", "reason"]
+
+
 def table(rows: list[Row], c: dict[str, Any], named: bool = False) -> str:
     """The rows as they come; `named` says of each which check it is of."""
-    own = c["multiple"] is not None
-    heads = ["error", *(["own"] if own else []), "allowed", *(["error ÷ own"] if own else []), "error ÷ allowed"]
-    heads += ["worst element", "1 − cosine", "reason"]
     lines = []
     for row in rows:
         figures = {**row, "error ÷ own": row["ratio"], "error ÷ allowed": share(row)}
         figures |= {"worst element": row["worst"], "1 − cosine": 1 - row["cosine"]}
-        cells = "".join(f"<td>{number(figures[head])}</td>" for head in heads[:-1])
-        name = f"{row['name']} <small>{row['check']}</small>" if named else row["name"]
+        cells = "".join(f"<td>{number(figures[head])}</td>" for head in heads(c)[1:-1])
+        name = breakable(row["name"]) + (f" <small>{row['check']}</small>" if named else "")
         mark = "" if row["passed"] else '<strong class="mark">✗ failed</strong> '
         lines.append(
             f'<tr class="{"passed" if row["passed"] else "failed"}"><th scope="row">{mark}{name}</th>'
             f'{cells}<td class="reason">{row["reason"]}</td></tr>'
         )
-    head = "".join(f'<th scope="col">{head}</th>' for head in ["name", *heads])
-    return f"""<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>
+    head = "".join(f'<th scope="col">{head}</th>' for head in heads(c))
+    return f"""<div class="scroll" tabindex="0" role="region" aria-label="errors"><table><thead><tr>{head}</tr></thead>
 <tbody>{"".join(lines)}</tbody></table></div>"""
 
 
 STYLE = """
-:root { color-scheme: light dark; --paper: #fdfdfc; --ink: #1c1d1f; --soft: #62656b; --line: #d5d8dc;
-  --error: #0072b2; --own: #d99100; --allowed: #62656b; --bad: #c2410c; --good: #00734f; }
-@media (prefers-color-scheme: dark) { :root { --paper: #16181b; --ink: #e8e9eb; --soft: #a0a4ab; --line: #33373d;
-  --error: #56b4e9; --own: #e69f00; --allowed: #a0a4ab; --bad: #ff8a5c; --good: #3fc497; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 2rem 1rem 4rem; overflow-wrap: anywhere; }
-h1 { font-size: clamp(3rem, 9vw, 5rem); line-height: 1.1; letter-spacing: -0.03em; margin: 0; }
-h2 { font-size: 1.2rem; margin: 2.5rem 0 0.5rem; } h3 { font-size: 1rem; } p { margin: 0.5rem 0; max-width: 75ch; }
-.equal h1 { color: var(--good); } .different h1, .mark { color: var(--bad); }
-.kicker, dt, figcaption, small, .legend { color: var(--soft); } figcaption b { color: var(--ink); }
+:root { --own: #b07200; } @media (prefers-color-scheme: dark) { :root { --own: #e69f00; } }
+h1 { font-size: clamp(3rem, 9vw, 5rem); margin: 0; }
+.equal h1 { color: var(--good); } .different h1, .mark { color: var(--bad); } small, .legend { color: var(--soft); }
 .culprit { border-left: 4px solid var(--bad); padding-left: 0.75rem; font-size: 1.1rem; }
-.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(17rem, 100%), 1fr)); gap: 0.75rem 2rem; }
-dt { font-size: 0.85rem; } dd { margin: 0; } .hashes dd, pre, tbody th { font-family: ui-monospace, monospace; }
-.hashes dd, pre { font-size: 0.8rem; } .hashes div { margin-bottom: 0.4rem; }
-.plots { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1.5rem 2rem; }
-figure { margin: 0; } figcaption { font-size: 0.9rem; } figure svg { display: block; width: 100%; }
-svg text { font-size: 11px; fill: var(--soft); } svg path { fill: none; } svg rect { fill: transparent; }
-svg g:hover rect { fill: var(--line); } .grid { stroke: var(--line); stroke-width: 0.6; } .error { fill: var(--error); }
-.own { stroke: var(--own); stroke-width: 1.2; } .allowed { stroke: var(--allowed); stroke-dasharray: 3 2; }
-path.failed { stroke: var(--bad); stroke-width: 1.8; }
+.facts { grid-template-columns: repeat(auto-fill, minmax(min(17rem, 45%), 1fr)); }
+svg rect { fill: transparent; } svg g:hover rect { fill: var(--line); }
+.error { fill: var(--c0); } .own { stroke: var(--own); stroke-width: 1.2; }
+.allowed { stroke: var(--soft); stroke-dasharray: 3 2; } path.failed { stroke: var(--bad); stroke-width: 1.8; }
 .legend { display: flex; flex-wrap: wrap; gap: 0.2rem 1.2rem; font-size: 0.9rem; max-width: none; }
 .legend svg { width: 24px; height: 10px; margin-right: 0.4rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; width: 100%; }
-th, td { padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-td { font-variant-numeric: tabular-nums; } thead th { color: var(--soft); font-weight: 500; }
-th:first-child { text-align: left; padding-left: 0; } tbody th { font-weight: 400; font-size: 0.8rem; }
-th:last-child, .reason { text-align: left; white-space: normal; min-width: 16rem; width: 30%; overflow-wrap: normal; }
-summary { cursor: pointer; padding: 0.4rem 0; }
-tr.failed { background: color-mix(in srgb, var(--bad) 12%, transparent); }
-@media (max-width: 760px) { .plots { grid-template-columns: minmax(0, 1fr); } svg text { font-size: 13px; } }
+table { font-size: 0.85rem; } tbody th { font: 0.8rem/1.5 ui-monospace, monospace; min-width: 9rem; }
+tr.failed { background: color-mix(in srgb, var(--bad) 8%, transparent); }
+@media (min-width: 761px) { td, th { text-align: right; padding: 0.25rem 0.6rem; } td::before { display: none; }
+  th:first-child { text-align: left; padding-left: 0; }
+  th:last-child, td.reason { text-align: left; width: 30%; white-space: normal; } }
+@media (max-width: 760px) { td:empty { display: none; } .reason { grid-column: 1 / -1; } tbody th { min-width: 0; }
+  tr { grid-template-columns: repeat(auto-fill, minmax(6.4rem, 1fr)); } }
 """

@@ -80,7 +80,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attributes)))
-        if tag != "meta":
+        if tag not in ("meta", "wbr"):
             self.open.append(tag)
         if tag == "summary":
             self.summary = ""
@@ -213,6 +213,48 @@ def test_places_in_a_plot() -> None:
     assert [int(exponent) for _, exponent in labels] == [-8, -7, -6, -5, -4, -3, -2]
     assert [float(y) for y, _ in labels] == pytest.approx([244 + 4 - height * i / 6 for i in range(7)], abs=0.06)
     assert "<title>lm_head: error 0.01, own 0.001, allowed 0.002 (failed)</title>" in figure
+
+
+def test_bounds_of_nothing_but_rounding_do_not_stretch_the_scale() -> None:
+    """A bound of 1e-33, such as the keys' biases have, would flatten all that is at 1e-7; its row is named instead."""
+    c = certificate()
+    keys = [row for row in c["rows"] if row["name"].endswith("attn.c_attn.bias") and row["check"] == "training"]
+    for row in keys:
+        row |= {"error": 3e-34, "own": 3e-34, "allowed": 6e-34}
+    figures = {re.findall("<b>(.*?)</b>", f)[0]: f for f in html(c).split("<figure>")[1:]}
+    for check, figure in figures.items():
+        labels = [int(e) for e in re.findall(r'text-anchor="end">1e(-?\d+)</text>', figure)]
+        assert labels == [-9, -8, -7, -6], check
+        assert ("At the foot" in figure) == (check == "Training")
+    words = re.sub("<.*?>", "", figures["Training"].partition("</figcaption>")[0])
+    assert f"even their bound is below 1e-9: {keys[0]['name']} and {len(keys) - 1} more." in words
+
+
+def test_errors_far_below_their_bounds_are_on_the_scale() -> None:
+    """In float64 all of them are."""
+    c = certificate("float64")
+    for row in c["rows"]:
+        row["error"] = 2e-16
+    for figure in html(c).split("<figure>")[1:]:
+        (height,) = {float(y) for y in re.findall(r'<circle class="error" cx="[\d.]+" cy="([\d.]+)"', figure)}
+        assert height == pytest.approx(244 - 232 * (math.log10(2e-16) + 16) / 6, abs=0.06)
+
+
+@pytest.mark.parametrize("c", [CERTIFICATES[0], CERTIFICATES[2]])
+def test_on_a_phone_every_value_has_its_head(c: dict[str, Any]) -> None:
+    """In the style, once for all tables: on narrow screens alone, where the row of heads is not shown."""
+    page = html(c)
+    heads = re.findall(r'<th scope="col">([^<]*)</th>', page.partition("</thead>")[0])
+    said = re.findall(r'td:nth-child\((\d+)\)::before { content: "(.*?)"; }', page)
+    assert said == [(str(i), head) for i, head in enumerate(heads[1:], 2)]
+    assert "allowed" in heads
+    assert re.search(r"@media \(min-width: 761px\) {[^@]*td::before { display: none; }", page)
+
+
+def test_a_device_is_said_once() -> None:
+    gpu = {"device": "CUDA", "card": "NVIDIA H100"}
+    assert "DeviceCPU with 2 coresDtype" in Page(html(small_certificate())).text
+    assert "DeviceCUDA (NVIDIA H100)Dtype" in Page(html(small_certificate() | gpu)).text
 
 
 def test_worst_come_first() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from data.checkpoints.checkpoint import load
 from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.files import atomic_write
-from data.runs.report import comparison_page
+from data.runs.report_comparison import comparison_page
 from data.runs.revision import revision
 from data.runs.run_folder import read_sealed, write_sealed
 from data.text.loader import windows
@@ -104,7 +104,7 @@ def main() -> None:
         batches = windows(folder, "valid", BATCH_SIZE, seq_len, measured)
         steps = math.ceil(measured / (BATCH_SIZE * seq_len))
         loss = Evaluator(model, backend)(Progress(iterable=batches, total=steps, desc=f"{side} loss", unit="batch"))
-        found[side] = {"name": names[side], "loss": loss, "perplexity": math.exp(loss)}
+        found[side] = {"name": names[side], "loss": loss, "perplexity": math.exp(loss), "vocab_size": config.vocab_size}
         tokens = [encode(prompt) for prompt in prompts]
         new = Generator(model, backend).stream(tokens, args.max_new_tokens, Sampler(*settings))
         drawn = list(Progress(iterable=new, total=args.max_new_tokens, desc=f"{side} texts", unit="token"))
@@ -122,8 +122,8 @@ def main() -> None:
         for side in models:
             quoted = "".join([text["prompt"], *text[side]["pieces"]]).strip().replace("\n", "\n> ")
             page += f"\n**{side}**\n\n> {quoted}\n"
-    page += f"\nThe same for both: temperature {args.temperature}, top-k {args.top_k}, top-p {args.top_p}, "
-    page += f"seed {args.seed}, at most {args.max_new_tokens} new tokens.\n"
+    chosen = [f"{name.replace('_', '-')} {value}, " for name, value in sampling.items() if value is not None]
+    page += f"\nThe same for both: {''.join(chosen[:-1])}at most {args.max_new_tokens} new tokens.\n"
     with atomic_write(out, "w") as f:
         f.write(page)
     write_sealed(out.with_suffix(".json"), found)

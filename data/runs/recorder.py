@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.checkpoints.checkpoint import checkpoints
+from data.checkpoints.config import parameter_count
 from data.cli import InputError
 from data.runs.implementation import Implementation
 from data.runs.plots import plot_losses
@@ -94,7 +95,9 @@ class Recorder:
         if self.events:
             self.events.flush()
         if step:
-            plot_losses(folder.path / "loss.png", folder.path.name, folder.metrics)
+            model, text = (Path(str(name)).name for name in (options.preset or options.init, options.data))
+            title = f"{model}, {parameter_count(self.start.config) / 1e6:.1f}M parameters, on {text}"
+            plot_losses(folder.path / "loss.png", title, folder.metrics)
 
     @contextmanager
     def room_on_disk(self) -> Iterator[None]:

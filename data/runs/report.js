@@ -1,6 +1,6 @@
 "use strict";
 {
-const { frame: [LEFT, RIGHT, TOP, BOTTOM], ranges, charts, names, styles, curves } =
+const { frame: [LEFT, RIGHT, TOP, BOTTOM], ranges, charts, noisy, names, styles, curves } =
   JSON.parse(document.getElementById("data").textContent);
 const figures = [...document.querySelectorAll("figure")], axes = Object.keys(ranges);
 const on = (id) => document.getElementById(id)?.checked ?? true;
@@ -17,8 +17,11 @@ function read(figure) {
   const away = (point) => Math.abs(point[axis] - x);
   const closest = (points) => points.reduce((a, b) => away(b) < away(a) ? b : a, points[0]);
   const nearest = curves.flatMap((curve, run) => Object.entries(charts[figure.dataset.chart]).map(([key, name]) => {
-    const points = on("run" + run) && on(key) ? curve[key].filter((point) => point[axis] !== null) : [];
-    return { run, name, style: styles[run][key], point: closest(points) };
+    // of a noisy curve its running mean where that alone is shown
+    const shown = noisy.includes(key) ? on("batch") || on("mean") : on(key);
+    const mean = noisy.includes(key) && !on("batch");
+    const points = on("run" + run) && shown ? curve[key].filter((point) => point[axis] !== null) : [];
+    return { run, name: mean ? name + " (mean)" : name, style: styles[run][key], at: mean ? 4 : 3, point: closest(points) };
   })).filter(({ point }) => point);
   const point = closest(nearest.map(({ point }) => point));
   const at = point ? LEFT + (point[axis] - left) / (right - left) * (RIGHT - LEFT) : LEFT;
@@ -26,7 +29,7 @@ function read(figure) {
   const span = (text, kind) => Object.assign(document.createElement("span"), { textContent: text, className: kind });
   figure.querySelector("output").replaceChildren(
     span(point ? `${axes[axis]} ${exact(point[axis])}` : "nothing shown", ""),
-    ...nearest.map(({ run, name, style, point: { [axis]: where, 3: value } }) => span(
+    ...nearest.map(({ run, name, style, at, point: { [axis]: where, [at]: value } }) => span(
       (names.length > 1 ? `${names[run]}, ` : "") + `${name} ${exact(value)}`
       + (where === point[axis] ? "" : ` (at ${exact(where)})`), style)));
 }
@@ -48,7 +51,10 @@ move(cursor);
 
 for (const list of document.querySelectorAll(".samples")) {
   const slider = list.querySelector("input"), articles = [...list.querySelectorAll("article")];
-  const show = () => articles.forEach((article, i) => article.classList.toggle("past", i !== +slider.value));
+  const show = () => {
+    articles.forEach((article, i) => article.classList.toggle("past", i !== +slider.value));
+    slider.setAttribute("aria-valuetext", articles[+slider.value].querySelector("h4").textContent);
+  };
   slider.addEventListener("input", show);
   show();
 }

@@ -1,13 +1,12 @@
 """`python -m data.runs.report`: training runs as one HTML page, which loads nothing from anywhere."""
 
-import base64
-import hashlib
-import json
 import math
+import re
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,23 @@ from data.runs.report_charts import (
     BOTTOM,
     CHARTS,
     LEFT,
+    NOISY,
     RIGHT,
     TOP,
+    Point,
     chart,
     color,
     controls,
     look,
     number,
+    perplexity,
     points,
     spread,
 )
+from data.runs.report_comparison import comparison
+from data.runs.report_html import breakable, command, escaped, machine, page, pairs, spoken, table
 from data.runs.report_input import AXES, SERIES, Run, load_run
 
-STYLE, SCRIPT = (Path(__file__).with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".css", ".js"))
 SAMPLES = 60  # shown of a run, at most
 
 
@@ -43,66 +46,29 @@ def report_page(runs: Sequence[Run]) -> str:
         "frame": [LEFT, RIGHT, TOP, BOTTOM],
         "ranges": ranges,
         "charts": {title: series for title, (_, series) in CHARTS.items()},
+        "noisy": sorted(NOISY),
         "names": [run.name for run in runs],
         "styles": [{key: color(look(i, key, len(runs))) for key in SERIES} for i in range(len(runs))],
         "curves": [
-            {key: [[*map(p.get, AXES), p["value"]] for p in found] for key, found in of_run.items()}
+            {key: [[*map(p.get, AXES), p["value"], *means(key, p)] for p in found] for key, found in of_run.items()}
             for of_run in curves
         ],
     }
     shown = [Run(**escaped(vars(run))) for run in runs]  # all of it, and here, so that nothing below can forget to
     title = shown[0].name if len(shown) == 1 else f"{len(shown)} runs"
-    heads = [figures(run) for run in shown]
-    rows = [[run.name, *head.values()] for run, head in zip(shown, heads, strict=True)]
-    body = f"""<header><p class="kicker">GPT-2 trained in tinygrad</p><h1>{title}</h1></header>
-{pairs(heads[0]) if len(shown) == 1 else table(["run", *heads[0]], rows)}
+    frameworks = sorted({"tinygrad" if "tinygrad" in run.facts["versions"] else "PyTorch" for run in runs})
+    kicker = f'<p class="kicker">GPT-2 trained in {" and ".join(frameworks)}</p>'
+    body = f"""<header>{kicker}<h1>{breakable(title)}</h1></header>
+{pairs(figures(shown[0])) if len(shown) == 1 else summary(shown)}
 <h2>Curves</h2>
 {controls(shown) + f'<div class="charts">{charts}</div>' if charts else "<p>Nothing has been measured yet.</p>"}
 {"".join(section(run, named=len(shown) > 1) for run in shown)}"""
     return page(title, body, data)
 
 
-def comparison_page(c: dict[str, Any]) -> str:
-    """The page that shows a comparison alone. `c` is what compare.json holds, with the keys of `COMPARISON`."""
-    header = '<header><p class="kicker">GPT-2 in tinygrad</p><h1>Before and after</h1></header>'
-    return page("Before and after", header + comparison(escaped(c)))
-
-
-def escaped(value: Any) -> Any:
-    """The same with every string in it made safe to stand in HTML."""
-    if isinstance(value, dict):
-        return {escape(str(k)): escaped(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [escaped(v) for v in value]
-    return escape(value) if isinstance(value, str) else value
-
-
-def page(title: str, body: str, data: dict[str, Any] | None = None) -> str:
-    """The whole page. Only our own script may run, whatever the files of a stranger's run have brought in."""
-    script, policy = "", "'none'"
-    if data:
-        embedded = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")  # no </script>
-        script = f'<script type="application/json" id="data">{embedded}</script>\n<script>{SCRIPT}</script>'
-        policy = f"'sha256-{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}'"
-    text = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src {policy};
-base-uri 'none'; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-{script}
-</body>
-</html>
-"""
-    return text.encode(errors="replace").decode()  # JSON can hold half a character, which no file could
+def means(key: str, point: Point) -> list[float]:
+    """What is embedded of the running mean, in few digits."""
+    return [float(f"{point['mean']:.5g}")] if key in NOISY else []
 
 
 def figures(run: Run) -> dict[str, str]:
@@ -122,36 +88,45 @@ def figures(run: Run) -> dict[str, str]:
         "Training time": f"{seconds:,.0f} s",
         "Throughput (median)": f"{statistics.median(rates):,.0f} tokens/s" if rates else "–",
         "Model": f"{run.facts['parameters']:,} parameters: {size}",
-        "Device": f"{run.facts['device']} ({run.facts['card']}), {options.get('dtype', '?')}",
-        "Data": str(options.get("data", run.facts["data"]["folder"])),
+        "Device": f"{machine(run.facts['device'], run.facts['card'])}, {options.get('dtype', '?')}",
+        "Data": breakable(str(options.get("data", run.facts["data"]["folder"]))),
     }
 
 
-def perplexity(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf
+def summary(runs: Sequence[Run]) -> str:
+    """Several runs: a table of what differs among them, and what is the same in all."""
+    said = [figures(run) for run in runs]
+    same = {name: value for name, value in said[0].items() if all(facts[name] == value for facts in said)}
+    differing = [name for name in said[0] if name not in same]
+    rows = [[breakable(run.name), *(facts[name] for name in differing)] for run, facts in zip(runs, said, strict=True)]
+    return f"""{table(["run", *differing], rows, "what differs among the runs")}
+{f"<p>The same in all {len(runs)}:</p>{pairs(same)}" if same else ""}"""
 
 
 def section(run: Run, named: bool) -> str:
     """What the curves do not show of a run; `named` says of which one."""
-    options = {name.replace("_", "-"): str(value) for name, value in run.facts["options"].items()}
+    options = {name.replace("_", "-"): breakable(spoken(value)) for name, value in run.facts["options"].items()}
     left_out = f"<p>Not drawn: {run.left_out:,} values of metrics.jsonl that are no finite numbers.</p>"
-    return f"""<section>{f"<h2>{run.name}</h2>" if named else ""}{left_out if run.left_out else ""}
+    return f"""<section>{f"<h2>{breakable(run.name)}</h2>" if named else ""}{left_out if run.left_out else ""}
 {samples(run.samples)}
 {comparison(run.comparison) if run.comparison else ""}
 {parity(run.parity)}
 <h3>How to repeat this</h3>
-<div class="scroll" tabindex="0"><pre>{run.command}</pre></div>
+{command(run.command)}
 <p>With {versions(run.facts)}{source(run.facts)}.{continued(run.facts)}</p>
 <details><summary>All options, and the data's checksum</summary>{pairs(options)}
-{pairs({f"SHA-256 of {run.facts['data']['folder']}": run.facts["data"]["checksum"]}, "hashes")}</details>
+{pairs({f"SHA-256 of {breakable(run.facts['data']['folder'])}": run.facts["data"]["checksum"]}, "hashes")}</details>
 </section>
 """
 
 
 def continued(facts: dict[str, Any]) -> str:
     """Where a run was stopped and gone on with, perhaps on another device or by the other implementation."""
-    parts = [f" Continued from step {p['step']:,}: {' '.join(p['command'])}{source(p)}." for p in facts["continued"]]
-    return "".join(parts)
+    said = ""
+    for part in facts["continued"]:
+        command = escape(shlex.join(map(unescape, part["command"])))
+        said += f" Continued from step {part['step']:,}: {command}{source(part)}."
+    return said
 
 
 def source(facts: dict[str, Any]) -> str:
@@ -169,48 +144,22 @@ def versions(facts: dict[str, Any]) -> str:
 def samples(written: list[tuple[int, str]]) -> str:
     """Samples through time, one under the other; where scripts run, with a slider that shows one."""
     if not written:
-        return "<h3>Samples</h3>\n<p>None has been written yet.</p>"
+        return "<h3>Samples</h3>\n<p>No sample has been written yet.</p>"
     count = min(len(written), SAMPLES)
     # evenly, from the first to the last
     chosen = [written[i * (len(written) - 1) // max(count - 1, 1)] for i in range(count)]
     few = f" ({count} of {len(written):,})" if count < len(written) else ""
-    articles = "".join(f'<article><h4>Step {step:,}</h4><p class="text">{text}</p></article>' for step, text in chosen)
+    articles = "".join(
+        f'<article><h4>Step {step:,}</h4><p class="text">{without_gaps(text)}</p></article>' for step, text in chosen
+    )
     return f"""<h3>Samples through time{few}</h3>
 <div class="samples"><label class="live">earlier <input type="range" max="{count - 1}" value="{count - 1}"
 autocomplete="off" aria-label="which sample"> later</label>{articles}</div>"""
 
 
-def comparison(c: dict[str, Any]) -> str:
-    """Two models side by side. Its strings are escaped already."""
-    sides = ("pretrained", "finetuned")
-    rows = [[f"{side}: {c[side]['name']}", number(c[side]["loss"]), number(c[side]["perplexity"])] for side in sides]
-    texts = ""
-    for text in c["texts"]:
-        columns = "".join(
-            f'<div><h4>{side}</h4><p class="text"><b>{text["prompt"]}</b>{shaded(**text[side])}</p></div>'
-            for side in sides
-        )
-        texts += f'<div class="sides">{columns}</div>'
-    sampling = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in c["sampling"].items())
-    legend = "".join(shaded([f" {p:.1%} "], [p]).replace(".0%", "%") for p in (1, 0.1, 0.01, 0.001))
-    return f"""<h3>Pretrained and fine-tuned</h3>
-<p>On {c["tokens"]:,} validation tokens of {c["data"]}, {c["seq_len"]} at a time.</p>
-{table(["model", "loss (nats a token)", "perplexity"], rows)}
-<p>Both continue the same prompts with the same random numbers: {sampling}. The stronger a token's shade, the less
-likely it was to the model that wrote it: <span class="text">{legend}</span></p>
-{texts}"""
-
-
-def shaded(pieces: list[str], probabilities: list[float | None]) -> str:
-    """Tokens on a ground whose strength is the logarithm of their probability, from 1 down to 1/1000."""
-    spans = []
-    for piece, p in zip(pieces, probabilities, strict=True):
-        strength = min(max(-math.log10(p) / 3, 0), 1) if p and 0 < p < math.inf else 1
-        visible = piece.replace("\n", "↵").replace("\t", "⇥")  # in the tooltip
-        kind = "token newline" if "\n" in piece else "token"
-        percent = "no probability" if p is None else f"{number(100 * p)} %"
-        spans.append(f'<span class="{kind}" style="--s:{strength:.2f}" title="“{visible}” {percent}">{piece}</span>')
-    return "".join(spans)
+def without_gaps(text: str) -> str:
+    """A text with its empty lines as signs, where they are many: young models write screens full of them."""
+    return re.sub(r"\n{3,}", lambda ends: f'<span class="note">{"↵" * len(ends[0])}</span>\n', text)
 
 
 def parity(c: dict[str, Any] | None) -> str:
@@ -225,14 +174,14 @@ def parity(c: dict[str, Any] | None) -> str:
         worst = max(rows, key=share)
         failed = sum(not row["passed"] for row in rows)
         figures = [number(worst[key]) for key in ("error", "own", "allowed")]
-        lines.append([check, f"{len(rows):,}", f"{failed:,}", worst["name"], *figures])
+        lines.append([check, f"{len(rows):,}", f"{failed:,}", breakable(worst["name"]), *figures])
     heads = ["check", "tensors", "failed", "nearest its bound", "error", "PyTorch's own", "allowed"]
     culprit = f"<p>What is wrong: {c['culprit']}</p>" if c["culprit"] else ""
     hashes = pairs({"weights": c["model"]["sha256"], **c["sources"]}, "hashes")
     return f"""<h3>Parity with PyTorch</h3>
 <p><strong class="{"good" if c["verdict"] == "equal" else "bad"}">{c["verdict"].capitalize()}.</strong>
 {c["summary"]}; on {c["device"]} in {c["dtype"]}, with {versions(c)}.</p>{culprit}
-{table(heads, lines)}
+{table(heads, lines, "checks of parity")}
 <p>error: ‖tinygrad − reference‖ ÷ ‖reference‖, where the reference is PyTorch in float64.</p>
 <details><summary>SHA-256 of the weights and sources compared</summary>{hashes}</details>"""
 
@@ -243,19 +192,6 @@ def share(row: dict[str, Any]) -> float:
         return 0.0
     ratio = row["error"] / row["allowed"] if row["error"] and row["allowed"] else math.inf
     return math.inf if math.isnan(ratio) else ratio
-
-
-def pairs(items: dict[str, str], kind: str = "facts") -> str:
-    return f'<dl class="{kind}">{"".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in items.items())}</dl>'
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    lines = "".join(
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>' for first, *rest in rows
-    )
-    return f"""<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>
-<tbody>{lines}</tbody></table></div>"""
 
 
 def main() -> None:

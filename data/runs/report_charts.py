@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import accumulate
+from statistics import median_high
 
 from data.runs.report_input import AXES, Run
 
@@ -13,6 +14,7 @@ CHARTS = {  # title: the unit, and columns of metrics.jsonl with their names
     "Throughput": ("tokens a second", {"tokens_per_second": "tokens a second"}),
 }
 NOISY = {"loss", "grad_norm", "tokens_per_second"}  # drawn thin, with a running mean over it
+SPIKE = 3  # a value above so many times the greatest median of a stretch is off the linear scale
 STRETCHES = 480  # of a long run, each drawn by its extremes
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 270, 56, 462, 12, 244  # a chart, and the frame in it
 COLORS, DASHES = 6, 5  # as many as report.css has; together they repeat after 30 runs
@@ -22,6 +24,7 @@ MARKS = [  # of the validation loss: circle, square, triangle, diamond
 ]
 
 Point = dict[str, float]  # "value", its running "mean", and where on AXES it is
+Curve = tuple[int, str, int, list[Point]]  # run, column, style, points
 
 
 def points(metrics: list[dict[str, float]], key: str) -> list[Point]:
@@ -52,19 +55,21 @@ def controls(runs: Sequence[Run]) -> str:
         for axis in AXES
     )
     validation = look(0, "val_loss", len(runs))
-    shown = {"loss": f"{sign('thin', 0)} training (a batch)", "mean": f"{sign('bold', 0)} running mean"}
+    shown = {"batch": f"{sign('thin', 0)} training (a batch)", "mean": f"{sign('bold', 0)} running mean"}
     shown["val_loss"] = f"{sign('bold', validation, True)} validation"
     named = {f"run{i}": f"{sign('bold', i, True)} {run.name}" for i, run in enumerate(runs)} if len(runs) > 1 else {}
 
     def boxes(switches: dict[str, str]) -> str:
         return "".join(f'<label><input type="checkbox" id="{k}" checked> {v}</label>' for k, v in switches.items())
 
-    rules = "".join(f"body:has(#{name}:not(:checked)) .{name}, " for name in [*AXES, *shown, *named])
+    rules = "".join(f"body:has(#{name}:not(:checked)) figure .{name}, " for name in [*AXES, *shown, *named])
     rules += "body:has(#log:checked) .linear, body:not(:has(#log:checked)) .log { display: none; }"
+    several = f'<form autocomplete="off" aria-label="runs shown">{boxes(named)}</form>' if named else ""
     return f"""<style>{rules}</style>
-<form autocomplete="off"><span>against</span>{axes}<label><input type="checkbox" id="log"> log scale</label></form>
-<form autocomplete="off"{' class="several"' if named else ""}>{boxes(shown)}</form>
-<form autocomplete="off">{boxes(named)}</form>"""
+<form autocomplete="off" aria-label="axes"><span>against</span>{axes}
+<label><input type="checkbox" id="log"> log scale</label></form>
+<form autocomplete="off" aria-label="curves shown"{' class="several"' if named else ""}>{boxes(shown)}</form>
+{several}"""
 
 
 def sign(weight: str, style: int, marked: bool = False) -> str:
@@ -94,15 +99,36 @@ def chart(title: str, curves: list[dict[str, list[Point]]], ranges: dict[str, tu
     ]
     if not drawn:
         return ""
-    drawings = "".join(drawing(drawn, axis, ranges[axis], log) for axis in AXES for log in (False, True))
-    return f"""<figure data-chart="{title}"><figcaption><b>{title}</b> {unit}</figcaption>
+    top = ceiling(drawn)
+    drawings = "".join(
+        drawing(title, drawn, axis, ranges[axis], math.inf if log else top, log)
+        for axis in AXES
+        for log in (False, True)
+    )
+    greatest = max((p for *_, found in drawn for p in found), key=lambda p: p["value"])
+    above = f"▲ off the scale: up to {number(greatest['value'])} at step {greatest['step']:,.0f}"
+    note = f' <span class="linear">{above}</span>' if greatest["value"] > top else ""
+    return f"""<figure data-chart="{title}"><figcaption><b>{title}</b> {unit}{note}</figcaption>
 {drawings}<output></output></figure>
 """
 
 
-def drawing(drawn: list[tuple[int, str, int, list[Point]]], axis: str, width: tuple[float, float], log: bool) -> str:
-    """Curves (run, column, style, points) in one frame; on a logarithmic scale without what is not above 0."""
-    heights = [y for *_, found in drawn for p in found for y in (p["value"], p["mean"]) if y > 0 or not log]
+def ceiling(drawn: list[Curve]) -> float:
+    """The greatest value to draw on the linear scale, so that single ones far above all others flatten nothing."""
+    steady = 0.0
+    for _, key, _, found in drawn:
+        length = max(5, math.ceil(len(found) / 50)) if key in NOISY else 1
+        starts = range(0, max(len(found) - length + 1, 1), length)  # of whole stretches
+        steady = max(steady, *(median_high(p["value"] for p in found[i : i + length]) for i in starts))
+    values = [p["value"] for *_, found in drawn for p in found]
+    return max((y for y in values if y <= SPIKE * steady), default=max(values))
+
+
+def drawing(title: str, drawn: list[Curve], axis: str, width: tuple[float, float], top: float, log: bool) -> str:
+    """Curves in one frame; on a logarithmic scale without what is not above 0. What is above `top` is marked there."""
+    heights = [
+        y for *_, found in drawn for p in found for y in (p["value"], p["mean"]) if y <= top and (y > 0 or not log)
+    ]
     if log and not heights:
         return f'<p class="{axis} log">Nothing is above 0.</p>'
     low, high = spread([math.log10(y) for y in heights] if log else heights)
@@ -121,18 +147,29 @@ def drawing(drawn: list[tuple[int, str, int, list[Point]]], axis: str, width: tu
         parts.append(f'<text x="{at_x(x):.1f}" y="{BOTTOM + 18}" text-anchor="middle">{label(x)}</text>')
     for i, key, style, found in drawn:
         kinds = f"{color(style)} run{i} {key}"
-        for column, weight in {"value": "thin", "mean": "bold mean"}.items() if key in NOISY else [("value", "bold")]:
+        for column, weight in (
+            {"value": "thin batch", "mean": "bold mean"}.items() if key in NOISY else [("value", "bold")]
+        ):
             inside = [p for p in found if axis in p and (p[column] > 0 or not log)]
-            places = [f"{at_x(p[axis]):.1f} {at_y(p[column]):.1f}" for p in inside]
-            if places:
-                parts.append(f'<path class="{weight} {kinds}" d="M{"L".join(places)}"/>')
+            places = [f"{at_x(p[axis]):.1f} {at_y(min(p[column], top)):.1f}" for p in inside]
+            # the mean is drawn as far as it is on the scale
+            gone = [column == "mean" and p[column] > top for p in inside]
+            moves = ["M" if i == 0 or gone[i - 1] else "L" for i in range(len(inside))]
+            line = "".join(move + place for move, place, off in zip(moves, places, gone, strict=True) if not off)
+            if line:
+                parts.append(f'<path class="{weight} {kinds}" d="{line}"/>')
+            spikes = [f"M{at_x(p[axis]):.1f} {TOP}" for p in inside if column == "value" and p[column] > top]
+            if spikes:
+                parts.append(
+                    f'<path class="mark {weight} {kinds}" d="{"".join(f"{m}m-4 8l4-8l4 8z" for m in spikes)}"/>'
+                )
             if places and key == "val_loss":
                 some = places[:: math.ceil(len(places) / 25)]
                 marks = "".join(f"M{place}{MARKS[style % len(MARKS)]}" for place in some)
                 parts.append(f'<path class="mark {kinds}" d="{marks}"/>')
     scale = "log" if log else "linear"
     return f"""<svg class="{axis} {scale}" viewBox="0 0 {WIDTH} {HEIGHT}" tabindex="0" role="img"
-aria-label="against {axis}, {scale} scale">{"".join(parts)}<path class="cursor"/></svg>
+aria-label="{title} against {axis}, {scale} scale">{"".join(parts)}<path class="cursor"/></svg>
 """
 
 
@@ -174,3 +211,7 @@ def number(value: float | None) -> str:
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}"
+
+
+def perplexity(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf

@@ -76,6 +76,9 @@ def load_run(folder: Path) -> Run:
     whole = fits(facts.setdefault("continued", []), CONTINUED)
     if not whole or not all(fits(part["source"], SOURCE) for part in [facts, *facts["continued"]] if "source" in part):
         raise InputError(f"{folder / 'run.json'} is damaged or of another version; copy it again or remove it")
+    sizes = [comparison[side].get("vocab_size", 2) for side in ("pretrained", "finetuned")] if comparison else []
+    if not all(fits(size, int) and size > 1 for size in sizes):  # older comparisons have none
+        raise InputError(f"{folder / 'compare.json'} is damaged or of another version; copy it again or remove it")
     sides = [text[side] for text in (comparison or {"texts": []})["texts"] for side in ("pretrained", "finetuned")]
     if any(len(side["pieces"]) != len(side["probabilities"]) for side in sides):
         raise InputError(f"{folder / 'compare.json'} is damaged (pieces without probabilities); make it again")

@@ -25,6 +25,7 @@ from data.checkpoints.config import GPT2Config, to_hf
 from data.checkpoints.initialize import initial_weights
 from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.runs.options import UNRECORDED, parse, parser
+from data.runs.report import report_page
 from data.runs.report_input import load_run
 from data.runs.run_folder import RunFolder, load_checkpoint, write_sealed
 from data.text.loader import Loader, windows
@@ -69,9 +70,10 @@ def read_weights(folder: Path) -> Any:
 
 
 def read_run(folder: Path) -> Any:
-    """All that resuming reads, and then what it left of the metrics; and what the report shows."""
+    """All that resuming reads, and then what it left of the metrics; and what the report shows, whose page is made."""
     given = parse(parser("fuzz", "none"), ["--resume", str(folder)])
     shown = load_run(folder)
+    report_page([shown, shown])
     checkpoint = load_checkpoint(folder / "checkpoints" / "step-2")
     state = checkpoint[3]
     resumed = RunFolder.resume(folder, state, {"step": 2, "command": []})

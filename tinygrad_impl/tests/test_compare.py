@@ -15,7 +15,7 @@ from tinygrad import dtypes
 import torch_ref.model
 from data.checkpoints.checkpoint import load
 from data.checkpoints.config import GPT2Config
-from data.runs.report import comparison_page
+from data.runs.report_comparison import comparison_page
 from data.runs.run_folder import read_sealed, write_sealed
 from data.testing import Result, call, refused, save_model, write_tokens
 from data.text.loader import Loader
@@ -116,6 +116,7 @@ def test_what_is_written(compared: tuple[Path, Result], models: dict[str, Path],
     for side, path in models.items():
         assert found[side]["name"] == str(path)
         assert found[side]["perplexity"] == math.exp(found[side]["loss"])
+        assert found[side]["vocab_size"] == json.loads((path / "config.json").read_text())["vocab_size"]
         assert f"| {side}: {path} | {found[side]['loss']:.4f} | {found[side]['perplexity']:.2f} |" in result.out
         for text in found["texts"]:
             assert quoted(text["prompt"] + "".join(text[side]["pieces"])) in result.out
@@ -198,7 +199,7 @@ def test_a_run_names_its_data_and_keeps_the_page(
     assert re.findall(r"(?m)^## (.*)$", page) == prompts
     assert f"| pretrained: {smallest} | 2.0000 | 7.39 |" in page
     assert f"| finetuned: {run} | 1.0000 | 2.72 |" in page
-    assert "temperature 0.8, top-k None, top-p None, seed 0, at most 200 new tokens" in page
+    assert "The same for both: temperature 0.8, seed 0, at most 200 new tokens" in page
     assert not (tmp_path / "compare.md").exists()
     found = read_sealed(run / "compare.json")
     assert (found["seq_len"], found["tokens"]) == (16, 199)

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from data.cli import InputError
-from data.runs.report import comparison_page, main, report_page
+from data.runs.report import main, report_page
 from data.runs.report_charts import label, log_ticks, points, ticks
+from data.runs.report_comparison import comparison_page
+from data.runs.report_html import STYLE, machine
 from data.runs.report_input import SERIES, load_run
 from data.runs.run_folder import checked_line, section, write_sealed
 from data.testing import call, refused
@@ -99,8 +101,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attributes)))
-        self.text += "" if tag in ("span", "b") else " "
-        if tag not in ("meta", "input"):
+        self.text += "" if tag in ("span", "b", "wbr") else " "
+        if tag not in ("meta", "input", "wbr"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -131,13 +133,18 @@ def test_the_page_says_what_the_files_do(folder: Path) -> None:
     for expected in (
         "mine Validation loss 10.500 → 9.400",
         *("Perplexity 36,316 → 12,088", "60 of 60", "15,360", "20 s", "730 tokens/s", "equal", "3,318,592 parameters"),
-        *("CPU (CPU with 2 cores), float32", "Step 0 exempted clauses", "Step 60 Once upon a time"),
-        *("pretrained: step-0 10.91 54,599", "finetuned: runs/mine 2.383 10.84", "16,384 validation tokens"),
-        *("The dog exempted", "temperature 0.6, top k 40", PARITY["summary"], "gradient 3 0 ln_f.bias 1.9e-7 1.0e-7"),
+        *("Device CPU with 2 cores, float32", "Step 0 exempted clauses", "Step 60 Once upon a time"),
+        *("step-0 10.91 54,599", "runs/mine 2.383 10.84", "16,384 validation tokens"),
+        *(
+            "The dog exempted",
+            "temperature 0.6, top k 40, seed 1337, max",
+            PARITY["summary"],
+            "gradient 3 0 ln_f.bias 1.9e-7 1.0e-7",
+        ),
         *(
             "python -m tinygrad_impl.train --out 'a run'\"'\"'s folder'",
             "python 3.11.2, tinygrad 0.14.0",
-            "[0.8, 0.99]",
+            "betas 0.8, 0.99",
         ),
         *("ab" * 32, "cd" * 32, "ef" * 32),
     ):
@@ -150,8 +157,12 @@ def test_embedded_values_are_those_of_the_file(folder: Path) -> None:
     assert data["names"] == ["mine"]
     for key in SERIES:
         expected = [[row["step"], row["tokens"], row["seconds"], row[key]] for row in rows if key in row]
-        assert data["curves"][0][key] == expected
+        assert [point[:4] for point in data["curves"][0][key]] == expected
         assert len(expected) >= 7
+        means = [point["mean"] for point in points(rows, key)]
+        assert {len(point) for point in data["curves"][0][key]} == {5 if key in data["noisy"] else 4}
+        assert key not in data["noisy"] or [p[4] for p in data["curves"][0][key]] == pytest.approx(means, rel=1e-4)
+    assert data["noisy"] == ["grad_norm", "loss", "tokens_per_second"]
 
 
 def test_curves_are_where_their_values_are(folder: Path) -> None:
@@ -162,7 +173,7 @@ def test_curves_are_where_their_values_are(folder: Path) -> None:
     assert [x for x, _ in places] == pytest.approx([56 + 406 * step / 60 for step in range(0, 61, 10)], abs=0.06)
     loss = [row["loss"] for row in metrics(60)[1:]]
     low, high = min(loss), 10.5
-    (training,) = curves(page, "thin c0 d0 run0 loss")
+    (training,) = curves(page, "thin batch c0 d0 run0 loss")
     heights = [float(place.split()[1]) for place in training[1:].split("L")]
     assert heights == pytest.approx([244 - 232 * (y - low) / (high - low) for y in loss], abs=0.06)
     assert page.count("<svg class=") == 4 * 3 * 2  # charts, axes, scales
@@ -173,7 +184,7 @@ def test_several_runs_share_the_charts(tmp_path: Path) -> None:
     page = report_page([load_run(folder) for folder in folders])
     assert embedded(page)["names"] == ["long", "short"]
     assert [len(run["loss"]) for run in embedded(page)["curves"]] == [60, 8]
-    lengths = [len(curves(page, f"thin c{i} d{i} run{i} loss")[0].split("L")) for i in (0, 1)]
+    lengths = [len(curves(page, f"thin batch c{i} d{i} run{i} loss")[0].split("L")) for i in (0, 1)]
     assert lengths == [60, 8]
     text = " ".join(Page(page).text.split())
     assert "2 runs" in text
@@ -186,7 +197,7 @@ def test_a_run_that_has_just_begun(rows: list[dict[str, Any]], tmp_path: Path) -
     page = report_page([load_run(write_run(tmp_path / "new", rows, everything=False))])
     text = Page(page).text
     assert ("Nothing has been measured yet" in text) == (not rows)
-    assert "None has been written yet" in text
+    assert "No sample has been written yet" in text
     assert "Not checked" in text
     assert page.count("<figure") == {0: 0, 1: 1, 2: 4}[len(rows)]
 
@@ -203,6 +214,133 @@ def test_a_run_that_is_being_written(folder: Path) -> None:
     assert now.samples == [*before.samples, (61, "�")]
     (folder / "metrics.jsonl").unlink()
     assert load_run(folder).metrics == []
+
+
+def test_each_switch_hides_its_own_curves(tmp_path: Path) -> None:
+    """The running mean stays when the noise of the batches is hidden."""
+    page = report_page([load_run(write_run(tmp_path / name, metrics(20))) for name in ("one", "two")])
+    hidden = dict(re.findall(r"body:has\(#(\w+):not\(:checked\)\) figure \.(\w+)", page))
+    switches = {a["id"] for tag, a in Page(page).tags if tag == "input" and "id" in a} - {"log"}
+    assert hidden == {name: name for name in switches}
+    assert switches == {"step", "tokens", "seconds", "batch", "mean", "val_loss", "run0", "run1"}
+    figures = "".join(re.findall(r"(?s)<figure.*?</figure>", page))
+    kinds = [set(kind.split()) for kind in re.findall(r'<path class="([^"]*run0[^"]*)"', figures)]
+    drawn = {name: {frozenset(kind & hidden.keys()) for kind in kinds if name in kind} for name in ("loss", "val_loss")}
+    assert drawn["loss"] == {frozenset({"run0", "batch"}), frozenset({"run0", "mean"})}
+    assert drawn["val_loss"] == {frozenset({"run0", "val_loss"})}
+
+
+def test_a_spike_flattens_nothing(tmp_path: Path) -> None:
+    """It is marked at the top, and its size is said; on the logarithmic scale it has room."""
+    norms = [2.0 - 0.01 * step for step in range(100)]
+    norms[40] = 300.0
+    rows = [{"step": step, "grad_norm": norm, "loss": 9.0} for step, norm in enumerate(norms)]
+    page = report_page([load_run(write_run(tmp_path / "run", rows))])
+    (figure,) = re.findall(r'(?s)<figure data-chart="Gradient norm">.*?</figure>', page)
+    assert '<span class="linear">▲ off the scale: up to 300 at step 40</span></figcaption>' in figure
+    linear, log = re.findall(r'(?s)<svg class="step (?:linear|log)".*?</svg>', figure)
+    (curve,) = re.findall(r'<path class="thin batch [^"]*" d="M([^"]*)"', linear)
+    heights = [float(place.split()[1]) for place in curve.split("L")]
+    expected = [12.0 if i == 40 else 244 - 232 * (norm - 1.01) / 0.99 for i, norm in enumerate(norms)]
+    assert heights == pytest.approx(expected, abs=0.06)
+    marks = re.findall(r'<path class="mark thin batch [^"]*" d="M([\d.]+) 12m[^"]*"', linear)
+    assert [float(x) for x in marks] == [pytest.approx(56 + 406 * 40 / 99, abs=0.06)]
+    (mean,) = re.findall(r'<path class="bold mean [^"]*" d="M([^"]*)"', linear)
+    assert [len(part.split("L")) for part in mean.split("M")] == [38, 57]  # without the five that the spike is in
+    assert "mark" not in log
+    assert "off the scale" not in page.replace(figure, "")
+
+
+@pytest.mark.parametrize(
+    ("values", "marked"),
+    [
+        ([300.0, *[1.0] * 50], True),  # the first step of all
+        ([*[300.0] * 8, *[1.0] * 50], False),  # where training begins: no single step
+        ([1.0, 300.0], False),
+        ([1.0, 1.0, 300.0], True),
+        ([*[1.0] * 9, 2.9], False),
+        ([*[1.0] * 9, 3.1], True),
+        ([-5.0, -3.0, -1.0], False),
+    ],
+)
+def test_what_is_a_spike(values: list[float], marked: bool, tmp_path: Path) -> None:
+    rows = [{"step": step, "grad_norm": value} for step, value in enumerate(values)]
+    page = report_page([load_run(write_run(tmp_path / "run", rows))])
+    assert ("off the scale" in page) == marked
+
+
+def test_nothing_of_python_is_shown(folder: Path) -> None:
+    """What was not given is said so, and of the sampling left out."""
+    write_sealed(folder / "run.json", FACTS | {"options": FACTS["options"] | {"tensorboard": False, "full": True}})
+    page = report_page([load_run(folder)])
+    text = Page(page).text
+    assert not re.search(r"None|True|False|\[|nan\b", text)
+    for name, value in (("preset", "not given"), ("tensorboard", "no"), ("full", "yes"), ("betas", "0.8, 0.99")):
+        assert f"<dt>{name}</dt><dd>{value.replace('.', '.<wbr>')}</dd>" in page
+
+
+@pytest.mark.parametrize(
+    ("device", "card", "expected"),
+    [
+        ("CPU", "CPU with 2 cores", "CPU with 2 cores"),
+        *(("METAL", "METAL", "METAL"), ("CUDA", "NVIDIA H100", "CUDA (NVIDIA H100)"), ("CPU", "", "CPU ()")),
+    ],
+)
+def test_a_device_is_said_once(device: str, card: str, expected: str) -> None:
+    assert machine(device, card) == expected
+
+
+def test_names_break_between_their_parts(folder: Path) -> None:
+    """Paths and commands on a narrow screen; when copied they are whole."""
+    content = FACTS | {"data": {"folder": "a_folder/of.mine", "checksum": "ab"}, "options": {}}
+    write_sealed(folder / "run.json", content | {"command": ["python", "a_path/of.mine", "--out", "a b"]})
+    page = report_page([load_run(folder)])
+    assert facts_of(page)["Data"] == "a_<wbr>folder/<wbr>of.<wbr>mine"
+    (line,) = re.findall(r"<pre>(.*?)</pre>", page)
+    assert Page(line).text.strip() == "python a_path/of.mine --out 'a b'"
+    words = re.findall(r"<span>(.*?)</span>", line)
+    assert words == ["python", "a_<wbr>path/<wbr>of.<wbr>mine", "--out", "&#x27;a", "b&#x27;"]
+    assert "overflow-wrap: anywhere" not in re.findall(r"main \{[^}]*\}", page)[0]
+
+
+def test_on_a_phone_every_value_has_its_head(folder: Path, tmp_path: Path) -> None:
+    """Tables become blocks, in which the heads are repeated; nothing is cut off to be scrolled."""
+    page = report_page([load_run(folder), load_run(write_run(tmp_path / "other", metrics(3)))])
+    tables = re.findall(r"(?s)<table>(.*?)</table>", page)
+    assert len(tables) == 5  # the summary, and of each run its comparison and its parity
+    for one in tables:
+        heads = re.findall(r'<th scope="col">(.*?)</th>', one)
+        for row in re.findall(r"<tr><th scope=\"row\">.*?</tr>", one):
+            assert re.findall(r'<td data-head="(.*?)"', row) == heads[1:]
+    narrow = STYLE.partition("@media (max-width: 760px)")[2]
+    assert "td::before { content: attr(data-head);" in narrow
+    assert "thead { display: none; }" in narrow
+    assert "max-height" not in STYLE
+    assert all(a["aria-label"] for tag, a in Page(page).tags if a.get("tabindex") == "0" or tag == "form")
+
+
+@pytest.mark.parametrize("scheme", [0, 1])
+def test_every_colour_of_text_can_be_read(scheme: int) -> None:
+    """WCAG's contrast of at least 4.5 to 1, in light and in dark; also on the strongest shade of a token."""
+    named = [dict(re.findall(r"--(\w+): (#\w{6});", part)) for part in STYLE.split("@media")[:2]][scheme]
+    share = int(re.findall(r"var\(--s\) \* (\d+)%", STYLE)[0]) / 100
+
+    def rgb(name: str) -> list[float]:
+        return [int(named[name][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+
+    def luminance(color: list[float]) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def contrast(one: list[float], other: list[float]) -> float:
+        low, high = sorted((luminance(one), luminance(other)))
+        return (high + 0.05) / (low + 0.05)
+
+    assert contrast([0, 0, 0], [1, 1, 1]) == pytest.approx(21)
+    names = ["ink", "soft", "good", "bad", *(f"c{i}" for i in range(6))]
+    assert {name: contrast(rgb(name), rgb("paper")) for name in names if contrast(rgb(name), rgb("paper")) < 4.5} == {}
+    shaded = [share * a + (1 - share) * b for a, b in zip(rgb("shade"), rgb("paper"), strict=True)]
+    assert contrast(rgb("ink"), shaded) >= 4.5
 
 
 def test_what_is_no_number_is_left_out_and_counted(tmp_path: Path) -> None:
@@ -256,7 +394,9 @@ def test_ticks_are_few_and_inside(low: float, high: float) -> None:
 
 
 def test_tokens_are_shaded_by_their_probability() -> None:
-    page = comparison_page(COMPARISON)
+    """By its logarithm, from certain down to chance; the legend has the same scale."""
+    sized = {side: COMPARISON[side] | {"vocab_size": size} for side, size in (("pretrained", 1000), ("finetuned", 900))}
+    page = comparison_page(COMPARISON | sized)
     assert len(Page(page).scripts) == 0
     tokens = [a for tag, a in Page(page).tags if tag == "span" and (a["class"] or "").startswith("token")]
     strengths = [float(re.sub("--s:", "", a["style"] or "")) for a in tokens]
@@ -266,8 +406,53 @@ def test_tokens_are_shaded_by_their_probability() -> None:
         *("“ sat” 10 %", "“.” no probability", "“↵” 0 %"),
     ]
     assert [a["class"] for a in tokens[-2:]] == ["token", "token newline"]
-    assert strengths[:-5] == pytest.approx([0, 0.33, 0.67, 1])  # the legend
-    assert "The dog exempted" in Page(page).text
+    assert strengths[:-5] == pytest.approx([0, 0.33, 0.67, 1, 1, 1])
+    text = " ".join(Page(page).text.split())
+    assert "chance, which is 1 in 1,000 tokens: 100 % 10 % 1 % 0.1 % 0.01 % 1/1,000 . Over each" in text
+    assert "The dog exempted" in text
+    old = comparison_page(COMPARISON)  # of a GPT-2: there was no other vocabulary
+    assert "1/50,257" in old
+    assert "--s:0.64" in old  # 1/1000
+
+
+def test_what_a_text_was_worth_to_its_model() -> None:
+    """The perplexity of a text, above it; of one token that cannot be, infinite."""
+    page = comparison_page(COMPARISON)
+    found = re.findall(r'<h5>(.*?)</h5>\n<p class="note">perplexity of the text (.*?)</p>', page)
+    assert found == [("step-0", "31.62"), ("runs/<wbr>mine", "∞")]
+    unknown = change(COMPARISON, "texts", 0, "pretrained", to={"pieces": ["a"], "probabilities": [None]})
+    assert "perplexity of the text –" in comparison_page(json.loads(unknown))
+    least = change(COMPARISON, "texts", 0, "pretrained", to={"pieces": ["a"], "probabilities": [5e-324]})
+    assert comparison_page(json.loads(least)).count("perplexity of the text ∞") == 2
+
+
+def test_pairs_stay_together() -> None:
+    """Each prompt once, and under it what both models made of it; beside each other on a phone too."""
+    other = {"prompt": "A <cat>", **{s: {"pieces": [s], "probabilities": [0.5]} for s in ("pretrained", "finetuned")}}
+    page = comparison_page(COMPARISON | {"texts": [*COMPARISON["texts"], other]})
+    assert re.findall(r"<h4>(.*?)</h4>", page) == ["“The dog”", "“A &lt;cat&gt;”"]
+    for section_of, words in zip(page.split("<h4>")[1:], (" exempt.* sat", "pretrained.*finetuned"), strict=True):
+        assert section_of.count("<h5>") == 2
+        assert re.search(f"(?s){words}", section_of.partition("</section>")[0])
+    columns = re.findall(r"\.sides \{[^}]*grid-template-columns: ([^;}]*)", page)
+    assert columns == ["repeat(2, minmax(0, 1fr))"]
+
+
+def test_empty_lines_of_a_sample_leave_no_hole(folder: Path) -> None:
+    (folder / "samples.md").write_text(section(0, "one\n\ntwo\n\n\n\nthree"))
+    page = report_page([load_run(folder)])
+    assert '<p class="text">one\n\ntwo<span class="note">↵↵↵↵</span>\nthree</p>' in page
+
+
+def test_of_empty_lines_the_last_one_breaks() -> None:
+    """A model that writes nothing but line ends would be a page long."""
+    pieces = [" a", "\n", "\n", "\n", " b", "\n"]
+    text = {"prompt": "", **{s: {"pieces": pieces, "probabilities": [0.5] * 6} for s in ("pretrained", "finetuned")}}
+    page = comparison_page(COMPARISON | {"texts": [text]})
+    found = re.findall(r'<span class="(token[^"]*)"[^>]*>([^<]*)</span>', page.partition('class="sides"')[2])
+    line = "token newline"
+    expected = [("token", " a"), (line, ""), (line, ""), (line, "\n"), ("token", " b"), (line, "\n")]
+    assert found == expected * 2
 
 
 def test_what_failed_in_parity_is_said(folder: Path) -> None:
@@ -410,15 +595,20 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
         "Training time": "305 s",
         "Throughput (median)": "1,000 tokens/s",
         "Model": "3,318,592 parameters: 2 layers, 4 heads, 64 wide",
-        "Device": "CPU (CPU with 2 cores), float32",
+        "Device": "CPU with 2 cores, float32",
         "Data": "stories",
     }
     other = write_run(tmp_path / "other", rows[:2], everything=False)
-    heads, first, second = re.findall(r"(?s)<tr>(.*?)</tr>", report_page([load_run(folder), load_run(other)]))[:3]
+    page = report_page([load_run(folder), load_run(other)])
+    heads, first, second = re.findall(r"(?s)<tr>(.*?)</tr>", page)[:3]
     cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in (heads, first, second)]
-    assert cells[0] == ["run", *facts_of(report_page([load_run(folder)]))]
+    same = ("Model", "Device", "Data")  # is said once
+    one = facts_of(report_page([load_run(folder)]))
+    assert cells[0] == ["run", *(name for name in one if name not in same)]
     assert cells[1][:3] == ["mine", "4.000 → 2.500 (least 1.500)", "54.6 → 12.18"]
     assert cells[2][:7] == ["other", "4.000 → 1.500", "54.6 → 4.482", "not checked", "1 of 60", "1,000", "61 s"]
+    assert "<p>The same in all 2:</p>" in page
+    assert facts_of(page) == {name: one[name] for name in same}
 
 
 @pytest.mark.parametrize(
@@ -432,7 +622,7 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
 def test_numbers_in_few_letters(value: float | None, expected: str) -> None:
     comparison = COMPARISON | {"finetuned": {"name": "mine", "loss": value, "perplexity": 7}}
     text = " ".join(Page(comparison_page(comparison)).text.split())
-    assert f"finetuned: mine {expected} 7 " in text
+    assert f"mine {expected} 7 " in text
 
 
 def test_perplexities_too_large_for_a_number(tmp_path: Path) -> None:
@@ -608,7 +798,7 @@ def test_every_curve_has_its_name_and_style(tmp_path: Path) -> None:
         assert marks.count(mark) == 4  # steps 0, 10, 20 and 30
         assert f'<input type="checkbox" id="run{i}" checked>' in page
     words = re.findall(r'<label><input type="checkbox" id="(\w+)" checked>.*?</svg> ([^<]*)</label>', page)
-    named = [("loss", "training (a batch)"), ("mean", "running mean"), ("val_loss", "validation")]
+    named = [("batch", "training (a batch)"), ("mean", "running mean"), ("val_loss", "validation")]
     assert words == [*named, ("run0", "one"), ("run1", "two")]
     assert re.findall(r'<input type="radio" name="axis" id="(\w+)"( checked)?> (\w+)<', page) == [
         *(("step", " checked", "step"), ("tokens", "", "tokens"), ("seconds", "", "seconds"))
@@ -665,7 +855,8 @@ def test_of_two_and_sixty_one_samples(folder: Path) -> None:
         *(("parity", ("rows", 1, key), []) for key in ("check", "name", "error", "own", "allowed", "passed")),
         *(("parity", (key,), 3) for key in ("verdict", "culprit", "summary", "dtype", "versions", "model", "sources")),
         *(("compare", ("texts", 0, "finetuned", key), [[]]) for key in ("pieces", "probabilities")),
-        *(("compare", ("pretrained", key), [10]) for key in ("name", "loss", "perplexity")),
+        *(("compare", ("pretrained", key), [10]) for key in ("name", "loss", "perplexity", "vocab_size")),
+        *(("compare", ("finetuned", "vocab_size"), size) for size in (1, 0, -3, 2.5, None, 10**400)),
         *(("compare", (key,), 0.5) for key in ("data", "tokens", "seq_len", "sampling", "texts")),
     ],
 )
