@@ -112,12 +112,12 @@ def test_long_sum(count: int) -> None:
 
 @pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("rows", [5, F.VOCAB_TILE, F.VOCAB_TILE + 1])
-def test_tied_head(rows: int) -> None:
+def test_lm_head(rows: int) -> None:
     table = RANDOM.standard_normal((rows, 16)).astype(np.float32)
     x = RANDOM.standard_normal((2, 3, 16)).astype(np.float32)
     targets = RANDOM.integers(0, rows, (2, 3)).astype(np.int32)
     weight, stream = Tensor(table), Tensor(x)
-    logits = F.tied_head(stream, weight)
+    logits = F.lm_head(stream, weight)
     assert logits.shape == (2, 3, -(-rows // F.VOCAB_TILE) * F.VOCAB_TILE)
     values = logits.numpy()
     np.testing.assert_allclose(values[..., :rows], x @ table.T, rtol=1e-4, atol=1e-5)
@@ -125,7 +125,7 @@ def test_tied_head(rows: int) -> None:
 
     # d loss / d logits = (softmax - one-hot) / N: in the padding zero, or these gradients would not be finite
     # (from a new graph: what is realized has forgotten what it was made from)
-    loss = F.cross_entropy(F.tied_head(stream, weight), Tensor(targets), ignore_index=-100)
+    loss = F.cross_entropy(F.lm_head(stream, weight), Tensor(targets), ignore_index=-100)
     of_weight, of_x = (g.numpy() for g in loss.gradient(weight, stream))
     exact = (x @ table.T).astype(np.float64)
     softmax = np.exp(exact - exact.max(-1, keepdims=True))
@@ -190,7 +190,7 @@ def test_bfloat16_keeps_what_needs_it_in_float32(computed: bool, monkeypatch: py
     assert loss is not None
     with monkeypatch.context() as patch:
         patch.setattr(Tensor, "softmax", watched)
-        for name in ("linear", "attention", "tied_head"):
+        for name in ("linear", "attention", "lm_head"):
             formula = getattr(F, name)
 
             def given(*sources: Tensor, formula: Any = formula, dtype: DType | None = None, **more: Any) -> Tensor:
@@ -270,7 +270,7 @@ def test_the_head_and_the_loss(device: None, rows: int) -> None:
     ours, theirs = both(RANDOM.standard_normal((2, rows // 2, 3)), RANDOM.standard_normal((V, 3)))
     targets = RANDOM.integers(0, V, (2, rows // 2))
     targets.flat[::5] = -100
-    loss = F.cross_entropy(F.tied_head(*ours), Tensor(targets.astype(np.int32)), ignore_index=-100)
+    loss = F.cross_entropy(F.lm_head(*ours), Tensor(targets.astype(np.int32)), ignore_index=-100)
     logits = (theirs[0] @ theirs[1].T).flatten(0, 1)
     z = torch.nn.functional.cross_entropy(logits, torch.tensor(targets).flatten(), ignore_index=-100)
     compare((loss, ours), (z, theirs), 1e-12)
@@ -283,7 +283,7 @@ def test_the_head_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     for on_cpu in (True, False):
         monkeypatch.setattr(F, "is_cpu", lambda x, on_cpu=on_cpu: on_cpu)
         given = Tensor(x.astype(np.float32)), Tensor(table.astype(np.float32))
-        logits = F.tied_head(*given, dtype=dtypes.bfloat16)
+        logits = F.lm_head(*given, dtype=dtypes.bfloat16)
         assert logits.dtype == dtypes.bfloat16
         np.testing.assert_array_equal(logits.float().numpy()[..., :130], nearest)
 
@@ -311,5 +311,5 @@ def test_gradients_of_biases_are_sums_in_blocks_of_rows() -> None:
 def test_logits_of_few_rows_are_sums_in_blocks(device: None) -> None:
     """As in generation. Of products of one sign, which one running sum would lose digits of."""
     x, table = RANDOM.random((1, 3, 768), np.float32), RANDOM.random((130, 768), np.float32)
-    logits = F.tied_head(Tensor(x), Tensor(table)).numpy()[..., :130]
+    logits = F.lm_head(Tensor(x), Tensor(table)).numpy()[..., :130]
     assert relative_error(logits, x.astype(np.float64) @ table.T) < 1.5 * HALF_A_UNIT

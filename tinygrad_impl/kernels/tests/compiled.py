@@ -52,7 +52,7 @@ def generating(gpu: GPU) -> Iterator[tuple[Launch, str]]:
     for rows, tokens in ((1, 1), (4, 1), (64, 1), (4, 64)):
         k = decode.Launches(gpu, CONFIG, rows, tokens, V)
         yield from [(k.embed, "fff iiff"), (k.qkv, "bbb fffffbfi"), (k.attention, "b bbbi"), (k.project, "fff bbff")]
-        yield from [(k.gelu, "b fffffbf"), (k.contract, "fff bbff"), (k.head, "flf fffffb")]
+        yield from [(k.expand, "b fffffbf"), (k.contract, "fff bbff"), (k.head, "flf fffffb")]
     yield from [(k.greedy, "iiiif lf"), (k.sort, "ld fld"), (k.draw, "iiiif lflddd")]
 
 

@@ -231,7 +231,7 @@ class Ours:
     def loss(logits: Any) -> Any:
         return F.cross_entropy(logits, Tensor(TOKENS), ignore_index=-100)
 
-    head = staticmethod(F.tied_head)
+    head = staticmethod(F.lm_head)
 
 
 def heads(x: Any) -> list[Any]:
@@ -325,8 +325,8 @@ def test_a_loss_of_other_things() -> None:
     """Of logits that no head gave, and of a head's with something done to them."""
     check(lambda F, x: [F.loss(x)], [4 * ROWS], {"cross_entropy": 1})
     check(lambda F, x, w: [F.loss(F.head(x, w))], [ROWS, WEIGHT], {"head_loss": 1})
-    check(lambda F, x, w: [F.loss(F.head(x, w) * 2)], [ROWS, WEIGHT], {"tied_head": 1, "cross_entropy": 1})
-    made = {"head_loss": 1, "tied_head": 1}
+    check(lambda F, x, w: [F.loss(F.head(x, w) * 2)], [ROWS, WEIGHT], {"lm_head": 1, "cross_entropy": 1})
+    made = {"head_loss": 1, "lm_head": 1}
     check(lambda F, x, w: [F.loss(F.head(x, w)), F.head(x, w)[..., :64]], [ROWS, WEIGHT], made)
 
 
