@@ -653,7 +653,7 @@ def configuration(number: int, seed: int) -> tuple[Setting, int, int, str]:
     random = np.random.default_rng((seed, number))
     heads = int(random.integers(1, 7))
     width = heads * int(random.integers(-(-4 // heads), 48 // heads + 1))
-    sizes = {"n_layer": int(random.integers(1, 4)), "n_head": heads, "n_embd": width}
+    sizes: dict[str, Any] = {"n_layer": int(random.integers(1, 4)), "n_head": heads, "n_embd": width}
     sizes |= {"vocab_size": int(random.integers(50, 401)), "n_positions": int(random.integers(2, 33))}
     epsilon = (1e-5, 1e-6, 1e-3)[number % 3]
     rows, length = int(random.integers(1, 4)), int(random.integers(2, sizes["n_positions"] + 1))

@@ -176,7 +176,8 @@ ERFC = (
     *(-2.4857126248016745e-07, 1.879082322370048e-08, 3.197926671666804e-08, -1.9551358868985616e-09),
     -2.623107347133476e-09,
 )
-ERF = tuple((-1) ** n / (math.factorial(n) * (2 * n + 1)) for n in range(15))  # Maclaurin's series of erf(z) / z, in z^2
+# erf(z) / z in powers of z^2: Maclaurin's series, without the factor 2 / sqrt(pi)
+ERF = tuple((-1) ** n / (math.factorial(n) * (2 * n + 1)) for n in range(15))
 
 
 def polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
@@ -204,7 +205,7 @@ def gelu_erf(x: Tensor) -> Tensor:
 
 
 def relu(x: Tensor) -> Tensor:
-    """max(x, 0), whose derivative at 0 is 0. NaN stays NaN, as in PyTorch: else weights that are NaN would go unseen."""
+    """max(x, 0), whose derivative at 0 is 0. NaN stays NaN, as in PyTorch, or else a model of NaN would go unseen."""
     return (x > 0).where(x, x.isnan().where(x, 0))
 
 

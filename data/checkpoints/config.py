@@ -11,11 +11,16 @@ from typing import Any
 
 from data.cli import InputError
 
-ACTIVATIONS = ("gelu_new", "gelu", "relu")  # of the MLP: the tanh form of GELU, GELU itself (with erf), and ReLU
 # Beyond these no GPT-2 exists: such a number is a damaged file, and would only end in a failed allocation.
 LARGEST = {
-    **{"vocab_size": 2**20, "n_positions": 2**20, "n_embd": 2**16, "n_layer": 2**10, "n_head": 2**10, "n_inner": 2**18},
+    "vocab_size": 2**20,
+    "n_positions": 2**20,
+    "n_embd": 2**16,
+    "n_layer": 2**10,
+    "n_head": 2**10,
+    "n_inner": 2**18,
 }
+ACTIVATIONS = ("gelu_new", "gelu", "relu")  # of the MLP: the tanh form of GELU, GELU itself (with erf), and ReLU
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,9 @@ class Launches:
         attention |= {"BT": 128 if one else 64}
         self.attention = Launch(step.attention_kernel, (H, N, triton.cdiv(T, tokens)), attention)
         self.project = linear(step.residual_kernel, C, block, C, K=C)
-        self.expand = linear(step.expand_kernel, C, math.gcd(inner, wide), inner, **norm, N=inner, ACTIVATION=config.activation_function)
+        self.expand = linear(
+            step.expand_kernel, C, math.gcd(inner, wide), inner, **norm, N=inner, ACTIVATION=config.activation_function
+        )
         self.contract = linear(step.residual_kernel, inner, block, C, K=inner)
         self.head = linear(step.head_kernel, C, 16 if one else 128, V, tall, **norm, V=V)
         blocks = self.head.grid[0]

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.checkpoints.checkpoint import SUMS, load, save, write_sums
+from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import PRESETS
 from data.checkpoints.initialize import initial_weights
+from data.checkpoints.sums import SUMS, write_sums
 from data.cli import InputError
 from data.runs.run_folder import RunFolder, load_checkpoint, read_sealed, write_sealed
 from data.runs.tests.support import (
