@@ -22,7 +22,7 @@ from data.checkpoints.sums import SUMS, checkpoints, remedy, verify
 from data.checkpoints.tensors import listing, read_json, read_safetensors, write_safetensors
 from data.cli import InputError
 from data.files import atomic_write, sync_folder
-from data.text.tokenizer import EOT, VOCAB_SIZE, hugging_face_files
+from data.text.tokenizer import EOT, EOT_TEXT, VOCAB_SIZE, hugging_face_files
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -70,7 +70,7 @@ def model_weights(config: GPT2Config, arrays: Mapping[str, np.ndarray], where: P
         if bare.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask, which old files carry along
             continue
         if bare in weights:
-            both = sorted([full_names[bare], name])
+            both = sorted([full_names[bare], name], key=len)
             raise InputError(f"{where}: both {both[0]} and {both[1]} are there; keep one of them")
         weights[bare], full_names[bare] = array, name
     if config.tie_word_embeddings and "lm_head.weight" in weights:
@@ -102,8 +102,8 @@ def save(folder: str | Path, config: GPT2Config, arrays: Mapping[str, np.ndarray
     beside = {CONFIG: json.dumps(to_hf(config), indent=2) + "\n"}
     if VOCAB_SIZE <= config.vocab_size <= PADDED:
         beside |= hugging_face_files()
-        settings = json.loads(beside["tokenizer_config.json"]) | {"model_max_length": config.n_positions}
-        beside["tokenizer_config.json"] = json.dumps(settings)
+        settings = {"pad_token": EOT_TEXT, "model_max_length": config.n_positions}
+        beside["tokenizer_config.json"] = json.dumps(json.loads(beside["tokenizer_config.json"]) | settings)
         beside["generation_config.json"] = json.dumps(generation_settings(config), indent=2) + "\n"
     for name, text in beside.items():
         with atomic_write(folder / name, "w") as f:
