@@ -49,7 +49,11 @@ def read_sums(folder: Path) -> dict[str, str] | None:
 def verify(folder: Path, *names: str) -> None:
     """Raises `InputError` unless the files of these names, or all that SHA256SUMS lists, are what it says."""
     if fault := damage(folder, *names):
-        meant = f"if that was meant, run `python -m data.runs.accept {shlex.quote(str(folder))}`; if not, " if fault.may_be_meant else ""
+        meant = (
+            f"if that was meant, run `python -m data.runs.accept {shlex.quote(str(folder))}`; if not, "
+            if fault.may_be_meant
+            else ""
+        )
         raise InputError(f"{fault.words}; {meant}{remedy(folder)}")
 
 

@@ -1,5 +1,6 @@
 """The formulas of the port's operations, against numpy and PyTorch."""
 
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -100,6 +101,35 @@ def test_gelu_and_its_derivative(scale: float) -> None:
     assert relative_error(y.numpy(), 0.5 * z * (1 + np.tanh(u))) < HALF_A_UNIT
     derivative = 0.5 * (1 + np.tanh(u)) + 0.5 * z * du * (1 - np.tanh(u) ** 2)
     assert relative_error(slope.numpy(), derivative) < 2 * HALF_A_UNIT
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("scale", [0.1, 1, 3, 10])
+def test_gelu_with_erf_and_its_derivative(scale: float, dtype: type) -> None:
+    """Python's erfc has all of its digits, also where 1 + erf would have none. The largest are where ranges meet."""
+    x = (scale * RANDOM.standard_normal(5_000)).astype(dtype)
+    given = Tensor(x)
+    y = F.gelu_erf(given)
+    slope = y.sum().gradient(given)[0]
+    z = x.astype(np.float64)
+    phi = np.array([math.erfc(-number / math.sqrt(2)) / 2 for number in z])
+    rounding = np.finfo(dtype).eps / 4  # half a unit of the last place, in the mean
+    assert relative_error(y.numpy(), z * phi) < 2 * rounding
+    assert relative_error(slope.numpy(), phi + z * np.exp(-z * z / 2) / math.sqrt(2 * math.pi)) < 2 * rounding
+    far = np.linspace(-5, 5, 2001).astype(dtype)
+    exact = np.array([number * math.erfc(-number / math.sqrt(2)) / 2 for number in far.astype(np.float64)])
+    np.testing.assert_allclose(F.gelu_erf(Tensor(far)).numpy(), exact, rtol=128 * rounding, atol=0)
+
+
+def test_relu_and_its_derivative() -> None:
+    """As in PyTorch: 0 has the derivative 0, and NaN is not taken for 0."""
+    x = np.array([-np.inf, -2, -0.0, 0, 1e-40, 3, np.inf, np.nan], np.float32)
+    given, theirs = Tensor(x), torch.tensor(x, requires_grad=True)
+    y, expected = F.relu(given), torch.relu(theirs)
+    expected.sum().backward()
+    np.testing.assert_array_equal(y.numpy(), expected.detach().numpy())
+    assert theirs.grad is not None
+    np.testing.assert_array_equal(y.sum().gradient(given)[0].numpy()[:-1], theirs.grad.numpy()[:-1])
 
 
 @pytest.mark.parametrize("count", [1, 32, 33, 1000, 50304])

@@ -167,8 +167,14 @@ def test_what_is_refused(tmp_path: Path) -> None:
         ([1, 2], "x.bin has no weights by name; save model.state_dict() with torch.save"),
         ({"model": {}}, "x.bin has no weights by name"),
         (model.state_dict(), "x.bin does not say what its model is (how many heads, ...); put its config.json beside"),
-        ({"model": nano_gpt(True), "model_args": {"n_layer": 2}}, "x.bin has no n_head, n_embd, block_size, vocab_size"),
-        ({"model": nano_gpt(True), "model_args": model_args(n_head=3)}, "x.bin: n_embd 8 does not divide into n_head 3"),
+        (
+            {"model": nano_gpt(True), "model_args": {"n_layer": 2}},
+            "x.bin has no n_head, n_embd, block_size, vocab_size",
+        ),
+        (
+            {"model": nano_gpt(True), "model_args": model_args(n_head=3)},
+            "x.bin: n_embd 8 does not divide into n_head 3",
+        ),
         ({"model": nano_gpt(False), "model_args": model_args()}, "x.bin: 'h.0.attn.c_attn.bias', "),
     ):
         torch.save(content, tmp_path / "x.bin")

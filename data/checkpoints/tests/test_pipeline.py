@@ -38,7 +38,9 @@ def test_a_pipeline_writes_until_the_context_is_full(vocabulary: int, context: i
         assert tokens.max() < VOCAB_SIZE
     assert len(pipe.tokenizer) == VOCAB_SIZE
     assert pipe.tokenizer.model_max_length == context
-    assert pipe.tokenizer.pad_token_id == pipe.tokenizer.eos_token_id == pipe.model.generation_config.pad_token_id == EOT
+    assert (
+        pipe.tokenizer.pad_token_id == pipe.tokenizer.eos_token_id == pipe.model.generation_config.pad_token_id == EOT
+    )
 
 
 def test_what_llama_cpps_converter_asks_of_a_config_json(tmp_path: Path) -> None:

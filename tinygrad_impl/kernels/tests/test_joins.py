@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,18 @@ def test_rules_fire(layers: int) -> None:
     }
     assert made == expected
     assert {name: rule.count(config) for name, rule in joins.RULES.items()} == {n: expected[n] for n in joins.RULES}
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_rules_fire_in_variants(activation: str) -> None:
+    """All but those of the tanh form of GELU, which alone is in a GEMM's epilogue; an untied head has them too."""
+    config = replace(config_of(2), activation_function=activation, tie_word_embeddings=False, n_inner=64)
+    loss = loss_of(GPT2(config, random_weights(config, 0)))
+    made = joined(loss)
+    node = {"gelu": "gelu_erf", "relu": "relu"}[activation]
+    assert (made["linear"], made[node], made["residual_layer_norm"], made["head_loss"]) == (6, 2, 4, 1)
+    assert not made.keys() & {"linear_gelu", "gelu_linear", "lm_head"}
+    STRICT.lower(loss, loss_of=config)
 
 
 def test_the_embedding_gradient_is_added_to_the_heads() -> None:
