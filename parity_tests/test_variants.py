@@ -82,9 +82,9 @@ def test_logits_and_gradients(variant: dict[str, Any]) -> None:
     gradients = Plain().gradient(loss, list(parameters.values()))
     Tensor.realize(logits, *gradients)
     np.testing.assert_allclose(logits.numpy(), theirs[0].detach().numpy(), rtol=0, atol=1e-12)
-    expected = dict(reference.named_parameters())
+    expected = {name: p.grad.numpy() for name, p in reference.named_parameters() if p.grad is not None}
     for name, gradient in zip(parameters, gradients, strict=True):
-        np.testing.assert_allclose(gradient.numpy(), expected[name].grad, rtol=0, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(gradient.numpy(), expected[name], rtol=0, atol=1e-12, err_msg=name)
 
 
 @slow
