@@ -37,7 +37,8 @@ def edges(config: GPT2Config) -> dict[str, tuple[str, str]]:
     before = "wte + wpe"
     for i in range(config.n_layer):
         h = f"h.{i}"
-        attention, gelu, wiring = f"{h}.attn.scaled_dot_product_attention", f"{h}.mlp.gelu", f"{h} (its wiring)"
+        attention, wiring = f"{h}.attn.scaled_dot_product_attention", f"{h} (its wiring)"
+        activation = f"{h}.mlp.{config.activation_function.removesuffix('_new')}"
         table |= {
             f"{h}.input": (before, f"{h} residual"),
             f"{h}.ln_1.input": (wiring, f"{h}.ln_1"),
@@ -49,8 +50,8 @@ def edges(config: GPT2Config) -> dict[str, tuple[str, str]]:
             f"{h}.ln_2.input": (f"{h} residual", f"{h}.ln_2"),
             f"{h}.ln_2": (f"{h}.ln_2", wiring),
             f"{h}.mlp.c_fc.input": (wiring, f"{h}.mlp.c_fc"),
-            f"{h}.mlp.c_fc": (f"{h}.mlp.c_fc", gelu),
-            f"{h}.mlp.c_proj.input": (gelu, f"{h}.mlp.c_proj"),
+            f"{h}.mlp.c_fc": (f"{h}.mlp.c_fc", activation),
+            f"{h}.mlp.c_proj.input": (activation, f"{h}.mlp.c_proj"),
             f"{h}.mlp.c_proj": (f"{h}.mlp.c_proj", f"{h} residual"),
         }
         before = f"{h} residual"
@@ -81,8 +82,8 @@ def flow_in_torch(
     """The flow through torch_ref's model.
 
     With `fed`, every sub-layer gets that flow's values as its inputs, and that flow's gradients at its outputs, so that
-    what is wrong in one stays in it. The gradient of wte.weight is then in two parts: the embedding's under its own
-    name, the head's as lm_head.weight.
+    what is wrong in one stays in it. The gradient of a tied wte.weight is then in two parts: the embedding's under its
+    own name, the head's as lm_head.weight.
     """
     model = torch_ref.model.GPT2(config, arrays).to(device)
     values: dict[str, torch.Tensor] = {}
@@ -208,10 +209,9 @@ def gradients_from(
         return backward(["loss"], values | parameters)
     first = [name for name in values if name not in ("lm_head", "loss")]
     last = {name: leaves[name] for name in ("ln_f", "lm_head")}
-    body = {name: leaf for name, leaf in leaves.items() if name not in last}
-    return backward(first, body | parameters) | backward(
-        ["loss", "lm_head"], last | {"lm_head.weight": parameters["wte.weight"]}
-    )
+    body = {name: leaf for name, leaf in leaves.items() if name not in last} | parameters
+    head = body.pop("lm_head.weight", parameters["wte.weight"])
+    return backward(first, body) | backward(["loss", "lm_head"], last | {"lm_head.weight": head})
 
 
 def as_float64(x: Tensor) -> np.ndarray:

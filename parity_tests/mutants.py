@@ -241,20 +241,20 @@ mutant(
 
 HEAD = "lm_head "
 head = (M.GPT2, "head")
-mutant("untied head", HEAD, (*head, ("self.wte.weight", "self.wte.weight.detach()")))
+mutant("untied head", HEAD, (*head, ("or self.wte).weight", "or self.wte).weight.detach()")))
 stale = "self.stale = (lambda copy: lambda: copy)(Tensor(arrays['wte.weight']).realize())"
 mutant(
     "stale head",
     (HEAD, "only the graph that trains"),
     (M.GPT2, "__init__", (loaded, f"{loaded}\n    {stale}")),
-    (*head, ("self.wte.weight", "self.wte.weight + (self.stale() - self.wte.weight).detach()")),
+    (*head, ("or self.wte).weight", "or self.wte).weight + (self.stale() - self.wte.weight).detach()")),
 )
 mutant(
     "head's padding not masked",
     (HEAD, LOSS),
-    (F, "tied_head", ("contiguous_backward(), -math.inf", "contiguous_backward(), 0")),
+    (F, "lm_head", ("contiguous_backward(), -math.inf", "contiguous_backward(), 0")),
 )
-mutant("head scaled by 1 / sqrt(C)", HEAD, (*head, ("F.tied_head(x,", "F.tied_head(x / x.shape[-1]**0.5,")))
+mutant("head scaled by 1 / sqrt(C)", HEAD, (*head, ("F.lm_head(x,", "F.lm_head(x / x.shape[-1]**0.5,")))
 
 mean = "long_sum(scored.where(nll, 0).flatten()) / scored.sum()"
 for name, change in {
@@ -653,7 +653,7 @@ def configuration(number: int, seed: int) -> tuple[Setting, int, int, str]:
     random = np.random.default_rng((seed, number))
     heads = int(random.integers(1, 7))
     width = heads * int(random.integers(-(-4 // heads), 48 // heads + 1))
-    sizes = {"n_layer": int(random.integers(1, 4)), "n_head": heads, "n_embd": width}
+    sizes: dict[str, Any] = {"n_layer": int(random.integers(1, 4)), "n_head": heads, "n_embd": width}
     sizes |= {"vocab_size": int(random.integers(50, 401)), "n_positions": int(random.integers(2, 33))}
     epsilon = (1e-5, 1e-6, 1e-3)[number % 3]
     rows, length = int(random.integers(1, 4)), int(random.integers(2, sizes["n_positions"] + 1))

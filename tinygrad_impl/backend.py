@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tinygrad_impl.kernels.fused import Fused
 
 CHOICES = ("auto", "fused", "plain")
-GEMMS = ("linear", "attention", "tied_head")  # whose formulas take the dtype that they run in
+GEMMS = ("linear", "attention", "lm_head")  # whose formulas take the dtype that they run in
 
 State = tuple[Flat, Flat, Flat, Flat]  # parameters, exp_avg, exp_avg_sq, gradients
 

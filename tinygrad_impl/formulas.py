@@ -8,8 +8,9 @@ In the comments B is the batch, T the sequence length, C = n_embd, H = n_head, D
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
@@ -165,6 +166,49 @@ def gelu(x: Tensor) -> Tensor:
     return (y.detach() + (x - x.detach()) * slope.detach()).cast(dtype)  # y, with slope as its derivative
 
 
+# (1 + 2 z) exp(z^2) erfc(z) for z >= 0 as powers of t = (z - 3.75) / (z + 3.75), in which it is smooth (Shepherd &
+# Laframboise 1981): its Chebyshev interpolant of degree 22, whose error is that of float64's rounding.
+ERFC = (
+    *(1.2375126308378275, -0.14024059858554525, 0.0035854154854790257, 0.08227673848999506, -0.10880393014244462),
+    *(0.09230432116428125, -0.05869339857664934, 0.02836227737211114, -0.009746579683265262, 0.0017556261651970652),
+    *(0.000293714378044958, -0.00029015535246077655, 5.164652974177416e-05, 2.2387565714911816e-05),
+    *(-1.1438048033346894e-05, -9.792625707303523e-07, 1.7419821586224816e-06, -5.084465378687302e-08),
+    *(-2.4857126248016745e-07, 1.879082322370048e-08, 3.197926671666804e-08, -1.9551358868985616e-09),
+    -2.623107347133476e-09,
+)
+# erf(z) / z in powers of z^2: Maclaurin's series, without the factor 2 / sqrt(pi)
+ERF = tuple((-1) ** n / (math.factorial(n) * (2 * n + 1)) for n in range(15))
+
+
+def polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
+    """The sum of coefficients[n] x^n, by Horner's rule."""
+    total: Any = 0
+    for coefficient in reversed(coefficients):
+        total = total * x + coefficient
+    return total
+
+
+def gelu_erf(x: Tensor) -> Tensor:
+    """x Phi(x), where Phi is the normal distribution's (Hendrycks & Gimpel 2016); its derivative is Phi(x) + x Phi'(x).
+
+    Phi(x) = (1 + erf(x / sqrt(2))) / 2, whose digits would cancel far below 0: there it is computed from erfc, and near
+    0 from erf's series. tinygrad's own erf has 7 digits, too few for float64.
+    """
+    x, dtype = at_least_float32(x), x.dtype
+    half, z = x.square() / 2, x.abs() * math.sqrt(0.5)
+    density = (-half).exp() / math.sqrt(2 * math.pi)
+    tail = (-half).exp() * polynomial(1 - 7.5 / (z + 3.75), ERFC) / (2 + 4 * z)  # Phi(-|x|)
+    near = 0.5 + x * polynomial(half, ERF) / math.sqrt(2 * math.pi)
+    phi = (z < 0.75).where(near, (x < 0).where(tail, 1 - tail))
+    y, slope = x * phi, phi + x * density
+    return (y.detach() + (x - x.detach()) * slope.detach()).cast(dtype)  # y, with slope as its derivative
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0), whose derivative at 0 is 0. NaN stays NaN, as in PyTorch, or else a model of NaN would go unseen."""
+    return (x > 0).where(x, x.isnan().where(x, 0))
+
+
 def attention(
     q: Tensor,
     k: Tensor,
@@ -187,7 +231,7 @@ def attention(
     return scores.softmax(-1).cast(v.dtype).contiguous() @ v
 
 
-def tied_head(x: Tensor, weight: Tensor, dtype: DType | None = None) -> Tensor:
+def lm_head(x: Tensor, weight: Tensor, dtype: DType | None = None) -> Tensor:
     """x (B, T, C) @ weight (V, C).T: logits (B, T, V rounded up to VOCAB_TILE), those past V being -inf.
 
     -inf is what makes the padding invisible: its probability and its gradient are exactly zero.

@@ -105,9 +105,13 @@ class LayerNorm(nn.LayerNorm):
 
 
 def gelu(x: Tensor, approximate: str) -> Tensor:
-    """The tanh form of GELU: (...) -> (...)."""
-    assert approximate == "tanh"
-    return operation("gelu", x)
+    """GELU (...) -> (...): "none" is x Phi(x) with the normal distribution's Phi, "tanh" is its tanh form."""
+    return operation({"tanh": "gelu", "none": "gelu_erf"}[approximate], x)
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0): (...) -> (...). NaN stays NaN."""
+    return operation("relu", x)
 
 
 def scaled_dot_product_attention(
@@ -121,9 +125,9 @@ def scaled_dot_product_attention(
     return operation("attention", q, k, v, *masks, is_causal=is_causal)
 
 
-def tied_head(x: Tensor, weight: Tensor) -> Tensor:
+def lm_head(x: Tensor, weight: Tensor) -> Tensor:
     """x (B, T, C) @ weight (V, C).T: logits (B, T, V rounded up to VOCAB_TILE), those past V being -inf."""
-    return operation("tied_head", x, weight)
+    return operation("lm_head", x, weight)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:

@@ -7,7 +7,7 @@ renaming and no transposing. There is no dropout.
 In the comments B is the batch, T the sequence length, C = n_embd, H = n_head, D = C / H, V = vocab_size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from tinygrad import Tensor, nn
@@ -83,15 +83,23 @@ class CausalSelfAttention:
         return self.c_proj(y)
 
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # by the names of Hugging Face
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),  # Hendrycks & Gimpel 2016
+    "gelu": lambda x: F.gelu(x, approximate="none"),  # the same paper's, of which that is an approximation
+    "relu": lambda x: F.relu(x),
+}
+
+
 class MLP:
-    """Two layers, four times as wide inside, with the tanh form of GELU (Hendrycks & Gimpel 2016; HF's gelu_new)."""
+    """Two layers, wider inside (n_inner, mostly 4 C), with an activation between them."""
 
     def __init__(self, config: GPT2Config):
-        self.c_fc = Conv1D(config.n_embd, 4 * config.n_embd)
-        self.c_proj = Conv1D(4 * config.n_embd, config.n_embd)
+        self.c_fc = Conv1D(config.n_embd, config.inner)
+        self.c_proj = Conv1D(config.inner, config.n_embd)
+        self.activation = config.activation_function
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, C) -> (B, T, 4C)
+        x = ACTIVATIONS[self.activation](self.c_fc(x))  # (B, T, C) -> (B, T, n_inner)
         return self.c_proj(x)  # -> (B, T, C)
 
 
@@ -111,7 +119,7 @@ class Block:
 
 
 class GPT2:
-    """The language model. Its head is tied to the token embedding: there is no lm_head parameter.
+    """The language model. Its head is tied to the token embedding, unless `config` says that it has weights of its own.
 
     `arrays` are the parameters by name, as data/checkpoints/checkpoint.py loads them. What it gives is yet to be
     computed: by a backend (tinygrad_impl/backend.py), or else in the arrays' dtype.
@@ -123,6 +131,8 @@ class GPT2:
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = [Block(config, i) for i in range(config.n_layer)]
         self.ln_f = F.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        untied = not config.tie_word_embeddings
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False) if untied else None
         nn.state.load_state_dict(self, {name: Tensor(array) for name, array in arrays.items()}, verbose=False)
 
     def __call__(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -148,7 +158,7 @@ class GPT2:
 
     def head(self, x: Tensor) -> Tensor:
         """x (B, T, C) -> logits (B, T, V padded with -inf)."""
-        return F.tied_head(x, self.wte.weight)
+        return F.lm_head(x, (self.lm_head or self.wte).weight)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The parameters by name, copied."""

@@ -7,7 +7,7 @@ renaming and no transposing. There is no dropout.
 In the comments B is the batch, T the sequence length, C = n_embd, H = n_head, D = C / H, V = vocab_size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -86,16 +86,24 @@ class CausalSelfAttention(nn.Module):
         return self.c_proj(y)
 
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # by the names of Hugging Face
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),  # Hendrycks & Gimpel 2016
+    "gelu": lambda x: F.gelu(x, approximate="none"),  # the same paper's, of which that is an approximation
+    "relu": lambda x: F.relu(x),
+}
+
+
 class MLP(nn.Module):
-    """Two layers, four times as wide inside, with the tanh form of GELU (Hendrycks & Gimpel 2016; HF's gelu_new)."""
+    """Two layers, wider inside (n_inner, mostly 4 C), with an activation between them."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
-        self.c_fc = Conv1D(config.n_embd, 4 * config.n_embd)
-        self.c_proj = Conv1D(4 * config.n_embd, config.n_embd)
+        self.c_fc = Conv1D(config.n_embd, config.inner)
+        self.c_proj = Conv1D(config.inner, config.n_embd)
+        self.activation = config.activation_function
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, C) -> (B, T, 4C)
+        x = ACTIVATIONS[self.activation](self.c_fc(x))  # (B, T, C) -> (B, T, n_inner)
         return self.c_proj(x)  # -> (B, T, C)
 
 
@@ -116,7 +124,7 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """The language model. Its head is tied to the token embedding: there is no lm_head parameter.
+    """The language model. Its head is tied to the token embedding, unless `config` says that it has weights of its own.
 
     `arrays` are the parameters by name, as data/checkpoints/checkpoint.py loads them; the model computes in their
     dtype, or with bfloat16 matmuls inside `torch.autocast`.
@@ -129,6 +137,8 @@ class GPT2(nn.Module):
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList([Block(config, i) for i in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        untied = not config.tie_word_embeddings
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False) if untied else None
         self.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()}, assign=True)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -154,7 +164,7 @@ class GPT2(nn.Module):
 
     def head(self, x: Tensor) -> Tensor:
         """x (B, T, C) -> logits (B, T, V)."""
-        return F.linear(x, self.wte.weight)
+        return F.linear(x, (self.lm_head or self.wte).weight)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The parameters by name, copied."""

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data.checkpoints.checkpoint import checkpoints
 from data.checkpoints.config import parameter_count
+from data.checkpoints.sums import checkpoints
 from data.cli import InputError
 from data.runs.implementation import Implementation
 from data.runs.plots import plot_losses

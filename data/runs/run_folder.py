@@ -33,19 +33,10 @@ from typing import Any
 
 import numpy as np
 
-from data.checkpoints.checkpoint import (
-    checkpoints,
-    latest_checkpoint,
-    load,
-    read_json,
-    read_safetensors,
-    remedy,
-    save,
-    verify,
-    write_safetensors,
-    write_sums,
-)
+from data.checkpoints.checkpoint import latest_checkpoint, read_model, save
 from data.checkpoints.config import GPT2Config
+from data.checkpoints.sums import checkpoints, remedy, verify, write_sums
+from data.checkpoints.tensors import read_json, read_safetensors, write_safetensors
 from data.cli import InputError
 from data.files import atomic_write, sync_folder
 
@@ -239,7 +230,14 @@ def load_checkpoint(
     it is not as it was written, naming the newest one that is.
     """
     verify(folder)
-    config, arrays = load(folder)
+    return read_checkpoint(folder)
+
+
+def read_checkpoint(
+    folder: Path,
+) -> tuple[GPT2Config, dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
+    """What `load_checkpoint` gives, whatever SHA256SUMS says."""
+    config, arrays = read_model(folder)
     moments = read_safetensors(folder / "optimizer.safetensors")
     shapes = {f"{moment}.{name}": a.shape for moment in ("exp_avg", "exp_avg_sq") for name, a in arrays.items()}
     if {name: a.shape for name, a in moments.items()} != shapes:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from data.checkpoints.checkpoint import checkpoints, latest_checkpoint, load, resolve
+from data.checkpoints.checkpoint import latest_checkpoint, load, named_checkpoint, names_checkpoint, resolve
 from data.checkpoints.config import PRESETS, GPT2Config, parameter_count, to_hf
 from data.checkpoints.initialize import initial_weights
+from data.checkpoints.sums import checkpoints
 from data.cli import InputError
 from data.runs.options import FREE, RECIPES, Given, Options, is_checkpoint
 from data.runs.run_folder import load_checkpoint, read_sealed, refuse_occupied
@@ -71,7 +72,11 @@ def begin(given: Given, device: str) -> Start:
 
 
 def checkpoint_to_resume(path: Path) -> Path | None:
-    """The checkpoint that --resume means, itself or its run's latest; None where the run has none yet."""
+    """The checkpoint that --resume means: itself, one that the run's file names, or the run's latest; None where the
+    run has none yet.
+    """
+    if names_checkpoint(path):
+        return named_checkpoint(path)
     if is_checkpoint(path):
         return path
     if checkpoints(path / "checkpoints") or (path / "checkpoints" / "latest").exists():

@@ -58,4 +58,6 @@ def obstacle(config: GPT2Config, device: str, bfloat16: bool) -> str | None:
     head = config.n_embd // config.n_head
     if config.n_embd % 64 or head not in (16, 32, 64):
         return f"they take widths that 64 divides and heads of 16, 32 or 64, not {config.n_embd} and {head}"
+    if config.inner % 64:
+        return f"they take an n_inner that 64 divides, not {config.inner}"
     return None

@@ -32,7 +32,7 @@ class Launches:
     """The launches of all kernels for R = N * T tokens of a model of these sizes."""
 
     def __init__(self, gpu: GPU, config: GPT2Config, N: int, T: int, V: int):
-        P, C, H = config.n_positions, config.n_embd, config.n_head
+        P, C, H, inner = config.n_positions, config.n_embd, config.n_head, config.inner
         R, one = N * T, N * T == 1
         early = {"EARLY": gpu.starts_early}
         stages = 4 if gpu.has_large_shared_memory else 2
@@ -41,7 +41,7 @@ class Launches:
         rows = tall if R > 64 else min(tall, 32)
         block = 16 if R <= 64 else 64  # columns of the stream that have statistics of their own
         wide = 32 if one else 16 if R <= 16 else 64 if R <= 64 else math.gcd(C, 128)
-        self.R, self.C, self.blocks = R, C, C // block
+        self.R, self.C, self.inner, self.blocks = R, C, inner, C // block
 
         def linear(kernel: Any, reads: int, columns: int, writes: int, rows: int = rows, **constants: Any) -> Launch:
             deep = triton.next_power_of_2(reads) if one else math.gcd(reads, min(256, 8192 // columns))
@@ -60,8 +60,10 @@ class Launches:
         attention |= {"BT": 128 if one else 64}
         self.attention = Launch(step.attention_kernel, (H, N, triton.cdiv(T, tokens)), attention)
         self.project = linear(step.residual_kernel, C, block, C, K=C)
-        self.gelu = linear(step.gelu_kernel, C, wide, 4 * C, **norm, N=4 * C)
-        self.contract = linear(step.residual_kernel, 4 * C, block, C, K=4 * C)
+        self.expand = linear(
+            step.expand_kernel, C, math.gcd(inner, wide), inner, **norm, N=inner, ACTIVATION=config.activation_function
+        )
+        self.contract = linear(step.residual_kernel, inner, block, C, K=inner)
         self.head = linear(step.head_kernel, C, 16 if one else 128, V, tall, **norm, V=V)
         blocks = self.head.grid[0]
         drawing = early | {"BLOCKS": blocks, "LANES": triton.next_power_of_2(blocks)}
@@ -82,7 +84,7 @@ class Decoder:
     def __init__(self, model: GPT2, backend: "Fused", N: int, chunk: int, V: int):
         self.model, self.N = model, N
         operations = backend.bind(nn.state.get_state_dict(model)).operations
-        self.wte = operations.matrix(model.wte.weight)
+        self.table = operations.matrix((model.lm_head or model.wte).weight)
         linears = [(b.attn.c_attn, b.attn.c_proj, b.mlp.c_fc, b.mlp.c_proj) for b in model.h]
         self.weights = [[operations.matrix(linear.weight) for linear in layer] for layer in linears]
         c = self.model.config
@@ -168,7 +170,7 @@ class Decoder:
         x, means, squares, changed = self.layers(self.tokens, k)
         blocks = self.N, k.head.grid[0]
         outs = [self.logits, new(x, *blocks, dtype=dtypes.int64), new(x, *blocks, dtype=dtypes.float32)]
-        logits, best, sums = launch(k.head, outs, x, means, squares, norm.weight, norm.bias, self.wte)
+        logits, best, sums = launch(k.head, outs, x, means, squares, norm.weight, norm.bias, self.table)
         return best, sums, [*changed, logits]
 
     def layers(self, tokens: Tensor, k: Launches) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
@@ -188,6 +190,6 @@ class Decoder:
             changed += [keys, values]
             [y] = launch(k.attention, [new(tokens, k.R, k.C)], q, keys, values, self.lengths)
             x = launch(k.project, stream(), y, attn_proj, attn.c_proj.bias, x[0])
-            [g] = launch(k.gelu, [new(tokens, k.R, 4 * k.C)], *x, ln_2.weight, ln_2.bias, c_fc, mlp.c_fc.bias)
-            x = launch(k.contract, stream(), g, mlp_proj, mlp.c_proj.bias, x[0])
+            [y] = launch(k.expand, [new(tokens, k.R, k.inner)], *x, ln_2.weight, ln_2.bias, c_fc, mlp.c_fc.bias)
+            x = launch(k.contract, stream(), y, mlp_proj, mlp.c_proj.bias, x[0])
         return x[0], x[1], x[2], changed

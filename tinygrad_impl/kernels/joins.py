@@ -126,14 +126,19 @@ def total(name: str) -> UPat:
     return UPat(Ops.ADD, src=(UPat.var("stream"), UPat.var("branch")), name=name)
 
 
+def gelus(config: GPT2Config) -> int:
+    """Activations of the one kind that a GEMM computes in its epilogue."""
+    return config.n_layer if config.activation_function == "gelu_new" else 0
+
+
 X, W, B = map(UPat.var, ("x", "w", "b"))
 QKV = [head_split_off(name) for name in "qkv"]
 RULES = {  # by the name of the node that a rule makes
-    "linear_gelu": Rule(pattern("gelu", pattern("linear", X, W, B)), linear_gelu, lambda c: c.n_layer),
+    "linear_gelu": Rule(pattern("gelu", pattern("linear", X, W, B)), linear_gelu, gelus),
     "gelu_linear": Rule(
         pattern("linear", pattern("linear_gelu", UPat(), UPat(), UPat(), out=1, name="y"), W, B),
         gelu_linear,
-        lambda c: c.n_layer,
+        gelus,
     ),
     "split_attention": Rule(pattern("attention", *QKV, call="call"), split_attention, lambda c: c.n_layer),
     "residual_layer_norm": Rule(
@@ -143,7 +148,7 @@ RULES = {  # by the name of the node that a rule makes
         pattern("layer_norm", total("total"), W, B, call="call"), embedding_layer_norm, lambda c: 1
     ),
     "head_loss": Rule(
-        pattern("cross_entropy", pattern("tied_head", X, W), UPat.var("targets"), call="call"), head_loss, lambda c: 1
+        pattern("cross_entropy", pattern("lm_head", X, W), UPat.var("targets"), call="call"), head_loss, lambda c: 1
     ),
 }
 LOSS = PatternMatcher([(rule.pattern, rule.join) for rule in RULES.values()])

@@ -37,8 +37,8 @@ class Operations:
 
     def __call__(self, name: str, sources: list[Tensor], settings: dict[str, Any]) -> list[Tensor]:
         """A node's outputs. Those that are not joined with others, and have no kernel by themselves, are formulas."""
-        if name == "gelu":
-            return [formulas.gelu(*sources)]
+        if name in ("gelu", "gelu_erf", "relu"):
+            return [getattr(formulas, name)(*sources)]
         if name == "cross_entropy":
             return [formulas.cross_entropy(*sources, **settings)]
         if name == "attention":
@@ -192,10 +192,10 @@ class Operations:
         outs = [new(x, C, dtype=dtypes.float32) for _ in range(3)]
         return [dx, dx16, *launch(matmul.column_sums(kernel.grid[0], C, 1, outs=3), outs, sums)]
 
-    def tied_head(self, x: Tensor, weight: Tensor) -> list[Tensor]:
+    def lm_head(self, x: Tensor, weight: Tensor) -> list[Tensor]:
         """x (B, T, C) @ weight (V, C).T: logits (B, T, V rounded up to VOCAB_TILE), in bfloat16, past V -inf."""
         *outer, C = x.shape
-        rows, table = bfloat16(x).reshape(-1, C), self.matrix(weight, "wte.weight")
+        rows, table = bfloat16(x).reshape(-1, C), self.matrix(weight, "lm_head.weight")
         (R, C), V = rows.shape, table.shape[0]
         [logits] = launch(matmul.head(self.gpu, R, C, V), [new(rows, R, V)], rows, table)
         [logits] = differentiable([logits], self._head_gradient, [rows, weight], table)
@@ -226,7 +226,7 @@ class Operations:
 
         The gradient of logits takes their place, and that of other rows the place of the gradient, once it was used.
         """
-        rows, table = bfloat16(x).reshape(-1, x.shape[-1]), self.matrix(weight, "wte.weight")
+        rows, table = bfloat16(x).reshape(-1, x.shape[-1]), self.matrix(weight, "lm_head.weight")
         (R, C), V = rows.shape, table.shape[0]
         target = targets.reshape(R).cast(dtypes.int32)
         scale = (1 / (target != ignore_index).sum().float()).reshape(1).contiguous()
@@ -250,8 +250,8 @@ class Operations:
 
 
 def rounded(weight: Tensor, name: str) -> Tensor:
-    """A matrix in bfloat16. The table of tokens has rows of 0 at its end, up to a multiple of VOCAB_TILE."""
-    rows = -weight.shape[0] % VOCAB_TILE if name == "wte.weight" else 0
+    """A matrix in bfloat16. Tables of tokens have rows of 0 at their end, up to a multiple of VOCAB_TILE."""
+    rows = -weight.shape[0] % VOCAB_TILE if name in ("wte.weight", "lm_head.weight") else 0
     return weight.detach().pad(((0, rows), None)).cast(dtypes.bfloat16).contiguous()
 
 

@@ -271,7 +271,19 @@ def residual_kernel(
 
 
 @triton.jit
-def gelu_kernel(
+def activated(x, ACTIVATION: tl.constexpr):
+    """The activations of model.py, as formulas.py has them. NaN stays NaN."""
+    if ACTIVATION == "gelu_new":
+        return x / (1 + tl.exp(-1.5957691216057308 * x * (1 + 0.044715 * x * x)))
+    elif ACTIVATION == "gelu":
+        return 0.5 * x * (1 + tl.erf(0.7071067811865476 * x))
+    else:
+        tl.static_assert(ACTIVATION == "relu")
+        return tl.where(x < 0, 0.0, x)
+
+
+@triton.jit
+def expand_kernel(
     y,  # (R, N)
     x,
     means,
@@ -289,15 +301,16 @@ def gelu_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     EARLY: tl.constexpr,
+    ACTIVATION: tl.constexpr,
 ):
-    """The tanh form of GELU of layer_norm(x) @ weight + bias."""
+    """The activation of layer_norm(x) @ weight + bias."""
     r, n, row, _, inside = place_of(R, N, ROWS, BN)
     asked = asked_for(weight, gain, shift, n, C, True, N, 1, ROWS, BK)
     b = tl.load(bias + n)[None, :]
     wait(EARLY)
     total = b + gemm(x, means, squares, gain, shift, weight, asked, row, n, C, BLOCK, EPS, N, 1, ROWS, BN, BK, EARLY)
-    g = total / (1 + tl.exp(-1.5957691216057308 * total * (1 + 0.044715 * total * total)))  # as formulas.gelu has it
-    tl.store(y + r[:, None] * N + n[None, :], g.to(y.dtype.element_ty), mask=inside)
+    total = activated(total, ACTIVATION)
+    tl.store(y + r[:, None] * N + n[None, :], total.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from data.checkpoints.checkpoint import CONFIG, INDEX, WEIGHTS, load, save, write_safetensors
+from data.checkpoints.checkpoint import CONFIG, INDEX, WEIGHTS, load, save
 from data.checkpoints.config import GPT2Config, to_hf
 from data.checkpoints.initialize import initial_weights
+from data.checkpoints.tensors import write_safetensors
 from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.runs.options import UNRECORDED, parse, parser
 from data.runs.report import report_page

@@ -16,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from data.checkpoints.checkpoint import checkpoints, damage, latest_checkpoint
+from data.checkpoints.checkpoint import latest_checkpoint
+from data.checkpoints.sums import checkpoints, damage
 from data.cli import ArgumentParser, Progress, run, whole
 from data.runs.run_folder import read_metrics
 from data.testing import save_model, write_stories
@@ -84,7 +85,9 @@ def torture(
             done += 1
             progress.update()
             saving += any(out.glob("checkpoints/*.partial"))
-            faults += [f"{out.name}: {fault}" for path in checkpoints(out / "checkpoints") if (fault := damage(path))]
+            faults += [
+                f"{out.name}: {fault.words}" for path in checkpoints(out / "checkpoints") if (fault := damage(path))
+            ]
             if (out / "checkpoints" / "latest").exists():
                 step = int(latest_checkpoint(out).name.removeprefix("step-"))
                 if step < newest:

@@ -73,6 +73,7 @@ OBSTACLES: list[tuple[dict[str, Any], str]] = [
     ({"config": GPT2Config(n_embd=96, n_head=3)}, f"{WIDTHS}96 and 32"),
     ({"config": GPT2Config(n_embd=64, n_head=8)}, f"{WIDTHS}64 and 8"),
     ({"config": GPT2Config(n_embd=128, n_head=1)}, f"{WIDTHS}128 and 128"),
+    ({"config": GPT2Config(n_embd=64, n_head=1, n_inner=96)}, "they take an n_inner that 64 divides, not 96"),
 ]
 
 

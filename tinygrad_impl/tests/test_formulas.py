@@ -1,5 +1,6 @@
 """The formulas of the port's operations, against numpy and PyTorch."""
 
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -102,6 +103,35 @@ def test_gelu_and_its_derivative(scale: float) -> None:
     assert relative_error(slope.numpy(), derivative) < 2 * HALF_A_UNIT
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("scale", [0.1, 1, 3, 10])
+def test_gelu_with_erf_and_its_derivative(scale: float, dtype: type[np.floating]) -> None:
+    """Python's erfc has all of its digits, also where 1 + erf would have lost most."""
+    x: np.ndarray = (scale * RANDOM.standard_normal(5_000)).astype(dtype)
+    given = Tensor(x)
+    y = F.gelu_erf(given)
+    slope = y.sum().gradient(given)[0]
+    z = x.astype(np.float64)
+    phi = np.array([math.erfc(-number / math.sqrt(2)) / 2 for number in z])
+    unit = float(np.finfo(dtype).eps)
+    assert relative_error(y.numpy(), z * phi) < unit / 2
+    assert relative_error(slope.numpy(), phi + z * np.exp(-z * z / 2) / math.sqrt(2 * math.pi)) < unit / 2
+    far: np.ndarray = np.linspace(-5, 5, 2001).astype(dtype)
+    exact = np.array([number * math.erfc(-number / math.sqrt(2)) / 2 for number in far.astype(np.float64)])
+    np.testing.assert_allclose(F.gelu_erf(Tensor(far)).numpy(), exact, rtol=32 * unit, atol=0)
+
+
+def test_relu_and_its_derivative() -> None:
+    """As in PyTorch: 0 has the derivative 0, and NaN is not taken for 0."""
+    x = np.array([-np.inf, -2, -0.0, 0, 1e-40, 3, np.inf, np.nan], np.float32)
+    given, theirs = Tensor(x), torch.tensor(x, requires_grad=True)
+    y, expected = F.relu(given), torch.relu(theirs)
+    expected.sum().backward()
+    np.testing.assert_array_equal(y.numpy(), expected.detach().numpy())
+    assert theirs.grad is not None
+    np.testing.assert_array_equal(y.sum().gradient(given)[0].numpy()[:-1], theirs.grad.numpy()[:-1])
+
+
 @pytest.mark.parametrize("count", [1, 32, 33, 1000, 50304])
 def test_long_sum(count: int) -> None:
     """Nearer to the exact sum than one rounding a stage."""
@@ -112,12 +142,12 @@ def test_long_sum(count: int) -> None:
 
 @pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("rows", [5, F.VOCAB_TILE, F.VOCAB_TILE + 1])
-def test_tied_head(rows: int) -> None:
+def test_lm_head(rows: int) -> None:
     table = RANDOM.standard_normal((rows, 16)).astype(np.float32)
     x = RANDOM.standard_normal((2, 3, 16)).astype(np.float32)
     targets = RANDOM.integers(0, rows, (2, 3)).astype(np.int32)
     weight, stream = Tensor(table), Tensor(x)
-    logits = F.tied_head(stream, weight)
+    logits = F.lm_head(stream, weight)
     assert logits.shape == (2, 3, -(-rows // F.VOCAB_TILE) * F.VOCAB_TILE)
     values = logits.numpy()
     np.testing.assert_allclose(values[..., :rows], x @ table.T, rtol=1e-4, atol=1e-5)
@@ -125,7 +155,7 @@ def test_tied_head(rows: int) -> None:
 
     # d loss / d logits = (softmax - one-hot) / N: in the padding zero, or these gradients would not be finite
     # (from a new graph: what is realized has forgotten what it was made from)
-    loss = F.cross_entropy(F.tied_head(stream, weight), Tensor(targets), ignore_index=-100)
+    loss = F.cross_entropy(F.lm_head(stream, weight), Tensor(targets), ignore_index=-100)
     of_weight, of_x = (g.numpy() for g in loss.gradient(weight, stream))
     exact = (x @ table.T).astype(np.float64)
     softmax = np.exp(exact - exact.max(-1, keepdims=True))
@@ -190,7 +220,7 @@ def test_bfloat16_keeps_what_needs_it_in_float32(computed: bool, monkeypatch: py
     assert loss is not None
     with monkeypatch.context() as patch:
         patch.setattr(Tensor, "softmax", watched)
-        for name in ("linear", "attention", "tied_head"):
+        for name in ("linear", "attention", "lm_head"):
             formula = getattr(F, name)
 
             def given(*sources: Tensor, formula: Any = formula, dtype: DType | None = None, **more: Any) -> Tensor:
@@ -270,7 +300,7 @@ def test_the_head_and_the_loss(device: None, rows: int) -> None:
     ours, theirs = both(RANDOM.standard_normal((2, rows // 2, 3)), RANDOM.standard_normal((V, 3)))
     targets = RANDOM.integers(0, V, (2, rows // 2))
     targets.flat[::5] = -100
-    loss = F.cross_entropy(F.tied_head(*ours), Tensor(targets.astype(np.int32)), ignore_index=-100)
+    loss = F.cross_entropy(F.lm_head(*ours), Tensor(targets.astype(np.int32)), ignore_index=-100)
     logits = (theirs[0] @ theirs[1].T).flatten(0, 1)
     z = torch.nn.functional.cross_entropy(logits, torch.tensor(targets).flatten(), ignore_index=-100)
     compare((loss, ours), (z, theirs), 1e-12)
@@ -283,7 +313,7 @@ def test_the_head_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     for on_cpu in (True, False):
         monkeypatch.setattr(F, "is_cpu", lambda x, on_cpu=on_cpu: on_cpu)
         given = Tensor(x.astype(np.float32)), Tensor(table.astype(np.float32))
-        logits = F.tied_head(*given, dtype=dtypes.bfloat16)
+        logits = F.lm_head(*given, dtype=dtypes.bfloat16)
         assert logits.dtype == dtypes.bfloat16
         np.testing.assert_array_equal(logits.float().numpy()[..., :130], nearest)
 
@@ -311,5 +341,5 @@ def test_gradients_of_biases_are_sums_in_blocks_of_rows() -> None:
 def test_logits_of_few_rows_are_sums_in_blocks(device: None) -> None:
     """As in generation. Of products of one sign, which one running sum would lose digits of."""
     x, table = RANDOM.random((1, 3, 768), np.float32), RANDOM.random((130, 768), np.float32)
-    logits = F.tied_head(Tensor(x), Tensor(table)).numpy()[..., :130]
+    logits = F.lm_head(Tensor(x), Tensor(table)).numpy()[..., :130]
     assert relative_error(logits, x.astype(np.float64) @ table.T) < 1.5 * HALF_A_UNIT

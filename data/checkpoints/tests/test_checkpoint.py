@@ -5,7 +5,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,18 +19,11 @@ import torch
 import transformers
 from huggingface_hub import constants
 
-from data.checkpoints import checkpoint
-from data.checkpoints.checkpoint import (
-    INDEX,
-    WEIGHTS,
-    load,
-    read_safetensors,
-    resolve,
-    save,
-    write_safetensors,
-)
+from data.checkpoints import hub as hub_models
+from data.checkpoints.checkpoint import INDEX, WEIGHTS, load, resolve, save
 from data.checkpoints.config import PRESETS, GPT2Config, parameter_shapes, to_hf
 from data.checkpoints.initialize import initial_weights
+from data.checkpoints.tensors import read_safetensors, write_safetensors
 from data.cli import InputError
 from data.text.tokenizer import VOCAB_SIZE
 
@@ -70,7 +65,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(checkpoint, "HUB_TIMEOUT", 0.2)
+        monkeypatch.setattr(hub_models, "TIMEOUT", 0.2)
         # it asks that about something of its own too
         monkeypatch.setattr("huggingface_hub.utils._detect_agent._REGISTRY_FETCH_TIMEOUT", 0.2)
         yield server
@@ -140,6 +135,37 @@ def test_bare_names_with_mask_buffers_and_the_head_beside_as_in_the_hubs_own_fil
     assert_same(load(folder)[1], arrays)
 
 
+def test_a_file_that_keeps_the_head_alone_of_the_tied_pair(folder: Path, arrays: Arrays) -> None:
+    head = {name: array for name, array in arrays.items() if name != "wte.weight"}
+    safetensors.numpy.save_file(head | {"lm_head.weight": arrays["wte.weight"]}, folder / WEIGHTS)
+    assert_same(load(folder)[1], arrays)
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["_orig_mod.", "module.", "model.", "module._orig_mod.transformer.", "model.model."]
+)
+def test_names_within_what_wrapped_the_model(wrapper: str, folder: Path, arrays: Arrays) -> None:
+    mask = {f"{wrapper}h.0.attn.bias": np.tril(np.ones((1, 1, 16, 16), dtype=np.float32))}
+    named = {wrapper + name: array for name, array in arrays.items()}
+    safetensors.numpy.save_file(named | mask | {f"{wrapper}lm_head.weight": arrays["wte.weight"]}, folder / WEIGHTS)
+    assert_same(load(folder)[1], arrays)
+    safetensors.numpy.save_file(named | {"ln_f.bias": arrays["ln_f.bias"]}, folder / WEIGHTS)
+    with pytest.raises(InputError, match=f"both ln_f.bias and {wrapper}ln_f.bias are there; keep one of them"):
+        load(folder)
+
+
+def test_an_untied_head(tmp_path: Path, arrays: Arrays) -> None:
+    untied, head = replace(SMALL, tie_word_embeddings=False), {"lm_head.weight": arrays["wte.weight"] + 1}
+    save(tmp_path, untied, arrays | head)
+    assert load(tmp_path)[0] == untied
+    assert_same(load(tmp_path)[1], arrays | head)
+    rewrite(tmp_path / "config.json", tie_word_embeddings=True)
+    with pytest.raises(InputError, match=r"differs from wte.weight, and config.json says .*; .* to false$"):
+        load(tmp_path)
+    with pytest.raises(InputError, match=r"'lm_head.weight' missing"):
+        save(tmp_path, untied, arrays)
+
+
 def test_every_type_that_numpy_has(tmp_path: Path) -> None:
     types = ["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1"]
     arrays = {name: np.array([[1, 2, 3], [4, 100, 7]], name) for name in types} | {"bool": np.array([True, False])}
@@ -176,10 +202,12 @@ def test_the_epsilon_of_a_folder(epsilon: float, folder: Path, tmp_path: Path, a
 
 
 def test_the_tokenizer_comes_with_its_vocabulary(tmp_path: Path) -> None:
+    files = {"tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "generation_config.json"}
     for vocabulary, beside in (
-        (VOCAB_SIZE, {"tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"}),
+        (VOCAB_SIZE, files),
         (VOCAB_SIZE - 1, set()),
-        (VOCAB_SIZE + 47, set()),
+        (VOCAB_SIZE + 47, files),  # padded to 50,304
+        (VOCAB_SIZE + 48, set()),
     ):
         config = GPT2Config(vocabulary, n_positions=4, n_embd=2, n_layer=1, n_head=1)
         save(tmp_path / str(vocabulary), config, initial_weights(config, 0))
@@ -331,9 +359,6 @@ def test_missing_files(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     with pytest.raises(InputError, match=f"neither {WEIGHTS} nor {INDEX}"):
         load(folder)
-    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(InputError, match=r"pytorch_model.bin.*never loaded.*save_pretrained"):
-        load(folder)
     (folder / "config.json").unlink()
     with pytest.raises(InputError, match=r"model has no config.json"):
         load(folder)
@@ -412,9 +437,42 @@ def test_what_looks_like_a_path_is_not_asked_of_the_hub(name: str | Path, hub: s
         load(name)
 
 
-def test_a_file_is_no_folder(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"model.safetensors is a file; pass the folder that holds it"):
-        load(folder / WEIGHTS)
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
+def test_a_file_of_a_checkpoint_stands_for_its_folder(name: str, folder: Path, arrays: Arrays) -> None:
+    assert resolve(folder / name) == folder
+    assert_same(load(str(folder / name))[1], arrays)
+
+
+def test_another_file_is_no_folder(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "mine.safetensors")
+    sentence = (
+        r"mine.safetensors is a file; pass the folder that holds config.json and the weights as model.safetensors"
+    )
+    with pytest.raises(InputError, match=sentence):
+        load(folder / "mine.safetensors")
+
+
+@pytest.mark.parametrize("name", ["out/ckpt.pt", "gpt2.safetensors"])
+def test_a_file_that_is_not_there_is_not_asked_of_the_hub(name: str, hub: socket.socket) -> None:
+    with pytest.raises(InputError, match=f"^there is no file {name}; pass"):
+        load(name)
+
+
+def test_the_files_of_a_run_that_name_a_checkpoint(tmp_path: Path, folder: Path, arrays: Arrays) -> None:
+    places = tmp_path / "run" / "checkpoints"
+    shutil.copytree(folder, places / "step-300")
+    save(places / "step-400", SMALL, {name: array + 1 for name, array in arrays.items()})
+    (places / "latest").write_text("step-400\n")
+    (places / "best").write_text("step-300\n")
+    assert resolve(places / "best") == places / "step-300"
+    assert_same(load(str(places / "best"))[1], arrays)
+    assert resolve(places / "latest") == resolve(places) == places / "step-400"
+    (places / "best").write_text("step-7\n")
+    with pytest.raises(InputError, match=r"checkpoints/best does not name a checkpoint beside it \('step-7'\); "):
+        resolve(places / "best")
+    (folder / "latest").write_text("step-300\n")  # which is no run's
+    with pytest.raises(InputError, match=r"model/latest is a file; pass the folder"):
+        resolve(folder / "latest")
 
 
 @pytest.mark.parametrize("name", ["a b", "gpt2 ", "x" * 300])
@@ -438,6 +496,37 @@ def test_a_silent_hub_is_given_up_and_its_cache_used(
     assert_same(load(name)[1], arrays)
 
 
+def with_files(*names: str) -> Any:
+    """What the hub says of a model."""
+    return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+
+
+@pytest.mark.parametrize(
+    ("files", "patterns"),
+    [
+        (["config.json", "pytorch_model.bin"], ["pytorch_model*.bin", "pytorch_model.bin.index.json"]),
+        (["config.json", "pytorch_model-00001-of-00002.bin"], ["pytorch_model*.bin", "pytorch_model.bin.index.json"]),
+        (["config.json", "model-1.safetensors"], ["model*.safetensors", "model.safetensors.index.json"]),
+        (["config.json", "model/a.safetensors"], None),
+        (["gguf/config.json", "gguf/model.safetensors"], None),
+        (["config.json", "adapter_model.safetensors"], None),
+        (["pytorch_model.bin"], None),
+        ([], None),
+    ],
+)
+def test_what_a_model_of_the_hub_has(files: list[str], patterns: list[str] | None) -> None:
+    if patterns:
+        assert hub_models.weights_among(files, "some/model") == patterns
+        return
+    has = ", ".join(map(repr, sorted(files))) or "nothing"
+    sentence = (
+        "the hub's some/model has no config.json with model.safetensors or pytorch_model.bin beside it, but "
+        f"{has}; choose another, or `hf download some/model` and pass the folder that has them"
+    )
+    with pytest.raises(InputError, match=f"^{sentence}$"):
+        hub_models.weights_among(files, "some/model")
+
+
 @pytest.mark.parametrize("reachable", [True, False])
 def test_what_the_hub_is_asked_for(
     reachable: bool, monkeypatch: pytest.MonkeyPatch, folder: Path, arrays: Arrays
@@ -446,10 +535,11 @@ def test_what_the_hub_is_asked_for(
     asked: list[Any] = []
 
     class Hub:
-        def model_info(self, name: str, timeout: float) -> None:
+        def model_info(self, name: str, timeout: float) -> Any:
             asked.append((name, timeout))
             if not reachable:
                 raise ConnectionError("no route\nmore")
+            return with_files("config.json", "model.safetensors", "pytorch_model.bin", "onnx/model.onnx")
 
     def snapshot(name: str, **options: Any) -> str:
         asked.append((name, options))
@@ -457,9 +547,11 @@ def test_what_the_hub_is_asked_for(
             raise FileNotFoundError("not cached")
         return str(folder)
 
-    monkeypatch.setattr(checkpoint, "HfApi", Hub)
-    monkeypatch.setattr(checkpoint, "snapshot_download", snapshot)
+    monkeypatch.setattr(hub_models, "HfApi", Hub)
+    monkeypatch.setattr(hub_models, "snapshot_download", snapshot)
     patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
+    if not reachable:
+        patterns += ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
     assert_same(load("some/model")[1], arrays)
     options = {"allow_patterns": patterns, "local_files_only": not reachable}
     assert asked == [("some/model", 5), ("some/model", options)]
@@ -470,12 +562,12 @@ def test_what_the_hub_is_asked_for(
 
 def test_a_cache_that_cannot_be_written_is_not_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     class Hub:
-        def model_info(self, name: str, timeout: float) -> None:
-            pass
+        def model_info(self, name: str, timeout: float) -> Any:
+            return with_files("config.json", "model.safetensors")
 
     errors: list[Exception] = [OSError(28, "No space left on device"), OSError("odd")]
-    monkeypatch.setattr(checkpoint, "HfApi", Hub)
-    monkeypatch.setattr(checkpoint, "snapshot_download", lambda *args, **options: (_ for _ in ()).throw(errors.pop(0)))
+    monkeypatch.setattr(hub_models, "HfApi", Hub)
+    monkeypatch.setattr(hub_models, "snapshot_download", lambda *args, **options: (_ for _ in ()).throw(errors.pop(0)))
     with pytest.raises(OSError, match="No space"):
         load("some/model")
     with pytest.raises(InputError, match=r"cannot be reached \(odd\)"):

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from data.checkpoints.checkpoint import SUMS, WEIGHTS, checkpoints, load, remedy, resolve, save, verify, write_sums
+from data.checkpoints.checkpoint import WEIGHTS, load, resolve, save
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
+from data.checkpoints.sums import SUMS, checkpoints, remedy, verify, write_sums
 from data.cli import InputError
 
 CONFIG = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=2, n_head=2)
@@ -47,7 +48,10 @@ def test_files_that_are_not_what_was_written_are_not_loaded(name: str, summed: P
     changed = raw.replace(b"1e-05", b"1e-06") if name == "config.json" else raw[:-1] + bytes([raw[-1] ^ 1])
     assert changed != raw
     (summed / name).write_bytes(changed)
-    sentence = rf"model/{name} is damaged \(its SHA-256 is not the one in SHA256SUMS\); download or copy it again$"
+    sentence = (
+        rf"model/{name} differs from what was written \(its SHA-256 is not the one in SHA256SUMS\); if that was meant, "
+        rf"run `python -m data.runs.accept .*/model`; if not, download or copy it again$"
+    )
     with pytest.raises(InputError, match=sentence):
         load(summed)
     (summed / SUMS).unlink()
@@ -59,13 +63,13 @@ def test_what_is_not_loaded_may_be_damaged(summed: Path) -> None:
     load(summed)
     verify(summed, WEIGHTS, "config.json")
     for names in ((), ("notes.txt",), ("config.json", "notes.txt")):
-        with pytest.raises(InputError, match=r"model/notes.txt is damaged"):
+        with pytest.raises(InputError, match=r"model/notes.txt differs from what was written"):
             verify(summed, *names)
     (summed / "notes.txt").unlink()
-    with pytest.raises(InputError, match=r"model/notes.txt is missing; download"):
+    with pytest.raises(InputError, match=r"model/notes.txt is missing; if that was meant, .*; if not, download"):
         verify(summed)
     (summed / "more.txt").write_text("")
-    with pytest.raises(InputError, match=r"model/more.txt is damaged"):  # not listed
+    with pytest.raises(InputError, match=r"model/more.txt differs from what was"):  # not listed
         verify(summed, "more.txt")
 
 
@@ -109,11 +113,13 @@ def test_the_newest_good_checkpoint_is_offered(run: Path) -> None:
     offered = f"the newest good checkpoint of the run is {folder}/step-1000, pass that"
     assert remedy(folder / "step-2000") == offered  # whatever is wrong with it, its checksums are right
     (folder / "step-500" / "weights").write_text("damaged")
-    with pytest.raises(InputError, match=rf"the newest good checkpoint of the run is {folder}/step-2000, pass that$"):
+    with pytest.raises(
+        InputError, match=rf"if not, the newest good checkpoint of the run is {folder}/step-2000, pass that$"
+    ):
         verify(folder / "step-500")
     (folder / "step-2000" / "weights").write_text("damaged")
     with pytest.raises(
-        InputError, match=rf"step-2000/weights is damaged .*; the newest good .* is {folder}/step-1000,"
+        InputError, match=rf"step-2000/weights differs .*; if not, the newest good .* is {folder}/step-1000,"
     ):
         verify(folder / "step-2000")
     (folder / "step-1000" / SUMS).unlink()
@@ -129,5 +135,5 @@ def test_the_newest_good_checkpoint_is_offered(run: Path) -> None:
     with pytest.raises(InputError, match=named):
         resolve(run)
     (folder / "step-20" / "weights").unlink()
-    with pytest.raises(InputError, match=r"step-20/weights is missing; download or copy it again$"):
+    with pytest.raises(InputError, match=r"step-20/weights is missing; if .*; if not, download or copy it again$"):
         verify(folder / "step-20")

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,12 @@ from data.cli import InputError
 from data.text.tokenizer import EOT, VOCAB_SIZE
 
 SMALL = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=2, n_head=2)
+VARIANTS: list[dict[str, Any]] = [
+    {"n_inner": 31},
+    {"activation_function": "gelu"},
+    {"activation_function": "relu"},
+    {"tie_word_embeddings": False},
+]
 
 
 @pytest.mark.parametrize(
@@ -36,6 +43,37 @@ def test_the_published_sizes(preset: str, layers: int, parameters: int) -> None:
     assert (config.vocab_size, config.n_positions, config.n_layer) == (50257, 1024, layers)
     assert config.n_embd == 64 * config.n_head
     assert len(parameter_shapes(config)) == 12 * layers + 4
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_have_the_tensors_of_transformers(variant: dict[str, Any]) -> None:
+    config = replace(SMALL, **variant)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**to_hf(config)))
+    theirs = {name.removeprefix("transformer."): tuple(t.shape) for name, t in model.named_parameters()}
+    assert list(parameter_shapes(config).items()) == list(theirs.items())
+    assert (
+        type(model.transformer.h[0].mlp.act).__name__
+        in {
+            "gelu_new": ["NewGELUActivation"],
+            "gelu": ["GELUActivation"],
+            "relu": ["ReLU"],
+        }[config.activation_function]
+    )
+    # a matmul more for what the tied table did, none for what is looked up; the MLP's two by their width
+    C, more = config.n_embd, config.inner - SMALL.inner
+    assert flops_a_token(config, 7) - flops_a_token(SMALL, 7) == 6 * config.n_layer * more * (2 * C + 1)
+
+
+def test_what_is_no_variant() -> None:
+    for name, value, words in (
+        ("n_inner", 0, "n_inner is 0; it has to be a whole number from 1 to 262144"),
+        ("activation_function", "gelu_fast", "activation_function is 'gelu_fast', which makes another model; choose"),
+        ("activation_function", ["gelu"], r"activation_function is \['gelu'\], which makes another model; choose"),
+        ("tie_word_embeddings", 1, "tie_word_embeddings is 1; it has to be true or false"),
+        ("tie_word_embeddings", None, "tie_word_embeddings is None; it has to be true or false"),
+    ):
+        with pytest.raises(InputError, match=f"^config.json: {words}"):
+            from_hf(to_hf(SMALL) | {name: value}, "config.json")
 
 
 def test_presets() -> None:
@@ -84,22 +122,24 @@ def test_names_shapes_and_order_are_those_of_transformers(preset: str) -> None:
     assert list(parameter_shapes(PRESETS[preset]).items()) == list(theirs.items())
 
 
-@pytest.mark.parametrize("config", [*PRESETS.values(), SMALL])
+@pytest.mark.parametrize("config", [*PRESETS.values(), SMALL, *(replace(SMALL, **variant) for variant in VARIANTS)])
 def test_config_json_round_trip(config: GPT2Config) -> None:
     assert from_hf(json.loads(json.dumps(to_hf(config))), "config.json") == config
 
 
 def test_config_json_is_what_transformers_has() -> None:
     """No field that we write has another value once `transformers` has read it, and none has its default by chance."""
-    config = GPT2Config(vocab_size=50_300, n_positions=48, n_embd=24, n_layer=3, n_head=6, layer_norm_epsilon=2e-4)
+    sizes: dict[str, Any] = {"vocab_size": 50_300, "n_positions": 48, "n_embd": 24, "n_layer": 3, "n_head": 6}
+    variant: dict[str, Any] = {"layer_norm_epsilon": 2e-4, "n_inner": 31, "activation_function": "gelu"}
+    config = GPT2Config(**sizes, **variant, tie_word_embeddings=False)
     ours = to_hf(config)
     theirs = transformers.GPT2Config(**ours).to_dict()
     assert {name: theirs[name] for name in ours} == ours
     default = transformers.GPT2Config().to_dict()
-    numbers: dict[str, float] = {"vocab_size": 50_300, "n_positions": 48, "n_embd": 24, "n_layer": 3, "n_head": 6}
-    numbers |= {"layer_norm_epsilon": 2e-4, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
-    assert {name for name in ours if ours[name] != default[name]} <= {*numbers, "architectures"}
-    assert {name: ours[name] for name in numbers} == numbers
+    given = sizes | variant | {"tie_word_embeddings": False, "n_ctx": 48}  # n_ctx: of llama.cpp's converter
+    given |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    assert {name for name in ours if ours[name] != default.get(name)} <= {*given, "architectures"}
+    assert {name: ours[name] for name in given} == given
     assert ours["architectures"] == ["GPT2LMHeadModel"]
     assert ours["bos_token_id"] == ours["eos_token_id"] == EOT
     assert ours["initializer_range"] == 0.02
@@ -120,10 +160,13 @@ def test_what_is_no_epsilon(epsilon: float) -> None:
 
 @pytest.mark.parametrize(
     ("name", "largest"),
-    [("vocab_size", 2**20), ("n_positions", 2**20), ("n_embd", 2**16), ("n_layer", 1024), ("n_head", 1024)],
+    [
+        *(("vocab_size", 2**20), ("n_positions", 2**20), ("n_embd", 2**16), ("n_layer", 1024), ("n_head", 1024)),
+        ("n_inner", 2**18),
+    ],
 )
 def test_the_largest_and_the_smallest_number(name: str, largest: int) -> None:
-    fitting = {"n_embd": 2**16, "n_head": 1}  # so that heads divide the width
+    fitting: dict[str, Any] = {"n_embd": 2**16, "n_head": 1}  # so that heads divide the width
     assert largest == LARGEST[name]
     for value in (1, largest):
         assert getattr(GPT2Config(**(fitting | {name: value})), name) == value
@@ -170,16 +213,14 @@ def test_other_words_for_the_same_function_are_accepted(name: str, value: object
     ("name", "value"),
     [
         ("model_type", "llama"),
-        ("activation_function", "relu"),
+        ("activation_function", "silu"),
         ("scale_attn_weights", False),
         ("scale_attn_by_inverse_layer_idx", True),
         ("reorder_and_upcast_attn", True),
-        ("n_inner", 31),
         ("n_ctx", 8),
         ("add_cross_attention", True),
         ("is_encoder_decoder", True),
         ("is_causal", False),
-        ("tie_word_embeddings", False),
         ("pruned_heads", {"0": [1]}),
         ("quantization_config", {"bits": 4}),
         ("auto_map", {"AutoModel": "code.Model"}),
@@ -189,8 +230,8 @@ def test_whatever_makes_another_function_is_refused_by_name(name: str, value: ob
     with pytest.raises(InputError, match=f"^there/config.json: {name} is .*; choose weights (with|of) ") as e:
         from_hf(to_hf(SMALL) | {name: value}, "there/config.json")
     if name != "model_type":
-        right = {"activation_function": "'gelu_new' or 'gelu_pytorch_tanh'", "n_inner": "None or 32", "n_ctx": "16"}
-        right |= dict.fromkeys(["scale_attn_weights", "is_causal", "tie_word_embeddings"], "True")
+        right = {"activation_function": "'gelu_new' or 'gelu' or 'relu'", "n_ctx": "16"}
+        right |= dict.fromkeys(["scale_attn_weights", "is_causal"], "True")
         right |= {"pruned_heads": "{} or None", "quantization_config": "None", "auto_map": "None"}
         assert str(e.value).endswith(f"which makes another model; choose weights with {right.get(name, 'False')}")
 

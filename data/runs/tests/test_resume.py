@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.checkpoints.checkpoint import SUMS, load, save, write_sums
+from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import PRESETS
 from data.checkpoints.initialize import initial_weights
+from data.checkpoints.sums import SUMS, write_sums
 from data.cli import InputError
+from data.runs import accept
 from data.runs.run_folder import RunFolder, load_checkpoint, read_sealed, write_sealed
 from data.runs.tests.support import (
     SOURCE,
@@ -148,6 +150,49 @@ def test_going_on_from_an_earlier_checkpoint(stub: Stub, finished: Folders, tmp_
     refused(resume(stub, finished[0], run), "the newest good checkpoint of the run is", f"{run}/checkpoints/step-12")
     assert resume(stub, finished[0], run / "checkpoints" / "step-9").code == 0
     assert_same_end(run, finished[1])
+
+
+@pytest.mark.parametrize("role", ["latest", "best"])
+def test_the_files_that_name_a_checkpoint(role: str, stub: Stub, finished: Folders, tmp_path: Path) -> None:
+    run = rewind(finished[1], tmp_path / "stopped", 9)
+    (run / "checkpoints" / "best").write_text("step-8\n")
+    result = resume(stub, finished[0], run / "checkpoints" / role)
+    assert result.code == 0, result
+    assert f"continuing after step {({'latest': 9, 'best': 8})[role]}; " in result.out
+    assert_same_end(run, finished[1])
+
+
+def test_a_checkpoint_that_was_edited_on_purpose(stub: Stub, finished: Folders, tmp_path: Path) -> None:
+    """It is refused, until a command has shown what changed in it and accepted that."""
+    run = rewind(finished[1], tmp_path / "stopped", 8)
+    folder = run / "checkpoints" / "step-8"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"author": "me"}))
+    (folder / "README.md").write_text("Mine.")
+    with open(folder / SUMS, "a", encoding="utf-8") as f:
+        f.write(f"{'0' * 64}  merges.txt\n")
+    command = f"`python -m data.runs.accept {folder}`; if not, the newest good checkpoint of the run is "
+    refused(resume(stub, finished[0], run), f"{folder}/config.json differs from what was written", command)
+
+    (folder / "config.json").write_text(json.dumps(config | {"n_embd": 4}))  # of which the weights are not
+    refused(call(accept.main, folder, cwd=run), "weights of another size")
+    (folder / "config.json").write_text(json.dumps(config | {"author": "me"}))
+    optimizer = (folder / "optimizer.safetensors").read_bytes()
+    shutil.copy(folder / "model.safetensors", folder / "optimizer.safetensors")
+    refused(call(accept.main, folder, cwd=run), "optimizer.safetensors does not fit the model beside it")
+    (folder / "optimizer.safetensors").write_bytes(optimizer)
+
+    result = call(accept.main, run, cwd=run)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.splitlines() == [
+        *("added: README.md", "changed: config.json", "removed: merges.txt"),
+        f"{folder} can be loaded (0.0M parameters). Accepted: SHA256SUMS is made anew.",
+    ]
+    assert call(accept.main, folder, cwd=run).out == f"{folder} is as it was written.\n"
+    assert resume(stub, finished[0], run).code == 0
+    assert_same_end(run, finished[1])
+    (folder / SUMS).unlink()
+    refused(call(accept.main, folder, cwd=run), "step-8 has no SHA256SUMS, so there is nothing to accept")
 
 
 @pytest.mark.parametrize("left", ["nothing", "no checkpoint", "half a checkpoint"])
@@ -433,7 +478,8 @@ POSITION = {"position": -1, "seed": 11, "seq_len": 8, "split": "train"}
         (with_state(options=None), "trainer.json is damaged"),
         (with_state(loader={}), "the saved data position None is no count of windows"),
         (with_state(loader=POSITION), "the saved data position -1 is no count of windows"),
-        (with_file(f"{STEP_3}/trainer.json", lambda _: b"{}"), "trainer.json is damaged"),
+        (with_file(f"{STEP_3}/trainer.json", lambda _: b"{"), "trainer.json is damaged"),
+        (with_file(f"{STEP_3}/trainer.json", lambda _: b"{}"), "trainer.json differs from what was written"),
         (with_file(f"{STEP_3}/optimizer.safetensors", lambda content: content[:-100]), OTHER),
         (with_file(f"{STEP_3}/optimizer.safetensors", None), "optimizer.safetensors is missing"),
         (with_file(f"{STEP_3}/model.safetensors", lambda content: content[:50]), OTHER),

@@ -11,17 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.checkpoints.checkpoint import (
-    SUMS,
-    latest_checkpoint,
-    load,
-    read_safetensors,
-    verify,
-    write_safetensors,
-    write_sums,
-)
+from data.checkpoints.checkpoint import latest_checkpoint, load
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
+from data.checkpoints.sums import SUMS, verify, write_sums
+from data.checkpoints.tensors import read_safetensors, write_safetensors
 from data.cli import InputError
 from data.runs.run_folder import (
     RunFolder,

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from tinygrad import dtypes
 from tinygrad.dtype import DType
@@ -52,7 +53,10 @@ def generating(gpu: GPU) -> Iterator[tuple[Launch, str]]:
     for rows, tokens in ((1, 1), (4, 1), (64, 1), (4, 64)):
         k = decode.Launches(gpu, CONFIG, rows, tokens, V)
         yield from [(k.embed, "fff iiff"), (k.qkv, "bbb fffffbfi"), (k.attention, "b bbbi"), (k.project, "fff bbff")]
-        yield from [(k.gelu, "b fffffbf"), (k.contract, "fff bbff"), (k.head, "flf fffffb")]
+        yield from [(k.expand, "b fffffbf"), (k.contract, "fff bbff"), (k.head, "flf fffffb")]
+    for activation in ("gelu", "relu"):
+        variant = replace(CONFIG, activation_function=activation)
+        yield decode.Launches(gpu, variant, 4, 1, V).expand, "b fffffbf"
     yield from [(k.greedy, "iiiif lf"), (k.sort, "ld fld"), (k.draw, "iiiif lflddd")]
 
 

@@ -68,12 +68,23 @@ if DEVICE == "cuda":
     LOGITS += [(N, 12, 768, 12, 300, 32, 296, 4, 1e-5) for N in (1, 2, 3, 5, 17, 33, 64, 65, 70, 130)]
 
 
+@pytest.mark.parametrize(
+    ("N", "variant"),
+    [
+        (1, {"activation_function": "gelu", "n_inner": 192, "tie_word_embeddings": False}),
+        (2, {"activation_function": "relu", "n_inner": 64}),
+    ],
+)
+def test_logits_of_variants(N: int, variant: dict[str, Any]) -> None:
+    test_logits(N, 1, 64, 2, 4, 3, 2, 2, 1e-5, **variant)
+
+
 @pytest.mark.parametrize(("N", "layers", "width", "heads", "P", "chunk", "held", "steps", "eps"), LOGITS)
 def test_logits(
-    N: int, layers: int, width: int, heads: int, P: int, chunk: int, held: int, steps: int, eps: float
+    N: int, layers: int, width: int, heads: int, P: int, chunk: int, held: int, steps: int, eps: float, **variant: Any
 ) -> None:
     """Of rows of different lengths, each to the last position. What the cache has after them is of other tokens."""
-    config = GPT2Config(V2, P, width, layers, heads, layer_norm_epsilon=eps)
+    config = GPT2Config(V2, P, width, layers, heads, layer_norm_epsilon=eps, **variant)
     arrays = random_weights(config, 0, 0.8 / width**0.5)
     for name in ("wte.weight", "wpe.weight"):
         arrays[name] *= 4  # a large stream, whose rounding would show

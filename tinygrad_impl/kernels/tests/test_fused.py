@@ -1,6 +1,8 @@
 """The kernels in tinygrad's graphs, as training uses them: the parity proof, and what they must not do besides."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +74,19 @@ def prove(setting: Setting, rows: int, length: int) -> None:
 
 def test_proof(setting: Setting) -> None:
     prove(setting, 2, 17)
+
+
+@slow_without_gpu  # there test_joins.py sees which rules fire
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"activation_function": "gelu", "n_inner": 192, "tie_word_embeddings": False},
+        {"activation_function": "relu", "n_inner": 128},
+    ],
+)
+def test_proof_of_variants(variant: dict[str, Any]) -> None:
+    """All rules fire that can: a GEMM's epilogue computes the tanh form of GELU alone."""
+    prove(setting_of(replace(CONFIG, **variant)), 2, 17)
 
 
 @pytest.mark.usefixtures("small_parts")
