@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -20,10 +21,11 @@ import pytest
 from data import cli
 from data.cli import InputError
 from data.testing import call
-from data.text import prepare, sources
+from data.text import formats, prepare, sources
+from data.text.formats import Chunk, Chunks, Piece, Place, Reading
 from data.text.prepare import encode
 from data.text.shards import ShardWriter, open_split, verify
-from data.text.sources import Documents, Stream
+from data.text.sources import File, Stream
 from data.text.tokenizer import EOT, EOT_TEXT, tokenizer
 
 REPOSITORY = Path(__file__).parents[3]
@@ -164,7 +166,7 @@ def test_at_most_two_batches_a_worker_wait(text: Path, tmp_path: Path, monkeypat
             return turn
 
     monkeypatch.setattr(prepare, "ThreadPoolExecutor", Pool)
-    monkeypatch.setattr(sources, "BLOCK", 300)
+    monkeypatch.setattr(formats, "BLOCK", 300)
     prepare.prepare(str(text), tmp_path / "out", valid=0.2, workers=3)
     assert (waiting, most) == (0, 6)
 
@@ -188,14 +190,15 @@ MB = 1_000_000
 def imagined(name: str, size: int, group: int, stop: dict[str, int]) -> Stream:
     """A text of `size` bytes in groups of `group`, of two documents each; `stop` says at which it is interrupted."""
 
-    def read(start: int) -> Documents:
+    def read(start: Place) -> Chunks:
         for i, end in enumerate(range(group, size + 1, group)):
-            if end > start:
+            if end > start.offset:
                 if stop.get(name) == i:
                     raise KeyboardInterrupt
-                yield [f"{name} {i} " * 40, f"and {name} {i} " * 30], end
+                pieces = [Piece(f"{name} {i} " * 40), Piece(f"and {name} {i} " * 30)]
+                yield Chunk(pieces, Place(0, end, False, end), Counter())
 
-    return Stream(name, size, f"identity of {name}", read)
+    return Stream(name, (File(size, f"identity of {name}", read),))
 
 
 def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,12 +209,15 @@ def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         "valid": imagined("exams", 1000 * MB, 100 * MB, stop),
     }
     clock = iter([50.0, 90.0, 7.0])
-    monkeypatch.setattr(prepare, "stream", lambda source, split: texts[split])
+    monkeypatch.setattr(prepare, "stream", lambda source, split, how: texts[split])
     monkeypatch.setattr(prepare, "CHECKPOINT_EVERY", 1000 * MB)
     monkeypatch.setattr(prepare, "time", SimpleNamespace(monotonic=lambda: next(clock)))
 
     whole = prepare.prepare("x", tmp_path / "whole", workers=1, shard_tokens=1000)
-    tokens = {split: len(encode([d for group, _ in text.documents() for d in group])) for split, text in texts.items()}
+    tokens = {
+        split: len(encode([piece.text for chunk in text.chunks() for piece in chunk.pieces]))
+        for split, text in texts.items()
+    }
     printed = [
         f"train: 12 documents, {tokens['train']:,} tokens, {-(-tokens['train'] // 1000)} shard(s), from lessons",
         f"valid: 20 documents, {tokens['valid']:,} tokens, {-(-tokens['valid'] // 1000)} shard(s), from exams",
@@ -229,7 +235,7 @@ def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines()[-1] == f"the same command goes on from {tmp_path / 'out.partial'}"
-    assert json.loads((tmp_path / "out.partial" / "checkpoint.json").read_text())["position"] == 1000 * MB
+    assert json.loads((tmp_path / "out.partial" / "checkpoint.json").read_text())["mark"][1][1] == 1000 * MB
     stop.clear()
     monkeypatch.setattr(prepare, "CHECKPOINT_EVERY", 300 * MB)
     stop["exams"] = 9  # seven of ten are written
@@ -298,7 +304,6 @@ def test_a_text_is_prepared_once(sentences: Path, tmp_path: Path, capsys: pytest
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == written
     assert capsys.readouterr().out == ""
     assert prepare.prepared(str(folder)) == folder  # a folder is what it is
-    assert prepare.prepared(str(tmp_path)) == tmp_path
     assert os.listdir("runs/data") == [folder.name]
 
 
@@ -328,7 +333,7 @@ def test_another_text_of_the_same_name_is_another(sentences: Path, tmp_path: Pat
 
 
 def test_the_hub_is_not_asked_for_what_is_prepared(sentences: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def asked(source: str, split: str) -> Stream:
+    def asked(source: str, split: str, how: Reading) -> Stream:
         raise InputError(f"{source} is out of reach")
 
     monkeypatch.setattr(prepare, "stream", asked)
@@ -389,7 +394,7 @@ def test_a_single_stray_marker_stays_text(stray: str, place: int) -> None:
 def test_joined_encoding_is_that_of_each_document() -> None:
     text = sources.stream(str(TINYSTORIES), "train")
     assert text
-    documents = [document for group, _ in text.documents() for document in group][:500]
+    documents = [piece.text for chunk in text.chunks() for piece in chunk.pieces][:500]
     expected = [token for d in documents for token in [*tokenizer().encode_ordinary(d), EOT]]
     assert encode(documents).tolist() == expected
 
@@ -429,8 +434,8 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], N
 def sources_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, str | float | None]]:
     """A source of every kind, with what goes to validation."""
     monkeypatch.setattr(sources, "STORIES", {"train": (0, 5_000), "valid": (1, 3_000)})
-    monkeypatch.setattr(sources, "BLOCK", 300)  # a group of documents
-    monkeypatch.setattr(sources, "LONGEST_DOCUMENT", 500)
+    monkeypatch.setattr(formats, "BLOCK", 300)  # a group of documents
+    monkeypatch.setattr(formats, "LONGEST_PIECE", 500)
     monkeypatch.setattr(prepare, "CHECKPOINT_EVERY", 1000)
     texts = [*DOCUMENTS[:60], "a long one " * 100, "\u65e5\u672c" * 300, *DOCUMENTS[60:90]]
     (tmp_path / "text.txt").write_text(f"\r\n{EOT_TEXT}\r\n".join(texts))
@@ -592,7 +597,7 @@ def test_killed_as_a_process(tmp_path: Path, sources_to_stop: dict[str, tuple[st
     source, _ = sources_to_stop["txt"]
     out = tmp_path / "out"
     program = (
-        "import os, signal; from data.text import prepare, sources\n"
+        "import os, signal; from data.text import division, formats, prepare, records, sources\n"
         "sources.BLOCK, sources.LONGEST_DOCUMENT, prepare.BATCH, prepare.CHECKPOINT_EVERY = 300, 500, 200, 1000\n"
         "write, left = prepare.ShardWriter.write, {left}\n"
         "def killed(*args):\n"
