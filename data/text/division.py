@@ -6,7 +6,7 @@ at one place instead: what lies behind it is held out.
 """
 
 import zlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from data.cli import InputError
 from data.text.formats import Piece
@@ -19,8 +19,7 @@ CUT_FRACTION, ENOUGH = 0.1, 1_000_000  # the first up to `ENOUGH` characters (27
 WORD = 100  # characters; so far off a word is worth not being cut
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """A text is cut near character `near` of `characters`, those of all its documents."""
 
     near: int

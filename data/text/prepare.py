@@ -18,7 +18,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -255,7 +255,7 @@ def _last_state(folder: Path, jobs: list[Job], shard_tokens: int, how: Reading) 
         saved = json.loads((folder / CHECKPOINT).read_bytes())
         if saved["inputs"] == inputs:
             job, place, *division = saved["mark"]
-            mark, cut = Mark(job, Place(*place), *division), saved["cut"] and Cut(**saved["cut"])
+            mark, cut = Mark(job, Place(*place), *division), saved["cut"] and Cut(*saved["cut"])
             done, size = _bytes_done(jobs, mark), sum(job.text.size for job in jobs)
             print(f"going on from {folder}, after {done / 1e6:,.1f} of {size / 1e6:,.1f} MB", file=sys.stderr)
             counts = [Counter(**of_job) for of_job in saved["counts"]]
@@ -298,7 +298,7 @@ def _write_splits(
             if done - saved >= CHECKPOINT_EVERY:
                 state.shards = {split: writer.sync() for split, writer in writers.items()}
                 with atomic_write(folder / CHECKPOINT, "w") as f:
-                    json.dump(asdict(state), f)
+                    json.dump(vars(state), f)
                 saved = done
         for job, counts in zip(jobs, state.counts, strict=True):
             refuse_textless(job.text.name, counts, how)
