@@ -208,10 +208,8 @@ def _jobs(source: str, valid: str | float | None, how: Reading) -> list[Job]:
     if fraction is None:
         other = stream(str(valid), "valid", how) or stream(str(valid), "train", how)
         assert other
-        if twice := {file.identity for file in train.files} & {file.identity for file in other.files}:
-            raise InputError(
-                f"{min(twice).split(' ')[0]} cannot be both training and validation text; give --valid a fraction"
-            )
+        if {file.identity for file in train.files} & {file.identity for file in other.files}:
+            raise InputError(f"{valid} cannot be both training and validation text; give --valid a fraction")
         return [Job(train, 0), Job(other, 1)]
     if not 0 < fraction < 1:
         raise InputError(f"a validation fraction of {valid} is not between 0 and 1; a common one is {FRACTION}")

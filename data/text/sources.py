@@ -158,7 +158,7 @@ def _paths(source: str) -> tuple[list[Path], tuple[str, ...]]:
     readable = [path for path in found if suffix_of(path.name)]
     others = [path.name for path in found if not suffix_of(path.name)]
     if not readable:
-        raise InputError(f"{source} is a folder without text in a format that can be read ({FORMATS})")
+        raise InputError(f"{source} holds no file in a format that can be read ({FORMATS})")
     named = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
     return readable, (f"left out of {source}, as no text: {named}",) if others else ()
 

@@ -410,6 +410,40 @@ def test_another_text_of_the_same_name_is_another(sentences: Path, tmp_path: Pat
     assert prepare.prepared(str(sentences)) == prepare.prepared("sentences.txt")  # the same file, named otherwise
 
 
+def test_all_that_decides_what_is_prepared_decides_the_folder(sentences: Path, tmp_path: Path) -> None:
+    Path("exam.txt").write_text("One. Two.")
+    Path("texts").mkdir()
+    Path("texts/a.txt").write_text("one<|endoftext|>two")
+    strict, replace = Reading(), Reading(errors="replace")
+    calls: list[tuple[str, str | None, Reading]] = [("sentences.txt", None, strict), ("sentences.txt", "0.1", strict)]
+    calls += [("sentences.txt", "0.2", strict), ("sentences.txt", "exam.txt", strict), ("sentences.txt", None, replace)]
+    calls += [("sentences.txt", None, Reading("body")), ("texts", None, strict), ("texts", "0.3", strict)]
+    calls += [("sentences.txt,texts", None, strict), ("t?xts/*", None, strict)]
+    folders = [prepare.prepared(*given) for given in calls]
+    assert len({*folders}) == len(calls)
+    assert [prepare.prepared(*given) for given in calls] == folders
+    assert decoded(folders[3], "valid") == ["One. Two."]
+    assert decoded(folders[1], "valid") == held_out(DOCUMENTS, 0.1)
+    time = Path("exam.txt").stat().st_mtime_ns + 1_000_000
+    os.utime("exam.txt", ns=(time, time))
+    assert prepare.prepared(*calls[3]) not in folders
+    (tmp_path / "texts" / "b.txt").write_text("three")
+    assert prepare.prepared(*calls[6]) not in folders
+
+
+def test_options_do_not_change_what_is_prepared_already(sentences: Path) -> None:
+    folder = str(prepare.prepared("sentences.txt"))
+    for valid, how in (("0.1", Reading()), (None, Reading("body")), (None, Reading(errors="replace"))):
+        with pytest.raises(InputError, match=r"is prepared already, so it goes without --valid, --field and --errors"):
+            prepare.prepared(folder, valid, how)
+
+
+def test_validation_text_is_none_of_the_training_text(sentences: Path) -> None:
+    Path("more.txt").write_text("more")
+    with pytest.raises(InputError, match=r"sentences\.txt cannot be both training and validation text"):
+        prepare.prepare("more.txt,sentences.txt", "out", "sentences.txt")
+
+
 def test_the_hub_is_not_asked_for_what_is_prepared(sentences: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(source: str, split: str, how: Reading) -> Stream:
         raise InputError(f"{source} is out of reach")
@@ -779,7 +813,7 @@ def bad_inputs(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         ("text.txt --out out --valid nowhere.txt", "no file nowhere.txt"),
         ("one.txt --out out", "one.txt holds a single character, which cannot be both"),
         ("text.txt --out out --errors ignore", "invalid choice: 'ignore'"),
-        ("full one.txt --out out", "full is a folder without text in a format that can be read"),
+        ("full one.txt --out out", "full holds no file in a format that can be read"),
         ("text.txt --out out --workers 0", "0 workers cannot tokenise; give 1 or more"),
         ("text.txt --out out --workers two", "invalid int value"),
         ("text.txt --out out --shard-tokens 0", "a shard must hold 1 to 100,000,000 tokens, not 0"),

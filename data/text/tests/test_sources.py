@@ -239,6 +239,84 @@ def test_a_file_is_known_by_its_ending_in_either_case(tmp_path: Path) -> None:
         assert documents(tmp_path / name, content) == ["one"]
 
 
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of texts and other files, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    for name, content in {
+        "texts/b.txt": "b",
+        "texts/a.jsonl": '{"text": "a"}\n{"text": "aa"}',
+        "texts/deep/er/c.TXT": "c",
+        "texts/notes.md": "no",
+        "texts/.hidden.txt": "no",
+        "texts/.git/x.txt": "no",
+        "texts/empty.txt": "",
+        "other/test.txt": "d",
+    }.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(content)
+    return tmp_path / "texts"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("texts", ["a", "aa", "b", "c"]),
+        ("texts/", ["a", "aa", "b", "c"]),
+        ("texts/*", ["a", "aa", "b"]),
+        ("**/*.[tT]*", ["d", "b", "c"]),
+        ("texts/?.txt", ["b"]),
+        ("texts/b.txt,other/test.txt,texts/deep", ["b", "d", "c"]),
+    ],
+)
+def test_several_files_are_one_source(source: str, expected: list[str], folder: Path) -> None:
+    text = stream(source, "train")
+    assert text
+    assert checked(text) == expected
+    assert text.name == source
+    assert text.size == sum(file.size for file in text.files)
+    assert stream(source, "valid") is None
+
+
+def test_what_is_left_out_is_named(folder: Path) -> None:
+    for source in ("texts", "texts/*"):
+        text = stream(source, "train")
+        assert text
+        assert text.notes == (f"left out of {source}, as no text: notes.md",)
+    for source, fault in (
+        ("texts/*.md", "holds no file in a format that can be read"),
+        ("texts/b.txt,gone.txt", "there is no file gone.txt"),
+        ("texts/b.txt,stories", "'stories' is not a source of text"),
+    ):
+        with pytest.raises(InputError, match=fault):
+            stream(source, "train")
+
+
+def test_files_that_are_all_named_by_split(folder: Path) -> None:
+    (folder.parent / "set").mkdir()
+    for name in ("train-1", "train-2", "my_val", "Test"):
+        Path("set", f"{name}.txt").write_text(name)
+    for source in ("set", "set/*"):
+        train, valid = stream(source, "train"), stream(source, "valid")
+        assert train
+        assert valid
+        assert (checked(train), checked(valid)) == (["train-1", "train-2"], ["my_val"])
+        assert train.notes[-1] == f"2 file(s) of {source} are its train split"
+    Path("set", "trains.txt").write_text("of another kind")  # "trains" is no word for a split
+    train = stream("set", "train")
+    assert train
+    assert len(checked(train)) == 5
+    assert stream("set", "valid") is None
+    assert stream("set/train-1.txt,set/my_val.txt", "valid") is None  # files that are named are meant
+
+
+def test_several_files_together_hold_a_document(folder: Path) -> None:
+    text = stream("texts/empty.txt,texts/empty.txt", "train")
+    assert text
+    with pytest.raises(InputError, match=r"texts/empty\.txt,texts/empty\.txt holds no document"):
+        list(text.chunks())
+
+
 def test_a_file_has_no_validation_text_of_its_own(tmp_path: Path) -> None:
     for name in ("a.txt", "a.jsonl"):
         (tmp_path / name).write_text("")
