@@ -30,9 +30,8 @@ from data.files import atomic_write, sync_folder
 from data.text.division import FRACTION, Cut, Division, plan
 from data.text.formats import AS_GIVEN, ERRORS, Piece, Place, Reading
 from data.text.hub import HubError
-from data.text.records import suffix_of
 from data.text.shards import MAX_SHARD_TOKENS, SPLITS, VERSION, ShardWriter, write_meta
-from data.text.sources import ACCEPTED, HUB_FILES, Stream, is_dataset, stream
+from data.text.sources import ACCEPTED, HUB_FILES, Stream, is_dataset, is_text_folder, stream
 from data.text.tokenizer import EOT, EOT_TEXT, RANKS_SHA256, tokenizer
 
 T = TypeVar("T")
@@ -157,7 +156,7 @@ def prepared(source: str, valid: str | None = None, how: Reading = AS_GIVEN) -> 
 
     `valid` and `how` are as in `prepare`. Raises `InputError` as that does, and where they are given for prepared data.
     """
-    if _is_prepared(source):
+    if os.path.isdir(source) and not is_text_folder(source):
         if valid is not None or how != AS_GIVEN:
             raise InputError(f"{source} is prepared already, so it goes without --valid, --field and --errors")
         return Path(source)
@@ -172,13 +171,6 @@ def prepared(source: str, valid: str | None = None, how: Reading = AS_GIVEN) -> 
         print(f"preparing {source} in {folder}", flush=True)
         prepare(source, folder, valid, how=how)
     return folder
-
-
-def _is_prepared(source: str) -> bool:
-    """Whether it is a folder of prepared data, whole or damaged, rather than one of text."""
-    if not os.path.isdir(source) or os.path.isfile(Path(source, "meta.json")):
-        return os.path.isdir(source)
-    return not any(suffix_of(name) for _, _, names in os.walk(source) for name in names)
 
 
 def _identity(source: str, split: str, how: Reading) -> str:

@@ -43,6 +43,9 @@ HUB_FILES = {
 }
 
 
+OF_OTHERS = ("meta.json", "checkpoint.json", "config.json", "run.json")  # of prepared data (or half), a model, a run
+
+
 @dataclass(frozen=True)
 class File:
     """A file of a source: its `size` in bytes as it is stored, the `identity` of its content, and how it is read."""
@@ -130,6 +133,13 @@ def is_dataset(source: str) -> bool:
     return bool(NAME.fullmatch(source)) and not suffix_of(source) and not os.path.exists(source)
 
 
+def is_text_folder(source: str) -> bool:
+    """Whether it is a folder of texts, rather than one of prepared data, of a model or of a run, whole or damaged."""
+    if not os.path.isdir(source) or any(os.path.isfile(Path(source, name)) for name in OF_OTHERS):
+        return False
+    return any(suffix_of(name) for _, _, names in os.walk(source) for name in names)
+
+
 def _paths(source: str) -> tuple[list[Path], tuple[str, ...]]:
     """The files that a local source names, and notes on what it leaves out."""
     path = Path(source)
@@ -138,6 +148,8 @@ def _paths(source: str) -> tuple[list[Path], tuple[str, ...]]:
             raise InputError(f"{source!r} is not a source of text; the sources are {ACCEPTED}")
         return [path], ()
     if path.is_dir():
+        if others := [name for name in OF_OTHERS if (path / name).is_file()]:
+            raise InputError(f"{source} is no folder of texts: it has {others[0]}, as models, runs, prepared data do")
         found = sorted(
             Path(folder, name)
             for folder, _, names in os.walk(path)

@@ -18,9 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet
 import pytest
-import zstandard
 
 from data import cli
 from data.cli import InputError
@@ -31,6 +29,10 @@ from data.text.prepare import encode
 from data.text.shards import ShardWriter, open_split, verify
 from data.text.sources import File, Stream
 from data.text.tokenizer import EOT, EOT_TEXT, tokenizer
+
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+zstandard = pytest.importorskip("zstandard")
 
 REPOSITORY = Path(__file__).parents[3]
 TINYSTORIES = REPOSITORY.parent / "shared" / "data" / "tinystories" / "valid.txt"
@@ -560,7 +562,7 @@ def sources_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str
     with (tmp_path / "text.csv").open("w", newline="") as f:
         csv.writer(f).writerows([["id", "text"], *enumerate(texts)])
     table = pyarrow.table({"text": texts})
-    pyarrow.parquet.write_table(table, tmp_path / "text.parquet", row_group_size=7)
+    parquet.write_table(table, tmp_path / "text.parquet", row_group_size=7)
     (tmp_path / "folder").mkdir()
     for i in range(4):
         (tmp_path / "folder" / f"{i}.txt").write_text(EOT_TEXT.join(texts[i::4]))

@@ -8,16 +8,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
-import zstandard
 
 from data.cli import InputError
 from data.text import formats, records
 from data.text.formats import Reading, opened
 from data.text.sources import stream
 from data.text.tests.test_sources import counted, documents
+
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+zstandard = pytest.importorskip("zstandard")
 
 TEXTS = [
     "one",
@@ -38,7 +39,7 @@ def csv_of(rows: list[list[Any]]) -> bytes:
 
 def parquet_of(values: Any, **settings: Any) -> bytes:
     out = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table({"id": range(len(values)), "text": values}), out, **settings)
+    parquet.write_table(pyarrow.table({"id": range(len(values)), "text": values}), out, **settings)
     return out.getvalue()
 
 
@@ -175,7 +176,7 @@ def test_bad_files(name: str, content: bytes, fault: str, tmp_path: Path) -> Non
 def not_utf8(values: list[bytes]) -> bytes:
     table = pyarrow.table({"text": pyarrow.array(values, pyarrow.binary()).view(pyarrow.string())})
     out = io.BytesIO()
-    pyarrow.parquet.write_table(table, out)
+    parquet.write_table(table, out)
     return out.getvalue()
 
 

@@ -252,6 +252,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "texts/.git/x.txt": "no",
         "texts/empty.txt": "",
         "other/test.txt": "d",
+        "model/config.json": "{}",
+        "model/merges.txt": "#version",
     }.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(content)
@@ -264,7 +266,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("texts", ["a", "aa", "b", "c"]),
         ("texts/", ["a", "aa", "b", "c"]),
         ("texts/*", ["a", "aa", "b"]),
-        ("**/*.[tT]*", ["d", "b", "c"]),
+        ("[ot]*/**/*.[tT]*", ["d", "b", "c"]),
         ("texts/?.txt", ["b"]),
         ("texts/b.txt,other/test.txt,texts/deep", ["b", "d", "c"]),
     ],
@@ -284,6 +286,7 @@ def test_what_is_left_out_is_named(folder: Path) -> None:
         assert text
         assert text.notes == (f"left out of {source}, as no text: notes.md",)
     for source, fault in (
+        ("model", r"model is no folder of texts: it has config\.json, as models, runs, prepared data do"),
         ("texts/*.md", "holds no file in a format that can be read"),
         ("texts/b.txt,gone.txt", "there is no file gone.txt"),
         ("texts/b.txt,stories", "'stories' is not a source of text"),
