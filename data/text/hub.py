@@ -69,9 +69,9 @@ def download(repo: str, name: str, revision: str | None = None) -> Path:
 def _refusal(what: str, error: Exception) -> InputError:
     """What to say of an error of the hub client's. One of this machine, such as a full disk, is raised as it is."""
     if isinstance(error, GatedRepoError):
-        return InputError(f"{what} needs its owner's leave; ask for it on the hub, then run `hf auth login`")
+        return InputError(f"{what} is only for those whom the hub lets read it; ask there, then run `hf auth login`")
     if isinstance(error, RepositoryNotFoundError):
-        return InputError(f"{what} is neither a file or folder here nor a dataset of the Hugging Face hub (or private)")
+        return InputError(f"{what} is no public dataset of the Hugging Face hub either; check its name")
     if isinstance(error, OSError) and error.errno:
         raise error
     reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
@@ -105,7 +105,7 @@ def _configurations(repo: str) -> tuple[dict[str, dict[str, list[str]]], dict[st
         except RevisionNotFoundError:
             break
         except Exception as e:  # as in `download`
-            raise _refusal(repo, e) from None
+            raise _refusal(f"{repo}, which is no file or folder here,", e) from None
         sizes = {
             file.rfilename: file.size or 0
             for file in info.siblings or []

@@ -128,20 +128,20 @@ def prepare(
         for sentence in _told(read, how):
             print(f"{job.text.name}: {sentence}")
     if state.cut:
-        print(f"{jobs[0].text.name}: {_few(state.cut)}, so one place divides it; --valid takes a text or a fraction")
+        few = (
+            f"{state.cut.documents:,} documents, too few to choose from" if state.cut.documents > 1 else "one document"
+        )
+        print(f"{jobs[0].text.name}: {few}, so its end is the validation text; --valid takes another fraction or text")
     print(f"{size / 1e6:,.1f} MB in {seconds:.1f} s ({size / 1e6 / seconds:.1f} MB/s), prepared in {out}")
     return meta
-
-
-def _few(cut: Cut) -> str:
-    return "one document" if cut.documents == 1 else f"{cut.documents:,} documents, too few to hold out some"
 
 
 def _told(counts: Counter[str], how: Reading) -> list[str]:
     """What a user has to know of what was read."""
     told = []
     if "marker" in counts:
-        told.append(f"{counts['marker']:,} {EOT_TEXT} markers, each the end of a document")
+        ends = ", each the end of a document" if counts["marker"] else ""
+        told.append(f"{counts['marker']:,} {EOT_TEXT} markers{ends}")
     if counts["spelled"]:
         told.append(f"{counts['spelled']:,} {EOT_TEXT} in records, where it is text and ends nothing")
     if counts["skipped"]:

@@ -39,6 +39,7 @@ from data.text.tokenizer import EOT_TEXT
 LONGEST_RECORD = 64 << 20  # bytes; a record has to be parsed whole
 FIRST = 100  # records, one of which has to have the field
 ROWS = 256  # of a parquet file, read at a time
+KINDS = {int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
 JSON_SPACE = " \t\r\n"
 
 
@@ -66,12 +67,12 @@ class _Gathered:
             self._found = field in record
             self._names |= dict.fromkeys(record)
             if not self._found and counts["record"] == FIRST:
-                raise no_field(self._path, field, self._names)
+                raise InputError(f"has no field `{field}`, nor has any before it; {_there(self._names)}")
         text = record.get(field)
         if text is None:
             text = ""
         if not isinstance(text, str):
-            raise InputError(f"has no string field `{field}`, but a {type(text).__name__}; name another with --field")
+            raise InputError(f"has no string field `{field}`, but {KINDS[type(text)]}; name another with --field")
         if self._how.errors == "replace":
             text = repaired(text, counts)
         elif not text.isascii():
@@ -113,8 +114,11 @@ class _Gathered:
 
 def no_field(path: Path, field: str, names: Iterable[str]) -> InputError:
     """The records of a file have fields of these `names`, but not the one that is asked for."""
-    there = ", ".join(list(names)[:20]) or "none"
-    return InputError(f"{path} has no field `{field}`; it has {there}; name one of them with --field")
+    return InputError(f"{path} has no field `{field}`; {_there(names)}")
+
+
+def _there(names: Iterable[str]) -> str:
+    return f"there is {', '.join(list(names)[:20]) or 'none'}: name the one that holds the text with --field"
 
 
 def read_jsonl(path: Path, start: Place, how: Reading) -> Chunks:

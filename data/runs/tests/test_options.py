@@ -271,10 +271,8 @@ def test_what_is_held_out_and_read(stub: Stub, place: Path, tmp_path: Path) -> N
     half = json.loads((tmp_path / stub.start.folder / "meta.json").read_text())["splits"]
     assert (half["valid"]["source"], half["train"]["errors"]) == ("0.4 of a.jsonl", "replace")
     trained(stub, tmp_path, "two", **settings, valid="exam.jsonl")
-    assert (
-        json.loads((tmp_path / stub.start.folder / "meta.json").read_text())["splits"]["valid"]["source"]
-        == "exam.jsonl"
-    )
+    exam = json.loads((tmp_path / stub.start.folder / "meta.json").read_text())["splits"]
+    assert exam["valid"]["source"] == "exam.jsonl"
     assert call(stub.main, "--config", "one", "--out", "three", cwd=tmp_path).code == 0
     assert json.loads((tmp_path / stub.start.folder / "meta.json").read_text())["splits"] == half
     # with another --valid it is other data, and meant to be
@@ -286,7 +284,7 @@ def test_what_is_held_out_and_read(stub: Stub, place: Path, tmp_path: Path) -> N
 def test_one_text_without_markers(stub: Stub, place: Path, tmp_path: Path) -> None:
     (tmp_path / "play.txt").write_text("First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 50)
     result = trained(stub, tmp_path, "run", init=place / "init", data="play.txt", steps=1)
-    assert "play.txt: one document, so one place divides it; --valid takes a text or a fraction" in result.out
+    assert "play.txt: one document, so its end is the validation text; --valid takes another" in result.out
     assert stub.start.loader.tokens > 500
     (tmp_path / "line.txt").write_text("To be, or not to be, that is the question.")
     short = training(stub, tmp_path, tmp_path / "short", init=place / "init", data="line.txt")

@@ -193,11 +193,15 @@ def test_the_hubs_own_copy_is_taken_where_nothing_else_can_be_read(there: Hub) -
 
 def test_what_is_not_there(there: Hub) -> None:
     with pytest.raises(
-        InputError, match="no/body is neither a file or folder here nor a dataset of the Hugging Face hub"
+        InputError,
+        match="no/body, which is no file or folder here, is no public dataset of the Hugging Face hub either",
     ):
         stream("no/body", "train")
     there.gone = True
-    with pytest.raises(HubError, match=r"hub cannot be reached for no/body \(.*\); try again, or pass a local"):
+    with pytest.raises(
+        HubError,
+        match=r"hub cannot be reached for no/body, which is no file or folder here, \(.*\); try again, or pass a local",
+    ):
         stream("no/body", "train")
 
 

@@ -171,7 +171,7 @@ def test_jsonl(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', r"a\.jsonl is not UTF-8 at byte 24 "),
         ("a.jsonl", b'{"text": "a"}\n\n{"text": \n', r"line 3 of .*a\.jsonl is not valid JSON"),
         ("a.jsonl", b"[" * 100_000, r"line 1 of .*a\.jsonl is not valid JSON"),
-        ("a.jsonl", b'{"txt": "a"}', r"a\.jsonl has no field `text`; it has txt; name one"),
+        ("a.jsonl", b'{"txt": "a"}', r"a\.jsonl has no field `text`; there is txt: name the one"),
         ("a.jsonl", b'{"text": 1}', r"line 1 of .* has no string field `text`"),
         ("a.jsonl", b'{"text": "\\ud800"}', r"line 1 of .* has half a surrogate pair"),
         ("a.jsonl", b'["text"]', r"line 1 of .* has no string field `text`"),
