@@ -6,10 +6,12 @@ at one place instead: what lies behind it is held out.
 """
 
 import zlib
+from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from data.cli import InputError
-from data.text.formats import Piece
+from data.text.formats import Piece, Place
 from data.text.shards import SPLITS
 from data.text.sources import Stream
 
@@ -17,6 +19,26 @@ FRACTION = 0.01  # of the documents, unless another is asked for
 # Of a text that is cut, unless another fraction is asked for: a hundredth of a small one would measure little.
 CUT_FRACTION, ENOUGH = 0.1, 1_000_000  # the first up to `ENOUGH` characters (270,000 tokens), then these, then FRACTION
 WORD = 100  # characters; so far off a word is worth not being cut
+
+
+class Job(NamedTuple):
+    """A stream to read, and what of it goes to validation: all (1), nothing (0), a fraction, or the default (None)."""
+
+    text: Stream
+    fraction: float | None
+
+    @property
+    def divided(self) -> bool:
+        return self.fraction not in (0, 1)
+
+
+class Mark(NamedTuple):
+    """Where reading has got to: behind it, everything follows as if there had been no stop."""
+
+    job: int = 0
+    place: Place = Place()
+    within: str | None = None  # as `Division` has them
+    characters: int = 0
 
 
 class Cut(NamedTuple):
@@ -115,3 +137,31 @@ class Division:
             if best is not None and abs(best - near) <= (max(limit, WORD) if separator == " " else limit):
                 return best
         return near
+
+
+class Batch(NamedTuple):
+    """What a worker tokenises in one go: pieces for each split; where reading goes on after it, and what it counted."""
+
+    parts: dict[str, list[Piece]]
+    mark: Mark
+    counts: Counter[str]
+
+
+def batches(jobs: list[Job], start: Mark, cut: Cut | None, least: int) -> Iterator[Batch]:
+    """All that follows `start`, in parts of at least so many characters; the last of a job, maybe empty, ends it."""
+    for job in range(start.job, len(jobs)):
+        mark = start if job == start.job else Mark(job)
+        text, fraction = jobs[job]
+        division = Division(FRACTION if fraction is None else fraction, cut, mark.within, mark.characters)
+        batch, size = Batch({}, mark, Counter()), 0
+        for pieces, place, counts in text.chunks(mark.place):
+            for piece in pieces:
+                for split, share in division.share(piece):
+                    batch.parts.setdefault(split, []).append(share)
+                size += len(piece.text)
+            batch.counts.update(counts)
+            batch = batch._replace(mark=Mark(job, place, division.within, division.characters))
+            if size >= least:
+                yield batch
+                batch, size = Batch({}, batch.mark, Counter()), 0
+        yield batch

@@ -230,3 +230,27 @@ def not_utf8(path: Path, start: int, error: UnicodeDecodeError) -> InputError:
         f"{path} is not UTF-8 at byte {start + error.start:,} ({error.reason}); "
         "convert it to UTF-8 first, or pass --errors replace"
     )
+
+
+def told(counts: Counter[str], how: Reading) -> list[str]:
+    """What a user has to know of what was read."""
+    told = []
+    if "marker" in counts:
+        ends = ", each the end of a document" if counts["marker"] else ""
+        told.append(f"{counts['marker']:,} {EOT_TEXT} markers{ends}")
+    if counts["spelled"]:
+        told.append(f"{counts['spelled']:,} {EOT_TEXT} in records, where it is text and ends nothing")
+    if counts["skipped"]:
+        told.append(f"{counts['skipped']:,} of {counts['record']:,} records have no text in `{how.field}`: left out")
+    if counts["replaced"]:
+        told.append(f"{counts['replaced']:,} bytes or lone surrogates that are no text, replaced by U+FFFD")
+    return told
+
+
+def refuse_textless(name: str, counts: Counter[str], how: Reading, least: int = 1) -> None:
+    """Raises `InputError` where most records, of at least so many, have no text: another field was meant."""
+    if counts["record"] >= least and 2 * counts["skipped"] > counts["record"]:
+        raise InputError(
+            f"{counts['skipped']:,} of {counts['record']:,} records of {name} have no text in `{how.field}`; "
+            "name the field that holds it with --field, or remove these records"
+        )

@@ -21,17 +21,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from data.cli import ArgumentParser, InputError, Progress, run
 from data.files import atomic_write, sync_folder
-from data.text.division import FRACTION, Cut, Division, plan
-from data.text.formats import AS_GIVEN, ERRORS, Piece, Place, Reading
+from data.text.division import FRACTION, Batch, Cut, Job, Mark, batches, plan
+from data.text.formats import AS_GIVEN, ERRORS, Piece, Place, Reading, refuse_textless, told
 from data.text.hub import HubError
 from data.text.shards import MAX_SHARD_TOKENS, SPLITS, VERSION, ShardWriter, write_meta
-from data.text.sources import ACCEPTED, HUB_FILES, Stream, is_dataset, is_text_folder, stream
+from data.text.sources import ACCEPTED, HUB_FILES, is_dataset, is_text_folder, stream
 from data.text.tokenizer import EOT, EOT_TEXT, RANKS_SHA256, tokenizer
 
 T = TypeVar("T")
@@ -45,26 +45,6 @@ CHECKPOINT_EVERY = 32 << 20  # bytes of text, which take seconds to tokenise
 
 
 READING = 2  # counts up when the same file is read as other documents, so that what is prepared from it is made anew
-
-
-class Job(NamedTuple):
-    """A stream to read, and what of it goes to validation: all (1), nothing (0), a fraction, or the default (None)."""
-
-    text: Stream
-    fraction: float | None
-
-    @property
-    def divided(self) -> bool:
-        return self.fraction not in (0, 1)
-
-
-class Mark(NamedTuple):
-    """Where reading has got to: behind it, everything follows as if there had been no stop."""
-
-    job: int = 0
-    place: Place = Place()
-    within: str | None = None  # as `Division` has them
-    characters: int = 0
 
 
 @dataclass
@@ -125,30 +105,14 @@ def prepare(
         counts = f"{split['documents']:,} documents, {split['tokens']:,} tokens, {len(split['shards'])} shard(s)"
         print(f"{name}: {counts}, from {split['source']}")
     for job, read in zip(jobs, state.counts, strict=True):
-        for sentence in _told(read, how):
+        for sentence in told(read, how):
             print(f"{job.text.name}: {sentence}")
     if state.cut:
-        few = (
-            f"{state.cut.documents:,} documents, too few to choose from" if state.cut.documents > 1 else "one document"
-        )
+        count = state.cut.documents
+        few = f"{count:,} documents, too few to choose from" if count > 1 else "one document"
         print(f"{jobs[0].text.name}: {few}, so its end is the validation text; --valid takes another fraction or text")
     print(f"{size / 1e6:,.1f} MB in {seconds:.1f} s ({size / 1e6 / seconds:.1f} MB/s), prepared in {out}")
     return meta
-
-
-def _told(counts: Counter[str], how: Reading) -> list[str]:
-    """What a user has to know of what was read."""
-    told = []
-    if "marker" in counts:
-        ends = ", each the end of a document" if counts["marker"] else ""
-        told.append(f"{counts['marker']:,} {EOT_TEXT} markers{ends}")
-    if counts["spelled"]:
-        told.append(f"{counts['spelled']:,} {EOT_TEXT} in records, where it is text and ends nothing")
-    if counts["skipped"]:
-        told.append(f"{counts['skipped']:,} of {counts['record']:,} records have no text in `{how.field}`: left out")
-    if counts["replaced"]:
-        told.append(f"{counts['replaced']:,} bytes or lone surrogates that are no text, replaced by U+FFFD")
-    return told
 
 
 def prepared(source: str, valid: str | None = None, how: Reading = AS_GIVEN) -> Path:
@@ -276,7 +240,7 @@ def _write_splits(
         ) as progress,
     ):
         writers = {"train": train, "valid": valid}
-        for batch, parts in _in_order(pool, _encoded, _batches(jobs, state.mark, state.cut), 2 * workers):
+        for batch, parts in _in_order(pool, _encoded, batches(jobs, state.mark, state.cut, BATCH), 2 * workers):
             for split, (count, tokens) in parts.items():
                 writers[split].write(tokens)
                 state.documents[split] += count
@@ -310,43 +274,6 @@ def _write_splits(
         }
         for job, split in ((0, "train"), (-1, "valid"))
     }
-
-
-def refuse_textless(name: str, counts: Counter[str], how: Reading, least: int = 1) -> None:
-    """Raises `InputError` where most records, of at least so many, have no text: another field was meant."""
-    if counts["record"] >= least and 2 * counts["skipped"] > counts["record"]:
-        raise InputError(
-            f"{counts['skipped']:,} of {counts['record']:,} records of {name} have no text in `{how.field}`; "
-            "name the field that holds it with --field, or remove these records"
-        )
-
-
-class Batch(NamedTuple):
-    """What a worker tokenises in one go: pieces for each split; where reading goes on after it, and what it counted."""
-
-    parts: dict[str, list[Piece]]
-    mark: Mark
-    counts: Counter[str]
-
-
-def _batches(jobs: list[Job], start: Mark, cut: Cut | None) -> Iterator[Batch]:
-    """All that follows `start`, in parts that are worth a worker's while; the last of a job, maybe empty, ends it."""
-    for job in range(start.job, len(jobs)):
-        mark = start if job == start.job else Mark(job)
-        text, fraction = jobs[job]
-        division = Division(FRACTION if fraction is None else fraction, cut, mark.within, mark.characters)
-        batch, size = Batch({}, mark, Counter()), 0
-        for pieces, place, counts in text.chunks(mark.place):
-            for piece in pieces:
-                for split, share in division.share(piece):
-                    batch.parts.setdefault(split, []).append(share)
-                size += len(piece.text)
-            batch.counts.update(counts)
-            batch = batch._replace(mark=Mark(job, place, division.within, division.characters))
-            if size >= BATCH:
-                yield batch
-                batch, size = Batch({}, batch.mark, Counter()), 0
-        yield batch
 
 
 def _in_order(

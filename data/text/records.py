@@ -9,7 +9,6 @@ A record whose field is missing, null or blank is skipped and counted. Where no 
 the field at all, the file is refused, and its fields are named.
 """
 
-import codecs
 import csv
 import json
 from collections import Counter
@@ -34,13 +33,13 @@ from data.text.formats import (
     read_txt,
     repaired,
 )
+from data.text.json_values import LONGEST, Values, every
 from data.text.tokenizer import EOT_TEXT
 
-LONGEST_RECORD = 64 << 20  # bytes; a record has to be parsed whole
+LONGEST_RECORD = LONGEST
 FIRST = 100  # records, one of which has to have the field
 ROWS = 256  # of a parquet file, read at a time
 KINDS = {int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
-JSON_SPACE = " \t\r\n"
 
 
 class _Gathered:
@@ -161,70 +160,14 @@ def _line_number(path: Path, offset: int) -> int:
     return number
 
 
-class _JSON:
-    """Values one after the other in a file of JSON, of which only the one that is parsed is in memory."""
-
-    def __init__(self, path: Path, text: IO[bytes], start: int, how: Reading):
-        self._path, self._text, self._read, self._how = path, text, start, how
-        self._decoder = codecs.getincrementaldecoder("utf-8" if start else "utf-8-sig")(how.decoding)
-        self._rest = ""
-        self._parse = json.JSONDecoder().raw_decode
-
-    @property
-    def offset(self) -> int:
-        """The byte where what is to be parsed begins."""
-        undecoded, _ = self._decoder.getstate()
-        return self._read - len(undecoded) - len(self._rest.encode("utf-8", self._how.decoding))
-
-    def next(self) -> str:
-        """The next character that is no space; "" at the end."""
-        while not (rest := self._rest.lstrip(JSON_SPACE)) and self._more():
-            pass
-        self._rest = rest
-        return rest[:1]
-
-    def skip(self) -> None:
-        self._rest = self._rest[1:]
-
-    def value(self) -> Any:
-        """The value that begins here. Raises `InputError` where there is none."""
-        while True:
-            try:
-                value, end = self._parse(self._rest)
-            except RecursionError:
-                raise self.fault() from None
-            except ValueError:
-                if len(self._rest) > LONGEST_RECORD or not self._more():
-                    raise self.fault() from None
-                continue
-            self._rest = self._rest[end:]
-            return value
-
-    def fault(self) -> InputError:
-        return InputError(
-            f"{self._path} is not valid JSON from byte {self.offset:,} on (or a value there is longer than "
-            f"{LONGEST_RECORD >> 20} MiB); mend it, or convert it to .jsonl"
-        )
-
-    def _more(self) -> bool:
-        """Reads as much again, so that a long value is tried a few times only; False at the end."""
-        block = self._text.read(max(BLOCK, len(self._rest)))
-        self._read += len(block)
-        try:
-            self._rest += self._decoder.decode(block, final=not block)
-        except UnicodeDecodeError as e:
-            raise not_utf8(self._path, self._read - len(e.object), e) from None
-        return bool(block)
-
-
 def read_json(path: Path, start: Place, how: Reading) -> Chunks:
     """The field of every object, or every string, of a list; or of objects one after the other, as on the hub."""
     gathered = _Gathered(path, start, how)
     with opened(path) as (_, text):
-        listed = _JSON(path, text, 0, how).next() == "["
+        listed = Values(path, text, 0, how).next() == "["
     with opened(path, start.offset) as (stored, text):
-        values = _JSON(path, text, start.offset, how)
-        for record in _values(values, listed, start.offset == 0):
+        values = Values(path, text, start.offset, how)
+        for record in every(values, listed, start.offset == 0):
             try:
                 gathered.add({how.field: record} if listed and isinstance(record, str) else record)
             except InputError as e:
@@ -237,20 +180,6 @@ def read_json(path: Path, start: Place, how: Reading) -> Chunks:
         if values.next():
             raise values.fault()
         yield gathered.chunk(end, stored.tell(), last=True)
-
-
-def _values(values: _JSON, listed: bool, first: bool) -> Iterator[Any]:
-    """All that there are, up to the bracket that closes a list."""
-    if listed and first and values.next():
-        values.skip()
-    while values.next() != ("]" if listed else ""):
-        if listed and not first:
-            if values.next() != ",":
-                raise values.fault()
-            values.skip()
-            values.next()
-        first = False
-        yield values.value()
 
 
 class _Lines:

@@ -23,7 +23,7 @@ import pytest
 from data import cli
 from data.cli import InputError
 from data.testing import call
-from data.text import formats, prepare, records, sources
+from data.text import formats, json_values, prepare, records, sources
 from data.text.formats import Chunk, Chunks, Piece, Place, Reading
 from data.text.prepare import encode
 from data.text.shards import ShardWriter, open_split, verify
@@ -549,7 +549,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], N
 def sources_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, str | float | None]]:
     """A source of every kind, with what goes to validation."""
     monkeypatch.setattr(sources, "STORIES", {"train": (0, 5_000), "valid": (1, 3_000)})
-    for module in (formats, records):
+    for module in (formats, records, json_values):
         monkeypatch.setattr(module, "BLOCK", 300)  # a group of documents
     monkeypatch.setattr(formats, "LONGEST_PIECE", 500)
     monkeypatch.setattr(prepare, "CHECKPOINT_EVERY", 1000)

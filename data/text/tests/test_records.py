@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data.cli import InputError
-from data.text import formats, records
+from data.text import formats, json_values, records
 from data.text.formats import Reading, opened
 from data.text.sources import stream
 from data.text.tests.test_sources import counted, documents
@@ -65,7 +65,8 @@ def test_every_form_holds_the_same_documents(
 ) -> None:
     """Whatever is read at a time, and wherever reading goes on."""
     monkeypatch.setattr(formats, "BLOCK", block)
-    monkeypatch.setattr(records, "BLOCK", block)
+    for module in (formats, records, json_values):
+        monkeypatch.setattr(module, "BLOCK", block)
     monkeypatch.setattr(records, "ROWS", 4)
     expected = [text.strip() for text in TEXTS]
     assert documents(tmp_path / form, FORMS[form]) == expected
@@ -138,7 +139,7 @@ def test_a_field_that_comes_late_is_found(tmp_path: Path) -> None:
     lines = [b'{"id": 1}\n'] * 99 + [b'{"text": "a"}\n']
     assert documents(tmp_path / "a.jsonl", b"".join(lines)) == ["a"]
     with pytest.raises(
-        InputError, match="line 100 of .* has no field `text`, nor has any before it; there is id: name"
+        InputError, match=r"line 100 of .* has no field `text`, nor has any before it; there is id: name"
     ):
         documents(tmp_path / "a.jsonl", b"".join([lines[0], *lines]))
 
