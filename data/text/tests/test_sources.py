@@ -199,7 +199,7 @@ def test_the_number_of_a_line_far_from_the_beginning(tmp_path: Path, monkeypatch
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n' * 6 + "bad\n" + '{"text": "a"}\n' * 5)
     for block in (1, 7, 14, 28, 1000):
-        monkeypatch.setattr(formats, "BLOCK", block)
+        monkeypatch.setattr(records, "BLOCK", block)
         with pytest.raises(InputError, match=r"^line 7 of .*a\.jsonl is not valid JSON"):
             documents(path, path.read_bytes())
 
