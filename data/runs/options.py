@@ -12,8 +12,10 @@ from typing import Any
 from data.checkpoints.config import PRESETS
 from data.cli import ArgumentParser, InputError, real, whole
 from data.runs.run_folder import read_sealed
+from data.text.formats import AS_GIVEN, ERRORS
 
 PORTS = {"parity", "kernels"}  # options of the port alone
+LATER = {"valid": None, "field": AS_GIVEN.field, "errors": AS_GIVEN.errors}  # a run of before these has none of them
 FREE = (*PORTS, "device", "keep", "quiet", "tensorboard")  # may change from one part of a run to the next
 UNRECORDED = ("out", "resume", "config", "find_lr", "quiet")  # belong to one call of the program, not to the run
 
@@ -39,7 +41,12 @@ class Options:
     # without one, the size is that of the weights in `init`
     preset: str | None = option(MODEL, f"one of {', '.join(PRESETS)}", None, choices=PRESETS, metavar="SIZE")
     init: str = option(MODEL, "random, gpt2 (or another on the hub), or a folder", metavar="WEIGHTS")
-    data: str = option(MODEL, "stories (embedded), tinystories (hub), a .txt, a .jsonl, or prepared", metavar="TEXT")
+    data: str = option(
+        MODEL, "stories (embedded), files, a folder, OWNER/NAME on the hub, or prepared", nargs="+", metavar="TEXT"
+    )
+    valid: str | None = option(MODEL, "validation text, or the fraction to hold out", None, metavar="TEXT|FRACTION")
+    field: str = option(MODEL, "of records, that holds their text (text)", AS_GIVEN.field, metavar="NAME")
+    errors: str = option(MODEL, "for bytes that are no UTF-8 (strict)", AS_GIVEN.errors, choices=ERRORS)
     out: Path | None = option(MODEL, "the run's folder; by default a new one in runs/", None, type=Path, metavar="RUN")
     resume: Path | None = option(MODEL, "go on with a run, or from a checkpoint of it", None, type=Path, metavar="RUN")
     config: Path | None = option(MODEL, "the options of a run; others change them", None, type=Path, metavar="RUN.JSON")
@@ -142,6 +149,8 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
     else:
         return given
     options = read_sealed(file).get("options")
+    if isinstance(options, dict):
+        options = LATER | options
     known = args.keys() - {*UNRECORDED}
     if not isinstance(options, dict) or options.keys() - PORTS != known - PORTS:
         raise InputError(f"{file} is of another version of this program; give the options themselves")
@@ -156,7 +165,8 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
 def without_none(args: dict[str, Any]) -> Given:
     """What was given of the options that argparse found: it has None for the others."""
     given = {name: value for name, value in args.items() if value is not None}
-    return given | ({"betas": tuple(given["betas"])} if "betas" in given else {})
+    data = {"data": ",".join(given["data"])} if "data" in given else {}  # one source, of several files
+    return given | data | ({"betas": tuple(given["betas"])} if "betas" in given else {})
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -13,8 +13,9 @@ from data.checkpoints.config import PRESETS, GPT2Config, parameter_count, to_hf
 from data.checkpoints.initialize import initial_weights
 from data.checkpoints.sums import checkpoints
 from data.cli import InputError
-from data.runs.options import FREE, RECIPES, Given, Options, is_checkpoint
+from data.runs.options import FREE, LATER, RECIPES, Given, Options, is_checkpoint
 from data.runs.run_folder import load_checkpoint, read_sealed, refuse_occupied
+from data.text.formats import Reading
 from data.text.loader import Loader
 from data.text.prepare import prepared
 from data.text.shards import Verification, read_meta
@@ -60,7 +61,7 @@ def begin(given: Given, device: str) -> Start:
         if "out" in given and not given.keys() & {"resume", "find_lr"}:
             refuse_occupied(given["out"])  # before anything that takes long
         options, config, arrays = complete(given, device)
-    folder = prepared(options.data)
+    folder = prepared(options.data, options.valid, Reading(options.field, options.errors))
     verification = Verification(folder)  # of every token: a damaged one would be trained on in silence
     verification.check(timeout=0.5)  # enough for most data; the rest is verified while it trains
     loader = Loader(folder, "train", options.batch_size * options.grad_accum, options.seq_len, options.seed)
@@ -87,7 +88,7 @@ def checkpoint_to_resume(path: Path) -> Path | None:
 def refuse_other_options(run_json: Path, checkpoint: Path, of_checkpoint: Mapping[str, Any]) -> None:
     """Raises `InputError` where run.json is not the one that the checkpoint was trained with."""
     of_run, of_checkpoint = (
-        {name: value for name, value in options.items() if name not in FREE}
+        {name: value for name, value in (LATER | dict(options)).items() if name not in FREE}
         for options in (read_sealed(run_json)["options"], of_checkpoint)
     )
     if of_run != of_checkpoint:
@@ -97,7 +98,8 @@ def refuse_other_options(run_json: Path, checkpoint: Path, of_checkpoint: Mappin
 def refuse_other_inputs(options: Options, said: dict[str, Any], folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Raises `InputError` where options of the run that `said` is of name other data or weights now than they did."""
     before = said["options"]
-    if options.data == before["data"] and read_meta(folder)["checksum"] != said["data"]["checksum"]:
+    same = all(getattr(options, name) == value for name, value in (LATER | before).items() if name in ("data", *LATER))
+    if same and read_meta(folder)["checksum"] != said["data"]["checksum"]:
         raise InputError(
             f"{options.data} is not the text that {options.config} was run on; put that back, or give another --data"
         )

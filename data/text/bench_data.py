@@ -140,12 +140,14 @@ def main() -> None:
         epilog="example: python -m data.text.bench_data --size 2200",
     )
     parser.add_argument("--size", type=whole(10), default=200, metavar="MB", help="of the text (default: %(default)s)")
-    parser.add_argument("--text", metavar="FILE", help="a .txt or .jsonl to make it of (default: our own stories)")
+    parser.add_argument("--text", metavar="FILE", help="a text to make it of (default: our own stories)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
     refuse_missing_folder(options.json)
     source = stream(options.text, "train") if options.text else None
-    material = [d for group, _ in source.documents() for d in group] if source else list(islice(stories(SEED), STORIES))
+    material = list(islice(stories(SEED), STORIES))
+    if source:
+        material = [piece.text for chunk in source.chunks() for piece in chunk.pieces]
 
     found = measure(options.size * 1_000_000, material)
     if options.json:

@@ -76,7 +76,8 @@ class Loader:
         if self.windows < world_size * batch_size:
             raise InputError(
                 f"the {split} split of {folder} has {self.windows} windows of {seq_len} tokens, fewer than the "
-                f"{world_size * batch_size} of a batch; prepare more text, or use a smaller batch or sequence length"
+                f"{world_size * batch_size} of a batch; give more text, or a smaller --seq-len, --batch-size or "
+                "--grad-accum"
             )
 
     @property

@@ -14,13 +14,12 @@ import re
 import shutil
 import sys
 import time
-import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,27 +27,34 @@ import numpy as np
 
 from data.cli import ArgumentParser, InputError, Progress, run
 from data.files import atomic_write, sync_folder
+from data.text.division import FRACTION, Batch, Cut, Job, Mark, batches, plan
+from data.text.formats import AS_GIVEN, ERRORS, Piece, Place, Reading, refuse_textless, told
+from data.text.hub import HubError
 from data.text.shards import MAX_SHARD_TOKENS, SPLITS, VERSION, ShardWriter, write_meta
-from data.text.sources import ACCEPTED, HUB_FILES, Documents, Stream, stream
+from data.text.sources import ACCEPTED, HUB_FILES, is_dataset, is_text_folder, stream
 from data.text.tokenizer import EOT, EOT_TEXT, RANKS_SHA256, tokenizer
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-VALID_FRACTION = 0.01  # of the documents, for a source without validation text of its own
 CHECKPOINT = "checkpoint.json"
 PART = re.compile(rf"(train|valid)-\d+\.bin|(meta\.json|{re.escape(CHECKPOINT)})(\.tmp)?")  # what is in DIR.partial
 BATCH = 1 << 18  # characters of the documents that a worker tokenises in one go
+ENOUGH_RECORDS = 1000  # to tell that most have no text
 CHECKPOINT_EVERY = 32 << 20  # bytes of text, which take seconds to tokenise
+
+
+READING = 2  # counts up when the same file is read as other documents, so that what is prepared from it is made anew
 
 
 @dataclass
 class PreparationState:
-    """Where a preparation has got to: what lies in its folder comes from all before `position` of stream `job`."""
+    """Where a preparation has got to: what lies in its folder comes from all that is read before `mark`."""
 
     inputs: dict[str, Any]  # everything that decides what is written, except the code
-    job: int
-    position: int  # bytes
+    mark: Mark
+    cut: Cut | None
+    counts: list[Counter[str]]  # of each job
     documents: dict[str, int]
     shards: dict[str, list[dict[str, Any]]]  # as `ShardWriter.sync` has them
 
@@ -59,17 +65,18 @@ def prepare(
     valid: str | float | None = None,
     workers: int | None = None,
     shard_tokens: int = MAX_SHARD_TOKENS,
+    how: Reading = AS_GIVEN,
 ) -> dict[str, Any]:
     """Writes the prepared folder `out` (the format is that of `data.text.shards`) and returns what its meta.json says.
 
-    valid: a source of validation text, or the fraction of the documents of `source` to hold out. A held-out document
-      is chosen by a hash of its text, so that copies of it never lie on both sides. None: the validation text that
-      comes with `source`, or `VALID_FRACTION` of a local file.
+    valid: a source of validation text, or the fraction of `source` to hold out (see `data.text.division`). None: the
+      validation text that comes with `source`, else `FRACTION` of its documents, or the end of a single one.
     workers: threads that tokenise; None: one a CPU core.
     shard_tokens: the most tokens in one shard.
+    how: the field of records, and what is done about bytes that are no UTF-8.
 
     Raises `InputError` for bad arguments and sources (see `data.text.sources`), an `out` that holds something already,
-    and where train or validation would come out without a document.
+    a source most of whose records have no text, and a text too short to be both training and validation text.
     """
     started = time.monotonic()
     out = Path(out).resolve()
@@ -80,57 +87,89 @@ def prepare(
     if os.path.exists(out) and not (os.path.isdir(out) and not os.listdir(out)):
         raise InputError(f"{out} is there already, and is never overwritten; name another folder or remove it first")
 
-    jobs = _jobs(source, valid)
+    jobs = _jobs(source, valid, how)
+    for note in jobs[0].text.notes:
+        print(note)
     with _partial_folder(out) as folder:
-        state = _last_state(folder, jobs, shard_tokens)
-        before = _bytes_done(jobs, state)
-        splits = _write_splits(folder, jobs, state, workers or os.cpu_count() or 1, shard_tokens)
+        state = _last_state(folder, jobs, shard_tokens, how)
+        before = _bytes_done(jobs, state.mark)
+        splits = _write_splits(folder, jobs, state, workers or os.cpu_count() or 1, shard_tokens, how)
         meta = write_meta(folder, splits)
         os.rename(folder, out)
         sync_folder(out.parent)
         (out / CHECKPOINT).unlink(missing_ok=True)  # only after the rename: until then a stopped run needs it
 
     seconds = time.monotonic() - started
-    size = sum(text.size for text, _ in jobs) - before
+    size = sum(job.text.size for job in jobs) - before
     for name, split in splits.items():
         counts = f"{split['documents']:,} documents, {split['tokens']:,} tokens, {len(split['shards'])} shard(s)"
         print(f"{name}: {counts}, from {split['source']}")
+    for job, read in zip(jobs, state.counts, strict=True):
+        for sentence in told(read, how):
+            print(f"{job.text.name}: {sentence}")
+    if state.cut:
+        count = state.cut.documents
+        few = f"{count:,} documents, too few to choose from" if count > 1 else "one document"
+        print(f"{jobs[0].text.name}: {few}, so its end is the validation text; --valid takes another fraction or text")
     print(f"{size / 1e6:,.1f} MB in {seconds:.1f} s ({size / 1e6 / seconds:.1f} MB/s), prepared in {out}")
     return meta
 
 
-def prepared(source: str) -> Path:
-    """The folder of prepared data for `source`: itself if it is one, else one in runs/data, made now or before."""
-    if os.path.isdir(source):
+def prepared(source: str, valid: str | None = None, how: Reading = AS_GIVEN) -> Path:
+    """The folder of prepared data for `source`: itself if it is one, else one in runs/data, made now or before.
+
+    `valid` and `how` are as in `prepare`. Raises `InputError` as that does, and where they are given for prepared data.
+    """
+    if os.path.isdir(source) and not is_text_folder(source):
+        if valid is not None or how != AS_GIVEN:
+            raise InputError(f"{source} is prepared already, so it goes without --valid, --field and --errors")
         return Path(source)
-    text = None if source in HUB_FILES else stream(source, "train")  # the hub is asked only where it is needed
-    identity = text.identity if text else source
-    folder = Path("runs", "data", f"{Path(source).stem}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}")
+    identity = _identity(source, "train", how)
+    if valid is not None or how != AS_GIVEN:
+        held_out = valid if valid is None or _fraction(valid) is not None else _identity(valid, "valid", how)
+        identity = json.dumps([identity, held_out, how.field, how.errors])
+    stem = re.sub(r"[^\w. -]+", "-", Path(source).stem).strip("-. ")[:60] or "text"
+    folder = Path("runs", "data", f"{stem}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}")
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         print(f"preparing {source} in {folder}", flush=True)
-        prepare(source, folder)
+        prepare(source, folder, valid, how=how)
     return folder
 
 
-def _jobs(source: str, valid: str | float | None) -> list[tuple[Stream, float]]:
-    """The streams to read, each with the fraction of its documents that goes to validation."""
-    train = stream(source, "train")
+def _identity(source: str, split: str, how: Reading) -> str:
+    """What tells a source from others; of the hub's its name, so that the hub is asked only where it is needed."""
+    if source in HUB_FILES or is_dataset(source):
+        return source
+    text = stream(source, split, how) or stream(source, "train", how)
+    assert text
+    return text.identity if source == "stories" else f"{text.identity} {READING}"
+
+
+def _fraction(valid: str | float) -> float | None:
+    try:
+        return float(valid)
+    except ValueError:
+        return None
+
+
+def _jobs(source: str, valid: str | float | None, how: Reading) -> list[Job]:
+    """The streams to read."""
+    train = stream(source, "train", how)
     assert train
     if valid is None:
-        own = stream(source, "valid")
-        return [(train, 0.0), (own, 1.0)] if own else [(train, VALID_FRACTION)]
-    try:
-        fraction = float(valid)
-    except ValueError:
-        other = stream(str(valid), "valid") or stream(str(valid), "train")
+        own = stream(source, "valid", how)
+        return [Job(train, 0), Job(own, 1)] if own else [Job(train, None)]
+    fraction = _fraction(valid)
+    if fraction is None:
+        other = stream(str(valid), "valid", how) or stream(str(valid), "train", how)
         assert other
-        if other.name == train.name:
-            raise InputError(f"{valid} cannot be both training and validation text; give --valid a fraction") from None
-        return [(train, 0.0), (other, 1.0)]
+        if {file.identity for file in train.files} & {file.identity for file in other.files}:
+            raise InputError(f"{valid} cannot be both training and validation text; give --valid a fraction")
+        return [Job(train, 0), Job(other, 1)]
     if not 0 < fraction < 1:
-        raise InputError(f"a validation fraction of {valid} is not between 0 and 1; a common one is {VALID_FRACTION}")
-    return [(train, fraction)]
+        raise InputError(f"a validation fraction of {valid} is not between 0 and 1; a common one is {FRACTION}")
+    return [Job(train, fraction)]
 
 
 @contextmanager
@@ -149,7 +188,8 @@ def _partial_folder(out: Path) -> Iterator[Path]:
         try:
             yield folder
         except BaseException as e:
-            if isinstance(e, InputError) or not (folder / CHECKPOINT).exists():  # bad input stays bad: no use to go on
+            bad = isinstance(e, InputError) and not isinstance(e, HubError)  # and stays bad: it is no use to go on
+            if bad or not (folder / CHECKPOINT).exists():
                 shutil.rmtree(folder, ignore_errors=True)
             else:
                 print(f"the same command goes on from {folder}", file=sys.stderr)
@@ -160,86 +200,80 @@ def _partial_folder(out: Path) -> Iterator[Path]:
         os.close(fd)
 
 
-def _last_state(folder: Path, jobs: list[tuple[Stream, float]], shard_tokens: int) -> PreparationState:
+def _last_state(folder: Path, jobs: list[Job], shard_tokens: int, how: Reading) -> PreparationState:
     """The one that an earlier run left in `folder`; of other inputs, or where there is none, `folder` is emptied."""
     texts = [[text.name, text.identity, fraction] for text, fraction in jobs]
-    inputs = {"texts": texts, "shard_tokens": shard_tokens, "tokenizer": RANKS_SHA256, "version": VERSION}
+    inputs = {"texts": texts, "field": how.field, "errors": how.errors, "reading": READING}
+    inputs |= {"shard_tokens": shard_tokens, "tokenizer": RANKS_SHA256, "version": VERSION}
     if (folder / CHECKPOINT).exists():
-        state = PreparationState(**json.loads((folder / CHECKPOINT).read_bytes()))
-        if state.inputs == inputs:
-            done, size = _bytes_done(jobs, state), sum(text.size for text, _ in jobs)
+        saved = json.loads((folder / CHECKPOINT).read_bytes())
+        if saved["inputs"] == inputs:
+            job, place, *division = saved["mark"]
+            mark, cut = Mark(job, Place(*place), *division), saved["cut"] and Cut(*saved["cut"])
+            done, size = _bytes_done(jobs, mark), sum(job.text.size for job in jobs)
             print(f"going on from {folder}, after {done / 1e6:,.1f} of {size / 1e6:,.1f} MB", file=sys.stderr)
-            return state
+            counts = [Counter(**of_job) for of_job in saved["counts"]]
+            return PreparationState(inputs, mark, cut, counts, saved["documents"], saved["shards"])
         print(f"starting anew: {folder} was begun from another text or with other options", file=sys.stderr)
     for name in sorted(os.listdir(folder)):  # the checkpoint first, as it is worth nothing without the others
         os.remove(folder / name)
-    return PreparationState(inputs, 0, 0, dict.fromkeys(SPLITS, 0), {split: [] for split in SPLITS})
+    cut = plan(jobs[-1].text, jobs[-1].fraction) if jobs[-1].divided else None
+    counts = [Counter() for _ in jobs]
+    return PreparationState(inputs, Mark(), cut, counts, dict.fromkeys(SPLITS, 0), {split: [] for split in SPLITS})
 
 
-def _bytes_done(jobs: list[tuple[Stream, float]], state: PreparationState) -> int:
-    return sum(text.size for text, _ in jobs[: state.job]) + state.position
+def _bytes_done(jobs: list[Job], mark: Mark) -> int:
+    return sum(job.text.size for job in jobs[: mark.job]) + mark.place.done
 
 
 def _write_splits(
-    folder: Path, jobs: list[tuple[Stream, float]], state: PreparationState, workers: int, shard_tokens: int
+    folder: Path, jobs: list[Job], state: PreparationState, workers: int, shard_tokens: int, how: Reading
 ) -> dict[str, dict[str, Any]]:
     """Tokenises `jobs` from `state` on into shards in `folder`; returns the "splits" of its meta.json."""
-    documents = state.documents
-    size = sum(text.size for text, _ in jobs)
+    saved = _bytes_done(jobs, state.mark)
     with (
         ShardWriter(folder, "train", shard_tokens, state.shards["train"]) as train,
         ShardWriter(folder, "valid", shard_tokens, state.shards["valid"]) as valid,
         ThreadPoolExecutor(workers) as pool,
         Progress(
-            total=size, initial=_bytes_done(jobs, state), unit="B", unit_scale=True, desc="tokenising"
+            total=sum(job.text.size for job in jobs), initial=saved, unit="B", unit_scale=True, desc="tokenising"
         ) as progress,
     ):
         writers = {"train": train, "valid": valid}
-        for job in range(state.job, len(jobs)):
-            text, fraction = jobs[job]
-            position = saved = state.position if job == state.job else 0
-            batches = _batches(text, position)
-            for (_, end), parts in _in_order(pool, partial(_encode_split, fraction=fraction), batches, 2 * workers):
-                for split, (count, tokens) in parts.items():
-                    writers[split].write(tokens)
-                    documents[split] += count
-                progress.update(end - position)
-                position = end
-                if position - saved >= CHECKPOINT_EVERY:
-                    shards = {split: writer.sync() for split, writer in writers.items()}
-                    with atomic_write(folder / CHECKPOINT, "w") as f:
-                        json.dump(asdict(PreparationState(state.inputs, job, position, documents, shards)), f)
-                    saved = position
-    for split, count in documents.items():
-        if not count:
-            found = f"{sum(documents.values()):,} document(s) of {jobs[0][0].name}"
-            raise InputError(
-                f"none of the {found} fell to {split}; give --valid another fraction, or a source of validation text"
-            )
+        for batch, parts in _in_order(pool, _encoded, batches(jobs, state.mark, state.cut, BATCH), 2 * workers):
+            for split, (count, tokens) in parts.items():
+                writers[split].write(tokens)
+                state.documents[split] += count
+            state.mark = batch.mark
+            state.counts[batch.mark.job].update(batch.counts)
+            refuse_textless(jobs[batch.mark.job].text.name, state.counts[batch.mark.job], how, least=ENOUGH_RECORDS)
+            done = _bytes_done(jobs, state.mark)
+            progress.update(done - progress.n)
+            if done - saved >= CHECKPOINT_EVERY:
+                state.shards = {split: writer.sync() for split, writer in writers.items()}
+                with atomic_write(folder / CHECKPOINT, "w") as f:
+                    json.dump(vars(state), f)
+                saved = done
+        for job, counts in zip(jobs, state.counts, strict=True):
+            refuse_textless(job.text.name, counts, how)
     held_out, fraction = jobs[-1]
-    sources = {"train": jobs[0][0].name, "valid": held_out.name if fraction == 1 else f"{fraction} of {held_out.name}"}
+    sources = {"train": jobs[0].text.name, "valid": held_out.name}
+    if state.cut:
+        sources["valid"] = f"{held_out.name}, from about character {state.cut.near:,} of {state.cut.characters:,} on"
+    elif fraction != 1:
+        sources["valid"] = f"{FRACTION if fraction is None else fraction} of {held_out.name}"
     return {
         split: {
             "source": sources[split],
-            "documents": documents[split],
-            "tokens": sum(shard["tokens"] for shard in writer.shards),
-            "shards": writer.shards,
+            "field": how.field,
+            "errors": how.errors,
+            "read": dict(state.counts[job]),
+            "documents": state.documents[split],
+            "tokens": sum(shard["tokens"] for shard in writers[split].shards),
+            "shards": writers[split].shards,
         }
-        for split, writer in writers.items()
+        for job, split in ((0, "train"), (-1, "valid"))
     }
-
-
-def _batches(text: Stream, start: int) -> Documents:
-    """`text.documents(start)` in groups that are worth a worker's while; the last, maybe empty, ends with the text."""
-    batch: list[str] = []
-    size, end = 0, start
-    for group, end in text.documents(start):
-        batch += group
-        size += sum(map(len, group))
-        if size >= BATCH:
-            yield batch, end
-            batch, size = [], 0
-    yield batch, end
 
 
 def _in_order(
@@ -256,17 +290,18 @@ def _in_order(
         yield item, future.result()
 
 
-def _encode_split(batch: tuple[list[str], int], fraction: float) -> dict[str, tuple[int, np.ndarray]]:
-    """The documents of train and of valid in a batch, as their number and their tokens."""
-    parts: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for document in batch[0]:
-        parts["valid" if _hash(document) < fraction else "train"].append(document)
-    return {split: (len(part), encode(part)) for split, part in parts.items() if part}
+def _encoded(batch: Batch) -> dict[str, tuple[int, np.ndarray]]:
+    """Of each split in a batch, the number of documents that end there, and the tokens."""
+    return {split: (sum(piece.ends for piece in pieces), _tokens(pieces)) for split, pieces in batch.parts.items()}
 
 
-def _hash(document: str) -> float:
-    """A number in [0, 1) that only the text decides."""
-    return zlib.crc32(document.encode()) / 2**32
+def _tokens(pieces: list[Piece]) -> np.ndarray:
+    """The tokens of the pieces, with `EOT` where a document ends. A piece that another follows is encoded by itself."""
+    found = []
+    for ends, those in groupby(pieces, key=lambda piece: piece.ends):
+        texts = [piece.text for piece in those]
+        found += [encode(texts)] if ends else [encode([text])[:-1] for text in texts]
+    return np.concatenate(found)
 
 
 def encode(documents: list[str]) -> np.ndarray:
@@ -287,15 +322,24 @@ def main() -> None:
         description="Tokenise text into a folder of shards. What was stopped goes on with the same command.",
         epilog="example: python -m data.text.prepare stories.jsonl --valid 0.01 --out prepared",
     )
-    parser.add_argument("source", metavar="SOURCE", help=f"the text: {ACCEPTED}")
+    parser.add_argument("source", metavar="SOURCE", nargs="+", help=f"the text: {ACCEPTED}")
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="the folder to write; it must not exist, or be empty"
     )
     parser.add_argument(
         "--valid",
         metavar="SOURCE|FRACTION",
-        help="validation text, or the fraction of the documents to hold out for it (default: what comes with SOURCE, "
-        f"or {VALID_FRACTION} of a local file)",
+        help="validation text, or the fraction to hold out for it (default: what comes with SOURCE, else "
+        f"{FRACTION} of its documents, or the end of a single text)",
+    )
+    parser.add_argument(
+        "--field", metavar="NAME", default=Reading.field, help="of a record, that holds its text (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--errors",
+        choices=ERRORS,
+        default=Reading.errors,
+        help="what to do about bytes that are no UTF-8: refuse the file, or put U+FFFD there (default: %(default)s)",
     )
     parser.add_argument("--workers", metavar="N", type=int, help="threads that tokenise (default: one a CPU core)")
     parser.add_argument(
@@ -306,7 +350,8 @@ def main() -> None:
         help="the most tokens in one shard (default and maximum: %(default)s)",
     )
     options = parser.parse_args()
-    prepare(options.source, options.out, options.valid, options.workers, options.shard_tokens)
+    how = Reading(options.field, options.errors)
+    prepare(",".join(options.source), options.out, options.valid, options.workers, options.shard_tokens, how)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ A prepared folder holds `train-00000.bin`, ..., `valid-00000.bin`, ... and, writ
     tokenizer   sha256 of the rank file that the tokens were made with
     checksum    sha256 over the sha256s of all shards, train's first
     splits      {"train": ..., "valid": ...}, each with `source` (for people), `documents`, `tokens`, and `shards`,
-                a list of {"name", "tokens", "sha256"} in order
+                a list of {"name", "tokens", "sha256"} in order; and of what was prepared since these exist, `field` and
+                `errors` (see `data.text.formats.Reading`) and `read`, what was counted in its source
 
 `python -m data.text.shards DIR` reads every token of a folder and checks it against all of this.
 """

@@ -3,28 +3,36 @@
 stories          a small language written by `data.text.stories`: no download, the default
 tinystories      TinyStoriesV2-GPT4 from the Hugging Face hub (Eldan & Li 2023, arXiv 2305.07759)
 tinystories-v1   the first TinyStories, from the same place
-FILE.txt         UTF-8 text; a line that ends with `<|endoftext|>` ends a document
-FILE.jsonl       one JSON object a line, its document in the string field `text`
+OWNER/NAME       any dataset of the hub, with `:CONFIG` where it has several configurations
+FILE             a text in one of the formats of `data.text.formats` and `data.text.records`, packed or not
+FOLDER           all such files in it, and in its folders, sorted by name
+"PATTERN"        all such files of these names (`*`, `?`, `**`), sorted by name
+FILE,FILE,...    several of these three, one after the other
+
+Where every file of a folder or pattern says in its name that it is of the split `train`, `validation` or `test`, only
+those of `train` are trained on, and those of `validation` are the validation text.
 """
 
-import codecs
+import glob
 import hashlib
-import json
 import os
-import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-from huggingface_hub.errors import LocalEntryNotFoundError
-
 from data.cli import InputError
 from data.text import stories
-from data.text.tokenizer import EOT_TEXT
+from data.text.formats import AS_GIVEN, Chunk, Chunks, Piece, Place, Reading, extra
+from data.text.hub import NAME, HubFile, dataset_files, download, split_of
+from data.text.records import READERS, suffix_of
 
-ACCEPTED = "`stories`, `tinystories`, `tinystories-v1`, or a file that ends in .txt or .jsonl"
+FORMATS = f"{', '.join(READERS)}, or all but .parquet with .gz or .zst behind it"
+ACCEPTED = (
+    "`stories`, `tinystories`, `tinystories-v1`, OWNER/NAME of a dataset on the Hugging Face hub, "
+    f"or files, folders and quoted patterns of {FORMATS}"
+)
 
 STORIES = {"train": (0, 8_000_000), "valid": (1, 400_000)}  # split: seed, characters (3.65 to a token)
 
@@ -33,47 +41,60 @@ HUB_FILES = {
     "tinystories": {"train": "TinyStoriesV2-GPT4-train.txt", "valid": "TinyStoriesV2-GPT4-valid.txt"},
     "tinystories-v1": {"train": "TinyStories-train.txt", "valid": "TinyStories-valid.txt"},
 }
-HUB_TIMEOUT = 10  # seconds
 
-BLOCK = 1 << 16  # bytes read at a time; strings of a MiB would fragment the heap, and memory would grow
-LONGEST_DOCUMENT = 1 << 16  # characters: some 16,000 tokens, many times the context of any GPT-2
-LONGEST_LINE = 64 << 20  # bytes of one JSON line, which has to be parsed whole
 
-END = re.compile(re.escape(EOT_TEXT) + r"[\r\n]")  # of a document; the LF of a CRLF is white space before the next
+OF_OTHERS = ("meta.json", "checkpoint.json", "config.json", "run.json")  # of prepared data (or half), a model, a run
 
-Documents = Iterator[tuple[list[str], int]]
-"""Some documents, and the byte where those after them begin."""
+
+@dataclass(frozen=True)
+class File:
+    """A file of a source: its `size` in bytes as it is stored, the `identity` of its content, and how it is read."""
+
+    size: int
+    identity: str
+    read: Callable[[Place], Chunks]
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One readable stream of documents: `name` for people, `size` in bytes of text, `identity` of its content."""
+    """A readable stream of documents, of one file after the other; `name` and `notes` are for people."""
 
     name: str
-    size: int
-    identity: str
-    read: Callable[[int], Documents]
+    files: tuple[File, ...]
+    notes: tuple[str, ...] = ()
 
-    def documents(self, start: int = 0) -> Documents:
+    @property
+    def size(self) -> int:
+        """Bytes, as the files are stored."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def identity(self) -> str:
+        """What tells its content from any other."""
+        return "\n".join(file.identity for file in self.files)
+
+    def chunks(self, start: Place | None = None) -> Chunks:
         """The documents in order, without surrounding white space, empty ones left out; a few at a time.
 
-        With each few comes the byte where the next begin: from there as `start`, the same documents follow.
+        With each few comes the place where the next begin: from there as `start`, the same pieces follow. A document
+        longer than `data.text.formats.LONGEST_PIECE` comes in pieces, so that memory stays bounded whatever the file.
 
-        A document longer than `LONGEST_DOCUMENT` characters comes as several, cut after the last line end, else the
-        last space, that fits (else in mid-word), so that memory stays bounded whatever the file. Raises `InputError`
-        for bytes that are no UTF-8, for a bad JSON line, and at the end where there was no document at all.
+        Raises `InputError` for bytes that are no UTF-8, for what is damaged or no text of its format, and at the end
+        where there was no document at all.
         """
-        empty = start == 0
-        for texts, end in self.read(start):
-            documents = [document for text in texts if (document := text.strip())]
-            empty = empty and not documents
-            yield documents, end
+        start = start or Place()
+        empty = start == Place()
+        for i in range(start.file, len(self.files)):
+            before = sum(file.size for file in self.files[:i])
+            for pieces, end, counts in self.files[i].read(start if i == start.file else Place()):
+                empty = empty and not pieces
+                yield Chunk(pieces, end._replace(file=i, done=before + end.done), counts)
         if empty:
-            raise InputError(f"{self.name} holds no document; give a file with some text in it")
+            raise InputError(f"{self.name} holds no document; give a source with some text in it")
 
 
-def stream(source: str, split: str) -> Stream | None:
-    """The `split` ("train" or "valid") of `source`; None for the "valid" of a local file, which has none of its own.
+def stream(source: str, split: str, how: Reading = AS_GIVEN) -> Stream | None:
+    """The `split` ("train" or "valid") of `source`; None for the "valid" of one that has none of its own.
 
     Raises `InputError` for an unknown or unreadable source, and where the hub cannot be reached.
     """
@@ -81,146 +102,106 @@ def stream(source: str, split: str) -> Stream | None:
         seed, size = STORIES[split]
         generator = Path(stories.__file__).read_bytes()  # a changed generator writes other stories
         identity = f"{seed} {size} {hashlib.sha256(generator).hexdigest()}"
-        return Stream(f"stories (seed {seed})", size, identity, partial(_generated, seed, size))
+        return Stream(f"stories (seed {seed})", (File(size, identity, partial(_generated, seed, size)),))
     if source in HUB_FILES:
-        path = _download(HUB_FILES[source][split])
-        return Stream(f"{HUB_REPO}/{path.name}", path.stat().st_size, _identity(path), partial(_txt, path))
+        path = download(HUB_REPO, HUB_FILES[source][split])
+        return Stream(f"{HUB_REPO}/{path.name}", (_local_file(path, how),))
+    if is_dataset(source):
+        files = tuple(_hub_file(file, how) for file in dataset_files(source, split))
+        return Stream(f"the {'validation' if split == 'valid' else split} split of {source}", files) if files else None
+    paths, notes = _paths(source)
+    splits = {} if os.path.isfile(source) or "," in source else _splits(source, paths)
+    if splits:
+        notes += tuple(f"{len(those)} file(s) of {source} are its {name} split" for name, those in splits.items())
+        paths = splits.get(split, [])
+    elif split == "valid":
+        paths = []
+    return Stream(source, tuple(_local_file(path, how) for path in paths), notes) if paths else None
 
-    readers = {".txt": _txt, ".jsonl": _jsonl}
+
+def _splits(source: str, paths: list[Path]) -> dict[str, list[Path]]:
+    """The files of each split, where every name speaks of one, and one of them of "train"; else none."""
+    splits: dict[str, list[Path]] = {}
+    for path in paths:
+        name = path.relative_to(source) if path.is_relative_to(source) else path.name
+        splits.setdefault(split_of(str(name)) or "", []).append(path)
+    return splits if "train" in splits and "" not in splits else {}
+
+
+def is_dataset(source: str) -> bool:
+    """Whether it is the name of a dataset on the hub, rather than of something here."""
+    return bool(NAME.fullmatch(source)) and not suffix_of(source) and not os.path.exists(source)
+
+
+def is_text_folder(source: str) -> bool:
+    """Whether it is a folder of texts, rather than one of prepared data, of a model or of a run, whole or damaged."""
+    if not os.path.isdir(source) or any(os.path.isfile(Path(source, name)) for name in OF_OTHERS):
+        return False
+    return any(suffix_of(name) for _, _, names in os.walk(source) for name in names)
+
+
+def _paths(source: str) -> tuple[list[Path], tuple[str, ...]]:
+    """The files that a local source names, and notes on what it leaves out."""
     path = Path(source)
-    reader = readers.get(path.suffix.lower())
-    if os.path.isdir(path):
-        raise InputError(f"{source} is a folder, not a source of text; the sources are {ACCEPTED}")
-    if reader is None:
-        raise InputError(f"{source!r} is not a source of text; the sources are {ACCEPTED}")
-    if not os.path.isfile(path):
+    if path.is_file():
+        if not suffix_of(source):
+            raise InputError(f"{source!r} is not a source of text; the sources are {ACCEPTED}")
+        return [path], ()
+    if path.is_dir():
+        if others := [name for name in OF_OTHERS if (path / name).is_file()]:
+            raise InputError(f"{source} is no folder of texts: it has {others[0]}, as models, runs, prepared data do")
+        found = sorted(
+            Path(folder, name)
+            for folder, _, names in os.walk(path)
+            for name in names
+            if not any(part.startswith(".") for part in Path(folder, name).relative_to(path).parts)
+        )
+    elif glob.has_magic(source):
+        found = sorted(Path(name) for name in glob.glob(source, recursive=True) if os.path.isfile(name))
+        if not found:
+            raise InputError(f"no file matches {source}; the sources are {ACCEPTED}")
+    elif "," in source:
+        parts = [_paths(part) for part in source.split(",")]
+        return [path for paths, _ in parts for path in paths], sum((notes for _, notes in parts), ())
+    elif suffix_of(source):
         raise InputError(f"there is no file {source}; the sources are {ACCEPTED}")
-    if split == "valid":
-        return None
-    return Stream(source, path.stat().st_size, _identity(path), partial(reader, path))
+    else:
+        raise InputError(f"{source!r} is not a source of text; the sources are {ACCEPTED}")
+    readable = [path for path in found if suffix_of(path.name)]
+    others = [path.name for path in found if not suffix_of(path.name)]
+    if not readable:
+        raise InputError(f"{source} holds no file in a format that can be read ({FORMATS})")
+    named = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+    return readable, (f"left out of {source}, as no text: {named}",) if others else ()
 
 
-def _identity(path: Path) -> str:
-    """What tells a file from any other, and from itself before it was changed."""
+def _local_file(path: Path, how: Reading) -> File:
     stat = path.stat()
-    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    identity = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"  # tells it from what it was before a change, too
+    return _file(path.name, stat.st_size, identity, lambda: path, how)
 
 
-def _generated(seed: int, size: int, start: int) -> Documents:
+def _hub_file(file: HubFile, how: Reading) -> File:
+    return _file(file.name, file.size, f"{file.repo}@{file.revision}/{file.name}", file.download, how)
+
+
+def _file(name: str, size: int, identity: str, fetch: Callable[[], Path], how: Reading) -> File:
+    """A file that `fetch` brings here when it is read. Raises `InputError` where a package that it needs is missing."""
+    suffix = suffix_of(name)
+    assert suffix
+    if suffix == ".parquet":
+        extra("pyarrow", "parquet", name)
+    if name.lower().endswith(".zst"):
+        extra("zstandard", "zstd", name)
+    return File(size, identity, lambda start: READERS[suffix](fetch(), start, how))
+
+
+def _generated(seed: int, size: int, start: Place) -> Chunks:
     """Stories until `size` characters are reached (ASCII: as many bytes); the last one is whole."""
     tales = stories.stories(seed)
     end = 0
     while end < size:
         story = next(tales)
         end = min(end + len(story), size)  # the progress ends at `size`, not beyond
-        if end > start:
-            yield [story], end
-
-
-def _download(name: str) -> Path:
-    """The local copy of a file of `HUB_REPO`, fetched when the cache lacks it; a broken download resumes."""
-    try:
-        return Path(hf_hub_download(HUB_REPO, name, repo_type="dataset", local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass
-    try:
-        # One question with a short wait first: without an answer, `hf_hub_download` goes on asking for minutes.
-        get_hf_file_metadata(hf_hub_url(HUB_REPO, name, repo_type="dataset"), timeout=HUB_TIMEOUT)
-        return Path(hf_hub_download(HUB_REPO, name, repo_type="dataset"))
-    except Exception as e:  # the hub client passes on the errors of whichever HTTP and transfer libraries it has
-        if isinstance(e, OSError) and e.errno:  # of this machine, such as a full disk
-            raise
-        reason = str(e).strip().partition("\n")[0].rstrip(".") or type(e).__name__
-        raise InputError(
-            f"the Hugging Face hub cannot be reached for {HUB_REPO}/{name} ({reason}); "
-            f"try again, or pass a local .txt or .jsonl file, or `stories`, which needs no download"
-        ) from None
-
-
-def _txt(path: Path, start: int) -> Documents:
-    """Documents of a text file; CRLF and CR read as LF."""
-    spare = len(EOT_TEXT) + 1  # characters at the end of a block may be the first half of an `END`
-    decoder = codecs.getincrementaldecoder("utf-8" if start else "utf-8-sig")()
-    rest = ""
-    with open(path, "rb") as f:
-        f.seek(start)
-        while True:
-            block = f.read(BLOCK)
-            try:
-                rest += decoder.decode(block, final=not block)
-            except UnicodeDecodeError as e:
-                raise _not_utf8(path, f.tell(), e) from None
-            *whole, rest = END.split(rest)
-            texts = [piece for text in whole for piece in (_pieces(text) if len(text) > LONGEST_DOCUMENT else (text,))]
-            if block:
-                *pieces, rest = _pieces(rest, spare)
-            else:
-                pieces, rest = list(_pieces(rest.removesuffix(EOT_TEXT))), ""
-            undecoded, _ = decoder.getstate()
-            end = f.tell() - len(undecoded) - len(rest.encode())
-            texts += pieces
-            if any("\r" in text for text in texts):
-                texts = [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
-            yield texts, end
-            if not block:
-                return
-
-
-def _pieces(document: str, spare: int = 0) -> Iterator[str]:
-    """`document` in pieces of at most `LONGEST_DOCUMENT` characters, the last of up to `spare` more."""
-    while len(document) > LONGEST_DOCUMENT + spare:
-        line_end = document.rfind("\n", 0, LONGEST_DOCUMENT)
-        cut = 1 + (line_end if line_end >= 0 else document.rfind(" ", 0, LONGEST_DOCUMENT)) or LONGEST_DOCUMENT
-        yield document[:cut]
-        document = document[cut:]
-    yield document
-
-
-def _jsonl(path: Path, start: int) -> Documents:
-    """The `text` of every line; blank lines are skipped."""
-    end = start
-    with open(path, "rb") as f:
-        f.seek(start)
-        for line in iter(partial(f.readline, LONGEST_LINE + 1), b""):
-            end += len(line)
-            try:
-                text = _text(line)
-            except UnicodeDecodeError as e:
-                raise _not_utf8(path, end, e) from None
-            except InputError as e:
-                raise InputError(f"line {_line_number(path, end - len(line))} of {path} {e}") from None
-            yield list(_pieces(text)), end
-
-
-def _text(line: bytes) -> str:
-    """The `text` of a JSON line, "" for a blank one. Raises `InputError` with what is wrong with it."""
-    if len(line) > LONGEST_LINE:
-        raise InputError(f"is longer than {LONGEST_LINE >> 20} MiB; split its text over several lines")
-    decoded = line.decode("utf-8-sig")
-    try:
-        text = json.loads(decoded)["text"] if decoded.strip() else ""
-        text.encode()  # JSON can spell what no UTF-8 can
-    except UnicodeEncodeError:
-        raise InputError("has half a surrogate pair in its text; repair or remove the line") from None
-    except (KeyError, TypeError, AttributeError):
-        raise InputError('has no string field `text`; every line must read {"text": "..."}') from None
-    except (ValueError, RecursionError):
-        raise InputError('is not valid JSON; every line must read {"text": "..."}') from None
-    return text
-
-
-def _line_number(path: Path, offset: int) -> int:
-    """The number of the line that begins at byte `offset`: counted when there is something to say about it only."""
-    number = 1
-    with open(path, "rb") as f:
-        while offset:
-            block = f.read(min(offset, BLOCK))
-            number += block.count(b"\n")
-            offset -= len(block)
-    return number
-
-
-def _not_utf8(path: Path, read: int, error: UnicodeDecodeError) -> InputError:
-    """`error` met in bytes that ended at offset `read` of the file."""
-    offset = read - len(error.object) + error.start
-    return InputError(f"{path} is not UTF-8 at byte {offset:,} ({error.reason}); convert it to UTF-8 first")
+        if end > start.offset:
+            yield Chunk([Piece(story)], Place(0, end, False, end), Counter())

@@ -7,6 +7,8 @@ LOADER = "data/text/tests/test_loader.py::"
 SHARDS = "data/text/tests/test_shards.py::"
 SOURCES = "data/text/tests/test_sources.py::"
 PREPARE = "data/text/tests/test_prepare.py::"
+RECORDS = "data/text/tests/test_records.py::"
+HUB = "data/text/tests/test_hub.py::"
 CONFIG = "data/checkpoints/tests/test_config.py::"
 CHECKPOINT = "data/checkpoints/tests/test_checkpoint.py::"
 SUMS = "data/checkpoints/tests/test_checkpoint_sums.py::"
@@ -129,8 +131,8 @@ PLANTED: list[Row] = [
     (
         "an edited text is taken from the cache",
         "data/text/prepare.py",
-        "identity = text.identity if text else source",
-        "identity = text.name if text else source",
+        'f"{text.identity} {READING}"',
+        'f"{text.name} {READING}"',
         PREPARE + "test_a_text_that_was_edited_is_prepared_again",
     ),
     (
@@ -142,7 +144,7 @@ PLANTED: list[Row] = [
     ),
     (
         "held out is the upper end of the hashes",
-        "data/text/prepare.py",
+        "data/text/division.py",
         "_hash(document) < fraction",
         "_hash(document) >= 1 - fraction",
         PREPARE + "test_a_hash_of_the_text_decides_what_is_held_out",
@@ -150,22 +152,22 @@ PLANTED: list[Row] = [
     (
         "MB a second of what was done before too",
         "data/text/prepare.py",
-        "for text, _ in jobs) - before",
-        "for text, _ in jobs)",
+        "for job in jobs) - before",
+        "for job in jobs)",
         PREPARE + "test_figures",
     ),
     (
         "after a stop, the second text begins where the first one was stopped",
-        "data/text/prepare.py",
-        "state.position if job == state.job else 0",
-        "state.position",
+        "data/text/division.py",
+        "mark = start if job == start.job else Mark(job)",
+        "mark = start._replace(job=job)",
         PREPARE + "test_figures",
     ),
     (
         "a checkpoint after the first batches only",
         "data/text/prepare.py",
-        "if position - saved >= CHECKPOINT_EVERY:",
-        "if not saved and position >= CHECKPOINT_EVERY:",
+        "if done - saved >= CHECKPOINT_EVERY:",
+        "if not saved and done >= CHECKPOINT_EVERY:",
         PREPARE + "test_figures",
     ),
     (
@@ -205,7 +207,7 @@ PLANTED: list[Row] = [
     ),
     (
         "a bad line is counted from the last block",
-        "data/text/sources.py",
+        "data/text/records.py",
         'number += block.count(b"\\n")',
         'number = 1 + block.count(b"\\n")',
         SOURCES + "test_the_number_of_a_line_far_from_the_beginning",
@@ -359,9 +361,86 @@ PLANTED: list[Row] = [
     ),
     (
         "long documents are cut at their first line end",
+        "data/text/formats.py",
+        "document.rfind(space,",
+        "document.find(space,",
+        SOURCES + "test_long_documents_come_in_pieces",
+    ),
+    (
+        "a marker ends a document at the end of a line only",
+        "data/text/formats.py",
+        "rest.split(EOT_TEXT)",
+        'rest.split(EOT_TEXT + "\\n")',
+        SOURCES + "test_a_marker_ends_a_document_wherever_it_stands",
+    ),
+    (
+        "a Zstandard file that is cut short counts as whole",
+        "data/text/formats.py",
+        'raise EOFError("it ends within a frame")',
+        "return 0",
+        RECORDS + "test_a_packed_file_that_is_damaged",
+    ),
+    (
+        "a byte that is no UTF-8 counts as its replacement's three",
+        "data/text/formats.py",
+        'len(rest.encode("utf-8", how.decoding))',
+        "len(SURROGATE.sub(REPLACEMENT, rest).encode())",
+        RECORDS + "test_reading_goes_on_behind_bad_bytes",
+    ),
+    (
+        "with --errors replace, half a surrogate pair is an error all the same",
+        "data/text/records.py",
+        'if self._how.errors == "replace":',
+        "if False:",
+        RECORDS + "test_what_is_no_text_is_replaced_only_when_asked_for",
+    ),
+    (
+        "reading goes on in the first of several files",
         "data/text/sources.py",
-        'document.rfind("\\n", 0, LONGEST_DOCUMENT)',
-        'document.find("\\n", 0, LONGEST_DOCUMENT)',
-        SOURCES + "test_long_documents_are_cut",
+        "end._replace(file=i,",
+        "end._replace(file=0,",
+        SOURCES + "test_several_files_are_one_source",
+    ),
+    (
+        "each piece of a long document is held out by itself",
+        "data/text/division.py",
+        "self.within or side(piece.text, self._fraction)",
+        "side(piece.text, self._fraction)",
+        PREPARE + "test_a_long_document_lies_on_one_side",
+    ),
+    (
+        "a single text is cut at any character",
+        "data/text/division.py",
+        "at = self._place(piece, at, self._cut)",
+        "pass",
+        PREPARE + "test_one_long_text_is_cut_between_its_paragraphs",
+    ),
+    (
+        "a field that most records lack is taken",
+        "data/text/formats.py",
+        '2 * counts["skipped"] > counts["record"]',
+        'counts["skipped"] > counts["record"]',
+        PREPARE + "test_a_field_that_most_records_lack_is_refused",
+    ),
+    (
+        "with another --valid, what was prepared before is taken",
+        "data/text/prepare.py",
+        "json.dumps([identity, held_out, how.field, how.errors])",
+        "json.dumps([identity, how.field, how.errors])",
+        PREPARE + "test_all_that_decides_what_is_prepared_decides_the_folder",
+    ),
+    (
+        "a preparation that loses the hub is thrown away",
+        "data/text/prepare.py",
+        "isinstance(e, InputError) and not isinstance(e, HubError)",
+        "isinstance(e, InputError)",
+        HUB + "test_a_broken_connection_loses_nothing",
+    ),
+    (
+        "a run of before --valid cannot go on",
+        "data/runs/options.py",
+        "options = LATER | options",
+        "options = dict(options)",
+        "data/runs/tests/test_resume.py::test_a_run_of_before_these_options_goes_on",
     ),
 ]

@@ -3,9 +3,12 @@
 Whatever reads it has to refuse it in one sentence, or to find in it exactly what was in the undamaged file: no
 traceback, no hang, no more than a gigabyte of memory, and no wrong number. Of metrics.jsonl the last lines may be lost,
 as a run that was killed loses them. A folder without SHA256SUMS, such as the hub's, cannot be told from one with other
-weights, epsilon or heads: of it, the arrays have to be the file's bytes, in the right shapes.
+weights, epsilon or heads: of it, the arrays have to be the file's bytes, in the right shapes. A damaged text is another
+text, if it can be read: then the same pieces have to follow from every place where reading may go on.
 """
 
+import gzip
+import io
 import json
 import random
 import resource
@@ -15,6 +18,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +34,11 @@ from data.runs.options import UNRECORDED, parse, parser
 from data.runs.report import report_page
 from data.runs.report_input import load_run
 from data.runs.run_folder import RunFolder, load_checkpoint, write_sealed
+from data.text.formats import Reading
 from data.text.loader import Loader, windows
 from data.text.shards import ShardWriter, verify_folder, write_meta
+from data.text.sources import stream
+from data.text.tokenizer import EOT_TEXT
 
 SMALL = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=1, n_head=2)
 MEMORY = 1 << 30
@@ -68,6 +76,36 @@ def read_weights(folder: Path) -> Any:
     return (config.vocab_size, config.n_positions, config.n_embd, config.n_layer), {
         n: a.shape for n, a in arrays.items()
     }
+
+
+def read_text(name: str, folder: Path) -> Any:
+    text = stream(str(folder / name), "train", Reading(errors="replace" if "replace" in name else "strict"))
+    assert text
+    chunks = list(text.chunks())
+    pieces = [piece for chunk in chunks for piece in chunk.pieces]
+    for i, chunk in enumerate(chunks):
+        rest = [piece for other in chunks[i + 1 :] for piece in other.pieces]
+        if chunk.end.offset and [piece for other in text.chunks(chunk.end) for piece in other.pieces] != rest:
+            return f"from {chunk.end} on, other pieces follow"
+    return "without a piece" if not pieces else "text"
+
+
+def write_texts(folder: Path) -> list[Target]:
+    """A text in every format, long enough for several chunks."""
+    texts = [f"Line {i} of \u65e5\u672c.\n" * (i % 40 + 1) for i in range(120)]
+    jsonl = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts)).encode()
+    csv = b"id,text\n" + b"".join(b'%d,"%s"\n' % (i, text.encode()) for i, text in enumerate(texts))
+    column = io.BytesIO()
+    parquet = import_module("pyarrow.parquet")
+    parquet.write_table(import_module("pyarrow").table({"text": texts}), column, row_group_size=50)
+    txt = EOT_TEXT.join(texts).encode()
+    files = {"a.txt": txt, "replace.txt": txt, "a.txt.gz": gzip.compress(txt), "a.jsonl": jsonl, "a.csv": csv}
+    files |= {"a.jsonl.zst": import_module("zstandard").compress(jsonl), "replace.jsonl": jsonl}
+    files |= {"a.json": json.dumps(texts).encode(), "a.parquet": column.getvalue()}
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return [Target(folder.name, name, partial(read_text, name)) for name in files]
 
 
 def read_run(folder: Path) -> Any:
@@ -141,7 +179,8 @@ def build(root: Path) -> list[Target]:
             moments = {f"{m}.{name}": a + step for m in ("exp_avg", "exp_avg_sq") for name, a in arrays.items()}
             out.save_checkpoint(SMALL, arrays, moments, state)
 
-    targets = [Target("prepared", path.name, read_prepared) for path in prepared.iterdir()]
+    targets = write_texts(root / "texts")
+    targets += [Target("prepared", path.name, read_prepared) for path in prepared.iterdir()]
     targets += [Target("weights", name, read_weights) for name in (CONFIG, WEIGHTS)]
     targets += [Target("sharded", name, read_weights) for name in (INDEX, "a.safetensors")]
     of_run = ["run.json", "metrics.jsonl", "samples.md", "parity.json", "compare.json", "checkpoints/latest"]
@@ -206,7 +245,6 @@ def fuzz(count: int, seed: int, quiet: bool = False) -> tuple[Counter[str], list
     ends: Counter[str] = Counter()
     faults: list[str] = []
     chance = random.Random(seed)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
     handler = signal.signal(signal.SIGALRM, out_of_time)
     with tempfile.TemporaryDirectory() as temporary:
@@ -219,6 +257,7 @@ def fuzz(count: int, seed: int, quiet: bool = False) -> tuple[Counter[str], list
             shutil.rmtree(place / target.folder)
             shutil.copytree(whole_ones / target.folder, place / target.folder)
             expected[target] = target.read(place / target.folder)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         try:
             resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, limits[1]))
             for i in Progress(iterable=range(count), desc="fuzz", unit="file", disable=quiet):

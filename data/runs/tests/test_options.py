@@ -1,5 +1,6 @@
 """The options of training: which values they take, what each is unless given, and what depends on what."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -53,6 +54,7 @@ DEFAULTS: dict[str, tuple[Any, ...]] = {
 def defaults(preset: str, lr: float) -> dict[str, Any]:
     batch_size, seq_len, steps, _, _, warmup, eval_tokens, betas, _ = DEFAULTS[preset]
     found = {"data": "stories", "steps": steps, "batch_size": batch_size, "seq_len": seq_len, "grad_accum": 1}
+    found |= {"valid": None, "field": "text", "errors": "strict"}
     found |= {"lr": lr, "min_lr": lr / 10, "warmup": warmup, "weight_decay": 0.1, "betas": betas, "clip": 1.0}
     found |= {"dtype": "float32", "seed": 1337, "device": None, "eval_every": steps // 10, "eval_tokens": eval_tokens}
     found |= {"sample_every": steps // 4, "save_every": steps // 4, "keep": None, "tensorboard": False, "quiet": False}
@@ -126,7 +128,10 @@ def test_the_dtype_of_a_device(device: str, dtype: str, narrow: dict[str, GPT2Co
 ALL = [
     ("--preset", ["gpt2"], "gpt2"),
     ("--init", ["random"], "random"),
-    ("--data", ["mine.txt"], "mine.txt"),
+    ("--data", ["mine.txt", "yours.txt"], "mine.txt,yours.txt"),
+    ("--valid", ["0.2"], "0.2"),
+    ("--field", ["story"], "story"),
+    ("--errors", ["replace"], "replace"),
     ("--out", ["there"], Path("there")),
     ("--steps", ["17"], 17),
     ("--batch-size", ["3"], 3),
@@ -179,6 +184,7 @@ BOUNDS = [
     ("--save-every", "0", "0 is not a whole number of at least 1", "1"),
     ("--keep", "0", "0 is not a whole number of at least 1", "1"),
     ("--dtype", "float16", "invalid choice: 'float16'", "bfloat16"),
+    ("--errors", "ignore", "invalid choice: 'ignore'", "replace"),
     ("--preset", "huge", "invalid choice: 'huge'", "tiny"),
 ]
 
@@ -253,6 +259,37 @@ def test_text_is_prepared(stub: Stub, place: Path, tmp_path: Path) -> None:
     assert "preparing stories.txt in runs/data/stories-" in result.out
     again = trained(stub, tmp_path, "again", init=place / "init", data="stories.txt", steps=1)
     assert "preparing" not in again.out
+
+
+def test_what_is_held_out_and_read(stub: Stub, place: Path, tmp_path: Path) -> None:
+    """--valid, --field and --errors decide what is prepared, and are repeated with the run."""
+    texts = [f"It is story number {i}, and a long one." for i in range(40)]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(b'{"story": "%s \xff"}\n' % text.encode() for text in texts))
+    (tmp_path / "exam.jsonl").write_text('{"story": "An exam: one, two, three."}')
+    settings = {"init": place / "init", "data": "a.jsonl", "field": "story", "errors": "replace", "steps": 1}
+    trained(stub, tmp_path, "one", **settings, valid="0.4")
+    half = json.loads((tmp_path / stub.start.folder / "meta.json").read_text())["splits"]
+    assert (half["valid"]["source"], half["train"]["errors"]) == ("0.4 of a.jsonl", "replace")
+    trained(stub, tmp_path, "two", **settings, valid="exam.jsonl")
+    exam = json.loads((tmp_path / stub.start.folder / "meta.json").read_text())["splits"]
+    assert exam["valid"]["source"] == "exam.jsonl"
+    assert call(stub.main, "--config", "one", "--out", "three", cwd=tmp_path).code == 0
+    assert json.loads((tmp_path / stub.start.folder / "meta.json").read_text())["splits"] == half
+    # with another --valid it is other data, and meant to be
+    assert call(stub.main, "--config", "one", "--out", "four", "--valid", "0.2", cwd=tmp_path).code == 0
+    words = "is prepared already, so it goes without --valid, --field and --errors"
+    refused(training(stub, place, tmp_path / "five", valid="0.4"), words)
+
+
+def test_one_text_without_markers(stub: Stub, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "play.txt").write_text("First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 50)
+    result = trained(stub, tmp_path, "run", init=place / "init", data="play.txt", steps=1)
+    assert "play.txt: one document, so its end is the validation text; --valid takes another" in result.out
+    assert stub.start.loader.tokens > 500
+    (tmp_path / "line.txt").write_text("To be, or not to be, that is the question.")
+    short = training(stub, tmp_path, tmp_path / "short", init=place / "init", data="line.txt")
+    assert len(short.errors) == 1
+    assert "windows of 8 tokens, fewer than the 6 of a batch; give more text, or a smaller --seq-len" in short.errors[0]
 
 
 def test_text_that_is_no_utf8(stub: Stub, place: Path, tmp_path: Path) -> None:

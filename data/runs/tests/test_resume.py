@@ -21,6 +21,7 @@ from data.checkpoints.initialize import initial_weights
 from data.checkpoints.sums import SUMS, write_sums
 from data.cli import InputError
 from data.runs import accept
+from data.runs.options import LATER
 from data.runs.run_folder import RunFolder, load_checkpoint, read_sealed, write_sealed
 from data.runs.tests.support import (
     SOURCE,
@@ -439,6 +440,30 @@ def with_state(**changed: object) -> Callable[[Path], None]:
         write_sums(folder)
 
     return change
+
+
+def of_before(run: Path) -> None:
+    """Takes out the options that runs of earlier versions do not have."""
+    with_options(**dict.fromkeys(LATER))(run)
+    for folder in (run / "checkpoints").glob("step-*"):
+        if (folder / "trainer.json").exists():
+            state = json.loads((folder / "trainer.json").read_bytes())
+            state["options"] = {name: value for name, value in state["options"].items() if name not in LATER}
+            (folder / "trainer.json").write_text(json.dumps(state))
+            (folder / SUMS).unlink()
+            write_sums(folder)
+
+
+def test_a_run_of_before_these_options_goes_on(stub: Stub, finished: Folders, tmp_path: Path) -> None:
+    """Also from the checkpoints that it writes from then on, which have all options."""
+    run = rewind(finished[1], tmp_path / "stopped", 3)
+    of_before(run)
+    stub.during = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 5 else None
+    assert resume(stub, finished[0], run).code == 143
+    assert metrics(run)[-1]["step"] == 5
+    stub.during = lambda step: None
+    assert resume(stub, finished[0], run).code == 0
+    assert [row["loss"] for row in metrics(run)[1:]] == [row["loss"] for row in metrics(finished[1])[1:]]
 
 
 def with_file(name: str, change: Callable[[bytes], bytes] | None) -> Callable[[Path], None]:

@@ -29,7 +29,7 @@ Apart = list[tuple[Callable[..., Any], tuple[Any, ...]]]
 def documents(path: Path) -> list[str]:
     text = stream(str(path), "train")
     assert text
-    return [document for group, _ in text.documents() for document in group]
+    return [piece.text for chunk in text.chunks() for piece in chunk.pieces]
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, seconds: Iterable[float], worked: Iterable[float] = ()) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,34 +10,54 @@ from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from data.cli import InputError
-from data.text import sources, stories
-from data.text.sources import LONGEST_DOCUMENT, Stream, stream
+from data.text import formats, hub, records, sources, stories
+from data.text.formats import AS_GIVEN, LONGEST_PIECE, Place, Reading
+from data.text.sources import Stream, stream
 from data.text.tokenizer import EOT_TEXT
 
 TINYSTORIES = Path(__file__).parents[4] / "shared" / "data" / "tinystories" / "valid.txt"
 
 
-def documents(path: Path, content: bytes) -> list[str]:
+def documents(path: Path, content: bytes, how: Reading = AS_GIVEN) -> list[str]:
     """What a file with `content` reads as, from its beginning, and from each place where reading may begin again."""
     path.write_bytes(content)
-    text = stream(str(path), "train")
+    text = stream(str(path), "train", how)
     assert text
     assert text.size == len(content)
     return checked(text)
 
 
 def checked(text: Stream) -> list[str]:
-    groups = list(text.documents())
-    ends = [end for _, end in groups]
+    chunks = list(text.chunks())
+    ends = [chunk.end for chunk in chunks]
     assert ends == sorted(ends)
-    assert ends[-1] == text.size
-    result = [document for group, _ in groups for document in group]
-    done = 0
-    for group, end in groups:
-        done += len(group)
-        if end:
-            assert [document for rest, _ in text.documents(end) for document in rest] == result[done:]
-    return result
+    assert ends[-1].done == text.size
+    pieces = [piece for chunk in chunks for piece in chunk.pieces]
+    assert not pieces or pieces[-1].ends
+    for i, end in enumerate(ends):
+        rest = list(text.chunks(end)) if end != Place() else chunks
+        after = chunks if end == Place() else chunks[i + 1 :]
+        assert [p for chunk in rest for p in chunk.pieces] == [p for chunk in after for p in chunk.pieces]
+        assert total(rest) == total(after)
+    return joined(pieces)
+
+
+def joined(pieces: list[formats.Piece]) -> list[str]:
+    found = [""]
+    for piece in pieces:
+        found[-1] += piece.text
+        found += [""] * piece.ends
+    return found[:-1]
+
+
+def total(chunks: list[formats.Chunk]) -> Counter[str]:
+    return +sum((chunk.counts for chunk in chunks), Counter())
+
+
+def counted(path: Path, how: Reading = AS_GIVEN) -> dict[str, int]:
+    text = stream(str(path), "train", how)
+    assert text
+    return dict(total(list(text.chunks())))
 
 
 @pytest.mark.parametrize(
@@ -54,19 +75,39 @@ def test_txt_forms(content: str, tmp_path: Path) -> None:
     assert documents(tmp_path / "a.txt", content.encode()) == ["one\nline", "two"]
 
 
-def test_separator_within_a_line_is_text(tmp_path: Path) -> None:
-    text = f"the string {EOT_TEXT} ends a document"
-    assert documents(tmp_path / "a.txt", text.encode()) == [text]
+@pytest.mark.parametrize(
+    ("content", "expected", "markers"),
+    [
+        ("one<|endoftext|>two<|endoftext|>three", ["one", "two", "three"], 2),
+        ("one<|endoftext|>   two <|endoftext|> \t\nthree<|endoftext|>", ["one", "two", "three"], 3),
+        ("<|endoftext|>one\r\n<|endoftext|>\r\n<|endoftext|><|endoftext|>two", ["one", "two"], 4),
+        ("\ufeff<|endoftext|>one<|endoftext|>\ufefftwo", ["one", "\ufefftwo"], 2),
+        ("a <|endoftext| > b <|endoftext|", ["a <|endoftext| > b <|endoftext|"], 0),
+    ],
+)
+@pytest.mark.parametrize("block", [1, 6, 1000])
+def test_a_marker_ends_a_document_wherever_it_stands(
+    content: str, expected: list[str], markers: int, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "BLOCK", block)
+    assert documents(tmp_path / "a.txt", content.encode()) == expected
+    assert counted(tmp_path / "a.txt") == ({"marker": markers} if markers else {})
+
+
+def test_a_marker_in_a_record_is_text_and_counted(tmp_path: Path) -> None:
+    text = f"it {EOT_TEXT} ends {EOT_TEXT}"
+    assert documents(tmp_path / "a.jsonl", json.dumps({"text": text}).encode()) == [text]
+    assert counted(tmp_path / "a.jsonl") == {"record": 1, "spelled": 2}
 
 
 def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Separators, line ends and characters that straddle two blocks."""
-    line_ends = ("\r\n", "\n") * 10
+    line_ends = ("\r\n", "\n") * 5
     content = "".join(f"\ufeffé{i}\r\n日本<|endoftext|>{end}" for i, end in enumerate(line_ends)).encode()
     whole = documents(tmp_path / "a.txt", content)
-    assert whole == ["é0\n日本", *(f"\ufeffé{i}\n日本" for i in range(1, 20))]  # a byte order mark is one at the start
+    assert whole == ["é0\n日本", *(f"\ufeffé{i}\n日本" for i in range(1, 10))]  # a byte order mark is one at the start
     for block in (1, 2, 3, 7):
-        monkeypatch.setattr(sources, "BLOCK", block)
+        monkeypatch.setattr(formats, "BLOCK", block)
         assert documents(tmp_path / "a.txt", content) == whole
 
 
@@ -74,27 +115,45 @@ def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("aa bb\ncc dd ee ff gg hh", ["aa bb", "cc dd ee", "ff gg hh"]),  # at a line end, else at a space
-        ("aaaa bbbb cccc", ["aaaa bbbb", "cccc"]),
+        ("aa bb\ncc dd ee ff gg hh", ["aa bb", "\ncc dd ee", " ff gg hh"]),  # before a line end, else before a space
+        ("aaaa bbbb cccc", ["aaaa bbbb", " cccc"]),
         ("x" * 35, ["x" * 10, "x" * 10, "x" * 10, "x" * 5]),
-        ("a\nbb\ncc dd ee ff", ["a\nbb", "cc dd ee", "ff"]),  # the last of each that fits
+        ("a\nbb\ncc dd ee ff", ["a\nbb", "\ncc dd ee", " ff"]),  # the last of each that fits
         ("abcdefghij", ["abcdefghij"]),  # just fits
         ("abcd\nefg h", ["abcd\nefg h"]),  # as does this, which could be cut
-        ("abcd\nefg hi", ["abcd", "efg hi"]),
+        ("abcd\nefg hi", ["abcd", "\nefg hi"]),
+        ("abc \n\n  defg hi", ["abc", " \n\n  defg", " hi"]),  # before all of the white space
+        ("abcdefghij klm", ["abcdefghij", " klm"]),
+        (
+            " " * 25 + "abc" + " " * 25 + "d" * 8 + " " * 12,
+            ["abc", " " * 5 + "ddddd", "ddd", ""],
+        ),  # of white space, the last
     ],
 )
-def test_long_documents_are_cut(
+def test_long_documents_come_in_pieces(
     text: str, expected: list[str], block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "LONGEST_DOCUMENT", 10)
-    monkeypatch.setattr(sources, "BLOCK", block)
-    assert documents(tmp_path / "a.txt", f"{text}{EOT_TEXT}\nz".encode()) == [*expected, "z"]
-    assert documents(tmp_path / "a.jsonl", json.dumps({"text": text}).encode()) == expected
+    monkeypatch.setattr(formats, "LONGEST_PIECE", 10)
+    monkeypatch.setattr(formats, "BLOCK", block)
+    for name, content in (
+        ("a.txt", f"{text}{EOT_TEXT}\nz"),
+        ("a.jsonl", f'{json.dumps({"text": text})}\n{{"text": "z"}}'),
+    ):
+        documents(tmp_path / name, content.encode())
+        found = stream(str(tmp_path / name), "train")
+        assert found
+        pieces = [piece for chunk in found.chunks() for piece in chunk.pieces]
+        assert [piece.text for piece in pieces] == [*expected, "z"]
+        assert [piece.ends for piece in pieces] == [False] * (len(expected) - 1) + [True, True]
 
 
 def test_one_huge_line_stays_bounded(tmp_path: Path) -> None:
-    lengths = [len(d) for d in documents(tmp_path / "a.txt", b"ab " * LONGEST_DOCUMENT)]
-    assert max(lengths) <= LONGEST_DOCUMENT
+    content = b"ab " * LONGEST_PIECE
+    assert documents(tmp_path / "a.txt", content) == [content.decode().strip()]
+    text = stream(str(tmp_path / "a.txt"), "train")
+    assert text
+    lengths = [len(piece.text) for chunk in text.chunks() for piece in chunk.pieces]
+    assert max(lengths) <= LONGEST_PIECE
     assert len(lengths) == 4  # three times the longest, in pieces of just under one
 
 
@@ -112,7 +171,7 @@ def test_jsonl(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', r"a\.jsonl is not UTF-8 at byte 24 "),
         ("a.jsonl", b'{"text": "a"}\n\n{"text": \n', r"line 3 of .*a\.jsonl is not valid JSON"),
         ("a.jsonl", b"[" * 100_000, r"line 1 of .*a\.jsonl is not valid JSON"),
-        ("a.jsonl", b'{"txt": "a"}', r"line 1 of .* has no string field `text`"),
+        ("a.jsonl", b'{"txt": "a"}', r"a\.jsonl has no field `text`; there is txt: name the one"),
         ("a.jsonl", b'{"text": 1}', r"line 1 of .* has no string field `text`"),
         ("a.jsonl", b'{"text": "\\ud800"}', r"line 1 of .* has half a surrogate pair"),
         ("a.jsonl", b'["text"]', r"line 1 of .* has no string field `text`"),
@@ -132,7 +191,7 @@ def test_lines_are_counted_from_the_beginning(tmp_path: Path) -> None:
     text = stream(str(path), "train")
     assert text
     with pytest.raises(InputError, match="line 3 of"):
-        list(text.documents(14))
+        list(text.chunks(Place(0, 14)))
 
 
 def test_the_number_of_a_line_far_from_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,15 +199,15 @@ def test_the_number_of_a_line_far_from_the_beginning(tmp_path: Path, monkeypatch
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n' * 6 + "bad\n" + '{"text": "a"}\n' * 5)
     for block in (1, 7, 14, 28, 1000):
-        monkeypatch.setattr(sources, "BLOCK", block)
+        monkeypatch.setattr(records, "BLOCK", block)
         with pytest.raises(InputError, match=r"^line 7 of .*a\.jsonl is not valid JSON"):
             documents(path, path.read_bytes())
 
 
 def test_the_longest_line_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its end counts; one byte more is too long, and the sentence says how long a line may be."""
-    monkeypatch.setattr(sources, "LONGEST_LINE", 2 << 20)
-    monkeypatch.setattr(sources, "LONGEST_DOCUMENT", 4 << 20)
+    monkeypatch.setattr(records, "LONGEST_RECORD", 2 << 20)
+    monkeypatch.setattr(formats, "LONGEST_PIECE", 4 << 20)
     text = "a" * ((2 << 20) - len('{"text": ""}\n'))
     assert documents(tmp_path / "a.jsonl", json.dumps({"text": text}).encode() + b"\n") == [text]
     with pytest.raises(InputError, match=r"line 1 of .* is longer than 2 MiB; split its text over several lines"):
@@ -156,23 +215,109 @@ def test_the_longest_line_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_line_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "LONGEST_LINE", 20)
+    monkeypatch.setattr(records, "LONGEST_RECORD", 20)
     with pytest.raises(InputError, match=r"line 2 of .* is longer"):
         documents(tmp_path / "a.jsonl", b'{"text": "a"}\n{"text": "aaaaaaaaaaaaaa"}\n')
 
 
 @pytest.mark.parametrize(
     ("source", "fault"),
-    [("nowhere.txt", "no file"), ("shakespeare", "not a source"), ("a.csv", "not a source"), (".", "is a folder")],
+    [
+        ("nowhere.txt", "no file"),
+        ("shakespeare", "not a source"),
+        ("a.pdf", "not a source"),
+        ("*.txt", "no file matches"),
+    ],
 )
 def test_bad_sources(source: str, fault: str) -> None:
-    with pytest.raises(InputError, match=rf"{fault}.* the sources are `stories`, .*\.jsonl"):
+    with pytest.raises(InputError, match=rf"{fault}.* the sources are `stories`, .*\.txt"):
         stream(source, "train")
 
 
 def test_a_file_is_known_by_its_ending_in_either_case(tmp_path: Path) -> None:
     for name, content in (("A.TXT", b"one"), ("a.JsonL", b'{"text": "one"}')):
         assert documents(tmp_path / name, content) == ["one"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of texts and other files, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    for name, content in {
+        "texts/b.txt": "b",
+        "texts/a.jsonl": '{"text": "a"}\n{"text": "aa"}',
+        "texts/deep/er/c.TXT": "c",
+        "texts/notes.md": "no",
+        "texts/.hidden.txt": "no",
+        "texts/.git/x.txt": "no",
+        "texts/empty.txt": "",
+        "other/test.txt": "d",
+        "model/config.json": "{}",
+        "model/merges.txt": "#version",
+    }.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(content)
+    return tmp_path / "texts"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("texts", ["a", "aa", "b", "c"]),
+        ("texts/", ["a", "aa", "b", "c"]),
+        ("texts/*", ["a", "aa", "b"]),
+        ("[ot]*/**/*.[tT]*", ["d", "b", "c"]),
+        ("texts/?.txt", ["b"]),
+        ("texts/b.txt,other/test.txt,texts/deep", ["b", "d", "c"]),
+    ],
+)
+def test_several_files_are_one_source(source: str, expected: list[str], folder: Path) -> None:
+    text = stream(source, "train")
+    assert text
+    assert checked(text) == expected
+    assert text.name == source
+    assert text.size == sum(file.size for file in text.files)
+    assert stream(source, "valid") is None
+
+
+def test_what_is_left_out_is_named(folder: Path) -> None:
+    for source in ("texts", "texts/*"):
+        text = stream(source, "train")
+        assert text
+        assert text.notes == (f"left out of {source}, as no text: notes.md",)
+    for source, fault in (
+        ("model", r"model is no folder of texts: it has config\.json, as models, runs, prepared data do"),
+        ("texts/*.md", "holds no file in a format that can be read"),
+        ("texts/b.txt,gone.txt", "there is no file gone.txt"),
+        ("texts/b.txt,stories", "'stories' is not a source of text"),
+    ):
+        with pytest.raises(InputError, match=fault):
+            stream(source, "train")
+
+
+def test_files_that_are_all_named_by_split(folder: Path) -> None:
+    (folder.parent / "set").mkdir()
+    for name in ("train-1", "train-2", "my_val", "Test"):
+        Path("set", f"{name}.txt").write_text(name)
+    for source in ("set", "set/*"):
+        train, valid = stream(source, "train"), stream(source, "valid")
+        assert train
+        assert valid
+        assert (checked(train), checked(valid)) == (["train-1", "train-2"], ["my_val"])
+        assert train.notes[-1] == f"2 file(s) of {source} are its train split"
+    Path("set", "trains.txt").write_text("of another kind")  # "trains" is no word for a split
+    train = stream("set", "train")
+    assert train
+    assert len(checked(train)) == 5
+    assert stream("set", "valid") is None
+    assert stream("set/train-1.txt,set/my_val.txt", "valid") is None  # files that are named are meant
+
+
+def test_several_files_together_hold_a_document(folder: Path) -> None:
+    text = stream("texts/empty.txt,texts/empty.txt", "train")
+    assert text
+    with pytest.raises(InputError, match=r"texts/empty\.txt,texts/empty\.txt holds no document"):
+        list(text.chunks())
 
 
 def test_a_file_has_no_validation_text_of_its_own(tmp_path: Path) -> None:
@@ -212,7 +357,7 @@ def test_our_stories(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         text = stream("stories", split)
         assert text
         assert (text.name, text.size) == (f"stories (seed {seed})", size)
-        found = [document for group, _ in islice(text.documents(), 3) for document in group]
+        found = [piece.text for chunk in islice(text.chunks(), 3) for piece in chunk.pieces]
         assert found == list(islice(stories.stories(seed), 3))
         again = stream("stories", split)
         assert again
@@ -242,7 +387,7 @@ def unreachable(*args: Any, **kwargs: Any) -> None:
 @pytest.mark.parametrize("source", ["tinystories", "tinystories-v1"])
 def test_hub_out_of_reach(source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(sources, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", unreachable)
     with pytest.raises(
         InputError, match=r"hub cannot be reached .*\(no route to the hub\); .* local \.txt .*`stories`"
     ):
@@ -256,7 +401,7 @@ def test_hub_file_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         assert kwargs["local_files_only"]
         return str(tmp_path / name)
 
-    monkeypatch.setattr(sources, "hf_hub_download", cached)
+    monkeypatch.setattr(hub, "hf_hub_download", cached)
     valid = stream("tinystories", "valid")
     assert valid
     assert checked(valid) == ["a story"]
@@ -284,11 +429,11 @@ def test_what_the_hub_is_asked(
             raise LocalEntryNotFoundError("not cached")
         return str(tmp_path / name)
 
-    monkeypatch.setattr(sources, "hf_hub_download", download)
-    monkeypatch.setattr(sources, "get_hf_file_metadata", lambda url, timeout: asked.append((url, timeout)))
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda url, timeout: asked.append((url, timeout)))
     text = stream(source, split)
     assert text
-    file = (("roneneldan/TinyStories", name), {"repo_type": "dataset"})
+    file = (("roneneldan/TinyStories", name), {"repo_type": "dataset", "revision": None})
     url = f"{constants.ENDPOINT}/datasets/roneneldan/TinyStories/resolve/main/{name}"
     assert asked == [("file", *file, True), (url, 10), ("file", *file, False)]
     assert text.name == f"roneneldan/TinyStories/{name}"
@@ -309,8 +454,8 @@ def test_why_the_hub_is_out_of_reach(error: Exception, reason: str, monkeypatch:
     def fail(*args: Any, local_files_only: bool = False, **kwargs: Any) -> None:
         raise LocalEntryNotFoundError("not cached") if local_files_only else error
 
-    monkeypatch.setattr(sources, "hf_hub_download", fail)
-    monkeypatch.setattr(sources, "get_hf_file_metadata", lambda url, timeout: None)
+    monkeypatch.setattr(hub, "hf_hub_download", fail)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda url, timeout: None)
     name = "roneneldan/TinyStories/TinyStories-train.txt"
     with pytest.raises(InputError, match=rf"hub cannot be reached for {name} {reason}; try again, or pass a local"):
         stream("tinystories-v1", "train")
@@ -320,8 +465,8 @@ def test_a_full_disk_is_not_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any, local_files_only: bool = False, **kwargs: Any) -> None:
         raise LocalEntryNotFoundError("not cached") if local_files_only else OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sources, "get_hf_file_metadata", lambda *args, **kwargs: None)
-    monkeypatch.setattr(sources, "hf_hub_download", full)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda *args, **kwargs: None)
+    monkeypatch.setattr(hub, "hf_hub_download", full)
     with pytest.raises(OSError, match="No space"):
         stream("tinystories", "train")
 
