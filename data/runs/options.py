@@ -4,7 +4,7 @@
 some of which depend on the device and on the weights to begin with. The result is an `Options`, which never changes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ def option(group: str, help: str, default: Any = MISSING, **settings: Any) -> An
     """A field of `Options` that is an option on the command line, with argparse's settings for it.
 
     Without a default here, `data.runs.start.complete` has one: it depends on the preset, the weights or the device.
+    An option that is new needs one here, which is what runs did before there was such an option (`options_of_run`).
     """
     return field(default=default, metadata={"group": group, "help": help, **settings})
 
@@ -141,16 +142,25 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
         file = given["config"] = file / "run.json" if file.is_dir() else file
     else:
         return given
-    options = read_sealed(file).get("options")
-    known = args.keys() - {*UNRECORDED}
-    if not isinstance(options, dict) or options.keys() - PORTS != known - PORTS:
-        raise InputError(f"{file} is of another version of this program; give the options themselves")
+    options = options_of_run(read_sealed(file).get("options"), file)
     words = []
     for name, value in (options | given).items():
         if name in args and value is not None and value is not False:
             values = value if isinstance(value, list | tuple) else [value]
             words += [flag(name), *([] if value is True else map(str, values))]
     return without_none(vars(parser.parse_args(words)))
+
+
+def options_of_run(said: Any, file: Path) -> Given:
+    """All options of a run, of which `file` of its folder says `said`. One that it lacks, because it was begun before
+    there was such an option, has its default in `Options`. Raises `InputError` where one is unknown here, or lacks and
+    has no default.
+    """
+    defaults = {found.name: found.default for found in fields(Options) if found.name not in UNRECORDED}
+    complete = defaults | dict(said) if isinstance(said, Mapping) else {}
+    if complete.keys() != defaults.keys() or MISSING in complete.values():
+        raise InputError(f"{file} is of another version of this program; give the options themselves")
+    return complete
 
 
 def without_none(args: dict[str, Any]) -> Given:

@@ -12,7 +12,7 @@ from data.checkpoints.checkpoint import checkpoints, latest_checkpoint, load, re
 from data.checkpoints.config import PRESETS, GPT2Config, parameter_count, to_hf
 from data.checkpoints.initialize import initial_weights
 from data.cli import InputError
-from data.runs.options import FREE, RECIPES, Given, Options, is_checkpoint
+from data.runs.options import FREE, RECIPES, Given, Options, is_checkpoint, options_of_run
 from data.runs.run_folder import load_checkpoint, read_sealed, refuse_occupied
 from data.text.loader import Loader
 from data.text.prepare import prepared
@@ -82,8 +82,8 @@ def checkpoint_to_resume(path: Path) -> Path | None:
 def refuse_other_options(run_json: Path, checkpoint: Path, of_checkpoint: Mapping[str, Any]) -> None:
     """Raises `InputError` where run.json is not the one that the checkpoint was trained with."""
     of_run, of_checkpoint = (
-        {name: value for name, value in options.items() if name not in FREE}
-        for options in (read_sealed(run_json)["options"], of_checkpoint)
+        {name: value for name, value in options_of_run(options, file).items() if name not in FREE}
+        for options, file in ((read_sealed(run_json)["options"], run_json), (of_checkpoint, checkpoint))
     )
     if of_run != of_checkpoint:
         raise InputError(f"{run_json} is not the one that {checkpoint} was trained with; put it back")
@@ -91,7 +91,8 @@ def refuse_other_options(run_json: Path, checkpoint: Path, of_checkpoint: Mappin
 
 def refuse_other_inputs(options: Options, said: dict[str, Any], folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Raises `InputError` where options of the run that `said` is of name other data or weights now than they did."""
-    before = said["options"]
+    assert options.config
+    before = options_of_run(said["options"], options.config)
     if options.data == before["data"] and read_meta(folder)["checksum"] != said["data"]["checksum"]:
         raise InputError(
             f"{options.data} is not the text that {options.config} was run on; put that back, or give another --data"

@@ -454,6 +454,22 @@ def test_resuming_a_damaged_run(
     assert not stub.stepped
 
 
+def test_a_run_begun_before_there_was_an_option(stub: Stub, finished: Folders, tmp_path: Path) -> None:
+    """It has the option's default: neither run.json nor trainer.json of an older version says a word of it."""
+    run = rewind(finished[1], tmp_path / "stopped", 3)
+    with_options(keep=None, weight_decay=None)(run)
+    options = json.loads((run / "checkpoints" / "step-3" / "trainer.json").read_bytes())["options"]
+    with_state(options={name: value for name, value in options.items() if name not in ("clip", "keep")})(run)
+    assert resume(stub, finished[0], run).code == 0
+    assert_same_end(run, finished[1])
+    assert stub.start.options.weight_decay == 0.1
+    again = call(stub.main, "--config", run, "--out", tmp_path / "again", cwd=finished[0])
+    assert again.code == 0, again
+    with_options(weight_decay=None, clip=0.5)(run)  # its default is not what the checkpoint was trained with
+    (run / "checkpoints" / "latest").write_text("step-3\n")
+    refused(resume(stub, finished[0], run), NOT_THE_ONE)
+
+
 def test_a_refused_resume_changes_nothing(stub: Stub, finished: Folders, tmp_path: Path) -> None:
     """Data that has changed since, say: what was measured after the checkpoint must still be there."""
     run = rewind(finished[1], tmp_path / "stopped", 3)
