@@ -25,6 +25,7 @@ from data.runs.options import PORTS
 from data.runs.run_folder import RunFolder, load_checkpoint, read_metrics, read_sealed
 from data.testing import call, refused, save_model, write_tokens
 from data.text.loader import windows
+from data.text.sampling import SAMPLING
 from data.text.tokenizer import EOT_TEXT, tokenizer
 from parity_tests.assertions import assert_passed
 from parity_tests.bounds import judge
@@ -92,7 +93,7 @@ def short_samples() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.runs.recorder, "SAMPLE_TOKENS", 6)
+        patch.setattr(data.runs.recorder, "SAMPLING", SAMPLING | {"max_new_tokens": 6})
         yield
     torch.set_num_threads(threads)
 

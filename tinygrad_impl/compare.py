@@ -19,7 +19,7 @@ from data.text.sampling import Sampler
 from data.text.shards import read_meta
 from tinygrad_impl.device import open_device
 from tinygrad_impl.evaluate import Evaluator
-from tinygrad_impl.generate import Generator, add_sampling_options, backend_for, encode, pieces, setup
+from tinygrad_impl.generate import Generator, add_sampling_options, backend_for, encode, pieces, sampling, setup
 from tinygrad_impl.model import GPT2
 
 PROMPTS = ["Once upon a time", "One day, a little girl named Lily", "The dog was sad because"]
@@ -58,8 +58,8 @@ def parser() -> ArgumentParser:
 
 def main() -> None:
     args = parser().parse_args()
-    settings = (args.temperature, args.top_k, args.top_p, args.seed)
-    Sampler(*settings)  # refuses bad values before the long work
+    settings = sampling(args, args.finetuned)
+    new_tokens = settings.pop("max_new_tokens")
     trained = Path(args.finetuned, "run.json")
     if trained.is_file():
         try:
@@ -84,7 +84,7 @@ def main() -> None:
     device = open_device(args.device)
     folder = prepared(args.data or source)
     context = min(config.n_positions for config, _ in models.values())
-    seq_len = args.seq_len or seq_len or context
+    seq_len = args.seq_len or seq_len or min(config.context for config, _ in models.values())
     if seq_len > context:
         raise InputError(
             f"--seq-len {seq_len} is over the context of {context} tokens that both models have; give fewer"
@@ -93,8 +93,8 @@ def main() -> None:
     measured = min(targets, args.eval_tokens or targets)
     prompts = args.prompt or PROMPTS
     names = {"pretrained": args.pretrained, "finetuned": args.finetuned}
-    sampling = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "seed", "max_new_tokens")}
-    found: dict[str, Any] = {"data": str(folder), "tokens": measured, "seq_len": seq_len, "sampling": sampling}
+    found: dict[str, Any] = {"data": str(folder), "tokens": measured, "seq_len": seq_len}
+    found["sampling"] = {**settings, "max_new_tokens": new_tokens}
     found["source"] = revision()
     found["texts"] = [{"prompt": prompt} for prompt in prompts]
     for side, (config, arrays) in models.items():
@@ -106,8 +106,8 @@ def main() -> None:
         loss = Evaluator(model, backend)(Progress(iterable=batches, total=steps, desc=f"{side} loss", unit="batch"))
         found[side] = {"name": names[side], "loss": loss, "perplexity": math.exp(loss)}
         tokens = [encode(prompt) for prompt in prompts]
-        new = Generator(model, backend).stream(tokens, args.max_new_tokens, Sampler(*settings))
-        drawn = list(Progress(iterable=new, total=args.max_new_tokens, desc=f"{side} texts", unit="token"))
+        new = Generator(model, backend).stream(tokens, new_tokens, Sampler(**settings))
+        drawn = list(Progress(iterable=new, total=new_tokens, desc=f"{side} texts", unit="token"))
         for i, text in enumerate(found["texts"]):
             written = list(pieces(step[i] for step in drawn if step[i]))
             text[side] = {"pieces": [piece for piece, _ in written], "probabilities": [p for _, p in written]}
@@ -122,8 +122,8 @@ def main() -> None:
         for side in models:
             quoted = "".join([text["prompt"], *text[side]["pieces"]]).strip().replace("\n", "\n> ")
             page += f"\n**{side}**\n\n> {quoted}\n"
-    page += f"\nThe same for both: temperature {args.temperature}, top-k {args.top_k}, top-p {args.top_p}, "
-    page += f"seed {args.seed}, at most {args.max_new_tokens} new tokens.\n"
+    page += f"\nThe same for both: temperature {settings['temperature']}, top-k {settings['top_k']}, "
+    page += f"top-p {settings['top_p']}, seed {settings['seed']}, at most {new_tokens} new tokens.\n"
     with atomic_write(out, "w") as f:
         f.write(page)
     write_sealed(out.with_suffix(".json"), found)

@@ -3,7 +3,7 @@
 The field and tensor names are Hugging Face's, so that both implementations and every checkpoint mean the same thing.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from math import prod
 from pathlib import Path
 from reprlib import repr as short  # a hostile file's values must not flood the one-sentence error
@@ -25,6 +25,14 @@ class GPT2Config:
     n_layer: int = 12
     n_head: int = 12
     layer_norm_epsilon: float = 1e-5
+    # how many positions training saw, where its windows were shorter than the context; None: all. Nothing that is
+    # computed depends on it, and transformers keeps it as it is.
+    trained_positions: int | None = field(default=None, compare=False)
+
+    @property
+    def context(self) -> int:
+        """How many tokens a text may have for the model to go on with it: positions from there on are untrained."""
+        return self.trained_positions or self.n_positions
 
     def __post_init__(self) -> None:
         for name, largest in LARGEST.items():
@@ -34,6 +42,9 @@ class GPT2Config:
         epsilon = self.layer_norm_epsilon
         if type(epsilon) is not float or not 0 < epsilon < 1:
             raise InputError(f"layer_norm_epsilon is {short(epsilon)}; it has to be a number between 0 and 1")
+        trained = self.trained_positions
+        if trained is not None and (type(trained) is not int or not 1 <= trained <= self.n_positions):
+            raise InputError(f"trained_positions is {short(trained)}; it has to be a whole number up to n_positions")
         if self.n_embd % self.n_head:
             raise InputError(
                 f"n_embd {self.n_embd} does not divide into n_head {self.n_head} heads; choose a multiple of n_head"
@@ -120,6 +131,7 @@ def from_hf(raw: dict[str, Any], where: str | Path) -> GPT2Config:
     if raw.get("model_type") != "gpt2":
         raise InputError(f"{where}: model_type is {short(raw.get('model_type'))}; choose weights of model_type 'gpt2'")
     names = [field.name for field in fields(GPT2Config)]
+    raw = {"trained_positions": None} | raw
     if missing := [name for name in names if name not in raw]:
         raise InputError(f"{where}: {', '.join(missing)} is missing; take the config.json that belongs to the weights")
     try:
@@ -138,10 +150,11 @@ def from_hf(raw: dict[str, Any], where: str | Path) -> GPT2Config:
 
 def to_hf(config: GPT2Config) -> dict[str, Any]:
     """The content of a config.json with which `transformers` builds the same model."""
+    sizes = {name: value for name, value in asdict(config).items() if (name, value) != ("trained_positions", None)}
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
-        **asdict(config),
+        **sizes,
         "n_inner": None,
         "activation_function": "gelu_new",
         "attn_pdrop": 0.0,

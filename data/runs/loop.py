@@ -15,6 +15,7 @@ from data.checkpoints.config import flops_a_token, parameter_count
 from data.cli import InputError, Progress
 from data.runs.implementation import Implementation
 from data.runs.recorder import PROMPT, Recorder
+from data.runs.schedule import bounds, rate, schedule
 from data.runs.start import Start
 from data.text.loader import windows
 
@@ -37,6 +38,10 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
     computed = f"{by.device_name}, {options.dtype}" + (f", {by.kernels} kernels" if by.kernels else "")
     say(f"{options.preset or 'GPT-2'}, {parameter_count(config) / 1e6:.1f}M parameters, {source}; {computed}")
     say(f"data: {start.folder}, {loader.tokens:,} tokens; {options.steps} steps of {tokens_a_step:,}; run: {run.path}")
+    if "schedule" in start.changed or "steps" in start.changed:
+        rises = bounds(schedule(options)[-1])[0] == trainer.steps > 0
+        course = f"rises again to {options.lr:.1e}" if rises else "goes on as it was given (--rewarm raises it again)"
+        say(f"other steps than before: {options.steps}; the learning rate {course}")
     if options.init == "random" and config.n_positions > T:
         say(f"note: positions from {T} on stay untrained, as --seq-len is below {config.n_positions}")
     if start.moments is None:
@@ -53,7 +58,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
     with stop_requests() as stops, bar, recorder.room_on_disk():
         while trainer.steps < options.steps and not stops:
             started = time.perf_counter()
-            lr = by.learning_rate(trainer.steps, options.steps, options.lr, options.min_lr, options.warmup)
+            lr = rate(options, trainer.steps, by.learning_rate)
             place = f"windows {loader.position} to {loader.position + options.grad_accum * B - 1} of the data"
             loss, grad_norm = trainer.step(loader.next_micro_batches(options.grad_accum), lr)
             start.verification.check()
@@ -65,21 +70,21 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
                 )
             elapsed = time.perf_counter() - started
             tokens, seconds = tokens + tokens_a_step, seconds + elapsed
-            rate = tokens_a_step / elapsed
+            speed = tokens_a_step / elapsed
             row = {"step": trainer.steps, "loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens": tokens}
-            row |= {"seconds": round(seconds, 3), "tokens_per_second": round(rate, 1)}
+            row |= {"seconds": round(seconds, 3), "tokens_per_second": round(speed, 1)}
             usual = smoothed.value
             if smoothed.add(loss):
                 row["spike"] = True
                 bar.line(f"step {trainer.steps}: the loss jumped from about {usual:.3f} to {loss:.3f}, on {place}")
-            ends, lowest = trainer.steps == options.steps, False
+            ends, lowest = trainer.steps in {options.steps, *run.ends}, False
             if ends or trainer.steps % options.eval_every == 0:
                 row["val_loss"] = val_loss = validation_loss()
                 lowest = val_loss < min(r["val_loss"] for r in run.metrics if "val_loss" in r)
             recorder.metrics(row)
-            mfu = f", MFU {flops_a_token(config, T) * rate / by.peak_flops:.1%}" if by.peak_flops else ""
-            figures = f"loss {loss:.3f} ({smoothed.value:.3f}), val {val_loss:.3f}, lr {lr:.1e}, {rate:,.0f} tok/s{mfu}"
-            bar.set_postfix_str(figures, refresh=False)
+            mfu = f", MFU {flops_a_token(config, T) * speed / by.peak_flops:.1%}" if by.peak_flops else ""
+            figures = f"loss {loss:.3f} ({smoothed.value:.3f}), val {val_loss:.3f}, lr {lr:.1e}, {speed:,.0f} tok/s"
+            bar.set_postfix_str(figures + mfu, refresh=False)
             bar.update()
             if ends or trainer.steps % options.sample_every == 0:
                 recorder.sample()

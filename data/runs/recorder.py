@@ -17,10 +17,9 @@ from data.runs.plots import plot_losses
 from data.runs.revision import revision
 from data.runs.run_folder import RunFolder, write_sealed
 from data.runs.start import Start
-from data.text.sampling import Sampler
+from data.text.sampling import SAMPLING, Sampler
 
 PROMPT = "Once upon a time"
-SAMPLE_TOKENS = 160
 
 
 class Recorder:
@@ -31,6 +30,7 @@ class Recorder:
 
     def __init__(self, start: Start, by: Implementation, files: Mapping[str, Any]):
         self.start, self.by, self.options = start, by, start.options
+        self.sampling = SAMPLING | {"seed": start.options.seed}
         self.folder = self._open_folder()
         self.saved_step = -1  # of the last checkpoint written here
         self.resuming = f"python -m {by.package}.train --resume {self.folder.path}"  # the command that goes on
@@ -57,9 +57,10 @@ class Recorder:
         if options.resume:  # not before now, because it cuts off what came after the checkpoint
             assert options.out
             state = start.state if start.moments else None
-            return RunFolder.resume(options.out, state, {"step": start.state["step"], **origin})
+            changed = {"changed": start.changed} if start.changed else {}
+            return RunFolder.resume(options.out, state, {"step": start.state["step"], **origin, **changed})
         out = options.out or Path("runs", time.strftime(f"{options.preset or 'finetune'}-%Y%m%d-%H%M%S"))
-        return RunFolder.create(out, {**origin, **start.described()})
+        return RunFolder.create(out, {**origin, **start.described(), "sampling": self.sampling})
 
     def metrics(self, row: dict[str, Any]) -> None:
         """Keeps what was measured of a step."""
@@ -70,8 +71,9 @@ class Recorder:
 
     def sample(self) -> None:
         """Lets the model write, always with the same random numbers, and keeps the text."""
-        step, sampler = self.by.trainer.steps, Sampler(0.6, top_k=40, seed=self.options.seed)
-        text = self.by.continue_text(PROMPT, SAMPLE_TOKENS, sampler)
+        step, settings = self.by.trainer.steps, dict(self.sampling)
+        tokens = settings.pop("max_new_tokens")
+        text = self.by.continue_text(PROMPT, tokens, Sampler(**settings))
         self.folder.add_sample(step, text)
         if self.events:
             self.events.add_text("sample", text, step)
@@ -87,7 +89,7 @@ class Recorder:
         self.saved_step = step
         best = min((row for row in folder.metrics if "val_loss" in row), key=lambda row: row["val_loss"])["step"]
         there = [int(path.name.removeprefix("step-")) for path in checkpoints(folder.path / "checkpoints")]
-        scheduled = [n for n in there if n and (n % options.save_every == 0 or n == options.steps)]
+        scheduled = [n for n in there if n and (n % options.save_every == 0 or n in {options.steps, *folder.ends})]
         if best in there:
             folder.name("best", f"step-{best}")
         folder.prune({0, best, step, *scheduled[-(options.keep or len(there)) :]})

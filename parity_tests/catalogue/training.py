@@ -52,15 +52,15 @@ PLANTED: list[Row] = [
     (
         "the rate of tokens is a mean of the whole run",
         TRAINING_LOOP,
-        "rate = tokens_a_step / elapsed",
-        "rate = tokens / seconds",
+        "speed = tokens_a_step / elapsed",
+        "speed = tokens / seconds",
         LOOP + "test_metrics",
     ),
     (
         "the schedule is one step late",
         TRAINING_LOOP,
-        "by.learning_rate(trainer.steps, options.steps,",
-        "by.learning_rate(trainer.steps + 1, options.steps,",
+        "lr = rate(options, trainer.steps, by",
+        "lr = rate(options, trainer.steps + 1, by",
         LOOP + "test_the_schedule_is_asked_for_the_rate_of_each_step",
     ),
     (
@@ -115,8 +115,8 @@ PLANTED: list[Row] = [
     (
         "samples are drawn with a seed of their own",
         RECORDER,
-        "Sampler(0.6, top_k=40, seed=self.options.seed)",
-        "Sampler(0.6, top_k=40)",
+        'SAMPLING | {"seed": start.options.seed}',
+        "dict(SAMPLING)",
         LOOP + "test_samples",
     ),
     (
@@ -136,8 +136,8 @@ PLANTED: list[Row] = [
     (
         "MFU is of all positions, not of a window",
         TRAINING_LOOP,
-        "flops_a_token(config, T) * rate",
-        "flops_a_token(config, config.n_positions) * rate",
+        "flops_a_token(config, T) * speed",
+        "flops_a_token(config, config.n_positions) * speed",
         LOOP + "test_progress",
     ),
     (
@@ -259,8 +259,8 @@ PLANTED: list[Row] = [
     (
         "another seed's weights are taken for changed ones",
         START,
-        'for name in ("init", "preset", "seed"))',
-        'for name in ("init", "preset"))',
+        'for name in ("init", "preset", "seed", *SIZES))',
+        'for name in ("init", "preset", *SIZES))',
         RESUME + "test_a_configuration_with_another_seed",
     ),
     (

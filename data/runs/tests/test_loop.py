@@ -246,6 +246,8 @@ def test_run_json(through: Through) -> None:
         "lr": 0.02,
         "min_lr": 0.003,
         "warmup": 2,
+        "schedule": None,
+        **dict.fromkeys(("n_layer", "n_head", "n_embd", "n_positions")),
         "weight_decay": 0.1,
         "betas": [0.9, 0.95],
         "clip": 1.0,
@@ -267,6 +269,7 @@ def test_run_json(through: Through) -> None:
     assert said["versions"]["torch"] == version("torch")
     assert (said["config"]["n_positions"], said["parameters"]) == (32, 1632)
     assert said["data"] == {"folder": "data", "checksum": read_meta(through.folder / "data")["checksum"]}
+    assert said["sampling"] == {"temperature": 0.6, "top_k": 40, "top_p": None, "seed": 11, "max_new_tokens": 160}
     assert "continued" not in said
     assert read_sealed(through.run / "parity.json") == {"verdict": "equal"}
 

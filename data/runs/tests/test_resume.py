@@ -169,11 +169,14 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(
 
 
 def test_a_finished_run_is_not_resumed(stub: Stub, finished: Folders) -> None:
-    refused(resume(stub, finished[0], "run"), "run is finished, with all its 13 steps; start a new run")
+    refused(
+        resume(stub, finished[0], "run"),
+        "run is finished, with all its 13 steps; add --steps N to train it for N in all",
+    )
 
 
 FIXED = [
-    *(("--preset", "tiny"), ("--init", "init"), ("--data", "data"), ("--out", "x"), ("--steps", 20)),
+    *(("--preset", "tiny"), ("--init", "init"), ("--data", "data"), ("--out", "x")),
     *(("--batch-size", 2), ("--seq-len", 9), ("--grad-accum", 1), ("--lr", 0.1), ("--min-lr", 0), ("--warmup", 3)),
     *(("--weight-decay", 0.2), ("--betas", 0.1, 0.2), ("--clip", 9), ("--dtype", "bfloat16"), ("--seed", 3)),
     *(("--eval-every", 2), ("--eval-tokens", 7), ("--sample-every", 2), ("--save-every", 2)),
