@@ -3,14 +3,14 @@
 import codecs
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from data.checkpoints.checkpoint import load
 from data.checkpoints.config import GPT2Config, parameter_count
-from data.cli import ArgumentParser, InputError, real, run, whole
+from data.cli import ArgumentParser, InputError, Progress, real, run, whole
 from data.runs.run_folder import sampling_of
 from data.text.sampling import SAMPLING, Sampler
 from data.text.tokenizer import EOT, VOCAB_SIZE, tokenizer
@@ -20,6 +20,7 @@ from tinygrad_impl.device import device_name, open_device
 from tinygrad_impl.model import GPT2
 
 CHUNK = 32  # tokens of a prompt at a time
+COMPILING = 2  # the first calls of a graph, which TinyJit captures in the second of them
 
 Drawn = tuple[int, float]  # a token, and how probable the model found it
 
@@ -43,9 +44,14 @@ class Generator:
             self._decoders[N] = self.backend.decoder(self.model, N, CHUNK, self.V)
         return self._decoders[N]
 
-    def __call__(self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler) -> list[list[int]]:
-        """The tokens of `stream`, row by row."""
-        steps = list(self.stream(prompts, max_new_tokens, sampler))
+    def __call__(
+        self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler, tick: Callable[[], object] = int
+    ) -> list[list[int]]:
+        """The tokens of `stream`, row by row. `tick` is called after each step."""
+        steps = []
+        for step in self.stream(prompts, max_new_tokens, sampler):
+            steps.append(step)
+            tick()
         return [[drawn[0] for step in steps if (drawn := step[i])] for i in range(len(prompts))]
 
     def stream(self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler) -> Iterator[list[Drawn | None]]:
@@ -109,9 +115,11 @@ def pieces(drawn: Iterable[Drawn]) -> Iterator[tuple[str, float]]:
         yield text, product
 
 
-def continue_texts(generator: Generator, prompts: list[str], max_new_tokens: int, sampler: Sampler) -> list[str]:
-    """The prompts continued, each with its beginning."""
-    new = generator([encode(prompt) for prompt in prompts], max_new_tokens, sampler)
+def continue_texts(
+    generator: Generator, prompts: list[str], max_new_tokens: int, sampler: Sampler, tick: Callable[[], object] = int
+) -> list[str]:
+    """The prompts continued, each with its beginning. `tick` is called after each token of theirs."""
+    new = generator([encode(prompt) for prompt in prompts], max_new_tokens, sampler, tick)
     return [prompt + tokenizer().decode(tokens) for prompt, tokens in zip(prompts, new, strict=True)]
 
 
@@ -206,13 +214,16 @@ def main() -> None:
         last = max(1, config.context // 2)
         print(f"note: a text of more than {config.context} tokens goes on from its last {last}{why}", file=sys.stderr)
     if len(prompts) == 1:
+        print("compiling before the first token", file=sys.stderr, flush=True)
         print(prompts[0], end="", flush=True)
         steps = generator.stream([encode(prompts[0])], new, sampler)
         for text, _ in pieces(drawn for [drawn] in steps if drawn):
             print(text, end="", flush=True)
         print()
     else:
-        print("\n\n---\n".join(continue_texts(generator, prompts, new, sampler)))
+        with Progress(total=new, desc="writing", unit="token", compiling=COMPILING) as progress:
+            texts = continue_texts(generator, prompts, new, sampler, progress.update)
+        print("\n\n---\n".join(texts))
 
 
 if __name__ == "__main__":

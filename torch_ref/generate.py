@@ -1,5 +1,7 @@
 """Sampling from the reference. tinygrad_impl/generate.py is its port."""
 
+from collections.abc import Callable
+
 import torch
 
 from data.text.sampling import Sampler
@@ -9,13 +11,19 @@ from torch_ref.model import GPT2, KVCache
 
 @torch.no_grad()
 def generate(
-    model: GPT2, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler, cached: bool = False
+    model: GPT2,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    sampler: Sampler,
+    cached: bool = False,
+    tick: Callable[[], object] = int,
 ) -> list[list[int]]:
     """Continues each prompt (at least one token) by up to max_new_tokens; a row ends before `EOT`.
 
     Returns the new tokens of each row. A row of more tokens than the model's context, be it by its prompt, goes
     on from its last context // 2 (from its last one, if that is none), which then grow to a context again, and so on.
     `cached` computes each token once instead of the whole row at every step: for equal tokens, but for rounding.
+    `tick` is called after each step.
     """
     rows = [list(prompt) for prompt in prompts]
     ended = [False] * len(rows)
@@ -40,6 +48,7 @@ def generate(
             ended[i] = ended[i] or token == EOT
             if not ended[i]:
                 rows[i].append(int(token))
+        tick()
         if all(ended):
             break
     return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]

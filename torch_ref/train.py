@@ -1,6 +1,7 @@
 """`python -m torch_ref.train`: trains the reference, with the options, loop and files of tinygrad_impl.train."""
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from torch_ref.trainer import Trainer, learning_rate
 
 def main() -> None:
     given = parse(parser("python -m torch_ref.train", "PyTorch"), sys.argv[1:])
+    if not given.get("quiet"):
+        print("opening the device, the data and the weights", flush=True)
     device = given.get("device", "CUDA" if torch.cuda.is_available() else "CPU").upper()
     if device not in ("CPU", "CUDA") or (device == "CUDA" and not torch.cuda.is_available()):
         raise InputError(f"PyTorch has no device {device} here; leave --device out for the best there is")
@@ -40,9 +43,9 @@ def main() -> None:
     if start.moments:
         trainer.restore(start.arrays, start.moments, start.state["step"])
 
-    def continued(prompt: str, tokens: int, sampler: Sampler) -> str:
+    def continued(prompt: str, tokens: int, sampler: Sampler, tick: Callable[[], object]) -> str:
         ids = tokenizer().encode_ordinary(prompt) or [EOT]
-        return prompt + tokenizer().decode(generate(trainer.model, [ids], tokens, sampler)[0])
+        return prompt + tokenizer().decode(generate(trainer.model, [ids], tokens, sampler, tick=tick)[0])
 
     def moments() -> dict[str, np.ndarray]:
         return {name: t.cpu().numpy() for name, t in trainer.moments().items()}

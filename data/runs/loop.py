@@ -7,17 +7,19 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
 from data.checkpoints.checkpoint import latest_checkpoint
 from data.checkpoints.config import flops_a_token, parameter_count
-from data.cli import InputError, Progress
+from data.cli import InputError, Progress, leave_lost_terminal
 from data.runs.implementation import Implementation
 from data.runs.recorder import PROMPT, Recorder
 from data.runs.schedule import bounds, rate, schedule
 from data.runs.start import Start
 from data.text.loader import windows
+from data.text.shards import read_meta
 
 
 def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
@@ -29,10 +31,13 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
     recorder = Recorder(start, by, files)
     run = recorder.folder
     smoothed = Smoothed(row["loss"] for row in run.metrics[1:])
-    say: Callable[[str], None] = (lambda text: None) if options.quiet else print
+    say: Callable[[str], None] = (lambda text: None) if options.quiet else partial(print, flush=True)
+    targets = read_meta(start.folder)["splits"]["valid"]["tokens"] - 1
+    batches = math.ceil(min(targets, options.eval_tokens or targets) / (B * T))
 
     def validation_loss() -> float:
-        return by.evaluate(windows(start.folder, "valid", B, T, options.eval_tokens or None))
+        parts = windows(start.folder, "valid", B, T, options.eval_tokens or None)
+        return by.evaluate(recorder.progress("validation loss", batches, "batch", iterable=parts))
 
     source = f"continuing after step {trainer.steps}" if options.resume else f"from {options.init}"
     computed = f"{by.device_name}, {options.dtype}" + (f", {by.kernels} kernels" if by.kernels else "")
@@ -54,7 +59,15 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         say(f"before training: validation loss {run.metrics[0]['val_loss']:.3f} ({taken})")
     val_loss = next(row["val_loss"] for row in reversed(run.metrics) if "val_loss" in row)
 
-    bar = Progress(total=options.steps, initial=trainer.steps, desc="training", unit="step", disable=options.quiet)
+    compiling = 0 if files else min(1, by.compiling)  # where parity was checked, its graphs are compiled
+    bar = Progress(
+        total=options.steps,
+        initial=trainer.steps,
+        desc="training",
+        unit="step",
+        compiling=compiling,
+        disable=options.quiet,
+    )
     with stop_requests() as stops, bar, recorder.room_on_disk():
         while trainer.steps < options.steps and not stops:
             started = time.perf_counter()
@@ -130,16 +143,23 @@ class Smoothed:
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM, collected while this lasts instead of acted upon; but a second one acts."""
+    """SIGINT, SIGTERM and SIGHUP (the terminal is gone), collected while this lasts instead of acted upon.
+
+    A second SIGINT or SIGTERM acts. A second SIGHUP does not: the shell and the kernel may each send one. One that is
+    ignored from the beginning, as with nohup, stays so.
+    """
     caught: list[int] = []
 
     def request(number: int, frame: FrameType | None) -> None:
         caught.append(number)
-        os.write(2, b"\nstopping after this step; once more to stop at once\n")  # print is not for signal handlers
         for other, handler in previous.items():
-            signal.signal(other, handler)
+            signal.signal(other, signal.SIG_IGN if other == signal.SIGHUP else handler)
+        leave_lost_terminal()
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")  # print is not for signal handlers
 
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
+    previous = {number: signal.signal(number, request) for number in numbers}
     try:
         yield caught
     finally:

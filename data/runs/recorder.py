@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.checkpoints.checkpoint import checkpoints
-from data.cli import InputError
+from data.cli import InputError, Progress
 from data.runs.implementation import Implementation
 from data.runs.plots import plot_losses
 from data.runs.revision import revision
@@ -32,6 +32,7 @@ class Recorder:
         self.start, self.by, self.options = start, by, start.options
         self.sampling = SAMPLING | {"seed": start.options.seed}
         self.folder = self._open_folder()
+        self._compiled: set[str] = set()  # of what is shown in a bar of its own
         self.saved_step = -1  # of the last checkpoint written here
         self.resuming = f"python -m {by.package}.train --resume {self.folder.path}"  # the command that goes on
         for name, content in files.items():
@@ -73,10 +74,20 @@ class Recorder:
         """Lets the model write, always with the same random numbers, and keeps the text."""
         step, settings = self.by.trainer.steps, dict(self.sampling)
         tokens = settings.pop("max_new_tokens")
-        text = self.by.continue_text(PROMPT, tokens, Sampler(**settings))
+        with self.progress("a sample", tokens, "token") as progress:
+            text = self.by.continue_text(PROMPT, tokens, Sampler(**settings), progress.update)
         self.folder.add_sample(step, text)
         if self.events:
             self.events.add_text("sample", text, step)
+
+    def progress(self, what: str, total: int, unit: str, **more: Any) -> Progress:
+        """Shows how far something is that training waits for, and that compiles when it is done the first time."""
+        compiling = 0 if what in self._compiled else self.by.compiling
+        self._compiled.add(what)
+        training = self.by.trainer.steps > self.start.state["step"] or self.start.moments is not None
+        return Progress(
+            total=total, desc=what, unit=unit, compiling=compiling, part=training, disable=self.options.quiet, **more
+        )
 
     def checkpoint(self, tokens: int, seconds: float) -> None:
         """Saves a checkpoint, after which only those are left that are to be kept, and draws the losses so far."""

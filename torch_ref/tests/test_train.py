@@ -77,7 +77,10 @@ def test_what_it_writes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for prompt, ids in (("Once upon a time", tokenizer().encode_ordinary("Once upon a time")), ("", [50256])):
         drawn = generate(model, [ids], 5, Sampler(0.6, top_k=40, seed=3))[0]
         assert len(drawn) == 5
-        assert by.continue_text(prompt, 5, Sampler(0.6, top_k=40, seed=3)) == prompt + tokenizer().decode(drawn)
+        ticks: list[int] = []
+        text = by.continue_text(prompt, 5, Sampler(0.6, top_k=40, seed=3), lambda: ticks.append(1))
+        assert text == prompt + tokenizer().decode(drawn)
+        assert len(ticks) == 5
 
 
 def test_a_resumed_trainer_has_the_state_of_the_checkpoint(
