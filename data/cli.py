@@ -131,10 +131,11 @@ class Progress(tqdm):
                 self.update()
 
     def update(self, n: float | None = 1) -> bool | None:
-        done = self.n + (n or 0)
-        if self.compiling and not self.compiled and done - self.initial >= self.compiling and not self.disable:
-            self.compiled = done, self.format_dict["elapsed"]
-            self.set_description_str(f"{self.what}: ", refresh=False)
+        if self.compiling and not self.compiled and not self.disable:
+            done = self.n + (n or 0)
+            if done - self.initial >= self.compiling:
+                self.compiled = done, self.format_dict["elapsed"]
+                self.set_description_str(f"{self.what}: ", refresh=False)
         return super().update(n)
 
     @property

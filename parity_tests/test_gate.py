@@ -91,10 +91,10 @@ def test_the_gate(folder: Path, ungated: list[dict[str, Any]], monkeypatch: pyte
     result = training(folder, "gated")
     assert result.code == 0, result
     assert course(folder / "gated") == ungated
-    lines = result.err.splitlines()  # at once, and at the end: three steps, and three groups
+    lines = result.err.splitlines()  # at once, and at the end: three steps, and four groups
     assert lines[0].startswith("parity (compiling):   0%|")
-    assert " 0/6 [" in lines[0]
-    assert any(line.startswith("parity: 100%|") and " 6/6 [" in line for line in lines)
+    assert " 0/7 [" in lines[0]
+    assert any(line.startswith("parity: 100%|") and " 7/7 [" in line for line in lines)
     first = certified(folder / "gated", result)
     stopped = folder / "stopped"
     shutil.copytree(folder / "gated", stopped)

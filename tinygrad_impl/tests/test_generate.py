@@ -143,10 +143,11 @@ def test_one_text_is_that_of_the_references_logits(folder: Path, streamed: Resul
     [text] = by_torch(folder, [LONG], 24, Sampler(0.6, 40, None, 1337))
     assert streamed.out == text + "\n"
     assert SURE.n_positions < len(encode(LONG)) < len(encode(text)) < len(encode(LONG)) + 24
-    computed, note, compiling = streamed.err.splitlines()
+    computed, note, last = streamed.err.splitlines()
     cores = len(os.sched_getaffinity(0))
     assert computed == f"{folder}, 0.8M parameters; CPU with {cores} cores, float32, plain kernels"
     assert note == "note: a text of more than 32 tokens goes on from its last 16"
+    assert last == "compiling before the first token"
 
 
 def test_as_a_program(folder: Path, streamed: Result) -> None:

@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import pty
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import data.cli
 from data.checkpoints.checkpoint import SUMS, load, save, write_sums
 from data.checkpoints.config import PRESETS
 from data.checkpoints.initialize import initial_weights
@@ -210,7 +213,7 @@ def test_what_is_no_run(stub: Stub, finished: Folders) -> None:
 # What stops it
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_request_to_stop_saves_first(
     number: signal.Signals, code: int, stub: Stub, finished: Folders, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,6 +249,49 @@ def test_a_request_to_stop_saves_first(
     assert_same_end(tmp_path / "run", finished[1])
     assert not (tmp_path / "run" / "checkpoints" / "step-5").exists()  # neither on schedule nor the best
     assert [part["step"] for part in read_sealed(tmp_path / "run" / "run.json")["continued"]] == [5]
+
+
+def test_a_terminal_that_goes_away(stub: Stub, place: Path, tmp_path: Path) -> None:
+    """Neither that nothing can be written to it any more nor a second SIGHUP, which the shell sends, is in the way."""
+    run = tmp_path / "run"
+
+    def waiting(step: int) -> None:
+        if step == 5:
+            (tmp_path / "reached").touch()
+            while signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+                sleep(0.001)
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    process, terminal = pty.fork()
+    if process == 0:
+        try:
+            signal.alarm(60)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115
+            stub.during = waiting
+            os.chdir(place)
+            sys.argv = ["train", *map(str, options(out=run))]
+            data.cli.run(stub.main)
+        except SystemExit as e:
+            os._exit(int(str(e.code)))
+        finally:
+            os._exit(99)
+    while not (tmp_path / "reached").exists():
+        sleep(0.005)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 129
+    assert (run / "checkpoints" / "latest").read_text() == "step-5\n"
+
+
+def test_a_hangup_that_is_ignored_stays_so(stub: Stub, place: Path, tmp_path: Path) -> None:
+    """As with nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stub.during = lambda step: os.kill(os.getpid(), signal.SIGHUP)
+        trained(stub, place, tmp_path / "run", steps=2)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_request_in_the_last_step_changes_nothing(stub: Stub, finished: Folders, tmp_path: Path) -> None:
