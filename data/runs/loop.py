@@ -47,8 +47,8 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         rises = bounds(schedule(options)[-1])[0] == trainer.steps > 0
         course = f"rises again to {options.lr:.1e}" if rises else "goes on as it was given (--rewarm raises it again)"
         say(f"other steps than before: {options.steps}; the learning rate {course}")
-    if options.init == "random" and config.n_positions > T:
-        say(f"note: positions from {T} on stay untrained, as --seq-len is below {config.n_positions}")
+    if config.context < config.n_positions:
+        say(f"note: positions from {config.context} on stay untrained, as --seq-len is below {config.n_positions}")
     if start.moments is None:
         started = time.perf_counter()
         with recorder.room_on_disk():

@@ -15,7 +15,7 @@ from data.cli import InputError, Progress
 from data.runs.implementation import Implementation
 from data.runs.plots import plot_losses
 from data.runs.revision import revision
-from data.runs.run_folder import RunFolder, write_sealed
+from data.runs.run_folder import RunFolder, sampling_of, write_sealed
 from data.runs.start import Start
 from data.text.sampling import SAMPLING, Sampler
 
@@ -30,7 +30,11 @@ class Recorder:
 
     def __init__(self, start: Start, by: Implementation, files: Mapping[str, Any]):
         self.start, self.by, self.options = start, by, start.options
-        self.sampling = SAMPLING | {"seed": start.options.seed}
+        if start.options.resume:  # a run that goes on writes as it began, whatever the defaults are now
+            assert start.options.out
+            self.sampling = sampling_of(start.options.out)
+        else:
+            self.sampling = SAMPLING | {"seed": start.options.seed}
         self.folder = self._open_folder()
         self._compiled: set[str] = set()  # of what is shown in a bar of its own
         self.saved_step = -1  # of the last checkpoint written here

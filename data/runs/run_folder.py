@@ -88,9 +88,8 @@ def sampling_of(model: str | Path) -> dict[str, Any]:
     if not run_json.is_file():
         return SAMPLING
     said = read_sealed(run_json)
-    sampling = said.get(
-        "sampling", SAMPLING | {"seed": said.get("seed", SAMPLING["seed"])}
-    )  # older runs do not say how
+    older = SAMPLING | {"seed": said.get("seed", SAMPLING["seed"])}  # which say no more than their seed
+    sampling = said.get("sampling", older)
     if not isinstance(sampling, dict) or sampling.keys() != SAMPLING.keys() or type(sampling["seed"]) is not int:
         raise InputError(f"{run_json} is of another version of this program; pass one of the run's checkpoints instead")
     return sampling

@@ -18,8 +18,9 @@ from data.runs.options import Options, parse, parser
 from data.runs.run_folder import load_checkpoint, read_sealed, write_sealed
 from data.runs.schedule import rate, trained_longer
 from data.runs.start import complete
-from data.runs.tests.support import STEPS, Stub, metrics, options, resume, trained
+from data.runs.tests.support import SEED, STEPS, Stub, metrics, options, resume, trained
 from data.testing import call, refused
+from data.text.sampling import SAMPLING
 
 
 def cosine(step: int, steps: int, peak: float, minimum: float, warmup: int) -> float:
@@ -117,6 +118,9 @@ def test_a_run_trained_longer(rewarm: bool, stub: Stub, place: Path, tmp_path: P
         said = read_sealed(through / "run.json")
         del said["options"]["schedule"]
         write_sealed(through / "run.json", said)
+    else:  # with samples of its own kind
+        said = read_sealed(through / "run.json") | {"sampling": SAMPLING | {"seed": 3, "top_k": 5}}
+        write_sealed(through / "run.json", said)
     shutil.copytree(through, stopped)
     first = metrics(through), weights_and_moments(through, STEPS)
     samples = (through / "samples.md").read_text()
@@ -128,6 +132,8 @@ def test_a_run_trained_longer(rewarm: bool, stub: Stub, place: Path, tmp_path: P
     assert (through / "samples.md").read_text().startswith(samples)
     for name, array in weights_and_moments(through, STEPS).items():  # kept, although 13 is on no schedule
         np.testing.assert_array_equal(array, first[1][name])
+    last = stub.sampled[-1][3]
+    assert (last.top_k, last.random.random()) == ((5, first_of(3)) if rewarm else (40, first_of(SEED)))
     lrs = [row["lr"] for row in metrics(through)[STEPS + 1 :]]
     spans = ["0-13", "13-22"] if rewarm else ["0-13"]
     assert lrs[1:] == ([0.02 / (1 + n) for n in range(1, 9)] if rewarm else [0.003] * 8)
@@ -152,6 +158,10 @@ def test_a_run_trained_longer(rewarm: bool, stub: Stub, place: Path, tmp_path: P
         assert len(metrics(through)) == 26
         kept = {path.name for path in checkpoints(through / "checkpoints")}
         assert {"step-13", "step-22", "step-24", "step-25"} <= kept
+
+
+def first_of(seed: int) -> float:
+    return float(np.random.default_rng(seed).random())
 
 
 def stop_once(stub: Stub) -> None:
