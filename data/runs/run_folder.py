@@ -186,8 +186,9 @@ class RunFolder:
             shutil.rmtree(left)
         parts = [*run.get("continued", []), origin]
         folder.ends = {part["changed"]["steps"][0] for part in parts if "steps" in part.get("changed", {})}
-        options = run["options"] | {name: now for name, (_, now) in origin.get("changed", {}).items()}
-        write_sealed(path / "run.json", run | {"options": options, "continued": parts})
+        if "changed" in origin:
+            run["options"] |= {name: now for name, (_, now) in origin["changed"].items()}
+        write_sealed(path / "run.json", run | {"continued": parts})
         with atomic_write(path / "metrics.jsonl") as f:
             f.write(kept)
         if (path / "samples.md").exists():

@@ -142,15 +142,14 @@ def test_a_gpu_takes_sizes_for_random_weights(narrow: dict[str, GPT2Config], mon
     [("random", 9, 9), ("random", 32, None), (None, 9, None), (20, 9, 20), (20, 25, 25), (20, 32, None)],
 )
 def test_the_model_knows_to_what_length_it_was_trained(
-    before: Any, seq_len: int, trained: int | None, tmp_path: Path
+    before: Any, seq_len: int, trained: int | None, narrow: dict[str, GPT2Config], tmp_path: Path
 ) -> None:
     """Weights from elsewhere count as trained to their whole context."""
     init = str(before)
     if before != "random":
         init = str(tmp_path)
         save(tmp_path, replace(TINY, trained_positions=before), initial_weights(TINY, 5))
-    words = ["--seq-len", seq_len] if init != "random" else ["--n-embd", 8, "--seq-len", seq_len]
-    config = complete(given("--init", init, *words), "CPU")[1]
+    config = complete(given("--init", init, "--seq-len", seq_len), "CPU")[1]
     assert (config.n_positions, config.trained_positions, config.context) == (32, trained, trained or 32)
     save(tmp_path / "saved", config, initial_weights(config, 0))
     assert load(tmp_path / "saved")[0].trained_positions == trained
