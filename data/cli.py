@@ -11,7 +11,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -131,6 +131,15 @@ def refuse_missing_folder(*files: Path | None) -> None:
             raise InputError(f"there is no folder {file.parent} to write {file.name} to; make it first")
 
 
+def leave_lost_terminal() -> None:
+    """Has stdout and stderr go nowhere where their terminal is gone, so that writing to them is no error."""
+    for number in (1, 2):
+        try:
+            os.write(number, b"")
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a command: exit code 0, 2 with one sentence on stderr for bad input, or 130 when interrupted.
 
@@ -168,11 +177,47 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 class Progress(tqdm):
-    """tqdm on a terminal; where stderr is no terminal (a pipe, CI), the same text as plain lines, ten seconds apart."""
+    """tqdm on a terminal; where stderr is no terminal (a pipe, CI), the same text as plain lines, ten seconds apart.
 
-    def __init__(self, **kwargs: Any):
-        self.plain = not sys.stderr.isatty()
-        super().__init__(mininterval=10 if self.plain else 0.1, dynamic_ncols=not self.plain, file=sys.stderr, **kwargs)
+    `compiling` is how many of the first take far longer than those after them, because they compile: it says so, and
+    leaves them out of the rate, and so of the time left. `part` is for what belongs to something longer that is shown
+    too: it goes away when it ends, and in a pipe it is not there before it has lasted ten seconds.
+    """
+
+    def __init__(self, compiling: int = 0, part: bool = False, **kwargs: Any):
+        self.plain, self.part, self.compiling, self.what = not sys.stderr.isatty(), part, compiling, kwargs.get("desc")
+        self.compiled: tuple[float, float] | None = None  # how many were done when it had, and after how long
+        super().__init__(
+            mininterval=10 if self.plain else 0.1,
+            dynamic_ncols=not self.plain,
+            file=sys.stderr,
+            leave=not part,
+            delay=10 if self.plain and part else 0,
+            **kwargs | ({"desc": f"{self.what} (compiling)"} if compiling else {}),
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        with self:
+            for item in self.iterable:
+                yield item
+                self.update()
+
+    def update(self, n: float | None = 1) -> bool | None:
+        if self.compiling and not self.compiled and not self.disable:
+            done = self.n + (n or 0)
+            if done - self.initial >= self.compiling:
+                self.compiled = done, self.format_dict["elapsed"]
+                self.set_description_str(f"{self.what}: ", refresh=False)
+        return super().update(n)
+
+    @property
+    def format_dict(self) -> Any:
+        """What the line says; where something compiles, with the rate since it had, and none before that."""
+        found = super().format_dict
+        if self.compiling:
+            done, elapsed = self.compiled or (self.n, 0)
+            found["rate"] = (self.n - done) / max(found["elapsed"] - elapsed, 1e-9)
+        return found
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if self.plain:
@@ -183,7 +228,8 @@ class Progress(tqdm):
     def close(self) -> None:
         if self.plain and not self.disable:
             self.disable = True  # tqdm's own closing would leave an empty line
-            self.display()
+            if not self.part:
+                self.display()
         else:
             super().close()
 

@@ -1,14 +1,14 @@
 """The parity gate: before tinygrad trains, the graphs that it trains with are compared with PyTorch."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 
-from data.cli import InputError
+from data.cli import InputError, Progress
 from data.runs.start import Start
 from parity_tests.blame import find_culprit
 from parity_tests.bounds import NUDGED, near_miss
@@ -45,12 +45,20 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
     references = setting.references(**asked)
     for times in (1, MORE):
         groups = list(user_steps(start, times * GRAPH_BATCHES))
+        bar = Progress(  # of three steps, and of the groups, whose first three are of every kind
+            total=3 + len(groups),
+            desc="parity" if times == 1 else "parity again, with more",
+            unit="pass",
+            compiling=6 if times == 1 else 0,
+            disable=args.quiet,
+        )
         few = groups[0], groups[1], groups[2]
         # a gradient as it is, one twice as large as clipping lets it be, and one that it leaves alone
         norms = [None, 2 * args.clip, args.clip / 2]
         taken: list[Step] = [(few[i], rate, rate) for i, rate in enumerate((args.lr, args.lr / 2, args.lr))]
-        training = step_rows(setting, trainer, references, taken, norms) + not_finite_rows(trainer)
-        gradients = gradient_rows(setting, trainer, references, groups, NUDGES if times > 1 else 0)
+        with bar:
+            training = step_rows(setting, trainer, references, counted(taken, bar), norms) + not_finite_rows(trainer)
+            gradients = gradient_rows(setting, trainer, references, counted(groups, bar), NUDGES if times > 1 else 0)
         rows = gradients + training
         trainer.restore(start.arrays, moments, steps)
         failed = [row for row in rows if not row.passed]
@@ -71,6 +79,13 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
     more = {"device": device, "batch_size": args.batch_size, "seq_len": args.seq_len, "grad_accum": args.grad_accum}
     more |= {"batches": sum(map(len, groups))}
     return certificate(setting, rows, None, **more, seconds=round(seconds, 1), summary=summary)
+
+
+def counted(items: Iterable[Any], bar: Progress) -> Iterator[Any]:
+    """The items, each of which is counted when it is done."""
+    for item in items:
+        yield item
+        bar.update()
 
 
 def user_steps(start: Start, count: int) -> Iterator[list[Batch]]:

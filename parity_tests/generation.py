@@ -35,7 +35,7 @@ Rows = list[list[int]]
 
 def prompts_for(config: GPT2Config, seed: int) -> Rows:
     """Rows of different lengths: one token, half a context, up to the context's last position, and beyond it."""
-    random, P = np.random.default_rng(seed), config.n_positions
+    random, P = np.random.default_rng(seed), config.context
     lengths = 1, max(1, P // 2), max(1, P - 2), P + 3
     return [random.integers(0, config.vocab_size, length).tolist() for length in lengths]
 
@@ -187,8 +187,8 @@ def generation_rows(setting: Setting, seeds: Sequence[int], steps: int, nudges: 
             else:
                 own = [by_torch(arrays, setting.torch_autocast) for arrays in weights]
             parts = {
-                f"{how}.inside": text.counted & (text.lengths <= config.n_positions),
-                f"{how}.beyond": text.counted & (text.lengths > config.n_positions),
+                f"{how}.inside": text.counted & (text.lengths <= config.context),
+                f"{how}.beyond": text.counted & (text.lengths > config.context),
             }
             reported = ~np.isnan(text.probabilities)
             tensors = [

@@ -5,7 +5,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,10 @@ def test_the_gate(folder: Path, ungated: list[dict[str, Any]], monkeypatch: pyte
     result = training(folder, "gated")
     assert result.code == 0, result
     assert course(folder / "gated") == ungated
+    lines = result.err.splitlines()  # at once, and at the end: three steps, and four groups
+    assert lines[0].startswith("parity (compiling):   0%|")
+    assert " 0/7 [" in lines[0]
+    assert any(line.startswith("parity: 100%|") and " 7/7 [" in line for line in lines)
     first = certified(folder / "gated", result)
     stopped = folder / "stopped"
     shutil.copytree(folder / "gated", stopped)
@@ -108,12 +112,12 @@ def test_the_gate_takes_the_batches_that_come(folder: Path, monkeypatch: pytest.
     """
     seen: dict[str, Any] = {}
 
-    def steps(setting: Any, port: Any, references: Any, taken: list[Any], norms: list[float | None]) -> list[Any]:
-        seen.update(steps=taken, norms=norms)
+    def steps(setting: Any, port: Any, references: Any, taken: Iterable[Any], norms: list[float | None]) -> list[Any]:
+        seen.update(steps=list(taken), norms=norms)
         return []
 
-    def gradients(setting: Any, port: Any, references: Any, groups: list[Any], nudges: int) -> list[Any]:
-        seen.update(groups=groups)
+    def gradients(setting: Any, port: Any, references: Any, groups: Iterable[Any], nudges: int) -> list[Any]:
+        seen.update(groups=list(groups))
         raise RuntimeError("enough")
 
     monkeypatch.setattr(gate, "GRAPH_BATCHES", ACCUM + 5)
@@ -245,7 +249,8 @@ def test_the_gate_compares_near_misses_again(
     """Over more batches, after which it trains as if nothing had been compared."""
     judged, asked = gate.gradient_rows, []
 
-    def near_miss(setting: Any, port: Any, references: Any, groups: list[Any], nudges: int) -> list[Any]:
+    def near_miss(setting: Any, port: Any, references: Any, groups: Iterable[Any], nudges: int) -> list[Any]:
+        groups = list(groups)
         rows = judged(setting, port, references, groups, nudges)
         asked.append((sum(map(len, groups)), nudges))
         if len(asked) == 1:

@@ -21,10 +21,11 @@ import torch_ref.train
 import torch_ref.trainer
 from data.checkpoints.checkpoint import load
 from data.checkpoints.config import GPT2Config
-from data.runs.options import LATER, PORTS
+from data.runs.options import PORTS, SIZES
 from data.runs.run_folder import RunFolder, load_checkpoint, read_metrics, read_sealed
 from data.testing import call, refused, save_model, write_tokens
 from data.text.loader import windows
+from data.text.sampling import SAMPLING
 from data.text.tokenizer import EOT_TEXT, tokenizer
 from parity_tests.assertions import assert_passed
 from parity_tests.bounds import judge
@@ -92,7 +93,7 @@ def short_samples() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.runs.recorder, "SAMPLE_TOKENS", 6)
+        patch.setattr(data.runs.recorder, "SAMPLING", SAMPLING | {"max_new_tokens": 6})
         yield
     torch.set_num_threads(threads)
 
@@ -325,7 +326,8 @@ def test_the_two_commands_train_the_same(runs: Path) -> None:
     options = [read_sealed(runs / package / "run.json")["options"] for package in MAINS]
     assert options[0] == {name: value for name, value in options[1].items() if name not in PORTS}
     expected = OPTIONS | {"betas": [0.7, 0.9], "init": "init", "data": "data", "device": "CPU", "preset": None}
-    assert options[0] == expected | LATER | {"tensorboard": False}
+    texts = {"valid": None, "field": "text", "errors": "strict"}
+    assert options[0] == expected | texts | dict.fromkeys((*SIZES, "schedule")) | {"tensorboard": False}
 
 
 def course(run: Path) -> list[dict[str, Any]]:

@@ -2,12 +2,13 @@
 
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.checkpoints.checkpoint import load
+from data.checkpoints.checkpoint import load, read_json
 from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.files import atomic_write
 from data.runs.report_comparison import comparison_page
@@ -19,7 +20,16 @@ from data.text.sampling import Sampler
 from data.text.shards import read_meta
 from tinygrad_impl.device import open_device
 from tinygrad_impl.evaluate import Evaluator
-from tinygrad_impl.generate import Generator, add_sampling_options, backend_for, encode, pieces, setup
+from tinygrad_impl.generate import (
+    COMPILING,
+    Generator,
+    add_sampling_options,
+    backend_for,
+    encode,
+    pieces,
+    sampling,
+    setup,
+)
 from tinygrad_impl.model import GPT2
 
 PROMPTS = ["Once upon a time", "One day, a little girl named Lily", "The dog was sad because"]
@@ -56,10 +66,26 @@ def parser() -> ArgumentParser:
     return parser
 
 
+def labelled(model: str) -> str:
+    """What a model is called: by its name, and whether its weights are still random."""
+    trainer = Path(model, "trainer.json")
+    if trainer.is_file():
+        state = read_json(trainer)
+        options = state.get("options")
+        if state.get("step") == 0 and isinstance(options, dict) and options.get("init") == "random":
+            return f"{model} (random weights)"
+    return model
+
+
+def shown(items: Iterable[Any], total: int, what: str, unit: str) -> Progress:
+    """The items, with how far they are."""
+    return Progress(iterable=items, total=total, desc=what, unit=unit, compiling=COMPILING)
+
+
 def main() -> None:
     args = parser().parse_args()
-    settings = (args.temperature, args.top_k, args.top_p, args.seed)
-    Sampler(*settings)  # refuses bad values before the long work
+    settings = sampling(args, args.finetuned)
+    new_tokens = settings.pop("max_new_tokens")
     trained = Path(args.finetuned, "run.json")
     if trained.is_file():
         try:
@@ -84,7 +110,7 @@ def main() -> None:
     device = open_device(args.device)
     folder = prepared(args.data or source)
     context = min(config.n_positions for config, _ in models.values())
-    seq_len = args.seq_len or seq_len or context
+    seq_len = args.seq_len or seq_len or min(config.context for config, _ in models.values())
     if seq_len > context:
         raise InputError(
             f"--seq-len {seq_len} is over the context of {context} tokens that both models have; give fewer"
@@ -92,45 +118,46 @@ def main() -> None:
     targets = read_meta(folder)["splits"]["valid"]["tokens"] - 1
     measured = min(targets, args.eval_tokens or targets)
     prompts = args.prompt or PROMPTS
-    names = {"pretrained": args.pretrained, "finetuned": args.finetuned}
-    sampling = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "seed", "max_new_tokens")}
-    found: dict[str, Any] = {"data": str(folder), "tokens": measured, "seq_len": seq_len, "sampling": sampling}
+    names = {"pretrained": labelled(args.pretrained), "finetuned": labelled(args.finetuned)}
+    found: dict[str, Any] = {"data": str(folder), "tokens": measured, "seq_len": seq_len}
+    found["sampling"] = {**settings, "max_new_tokens": new_tokens}
     found["source"] = revision()
     found["texts"] = [{"prompt": prompt} for prompt in prompts]
     for side, (config, arrays) in models.items():
         model = GPT2(config, {name: array.astype(np.float32) for name, array in arrays.items()})
         backend = backend_for(args.dtype, config, device)
-        print(f"{side}: {setup(names[side], config, device, backend)}", file=sys.stderr)
+        print(setup(names[side], config, device, backend), file=sys.stderr)
         batches = windows(folder, "valid", BATCH_SIZE, seq_len, measured)
         steps = math.ceil(measured / (BATCH_SIZE * seq_len))
-        loss = Evaluator(model, backend)(Progress(iterable=batches, total=steps, desc=f"{side} loss", unit="batch"))
+        loss = Evaluator(model, backend)(shown(batches, steps, "loss", "batch"))
         found[side] = {"name": names[side], "loss": loss, "perplexity": math.exp(loss), "vocab_size": config.vocab_size}
         tokens = [encode(prompt) for prompt in prompts]
-        new = Generator(model, backend).stream(tokens, args.max_new_tokens, Sampler(*settings))
-        drawn = list(Progress(iterable=new, total=args.max_new_tokens, desc=f"{side} texts", unit="token"))
+        new = Generator(model, backend).stream(tokens, new_tokens, Sampler(**settings))
+        drawn = list(shown(new, new_tokens, "texts", "token"))
         for i, text in enumerate(found["texts"]):
             written = list(pieces(step[i] for step in drawn if step[i]))
             text[side] = {"pieces": [piece for piece, _ in written], "probabilities": [p for _, p in written]}
 
-    page = f"# {args.pretrained} and {args.finetuned}\n\n"
+    page = f"# {names['pretrained']} and {names['finetuned']}\n\n"
     page += f"On {folder}, the first {measured:,} of {targets:,} validation tokens, {seq_len} at a time:\n\n"
     page += "| | loss (nats a token) | perplexity |\n|---|---|---|\n"
-    for side, name in names.items():
-        page += f"| {side}: {name} | {found[side]['loss']:.4f} | {found[side]['perplexity']:.2f} |\n"
+    for side in names:
+        page += f"| {names[side]} | {found[side]['loss']:.4f} | {found[side]['perplexity']:.2f} |\n"
     for text in found["texts"]:
         page += f"\n## {text['prompt']}\n"
         for side in models:
             quoted = "".join([text["prompt"], *text[side]["pieces"]]).strip().replace("\n", "\n> ")
-            page += f"\n**{side}**\n\n> {quoted}\n"
-    chosen = [f"{name.replace('_', '-')} {value}, " for name, value in sampling.items() if value is not None]
-    page += f"\nThe same for both: {''.join(chosen[:-1])}at most {args.max_new_tokens} new tokens.\n"
+            page += f"\n**{names[side]}**\n\n> {quoted}\n"
+    chosen = [f"{name.replace('_', '-')} {value}, " for name, value in settings.items() if value is not None]
+    page += f"\nThe same for both: {''.join(chosen)}at most {new_tokens} new tokens.\n"
     with atomic_write(out, "w") as f:
         f.write(page)
     write_sealed(out.with_suffix(".json"), found)
     if args.html:
         with atomic_write(args.html, "w") as f:
             f.write(comparison_page(found))
-    print(f"{page}\nWritten to {out}")
+    *files, last = [out, out.with_suffix(".json"), *([args.html] if args.html else [])]
+    print(f"{page}\nWritten to {', '.join(map(str, files))} and {last}")
 
 
 if __name__ == "__main__":

@@ -2,15 +2,17 @@
 
 import codecs
 import sys
-from collections.abc import Iterable, Iterator
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from data.checkpoints.checkpoint import load
 from data.checkpoints.config import GPT2Config, parameter_count
-from data.cli import ArgumentParser, InputError, real, run, whole
-from data.text.sampling import Sampler
+from data.cli import ArgumentParser, InputError, Progress, real, run, whole
+from data.runs.run_folder import sampling_of
+from data.text.sampling import SAMPLING, Sampler
 from data.text.tokenizer import EOT, VOCAB_SIZE, tokenizer
 from tinygrad_impl.backend import Backend, Plain, choose
 from tinygrad_impl.cached_model import Decoder
@@ -18,6 +20,7 @@ from tinygrad_impl.device import device_name, open_device
 from tinygrad_impl.model import GPT2
 
 CHUNK = 32  # tokens of a prompt at a time
+COMPILING = 2  # the first calls of a graph, which TinyJit captures in the second of them
 
 Drawn = tuple[int, float]  # a token, and how probable the model found it
 
@@ -41,9 +44,14 @@ class Generator:
             self._decoders[N] = self.backend.decoder(self.model, N, CHUNK, self.V)
         return self._decoders[N]
 
-    def __call__(self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler) -> list[list[int]]:
-        """The tokens of `stream`, row by row."""
-        steps = list(self.stream(prompts, max_new_tokens, sampler))
+    def __call__(
+        self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler, tick: Callable[[], object] = int
+    ) -> list[list[int]]:
+        """The tokens of `stream`, row by row. `tick` is called after each step."""
+        steps = []
+        for step in self.stream(prompts, max_new_tokens, sampler):
+            steps.append(step)
+            tick()
         return [[drawn[0] for step in steps if (drawn := step[i])] for i in range(len(prompts))]
 
     def stream(self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler) -> Iterator[list[Drawn | None]]:
@@ -51,10 +59,10 @@ class Generator:
 
         Gives, step by step, the token that each row drew with its probability, or None for a row that has ended, until
         all have. The probability is the model's own: the softmax of its logits, without temperature, top-k and top-p.
-        A row of more tokens than n_positions, be it by its prompt, goes on from its last n_positions // 2 (from its
-        last one, if that is none), which then grow to n_positions again, and so on.
+        A row of more tokens than the model's context, be it by its prompt, goes on from its last context // 2 (from
+        its last one, if that is none), which then grow to a context again, and so on.
         """
-        N, n_positions = len(prompts), self.model.config.n_positions
+        N, context = len(prompts), self.model.config.context
         rows = [list(prompt) for prompt in prompts]
         ended = [False] * N
         starts = [0] * N  # where in its row begins what the model sees
@@ -62,9 +70,9 @@ class Generator:
         model, steps = self.decoder(N), 0
         while steps < max_new_tokens:
             for i, row in enumerate(rows):
-                if len(row) - starts[i] > n_positions:
+                if len(row) - starts[i] > context:
                     # no key or value can stay: every token has another position now
-                    starts[i], held[i] = len(row) - max(1, n_positions // 2), 0
+                    starts[i], held[i] = len(row) - max(1, context // 2), 0
             while any(chunks := [rows[i][starts[i] + held[i] : -1][:CHUNK] for i in range(N)]):
                 # what is right of a position does not reach it, so shorter rows are padded there
                 tokens = np.array([chunk + [0] * (CHUNK - len(chunk)) for chunk in chunks], np.int32)
@@ -72,7 +80,7 @@ class Generator:
                 for i, chunk in enumerate(chunks):
                     held[i] += len(chunk)
             tokens, lengths = np.array([row[-1] for row in rows], np.int32), np.array(held, np.int32)
-            most = min(max_new_tokens - steps, n_positions - max(held))  # until the first row's context is full
+            most = min(max_new_tokens - steps, context - max(held))  # until the first row's context is full
             for drawn, probabilities in model.draw(tokens, lengths, most, sampler):
                 step: list[Drawn | None] = [None] * N
                 for i, (token, p) in enumerate(zip(drawn.tolist(), probabilities.tolist(), strict=True)):
@@ -107,9 +115,11 @@ def pieces(drawn: Iterable[Drawn]) -> Iterator[tuple[str, float]]:
         yield text, product
 
 
-def continue_texts(generator: Generator, prompts: list[str], max_new_tokens: int, sampler: Sampler) -> list[str]:
-    """The prompts continued, each with its beginning."""
-    new = generator([encode(prompt) for prompt in prompts], max_new_tokens, sampler)
+def continue_texts(
+    generator: Generator, prompts: list[str], max_new_tokens: int, sampler: Sampler, tick: Callable[[], object] = int
+) -> list[str]:
+    """The prompts continued, each with its beginning. `tick` is called after each token of theirs."""
+    new = generator([encode(prompt) for prompt in prompts], max_new_tokens, sampler, tick)
     return [prompt + tokenizer().decode(tokens) for prompt, tokens in zip(prompts, new, strict=True)]
 
 
@@ -134,24 +144,34 @@ def add_sampling_options(parser: ArgumentParser) -> Any:
     )
     group = parser.add_argument_group(
         "sampling",
-        "Where a text has more tokens than the model's context (gpt2: 1024), it goes on from the last half of a "
-        "context (512), until that is full again, and so on.",
+        "What is left out is as in the samples of the run, where the model is a run, or else as in brackets. Where a "
+        "text has more tokens than the model's context (gpt2: 1024), it goes on from the last half of a context (512), "
+        "until that is full again, and so on.",
     )
     group.add_argument(
-        "--max-new-tokens", type=whole(1), default=200, metavar="N", help="stop there (200), or at the end of the text"
+        "--max-new-tokens", type=whole(1), metavar="N", help="stop there (160), or at the end of the text"
     )
+    group.add_argument("--temperature", type=real(0), metavar="X", help="0 takes the likeliest token each time (0.6)")
     group.add_argument(
-        "--temperature", type=real(0), default=0.8, metavar="X", help="0 takes the likeliest token each time (0.8)"
+        "--top-k", type=whole(0), metavar="N", help="draw from the N likeliest tokens only (40); 0: from all"
     )
-    group.add_argument("--top-k", type=whole(1), metavar="N", help="draw from the N likeliest tokens only")
     group.add_argument(
         "--top-p",
         type=real(0, closed=False),
         metavar="X",
         help="draw from the fewest tokens that reach this probability only",
     )
-    group.add_argument("--seed", type=whole(0), metavar="N", default=0, help="the same seed gives the same text (0)")
+    group.add_argument("--seed", type=whole(0), metavar="N", help="the same seed gives the same text (1337)")
     return group
+
+
+def sampling(args: Namespace, model: str) -> dict[str, Any]:
+    """The settings of sampling as `SAMPLING` has them: those given, and the model's own for the others."""
+    given = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+    settings = sampling_of(model) | given
+    settings["top_k"] = settings["top_k"] or None
+    Sampler(**{name: value for name, value in settings.items() if name != "max_new_tokens"})  # refuses bad values
+    return settings
 
 
 def main() -> None:
@@ -178,7 +198,9 @@ def main() -> None:
     )
     add_sampling_options(parser)
     args = parser.parse_args()
-    sampler = Sampler(args.temperature, args.top_k, args.top_p, args.seed)
+    settings = sampling(args, args.model)
+    new = settings.pop("max_new_tokens")
+    sampler = Sampler(**settings)
     config, arrays = load(args.model)
     device = open_device(args.device)
     model = GPT2(config, {name: a.astype(np.float32) for name, a in arrays.items()})
@@ -186,17 +208,22 @@ def main() -> None:
     generator = Generator(model, backend)
     print(setup(args.model, config, device, backend), file=sys.stderr)
     prompts = [prompt for prompt in args.prompt or ["Once upon a time"] for _ in range(args.num_samples)]
-    if max(len(encode(prompt)) for prompt in prompts) + args.max_new_tokens > config.n_positions:
-        last = max(1, config.n_positions // 2)
-        print(f"note: a text of more than {config.n_positions} tokens goes on from its last {last}", file=sys.stderr)
+    if max(len(encode(prompt)) for prompt in prompts) + new > config.context:
+        untrained = config.context < config.n_positions
+        why = f"; of its {config.n_positions} positions the others are untrained" if untrained else ""
+        last = max(1, config.context // 2)
+        print(f"note: a text of more than {config.context} tokens goes on from its last {last}{why}", file=sys.stderr)
     if len(prompts) == 1:
+        print("compiling before the first token", file=sys.stderr, flush=True)
         print(prompts[0], end="", flush=True)
-        steps = generator.stream([encode(prompts[0])], args.max_new_tokens, sampler)
+        steps = generator.stream([encode(prompts[0])], new, sampler)
         for text, _ in pieces(drawn for [drawn] in steps if drawn):
             print(text, end="", flush=True)
         print()
     else:
-        print("\n\n---\n".join(continue_texts(generator, prompts, args.max_new_tokens, sampler)))
+        with Progress(total=new, desc="writing", unit="token", compiling=COMPILING) as progress:
+            texts = continue_texts(generator, prompts, new, sampler, progress.update)
+        print("\n\n---\n".join(texts))
 
 
 if __name__ == "__main__":

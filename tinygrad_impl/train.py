@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import data.runs.options
@@ -15,7 +16,7 @@ from data.text.sampling import Sampler
 from tinygrad_impl.backend import CHOICES, Plain, choose
 from tinygrad_impl.device import device_name, open_device, peak_flops
 from tinygrad_impl.evaluate import Evaluator
-from tinygrad_impl.generate import Generator, continue_texts
+from tinygrad_impl.generate import COMPILING, Generator, continue_texts
 from tinygrad_impl.trainer import Trainer, learning_rate
 
 
@@ -36,6 +37,8 @@ def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
         return {}
     if importlib.util.find_spec("torch") is None:
         raise InputError("the parity check before training needs PyTorch; `pip install torch`, or pass --parity off")
+    if not options.quiet:
+        print("comparing the training graphs with PyTorch (--parity off leaves it out)", flush=True)
     from parity_tests.gate import prove_graphs  # here, because it imports PyTorch
 
     certificate = prove_graphs(trainer, start, device)
@@ -46,6 +49,8 @@ def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
 
 def main() -> None:
     given = {"kernels": "auto"} | parse(parser(), sys.argv[1:])
+    if not given.get("quiet"):
+        print("opening the device, the data and the weights", flush=True)
     device = open_device(given.get("device"))
     start = begin(given, device)
     options = start.options
@@ -62,8 +67,8 @@ def main() -> None:
     if start.moments:
         trainer.restore(start.arrays, start.moments, start.state["step"])
 
-    def continued(prompt: str, tokens: int, sampler: Sampler) -> str:
-        return continue_texts(generator, [prompt], tokens, sampler)[0]
+    def continued(prompt: str, tokens: int, sampler: Sampler, tick: Callable[[], object]) -> str:
+        return continue_texts(generator, [prompt], tokens, sampler, tick)[0]
 
     name = device_name(device)
     tinygrad = Implementation(
@@ -77,6 +82,7 @@ def main() -> None:
         device_name=name,
         peak_flops=peak_flops(name, options.dtype == "bfloat16"),
         kernels=backend.name,
+        compiling=COMPILING,
     )
     if options.find_lr:
         find_learning_rate(start, tinygrad)

@@ -1,6 +1,7 @@
 """`python -m torch_ref.train`: trains the reference, with the options, loop and files of tinygrad_impl.train."""
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from torch_ref.trainer import Trainer, learning_rate
 
 def main() -> None:
     given = parse(parser("python -m torch_ref.train", "PyTorch"), sys.argv[1:])
+    if not given.get("quiet"):
+        print("opening the device, the data and the weights", flush=True)
     wanted = given.get("device")
     device, number = ("CUDA" if torch.cuda.is_available() else "CPU", None) if wanted is None else numbered(wanted)
     if number is not None:
@@ -44,9 +47,9 @@ def main() -> None:
     if start.moments:
         trainer.restore(start.arrays, start.moments, start.state["step"])
 
-    def continued(prompt: str, tokens: int, sampler: Sampler) -> str:
+    def continued(prompt: str, tokens: int, sampler: Sampler, tick: Callable[[], object]) -> str:
         ids = tokenizer().encode_ordinary(prompt) or [EOT]
-        return prompt + tokenizer().decode(generate(trainer.model, [ids], tokens, sampler)[0])
+        return prompt + tokenizer().decode(generate(trainer.model, [ids], tokens, sampler, tick=tick)[0])
 
     def moments() -> dict[str, np.ndarray]:
         return {name: t.cpu().numpy() for name, t in trainer.moments().items()}

@@ -3,7 +3,7 @@
 The field and tensor names are Hugging Face's, so that both implementations and every checkpoint mean the same thing.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import prod
 from pathlib import Path
 from reprlib import repr as short  # a hostile file's values must not flood the one-sentence error
@@ -38,6 +38,14 @@ class GPT2Config:
     n_inner: int | None = None  # the MLP's width; None: 4 n_embd
     activation_function: str = "gelu_new"
     tie_word_embeddings: bool = True  # whether the head is wte.weight, or a parameter of its own: lm_head.weight
+    # how many positions training saw, where its windows were shorter than the context; None: all. Nothing that is
+    # computed depends on it, and transformers keeps it as it is.
+    trained_positions: int | None = field(default=None, compare=False)
+
+    @property
+    def context(self) -> int:
+        """How many tokens a text may have for the model to go on with it: positions from there on are untrained."""
+        return self.trained_positions or self.n_positions
 
     def __post_init__(self) -> None:
         for name, largest in LARGEST.items():
@@ -56,6 +64,9 @@ class GPT2Config:
             )
         if type(self.tie_word_embeddings) is not bool:
             raise InputError(f"tie_word_embeddings is {short(self.tie_word_embeddings)}; it has to be true or false")
+        trained = self.trained_positions
+        if trained is not None and (type(trained) is not int or not 1 <= trained <= self.n_positions):
+            raise InputError(f"trained_positions is {short(trained)}; it has to be a whole number up to n_positions")
         if self.n_embd % self.n_head:
             raise InputError(
                 f"n_embd {self.n_embd} does not divide into n_head {self.n_head} heads; choose a multiple of n_head"
@@ -151,8 +162,9 @@ def from_hf(raw: dict[str, Any], where: str | Path) -> GPT2Config:
     """
     if raw.get("model_type") != "gpt2":
         raise InputError(f"{where}: model_type is {short(raw.get('model_type'))}; choose weights of model_type 'gpt2'")
+    optional = {*VARIANTS, "trained_positions"}
     settings = {field.name: raw[field.name] for field in fields(GPT2Config) if field.name in raw}
-    if missing := [field.name for field in fields(GPT2Config) if field.name not in {*settings, *VARIANTS}]:
+    if missing := [field.name for field in fields(GPT2Config) if field.name not in {*settings, *optional}]:
         raise InputError(f"{where}: {', '.join(missing)} is missing; take the config.json that belongs to the weights")
     try:
         if settings.get("activation_function") == "gelu_pytorch_tanh":  # another name of the same function
@@ -172,10 +184,11 @@ def from_hf(raw: dict[str, Any], where: str | Path) -> GPT2Config:
 
 def to_hf(config: GPT2Config) -> dict[str, Any]:
     """The content of a config.json with which `transformers` builds the same model."""
+    sizes = {name: value for name, value in asdict(config).items() if (name, value) != ("trained_positions", None)}
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
-        **asdict(config),
+        **sizes,
         "n_ctx": config.n_positions,  # its old name, which llama.cpp's converter reads
         "attn_pdrop": 0.0,
         "embd_pdrop": 0.0,

@@ -25,7 +25,9 @@ def find_learning_rate(start: Start, by: Implementation) -> None:
     out.mkdir(parents=True, exist_ok=True)
     rates, losses, means = np.geomspace(1e-6, 1, STEPS).tolist(), list[float](), list[float]()
     mean = 0.0
-    with Progress(total=STEPS, desc="find-lr", unit="step", disable=options.quiet) as progress:
+    with Progress(
+        total=STEPS, desc="find-lr", unit="step", compiling=min(1, by.compiling), disable=options.quiet
+    ) as progress:
         for i, lr in enumerate(rates, 1):
             loss, _ = by.trainer.step(start.loader.next_micro_batches(options.grad_accum), lr)
             if not math.isfinite(loss):

@@ -29,8 +29,10 @@ class Implementation:
     moments: Callable[[], dict[str, np.ndarray]]
     learning_rate: Callable[[int, int, float, float, int], float]
     evaluate: Callable[[Iterable[Batch]], float]  # the mean loss
-    continue_text: Callable[[str, int, Sampler], str]  # a prompt with its continuation
+    # a prompt with its continuation of at most so many tokens; the last is called after each of them
+    continue_text: Callable[[str, int, Sampler, Callable[[], object]], str]
     device: str
     device_name: str  # the GPU's or the CPU's
     peak_flops: float | None = None  # a second
     kernels: str | None = None  # whose, where there is a choice
+    compiling: int = 0  # how many of the first batches or tokens compile what the others use

@@ -7,16 +7,19 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
 from data.checkpoints.checkpoint import latest_checkpoint
 from data.checkpoints.config import flops_a_token, parameter_count
-from data.cli import InputError, Progress
+from data.cli import InputError, Progress, leave_lost_terminal
 from data.runs.implementation import Implementation
 from data.runs.recorder import PROMPT, Recorder
+from data.runs.schedule import bounds, rate, schedule
 from data.runs.start import Start
 from data.text.loader import windows
+from data.text.shards import read_meta
 
 
 def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
@@ -28,17 +31,24 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
     recorder = Recorder(start, by, files)
     run = recorder.folder
     smoothed = Smoothed(row["loss"] for row in run.metrics[1:])
-    say: Callable[[str], None] = (lambda text: None) if options.quiet else print
+    say: Callable[[str], None] = (lambda text: None) if options.quiet else partial(print, flush=True)
+    targets = read_meta(start.folder)["splits"]["valid"]["tokens"] - 1
+    batches = math.ceil(min(targets, options.eval_tokens or targets) / (B * T))
 
     def validation_loss() -> float:
-        return by.evaluate(windows(start.folder, "valid", B, T, options.eval_tokens or None))
+        parts = windows(start.folder, "valid", B, T, options.eval_tokens or None)
+        return by.evaluate(recorder.progress("validation loss", batches, "batch", iterable=parts))
 
     source = f"continuing after step {trainer.steps}" if options.resume else f"from {options.init}"
     computed = f"{by.device_name}, {options.dtype}" + (f", {by.kernels} kernels" if by.kernels else "")
     say(f"{options.preset or 'GPT-2'}, {parameter_count(config) / 1e6:.1f}M parameters, {source}; {computed}")
     say(f"data: {start.folder}, {loader.tokens:,} tokens; {options.steps} steps of {tokens_a_step:,}; run: {run.path}")
-    if options.init == "random" and config.n_positions > T:
-        say(f"note: positions from {T} on stay untrained, as --seq-len is below {config.n_positions}")
+    if "schedule" in start.changed or "steps" in start.changed:
+        rises = bounds(schedule(options)[-1])[0] == trainer.steps > 0
+        course = f"rises again to {options.lr:.1e}" if rises else "goes on as it was given (--rewarm raises it again)"
+        say(f"other steps than before: {options.steps}; the learning rate {course}")
+    if config.context < config.n_positions:
+        say(f"note: positions from {config.context} on stay untrained, as --seq-len is below {config.n_positions}")
     if start.moments is None:
         started = time.perf_counter()
         with recorder.room_on_disk():
@@ -49,11 +59,19 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         say(f"before training: validation loss {run.metrics[0]['val_loss']:.3f} ({taken})")
     val_loss = next(row["val_loss"] for row in reversed(run.metrics) if "val_loss" in row)
 
-    bar = Progress(total=options.steps, initial=trainer.steps, desc="training", unit="step", disable=options.quiet)
+    compiling = 0 if files else min(1, by.compiling)  # where parity was checked, its graphs are compiled
+    bar = Progress(
+        total=options.steps,
+        initial=trainer.steps,
+        desc="training",
+        unit="step",
+        compiling=compiling,
+        disable=options.quiet,
+    )
     with stop_requests() as stops, bar, recorder.room_on_disk():
         while trainer.steps < options.steps and not stops:
             started = time.perf_counter()
-            lr = by.learning_rate(trainer.steps, options.steps, options.lr, options.min_lr, options.warmup)
+            lr = rate(options, trainer.steps, by.learning_rate)
             place = f"windows {loader.position} to {loader.position + options.grad_accum * B - 1} of the data"
             loss, grad_norm = trainer.step(loader.next_micro_batches(options.grad_accum), lr)
             start.verification.check()
@@ -65,21 +83,21 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
                 )
             elapsed = time.perf_counter() - started
             tokens, seconds = tokens + tokens_a_step, seconds + elapsed
-            rate = tokens_a_step / elapsed
+            speed = tokens_a_step / elapsed
             row = {"step": trainer.steps, "loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens": tokens}
-            row |= {"seconds": round(seconds, 3), "tokens_per_second": round(rate, 1)}
+            row |= {"seconds": round(seconds, 3), "tokens_per_second": round(speed, 1)}
             usual = smoothed.value
             if smoothed.add(loss):
                 row["spike"] = True
                 bar.line(f"step {trainer.steps}: the loss jumped from about {usual:.3f} to {loss:.3f}, on {place}")
-            ends, lowest = trainer.steps == options.steps, False
+            ends, lowest = trainer.steps in {options.steps, *run.ends}, False
             if ends or trainer.steps % options.eval_every == 0:
                 row["val_loss"] = val_loss = validation_loss()
                 lowest = val_loss < min(r["val_loss"] for r in run.metrics if "val_loss" in r)
             recorder.metrics(row)
-            mfu = f", MFU {flops_a_token(config, T) * rate / by.peak_flops:.1%}" if by.peak_flops else ""
-            figures = f"loss {loss:.3f} ({smoothed.value:.3f}), val {val_loss:.3f}, lr {lr:.1e}, {rate:,.0f} tok/s{mfu}"
-            bar.set_postfix_str(figures, refresh=False)
+            mfu = f", MFU {flops_a_token(config, T) * speed / by.peak_flops:.1%}" if by.peak_flops else ""
+            figures = f"loss {loss:.3f} ({smoothed.value:.3f}), val {val_loss:.3f}, lr {lr:.1e}, {speed:,.0f} tok/s"
+            bar.set_postfix_str(figures + mfu, refresh=False)
             bar.update()
             if ends or trainer.steps % options.sample_every == 0:
                 recorder.sample()
@@ -125,16 +143,23 @@ class Smoothed:
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM, collected while this lasts instead of acted upon; but a second one acts."""
+    """SIGINT, SIGTERM and SIGHUP (the terminal is gone), collected while this lasts instead of acted upon.
+
+    A second SIGINT or SIGTERM acts. A second SIGHUP does not: the shell and the kernel may each send one. One that is
+    ignored from the beginning, as with nohup, stays so.
+    """
     caught: list[int] = []
 
     def request(number: int, frame: FrameType | None) -> None:
         caught.append(number)
-        os.write(2, b"\nstopping after this step; once more to stop at once\n")  # print is not for signal handlers
         for other, handler in previous.items():
-            signal.signal(other, handler)
+            signal.signal(other, signal.SIG_IGN if other == signal.SIGHUP else handler)
+        leave_lost_terminal()
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")  # print is not for signal handlers
 
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
+    previous = {number: signal.signal(number, request) for number in numbers}
     try:
         yield caught
     finally:

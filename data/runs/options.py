@@ -4,20 +4,23 @@
 some of which depend on the device and on the weights to begin with. The result is an `Options`, which never changes.
 """
 
-from collections.abc import Sequence
+import argparse
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from data.checkpoints.config import PRESETS
+from data.checkpoints.config import PRESETS, parameter_count
 from data.cli import ArgumentParser, InputError, real, whole
 from data.runs.run_folder import read_sealed
 from data.text.formats import AS_GIVEN, ERRORS
 
 PORTS = {"parity", "kernels"}  # options of the port alone
-LATER = {"valid": None, "field": AS_GIVEN.field, "errors": AS_GIVEN.errors}  # a run of before these has none of them
 FREE = (*PORTS, "device", "keep", "quiet", "tensorboard")  # may change from one part of a run to the next
-UNRECORDED = ("out", "resume", "config", "find_lr", "quiet")  # belong to one call of the program, not to the run
+UNRECORDED = ("out", "resume", "config", "find_lr", "rewarm", "quiet")  # belong to one call, not to the run
+SIZES = ("n_layer", "n_head", "n_embd", "n_positions")  # that may differ from the preset's
+LONGER = ("steps", "rewarm", "eval_every", "sample_every", "save_every")  # go with --resume and --steps
 
 Given = dict[str, Any]  # the options that were given, by name: one that was left out is not in it
 
@@ -30,8 +33,17 @@ def option(group: str, help: str, default: Any = MISSING, **settings: Any) -> An
     """A field of `Options` that is an option on the command line, with argparse's settings for it.
 
     Without a default here, `data.runs.start.complete` has one: it depends on the preset, the weights or the device.
+    An option that is new needs one here, which is what runs did before there was such an option (`options_of_run`).
     """
     return field(default=default, metadata={"group": group, "help": help, **settings})
+
+
+def span(text: str) -> str:
+    """An argparse type: the first of some steps, and the one after the last of them."""
+    found = re.fullmatch(r"([0-9]{1,18})-([0-9]{1,18})", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text} is no span of steps such as 0-450")
+    return f"{int(found[1])}-{int(found[2])}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +52,10 @@ class Options:
 
     # without one, the size is that of the weights in `init`
     preset: str | None = option(MODEL, f"one of {', '.join(PRESETS)}", None, choices=PRESETS, metavar="SIZE")
+    n_layer: int | None = option(MODEL, "layers, instead of the preset's; for random weights", None, **NUMBER)
+    n_head: int | None = option(MODEL, "heads, likewise", None, **NUMBER)
+    n_embd: int | None = option(MODEL, "width, likewise; a multiple of --n-head", None, **NUMBER)
+    n_positions: int | None = option(MODEL, "context in tokens, likewise; --seq-len follows it", None, **NUMBER)
     init: str = option(MODEL, "random, gpt2 (or another on the hub), or a folder", metavar="WEIGHTS")
     data: str = option(
         MODEL, "stories (embedded), files, a folder, OWNER/NAME on the hub, or prepared", nargs="+", metavar="TEXT"
@@ -50,7 +66,7 @@ class Options:
     out: Path | None = option(MODEL, "the run's folder; by default a new one in runs/", None, type=Path, metavar="RUN")
     resume: Path | None = option(MODEL, "go on with a run, or from a checkpoint of it", None, type=Path, metavar="RUN")
     config: Path | None = option(MODEL, "the options of a run; others change them", None, type=Path, metavar="RUN.JSON")
-    steps: int = option(HOW, "updates of the weights", **NUMBER)
+    steps: int = option(HOW, "updates of the weights; with --resume also more (at --min-lr) or fewer", **NUMBER)
     batch_size: int = option(HOW, "windows of text in a (micro-)batch", **NUMBER)
     seq_len: int = option(HOW, "tokens in a window", **NUMBER)
     grad_accum: int = option(HOW, "micro-batches an update (1)", 1, **NUMBER)
@@ -58,6 +74,15 @@ class Options:
     find_lr: bool = option(HOW, "try learning rates and propose one", **FLAG)
     min_lr: float = option(HOW, "the rate the cosine ends in (lr / 10)", type=real(0), metavar="X")
     warmup: int = option(HOW, "updates over which the learning rate rises", type=whole(0), metavar="N")
+    schedule: tuple[str, ...] | None = option(
+        HOW,
+        "steps of a warm-up and its cosine (0-STEPS); then the rate is --min-lr, or another such span begins",
+        None,
+        type=span,
+        nargs="+",
+        metavar="BEGIN-END",
+    )
+    rewarm: bool = option(HOW, "with --resume and --steps: another warm-up and cosine from there on instead", **FLAG)
     weight_decay: float = option(HOW, "of matrices; vectors never decay (0.1)", 0.1, type=real(0), metavar="X")
     betas: tuple[float, float] = option(HOW, "AdamW's", type=real(0, 1), nargs=2, metavar=("BETA1", "BETA2"))
     clip: float = option(HOW, "the gradients' largest norm (1)", 1.0, type=real(0, closed=False), metavar="X")
@@ -114,7 +139,8 @@ def parser(prog: str, framework: str) -> ArgumentParser:
         prog=prog,
         usage=f"{prog} [--preset SIZE] [--init WEIGHTS] [--data TEXT] [--out RUN] [options]",
         description=f"Train GPT-2 in {framework}. Without options: the best preset for this machine.",
-        epilog=f"example: {prog} --preset tinystories --data stories.txt --out runs/mine",
+        epilog=f"{presets()}\n\nexample: {prog} --preset tinystories --data stories.txt --out runs/mine",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     groups = {title: parser.add_argument_group(title) for title in (MODEL, HOW, KEEP)}
     for found in fields(Options):
@@ -122,6 +148,19 @@ def parser(prog: str, framework: str) -> ArgumentParser:
         if settings:
             groups[settings.pop("group")].add_argument(flag(found.name), default=None, **settings)
     return parser
+
+
+def presets() -> str:
+    """What each preset is, as a table for --help."""
+    lines = ["presets       layers  heads  width  context  parameters  batch x window  steps"]
+    for name, config in PRESETS.items():
+        recipe, size = RECIPES[name], f"{parameter_count(config) / 1e6:,.1f}M"
+        window = f"{recipe.batch_size} x {recipe.seq_len}"
+        lines.append(
+            f"  {name:<12}{config.n_layer:>6}{config.n_head:>7}{config.n_embd:>7}{config.n_positions:>9}"
+            f"{size:>12}{window:>16}{recipe.steps:>7}"
+        )
+    return "\n".join(lines)
 
 
 def flag(name: str) -> str:
@@ -135,8 +174,11 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
     given = without_none(args)
     if "resume" in given and "config" in given:
         raise InputError("--resume and --config exclude each other; leave one of them out")
+    if "rewarm" in given and not {"resume", "steps"} <= given.keys():
+        raise InputError("--rewarm goes with --resume RUN --steps N; give both, or leave it out")
     if "resume" in given:
-        if fixed := [name for name in given if name not in (*FREE, "resume")]:
+        longer = LONGER if "steps" in given else ()
+        if fixed := [name for name in given if name not in (*FREE, *longer, "resume")]:
             raise InputError(f"--resume takes this from the run, so it goes without {flag(fixed[0])}; leave that out")
         resume = given["resume"]
         given["out"] = resume.parent.parent if is_checkpoint(resume) else resume
@@ -148,12 +190,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
         file = given["config"] = file / "run.json" if file.is_dir() else file
     else:
         return given
-    options = read_sealed(file).get("options")
-    if isinstance(options, dict):
-        options = LATER | options
-    known = args.keys() - {*UNRECORDED}
-    if not isinstance(options, dict) or options.keys() - PORTS != known - PORTS:
-        raise InputError(f"{file} is of another version of this program; give the options themselves")
+    options = options_of_run(read_sealed(file).get("options"), file)
     words = []
     for name, value in (options | given).items():
         if name in args and value is not None and value is not False:
@@ -162,11 +199,23 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
     return without_none(vars(parser.parse_args(words)))
 
 
+def options_of_run(said: Any, file: Path) -> Given:
+    """All options of a run, of which `file` of its folder says `said`. One that it lacks, because it was begun before
+    there was such an option, has its default in `Options`. Raises `InputError` where one is unknown here, or lacks and
+    has no default.
+    """
+    defaults = {found.name: found.default for found in fields(Options) if found.name not in UNRECORDED}
+    complete = defaults | dict(said) if isinstance(said, Mapping) else {}
+    if complete.keys() != defaults.keys() or MISSING in complete.values():
+        raise InputError(f"{file} is of another version of this program; give the options themselves")
+    return complete
+
+
 def without_none(args: dict[str, Any]) -> Given:
     """What was given of the options that argparse found: it has None for the others."""
     given = {name: value for name, value in args.items() if value is not None}
-    data = {"data": ",".join(given["data"])} if "data" in given else {}  # one source, of several files
-    return given | data | ({"betas": tuple(given["betas"])} if "betas" in given else {})
+    given |= {"data": ",".join(given["data"])} if "data" in given else {}  # one source, of several files
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -12,16 +12,15 @@ from typing import Any
 
 from data.checkpoints.config import parameter_count
 from data.checkpoints.sums import checkpoints
-from data.cli import InputError
+from data.cli import InputError, Progress
 from data.runs.implementation import Implementation
 from data.runs.plots import plot_losses
 from data.runs.revision import revision
-from data.runs.run_folder import RunFolder, write_sealed
+from data.runs.run_folder import RunFolder, sampling_of, write_sealed
 from data.runs.start import Start
-from data.text.sampling import Sampler
+from data.text.sampling import SAMPLING, Sampler
 
 PROMPT = "Once upon a time"
-SAMPLE_TOKENS = 160
 
 
 class Recorder:
@@ -32,7 +31,13 @@ class Recorder:
 
     def __init__(self, start: Start, by: Implementation, files: Mapping[str, Any]):
         self.start, self.by, self.options = start, by, start.options
+        if start.options.resume:  # a run that goes on writes as it began, whatever the defaults are now
+            assert start.options.out
+            self.sampling = sampling_of(start.options.out)
+        else:
+            self.sampling = SAMPLING | {"seed": start.options.seed}
         self.folder = self._open_folder()
+        self._compiled: set[str] = set()  # of what is shown in a bar of its own
         self.saved_step = -1  # of the last checkpoint written here
         self.resuming = f"python -m {by.package}.train --resume {self.folder.path}"  # the command that goes on
         for name, content in files.items():
@@ -58,9 +63,10 @@ class Recorder:
         if options.resume:  # not before now, because it cuts off what came after the checkpoint
             assert options.out
             state = start.state if start.moments else None
-            return RunFolder.resume(options.out, state, {"step": start.state["step"], **origin})
+            changed = {"changed": start.changed} if start.changed else {}
+            return RunFolder.resume(options.out, state, {"step": start.state["step"], **origin, **changed})
         out = options.out or Path("runs", time.strftime(f"{options.preset or 'finetune'}-%Y%m%d-%H%M%S"))
-        return RunFolder.create(out, {**origin, **start.described()})
+        return RunFolder.create(out, {**origin, **start.described(), "sampling": self.sampling})
 
     def metrics(self, row: dict[str, Any]) -> None:
         """Keeps what was measured of a step."""
@@ -71,11 +77,22 @@ class Recorder:
 
     def sample(self) -> None:
         """Lets the model write, always with the same random numbers, and keeps the text."""
-        step, sampler = self.by.trainer.steps, Sampler(0.6, top_k=40, seed=self.options.seed)
-        text = self.by.continue_text(PROMPT, SAMPLE_TOKENS, sampler)
+        step, settings = self.by.trainer.steps, dict(self.sampling)
+        tokens = settings.pop("max_new_tokens")
+        with self.progress("a sample", tokens, "token") as progress:
+            text = self.by.continue_text(PROMPT, tokens, Sampler(**settings), progress.update)
         self.folder.add_sample(step, text)
         if self.events:
             self.events.add_text("sample", text, step)
+
+    def progress(self, what: str, total: int, unit: str, **more: Any) -> Progress:
+        """Shows how far something is that training waits for, and that compiles when it is done the first time."""
+        compiling = 0 if what in self._compiled else self.by.compiling
+        self._compiled.add(what)
+        training = self.by.trainer.steps > self.start.state["step"] or self.start.moments is not None
+        return Progress(
+            total=total, desc=what, unit=unit, compiling=compiling, part=training, disable=self.options.quiet, **more
+        )
 
     def checkpoint(self, tokens: int, seconds: float) -> None:
         """Saves a checkpoint, after which only those are left that are to be kept, and draws the losses so far."""
@@ -88,7 +105,7 @@ class Recorder:
         self.saved_step = step
         best = min((row for row in folder.metrics if "val_loss" in row), key=lambda row: row["val_loss"])["step"]
         there = [int(path.name.removeprefix("step-")) for path in checkpoints(folder.path / "checkpoints")]
-        scheduled = [n for n in there if n and (n % options.save_every == 0 or n == options.steps)]
+        scheduled = [n for n in there if n and (n % options.save_every == 0 or n in {options.steps, *folder.ends})]
         if best in there:
             folder.name("best", f"step-{best}")
         folder.prune({0, best, step, *scheduled[-(options.keep or len(there)) :]})

@@ -1,7 +1,8 @@
 """The run folder: what a training run leaves behind, and what it resumes from.
 
     run.json             every option, versions, git commit, seed, device, checksums of data and weights, and of
-                         run.json itself; a run that was continued lists in "continued" from which step, and with what
+                         run.json itself; a run that was continued lists in "continued" from which step, and with what;
+                         where it was trained longer, in "changed" by which options, before and since
     metrics.jsonl        one object a step: step, loss, lr, grad_norm, tokens, seconds, tokens_per_second, and val_loss
                          where it was measured; step 0, before training, has step, tokens, seconds and val_loss alone;
                          last on a line is crc32, of the line without it
@@ -39,6 +40,7 @@ from data.checkpoints.sums import checkpoints, remedy, verify, write_sums
 from data.checkpoints.tensors import read_json, read_safetensors, write_safetensors
 from data.cli import InputError
 from data.files import atomic_write, sync_folder
+from data.text.sampling import SAMPLING
 
 END = "\n\n---\n\n"  # of a sample
 
@@ -69,6 +71,19 @@ def read_sealed(file: Path) -> dict[str, Any]:
     if not whole:
         raise InputError(f"{file} is damaged or was changed (its SHA-256 differs); put it back as it was written")
     return content
+
+
+def sampling_of(model: str | Path) -> dict[str, Any]:
+    """How a model writes unless told otherwise, as `SAMPLING`: where it is a run, as the samples of its training."""
+    run_json = Path(model, "run.json")
+    if not run_json.is_file():
+        return SAMPLING
+    said = read_sealed(run_json)
+    older = SAMPLING | {"seed": said.get("seed", SAMPLING["seed"])}  # which say no more than their seed
+    sampling = said.get("sampling", older)
+    if not isinstance(sampling, dict) or sampling.keys() != SAMPLING.keys() or type(sampling["seed"]) is not int:
+        raise InputError(f"{run_json} is of another version of this program; pass one of the run's checkpoints instead")
+    return sampling
 
 
 def refuse_occupied(path: Path) -> None:
@@ -122,6 +137,7 @@ class RunFolder:
         self.path = path
         self.metrics: list[dict[str, Any]] = []
         self.samples: list[tuple[int, str]] = []  # (step, text)
+        self.ends: set[int] = set()  # the steps that it was to have before it was trained longer
         self._sha256 = hashlib.sha256()  # of metrics.jsonl
 
     @classmethod
@@ -135,7 +151,8 @@ class RunFolder:
     @classmethod
     def resume(cls, path: Path, state: dict[str, Any] | None, origin: dict[str, Any]) -> "RunFolder":
         """Opens the folder of a stopped run at a checkpoint, whose trainer.json says `state`, and forgets what was
-        written after it; without a state, at the very beginning. `origin` is added to run.json's "continued".
+        written after it; without a state, at the very beginning. `origin` is added to run.json's "continued", and what
+        it says to be "changed" to the options.
         """
         folder = cls(path)
         run = read_sealed(path / "run.json")
@@ -158,7 +175,11 @@ class RunFolder:
             folder.name("latest", f"step-{state['step']}")
         for left in path.glob("checkpoints/*.partial"):
             shutil.rmtree(left)
-        write_sealed(path / "run.json", run | {"continued": [*run.get("continued", []), origin]})
+        parts = [*run.get("continued", []), origin]
+        folder.ends = {part["changed"]["steps"][0] for part in parts if "steps" in part.get("changed", {})}
+        if "changed" in origin:
+            run["options"] |= {name: now for name, (_, now) in origin["changed"].items()}
+        write_sealed(path / "run.json", run | {"continued": parts})
         with atomic_write(path / "metrics.jsonl") as f:
             f.write(kept)
         if (path / "samples.md").exists():

@@ -1,8 +1,9 @@
 """What a training run begins with or goes on from: its complete options, its weights and its data."""
 
 import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from data.checkpoints.config import PRESETS, GPT2Config, parameter_count, to_hf
 from data.checkpoints.initialize import initial_weights
 from data.checkpoints.sums import checkpoints
 from data.cli import InputError
-from data.runs.options import FREE, LATER, RECIPES, Given, Options, is_checkpoint
+from data.runs.options import FREE, RECIPES, SIZES, Given, Options, flag, is_checkpoint, options_of_run
 from data.runs.run_folder import load_checkpoint, read_sealed, refuse_occupied
+from data.runs.schedule import refuse_disorder, trained_longer
 from data.text.formats import Reading
 from data.text.loader import Loader
 from data.text.prepare import prepared
@@ -33,6 +35,7 @@ class Start:
     folder: Path  # of prepared data
     loader: Loader
     verification: Verification
+    changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # options of a run that goes on: before and now
 
     def described(self) -> dict[str, Any]:
         """What run.json says of what is trained."""
@@ -55,12 +58,18 @@ def begin(given: Given, device: str) -> Start:
         config, arrays, moments, state = load_checkpoint(checkpoint)
         refuse_other_options(given["out"] / "run.json", checkpoint, state["options"])
         options = Options(**given)
-        if state["step"] >= options.steps:
-            raise InputError(f"{options.out} is finished, with all its {options.steps} steps; start a new run")
     else:
         if "out" in given and not given.keys() & {"resume", "find_lr"}:
             refuse_occupied(given["out"])  # before anything that takes long
         options, config, arrays = complete(given, device)
+    changed: dict[str, tuple[Any, Any]] = {}
+    if options.resume:
+        assert options.out
+        before = options_of_run(read_sealed(options.out / "run.json")["options"], options.out / "run.json")
+        refuse_no_steps(options, before["steps"], state["step"])
+        options = trained_longer(options, before, state["step"])
+        now = json.loads(json.dumps(options.recorded()))
+        changed = {name: (before[name], now[name]) for name in before if name not in FREE and before[name] != now[name]}
     folder = prepared(options.data, options.valid, Reading(options.field, options.errors))
     verification = Verification(folder)  # of every token: a damaged one would be trained on in silence
     verification.check(timeout=0.5)  # enough for most data; the rest is verified while it trains
@@ -69,7 +78,7 @@ def begin(given: Given, device: str) -> Start:
         loader.restore(state["loader"])
     if options.config:
         refuse_other_inputs(options, read_sealed(options.config), folder, arrays)
-    return Start(options, config, arrays, moments, state, folder, loader, verification)
+    return Start(options, config, arrays, moments, state, folder, loader, verification, changed)
 
 
 def checkpoint_to_resume(path: Path) -> Path | None:
@@ -85,25 +94,40 @@ def checkpoint_to_resume(path: Path) -> Path | None:
     return None
 
 
+def refuse_no_steps(options: Options, steps: int, step: int) -> None:
+    """Raises `InputError` where a run that is at `step`, and was to have `steps`, has none left to do."""
+    if step < options.steps:
+        return
+    if options.steps != steps:
+        raise InputError(f"{options.resume} has done {step} steps already; give --steps above that")
+    raise InputError(f"{options.out} is finished, with all its {steps} steps; add --steps N to train it for N in all")
+
+
 def refuse_other_options(run_json: Path, checkpoint: Path, of_checkpoint: Mapping[str, Any]) -> None:
-    """Raises `InputError` where run.json is not the one that the checkpoint was trained with."""
-    of_run, of_checkpoint = (
-        {name: value for name, value in (LATER | dict(options)).items() if name not in FREE}
-        for options in (read_sealed(run_json)["options"], of_checkpoint)
-    )
-    if of_run != of_checkpoint:
+    """Raises `InputError` where run.json is not the one that the checkpoint was trained with, be it before the run was
+    trained longer or since.
+    """
+    said = read_sealed(run_json)
+    options = options_of_run(said["options"], run_json)
+    ever = [options]
+    for part in reversed(said.get("continued", [])):
+        options = options | {name: before for name, (before, _) in part.get("changed", {}).items()}
+        ever.append(options)
+    trained = options_of_run(of_checkpoint, checkpoint)
+    if not any(all(trained[name] == had[name] for name in had if name not in FREE) for had in ever):
         raise InputError(f"{run_json} is not the one that {checkpoint} was trained with; put it back")
 
 
 def refuse_other_inputs(options: Options, said: dict[str, Any], folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Raises `InputError` where options of the run that `said` is of name other data or weights now than they did."""
-    before = said["options"]
-    same = all(getattr(options, name) == value for name, value in (LATER | before).items() if name in ("data", *LATER))
+    assert options.config
+    before = options_of_run(said["options"], options.config)
+    same = all(getattr(options, name) == before[name] for name in ("data", "valid", "field", "errors"))
     if same and read_meta(folder)["checksum"] != said["data"]["checksum"]:
         raise InputError(
             f"{options.data} is not the text that {options.config} was run on; put that back, or give another --data"
         )
-    named = all(getattr(options, name) == before[name] for name in ("init", "preset", "seed"))
+    named = all(getattr(options, name) == before[name] for name in ("init", "preset", "seed", *SIZES))
     if named and checksum(arrays) != said["weights"]:
         raise InputError(
             f"{options.init} is not the weights that {options.config} began with; "
@@ -113,6 +137,9 @@ def refuse_other_inputs(options: Options, said: dict[str, Any], folder: Path, ar
 
 def complete(given: Given, device: str) -> tuple[Options, GPT2Config, dict[str, np.ndarray]]:
     """Fills in the options that were left out, checks those that depend on others, and gets the model to begin with."""
+    sizes = {name: given[name] for name in SIZES if name in given}
+    if device != "CPU" and sizes and not given.keys() & {"preset", "init"}:
+        given = given | {"preset": "tinystories"}
     if device != "CPU" and not given.keys() & {"preset", "init"}:
         try:
             resolve("gpt2")  # downloads it
@@ -124,8 +151,10 @@ def complete(given: Given, device: str) -> tuple[Options, GPT2Config, dict[str, 
     arrays: dict[str, np.ndarray] | None = None
     if init == "random":
         preset = preset or "tiny"
-        config = PRESETS[preset]
+        config = replace(PRESETS[preset], **sizes)
     else:
+        if sizes:
+            raise InputError(f"{flag(next(iter(sizes)))} is for random weights, and {init} has its own; leave it out")
         config, arrays = load(init)
         if preset and config != PRESETS[preset]:
             raise InputError(f"the weights of {init} are of another size than preset {preset}; leave out one of them")
@@ -135,7 +164,7 @@ def complete(given: Given, device: str) -> tuple[Options, GPT2Config, dict[str, 
     defaults: Given = {
         "data": "stories",
         "batch_size": recipe.batch_size,
-        "seq_len": min(recipe.seq_len, config.n_positions),
+        "seq_len": sizes.get("n_positions", min(recipe.seq_len, config.context)),
         "min_lr": lr / 10,
         "warmup": min(recipe.warmup, steps // 5),
         "betas": recipe.betas,
@@ -153,6 +182,10 @@ def complete(given: Given, device: str) -> tuple[Options, GPT2Config, dict[str, 
         raise InputError(
             f"--seq-len {options.seq_len} is over the model's context of {config.n_positions} tokens; give fewer"
         )
+    trained = max(options.seq_len, config.context if arrays else 0)
+    config = replace(config, trained_positions=trained if trained < config.n_positions else None)
+    if options.schedule:
+        refuse_disorder(options.schedule)
     arrays = arrays or initial_weights(config, options.seed, recipe.initializer_range)
     return options, config, {name: array.astype(np.float32) for name, array in arrays.items()}
 

@@ -5,6 +5,7 @@ import errno
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 import textwrap
@@ -209,6 +210,41 @@ def test_plain_lines_are_ten_seconds_apart(clock: Clock, capsys: pytest.CaptureF
     last = capsys.readouterr().err
     assert last.count("\n") == 1
     assert "4/100" in last
+
+
+def test_what_compiles_is_left_out_of_the_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says so as long as it does; the rate is that of what comes after."""
+    with Progress(total=10, initial=1, desc="reading", compiling=2, unit="file") as progress:
+        for seconds in (30, 30, 10.5, 5, 6):
+            clock.now += seconds
+            progress.update()
+    lines = [re.sub(r"\|.*\|", "", line) for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "reading (compiling):  10% 1/10 [00:00<?, ?file/s]",
+        "reading (compiling):  20% 2/10 [00:30<?, ?file/s]",
+        "reading:  30% 3/10 [01:00<?, ?file/s]",
+        "reading:  40% 4/10 [01:10<01:03, 10.50s/file]",
+        "reading:  60% 6/10 [01:21<00:28,  7.17s/file]",
+        "reading:  60% 6/10 [01:21<00:28,  7.17s/file]",
+    ]
+    assert list(Progress(iterable=[3, 4], total=2, desc="reading", compiling=1, disable=True)) == [3, 4]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_part_of_something_longer(
+    clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a pipe it is there only where it lasts; on a terminal it goes away."""
+
+    def shown(seconds: float) -> str:
+        for _ in Progress(iterable=range(3), total=3, desc="reading", part=True):
+            clock.now += seconds
+        return capsys.readouterr().err
+
+    assert shown(3) == ""
+    assert [line.count("2/3") for line in shown(6).splitlines()] == [1]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert re.fullmatch(r"(\rreading: .*)+\r +\r?", shown(1))
 
 
 @pytest.mark.parametrize("terminal", [False, True])

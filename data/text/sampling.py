@@ -1,8 +1,13 @@
 """The one definition of how a next token is drawn: from equal logits both implementations draw equal tokens."""
 
+from typing import Any
+
 import numpy as np
 
 from data.cli import InputError
+
+# How texts are written unless told otherwise: the samples of training, by `generate` and by `compare`
+SAMPLING: dict[str, Any] = {"temperature": 0.6, "top_k": 40, "top_p": None, "seed": 1337, "max_new_tokens": 160}
 
 
 class Sampler:

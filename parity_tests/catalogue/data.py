@@ -436,11 +436,4 @@ PLANTED: list[Row] = [
         "isinstance(e, InputError)",
         HUB + "test_a_broken_connection_loses_nothing",
     ),
-    (
-        "a run of before --valid cannot go on",
-        "data/runs/options.py",
-        "options = LATER | options",
-        "options = dict(options)",
-        "data/runs/tests/test_resume.py::test_a_run_of_before_these_options_goes_on",
-    ),
 ]

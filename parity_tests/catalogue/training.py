@@ -9,18 +9,76 @@ RECORDER = "data/runs/recorder.py"
 LEARNING_RATES = "data/runs/find_lr.py"
 PLOTS = "data/runs/plots.py"
 RUN_FOLDER = "data/runs/run_folder.py"
+SCHEDULE = "data/runs/schedule.py"
 
 LOOP = "data/runs/tests/test_loop.py::"
 OPTIONS = "data/runs/tests/test_options.py::"
 RESUME = "data/runs/tests/test_resume.py::"
 FIND_LR = "data/runs/tests/test_find_lr.py::"
 FOLDER = "data/runs/tests/test_run_folder.py::"
+SCHEDULES = "data/runs/tests/test_schedule.py::"
 PORT = "tinygrad_impl/tests/test_train.py::"
 REFERENCE = "torch_ref/tests/test_train.py::"
 BOTH = "parity_tests/test_interchange.py::"
 TRAINERS = "tinygrad_impl/tests/test_trainer.py::"
 
 PLANTED: list[Row] = [
+    (
+        "trained longer, the cosine rises again past its end",
+        SCHEDULE,
+        "    if step >= end:",
+        "    if step >= 9 * end:",
+        SCHEDULES + "test_the_rate_stays_at_the_lowest_past_the_end_of_its_cosine",
+    ),
+    (
+        "the command that re-warms, given again after a stop, re-warms again",
+        SCHEDULE,
+        "bounds(spans[-1])[1] != options.steps or bounds(spans[-1])[0] > step)",
+        "True)",
+        SCHEDULES + "test_a_run_may_be_trained_longer_more_than_once",
+    ),
+    (
+        "trained longer, a run loses the checkpoint that it had ended with",
+        RECORDER,
+        "n in {options.steps, *folder.ends}",
+        "n == options.steps",
+        SCHEDULES + "test_a_run_trained_longer[False]",
+    ),
+    (
+        "an option that a run lacks has its default whatever the run says",
+        TRAINING_OPTIONS,
+        "defaults | dict(said) if isinstance(said, Mapping)",
+        "dict(said) | defaults if isinstance(said, Mapping)",
+        RESUME + "test_a_run_begun_before_there_was_an_option",
+    ),
+    (
+        "SIGHUP is taken although nohup ignores it",
+        TRAINING_LOOP,
+        "if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []",
+        "if signal.SIGHUP not in numbers else []",
+        RESUME + "test_a_hangup_that_is_ignored_stays_so",
+    ),
+    (
+        "a stop is announced on a terminal that is gone",
+        TRAINING_LOOP,
+        "        leave_lost_terminal()\n",
+        "",
+        RESUME + "test_a_terminal_that_goes_away",
+    ),
+    (
+        "the time left counts what compiles",
+        "data/cli.py",
+        "done, elapsed = self.compiled or (self.n, 0)",
+        "done, elapsed = 0, 0",
+        "data/tests/test_cli.py::test_what_compiles_is_left_out_of_the_time_left",
+    ),
+    (
+        "texts grow into positions that were not trained",
+        "data/checkpoints/config.py",
+        "return self.trained_positions or self.n_positions",
+        "return self.n_positions",
+        "tinygrad_impl/tests/test_generate.py::test_what_each_token_is_drawn_from",
+    ),
     (
         "training validates on the split that it trains on",
         TRAINING_LOOP,
@@ -52,15 +110,15 @@ PLANTED: list[Row] = [
     (
         "the rate of tokens is a mean of the whole run",
         TRAINING_LOOP,
-        "rate = tokens_a_step / elapsed",
-        "rate = tokens / seconds",
+        "speed = tokens_a_step / elapsed",
+        "speed = tokens / seconds",
         LOOP + "test_metrics",
     ),
     (
         "the schedule is one step late",
         TRAINING_LOOP,
-        "by.learning_rate(trainer.steps, options.steps,",
-        "by.learning_rate(trainer.steps + 1, options.steps,",
+        "lr = rate(options, trainer.steps, by",
+        "lr = rate(options, trainer.steps + 1, by",
         LOOP + "test_the_schedule_is_asked_for_the_rate_of_each_step",
     ),
     (
@@ -115,8 +173,8 @@ PLANTED: list[Row] = [
     (
         "samples are drawn with a seed of their own",
         RECORDER,
-        "Sampler(0.6, top_k=40, seed=self.options.seed)",
-        "Sampler(0.6, top_k=40)",
+        'SAMPLING | {"seed": start.options.seed}',
+        "dict(SAMPLING)",
         LOOP + "test_samples",
     ),
     (
@@ -136,8 +194,8 @@ PLANTED: list[Row] = [
     (
         "MFU is of all positions, not of a window",
         TRAINING_LOOP,
-        "flops_a_token(config, T) * rate",
-        "flops_a_token(config, config.n_positions) * rate",
+        "flops_a_token(config, T) * speed",
+        "flops_a_token(config, config.n_positions) * speed",
         LOOP + "test_progress",
     ),
     (
@@ -259,8 +317,8 @@ PLANTED: list[Row] = [
     (
         "another seed's weights are taken for changed ones",
         START,
-        'for name in ("init", "preset", "seed"))',
-        'for name in ("init", "preset"))',
+        'for name in ("init", "preset", "seed", *SIZES))',
+        'for name in ("init", "preset", *SIZES))',
         RESUME + "test_a_configuration_with_another_seed",
     ),
     (
@@ -294,15 +352,15 @@ PLANTED: list[Row] = [
     (
         "a second request to stop is collected too",
         TRAINING_LOOP,
-        "        for other, handler in previous.items():\n            signal.signal(other, handler)\n\n",
-        "\n",
+        "signal.SIG_IGN if other == signal.SIGHUP else handler",
+        "signal.SIG_IGN if other == signal.SIGHUP else request",
         RESUME + "test_a_second_request_stops_at_once",
     ),
     (
         "the source of a continued run is not reported",
         RECORDER,
-        '{"step": start.state["step"], **origin}',
-        '{"step": start.state["step"]} | {k: v for k, v in origin.items() if k != "source"}',
+        '{"step": start.state["step"], **origin, **changed}',
+        '{"step": start.state["step"]} | {k: v for k, v in origin.items() if k != "source"} | changed',
         RESUME + "test_a_resumed_run_is_the_run_that_went_through",
     ),
     (
@@ -392,8 +450,8 @@ PLANTED: list[Row] = [
     (
         "the last step does not count among those to keep",
         RECORDER,
-        "(n % options.save_every == 0 or n == options.steps)",
-        "n % options.save_every == 0",
+        "(n % options.save_every == 0 or n in {options.steps, *folder.ends})",
+        "(n % options.save_every == 0 or n in folder.ends)",
         LOOP + "test_the_last_step_counts_among_the_newest",
     ),
     (

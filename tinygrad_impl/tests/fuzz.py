@@ -33,9 +33,10 @@ from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.runs.options import UNRECORDED, parse, parser
 from data.runs.report import report_page
 from data.runs.report_input import load_run
-from data.runs.run_folder import RunFolder, load_checkpoint, write_sealed
+from data.runs.run_folder import RunFolder, load_checkpoint, sampling_of, write_sealed
 from data.text.formats import Reading
 from data.text.loader import Loader, windows
+from data.text.sampling import SAMPLING
 from data.text.shards import ShardWriter, verify_folder, write_meta
 from data.text.sources import stream
 from data.text.tokenizer import EOT_TEXT
@@ -111,6 +112,7 @@ def write_texts(folder: Path) -> list[Target]:
 def read_run(folder: Path) -> Any:
     """All that resuming reads, and then what it left of the metrics; and what the report shows, whose page is made."""
     given = parse(parser("fuzz", "none"), ["--resume", str(folder)])
+    sampling = sampling_of(folder)
     shown = load_run(folder)
     report_page([shown, shown])
     checkpoint = load_checkpoint(folder / "checkpoints" / "step-2")
@@ -119,7 +121,7 @@ def read_run(folder: Path) -> Any:
     if any(found != row(int(found["step"])) for found in shown.metrics):
         return "a line that was never written"
     facts = {name: value for name, value in given.items() if name not in ("out", "resume")}
-    return facts, shown.facts, shown.metrics[:3], shown.parity, shown.comparison, checkpoint, resumed.metrics
+    return facts, sampling, shown.facts, shown.metrics[:3], shown.parity, shown.comparison, checkpoint, resumed.metrics
 
 
 def row(step: int) -> dict[str, Any]:
@@ -155,8 +157,10 @@ def build(root: Path) -> list[Target]:
         name: None for name in vars(parser("fuzz", "none").parse_args([])) if name not in UNRECORDED
     }
     options |= {"preset": "tiny", "steps": 4, "lr": 0.001, "betas": [0.9, 0.95], "seed": 7, "tensorboard": False}
+    options |= {"schedule": ["0-3", "3-4"]}  # trained longer
     facts = {"command": ["python"], "options": options, "parameters": 9, "device": "CPU", "card": "", "versions": {}}
     facts |= {"config": to_hf(SMALL), "data": {"folder": "", "checksum": ""}, "weights": ""}
+    facts |= {"sampling": SAMPLING | {"seed": 7}, "continued": [{"step": 2, "changed": {"steps": [3, 4]}}]}
     out = RunFolder.create(root / "run", facts)
     parity: dict[str, Any] = {
         "verdict": "equal",

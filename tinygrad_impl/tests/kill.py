@@ -1,5 +1,8 @@
 """`python -m tinygrad_impl.tests.kill`: real training runs, killed at random moments and resumed, over and over.
 
+Half of them are killed outright, the others asked to stop, by SIGTERM or as by a terminal that goes away (SIGHUP). Each
+is begun for fewer steps than it is resumed for.
+
 After every kill each checkpoint there is has to be whole, and `latest` has to name one, none older than before. And
 every run has to end as the same run does that is left alone: with the same metrics and the same weights, bit for bit.
 Half of the kills come at a random time, the other half while a checkpoint is being written.
@@ -8,6 +11,7 @@ Half of the kills come at a random time, the other half while a checkpoint is be
 import hashlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,17 +28,19 @@ from data.testing import save_model, write_stories
 from data.text.prepare import prepare
 
 ROOT = Path(__file__).parents[2]
-STEPS = 60
+BEGUN, STEPS = 40, 60
 TRAIN = [sys.executable, "-m", "tinygrad_impl.train"]
 OPTIONS = "--init init --data data --batch-size 2 --seq-len 16 --lr 0.01 --eval-tokens 32 --device CPU --parity off"
-OPTIONS += f" --steps {STEPS} --save-every 1 --keep 2 --eval-every 7 --sample-every 20 --quiet"
+OPTIONS += f" --steps {BEGUN} --save-every 1 --keep 2 --eval-every 7 --sample-every 20 --quiet"
 LONGEST = 600  # seconds that a process may take
 
 
 def start(folder: Path, run: Path) -> subprocess.Popen[bytes]:
     """The run, from where it is."""
     resumed = (run / "run.json").exists()
-    options = ["--resume", str(run), "--quiet"] if resumed else [*OPTIONS.split(), "--out", str(run)]
+    options = (
+        ["--resume", str(run), "--steps", str(STEPS), "--quiet"] if resumed else [*OPTIONS.split(), "--out", str(run)]
+    )
     return subprocess.Popen(
         [*TRAIN, *options],
         cwd=folder,
@@ -80,8 +86,8 @@ def torture(
         if done == kills:
             process.wait(LONGEST)
         if process.poll() is None:
-            process.kill()
-            process.wait()
+            process.send_signal(chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGHUP]))
+            process.wait(LONGEST)
             done += 1
             progress.update()
             saving += any(out.glob("checkpoints/*.partial"))
@@ -100,6 +106,8 @@ def torture(
             assert process.stderr
             faults.append(f"{out.name}: exit code {process.returncode}: {process.stderr.read().decode()[-300:]}")
             break
+        if int(latest_checkpoint(out).name.removeprefix("step-")) < STEPS:
+            continue
         runs += 1
         if ended(out) != expected:
             faults.append(f"{out.name}: ended otherwise than the run that was left alone")
@@ -124,10 +132,11 @@ def main() -> None:
         folder = Path(temporary)
         save_model(folder / "init")
         prepare(str(write_stories(folder / "stories.txt")), folder / "data")
-        alone = start(folder, folder / "alone")
-        assert alone.stderr
-        error = alone.stderr.read().decode()
-        assert alone.wait() == 0, error
+        for _ in (BEGUN, STEPS):
+            alone = start(folder, folder / "alone")
+            assert alone.stderr
+            error = alone.stderr.read().decode()
+            assert alone.wait() == 0, error
         expected = ended(folder / "alone")
         with Progress(total=args.kills, desc="kills", unit="kill") as progress, ThreadPoolExecutor(jobs) as pool:
             shares = [args.kills // jobs + (i < args.kills % jobs) for i in range(jobs)]

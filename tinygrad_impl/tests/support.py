@@ -44,7 +44,7 @@ def by_torch(folder: Path, prompts: list[str], new: int, sampler: Sampler) -> li
     rows = [tokenizer().encode_ordinary(prompt) for prompt in prompts]
     given, ended = [len(row) for row in rows], [False] * len(rows)
     for _ in range(new):
-        windows = [row[-seen(config.n_positions, n, len(row)) :] for n, row in zip(given, rows, strict=True)]
+        windows = [row[-seen(config.context, n, len(row)) :] for n, row in zip(given, rows, strict=True)]
         streams = [model.hidden(torch.tensor([window]))[:, -1:] for window in windows]
         logits = [model.head(x)[0, 0, :VOCAB_SIZE].numpy() for x in streams]
         for i, token in enumerate(sampler(np.stack(logits)).tolist()):

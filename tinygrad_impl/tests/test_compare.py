@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from tinygrad import dtypes
 
 import torch_ref.model
-from data.checkpoints.checkpoint import load
+from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import GPT2Config
 from data.runs.report_comparison import comparison_page
 from data.runs.run_folder import read_sealed, write_sealed
@@ -80,11 +81,11 @@ def test_what_it_says(compared: tuple[Path, Result], models: dict[str, Path], pr
     texts = {side: by_torch(path, PAIR, 12, sampler[side]) for side, path in models.items()}
     assert len({*texts["pretrained"], *texts["finetuned"]}) == 4
     page, _, last = compared[1].out.rpartition("\n\n")
-    assert last == "Written to compare.md\n"
+    assert last == "Written to compare.md, compare.json and page.html\n"
     printed = re.findall(r"(?m)^\| (.*) \| (.*) \| (.*) \|$", page)
-    assert "\n| | loss (nats a token) | perplexity |\n|---|---|---|\n| pretrained: " in page
+    assert "\n| | loss (nats a token) | perplexity |\n|---|---|---|\n| /" in page
     for (label, loss, perplexity), (side, path) in zip(printed, models.items(), strict=True):
-        assert label == f"{side}: {path}"
+        assert label == str(path)
         assert re.fullmatch(r"\d+\.\d{4}/\d+\.\d\d", f"{loss}/{perplexity}")
         assert float(loss) == pytest.approx(losses[side], abs=2e-4)
         assert float(perplexity) == pytest.approx(math.exp(losses[side]), rel=1e-3)
@@ -96,7 +97,7 @@ def test_what_it_says(compared: tuple[Path, Result], models: dict[str, Path], pr
     for i, prompt in enumerate(PAIR):
         lines += [f"## {prompt}"]
         for side in models:
-            lines += [f"**{side}**", quoted(texts[side][i])]
+            lines += [f"**{models[side]}**", quoted(texts[side][i])]
     lines += ["The same for both: temperature 1.7, top-k 40, top-p 0.9, seed 6, at most 12 new tokens."]
     assert page == "\n\n".join(lines)
 
@@ -104,7 +105,10 @@ def test_what_it_says(compared: tuple[Path, Result], models: dict[str, Path], pr
 def test_what_is_written(compared: tuple[Path, Result], models: dict[str, Path], prepared_folder: Path) -> None:
     """The page as it was printed, and of the JSON what is on the page, with every piece's probability."""
     folder, result = compared
-    assert result.out == f"{(folder / 'compare.md').read_text(encoding='utf-8')}\nWritten to compare.md\n"
+    assert (
+        result.out
+        == f"{(folder / 'compare.md').read_text(encoding='utf-8')}\nWritten to compare.md, compare.json and page.html\n"
+    )
     found = read_sealed(folder / "compare.json")
     expected = {"temperature": 1.7, "top_k": 40, "top_p": 0.9, "seed": 6, "max_new_tokens": 12}
     assert {name: found[name] for name in ("data", "tokens", "seq_len", "sampling", "source")} == {
@@ -117,7 +121,7 @@ def test_what_is_written(compared: tuple[Path, Result], models: dict[str, Path],
         assert found[side]["name"] == str(path)
         assert found[side]["perplexity"] == math.exp(found[side]["loss"])
         assert found[side]["vocab_size"] == json.loads((path / "config.json").read_text())["vocab_size"]
-        assert f"| {side}: {path} | {found[side]['loss']:.4f} | {found[side]['perplexity']:.2f} |" in result.out
+        assert f"| {path} | {found[side]['loss']:.4f} | {found[side]['perplexity']:.2f} |" in result.out
         for text in found["texts"]:
             assert quoted(text["prompt"] + "".join(text[side]["pieces"])) in result.out
             assert len(text[side]["pieces"]) == len(text[side]["probabilities"]) > 2
@@ -129,10 +133,10 @@ def test_what_is_written(compared: tuple[Path, Result], models: dict[str, Path],
 def test_progress(compared: tuple[Path, Result], models: dict[str, Path]) -> None:
     """What computes each model, how many batches of four windows, and how many tokens."""
     err = compared[1].err
-    for side, path in models.items():
-        assert re.search(rf"(?m)^{side}: {path}, 0\.8M parameters; CPU with \d+ cores, float32, plain kernels$", err)
-        assert re.search(rf"(?m)^{side} loss: 100%.* 2/2 ", err)
-        assert re.search(rf"(?m)^{side} texts: 100%.* 12/12 ", err)
+    for path in models.values():
+        assert re.search(rf"(?m)^{path}, 0\.8M parameters; CPU with \d+ cores, float32, plain kernels$", err)
+    for line in (r"loss: 100%.* 2/2 ", r"texts: 100%.* 12/12 "):
+        assert len(re.findall(f"(?m)^{line}", err)) >= 2  # once more where it took long
     assert not compared[1].errors
 
 
@@ -197,9 +201,9 @@ def test_a_run_names_its_data_and_keeps_the_page(
     assert "16 at a time" in page  # as the run was trained
     prompts = ["Once upon a time", "One day, a little girl named Lily", "The dog was sad because"]
     assert re.findall(r"(?m)^## (.*)$", page) == prompts
-    assert f"| pretrained: {smallest} | 2.0000 | 7.39 |" in page
-    assert f"| finetuned: {run} | 1.0000 | 2.72 |" in page
-    assert "The same for both: temperature 0.8, seed 0, at most 200 new tokens" in page
+    assert f"| {smallest} | 2.0000 | 7.39 |" in page
+    assert f"| {run} | 1.0000 | 2.72 |" in page
+    assert "The same for both: temperature 0.6, top-k 40, seed 1337, at most 160 new tokens" in page
     assert not (tmp_path / "compare.md").exists()
     found = read_sealed(run / "compare.json")
     assert (found["seq_len"], found["tokens"]) == (16, 199)
@@ -214,9 +218,41 @@ def test_a_run_names_its_data_and_keeps_the_page(
         np.testing.assert_array_equal(found_there, expected)
     assert [arguments[1:] for arguments in quick.made] == [(Plain(),)] * 4
     samplers = [sampler for _, _, sampler in quick.asked]
-    assert [(s.temperature, s.top_k, s.top_p) for s in samplers] == [(0.8, None, None)] * 2
-    zero = np.random.Generator(np.random.PCG64(0)).random()
-    assert [sampler.random.random() for sampler in samplers] == [zero] * 2  # each from the beginning
+    assert [(s.temperature, s.top_k, s.top_p) for s in samplers] == [(0.6, 40, None)] * 2
+    first = np.random.Generator(np.random.PCG64(1337)).random()
+    assert [sampler.random.random() for sampler in samplers] == [first] * 2  # each from the beginning
+
+
+def test_the_defaults_are_those_of_the_run(
+    quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Path
+) -> None:
+    """How its samples were written; and what is random is called so."""
+    run = a_run(tmp_path / "run", prepared_folder)
+    sampling = {"temperature": 0.3, "top_k": 7, "top_p": 0.8, "seed": 5, "max_new_tokens": 6}
+    write_sealed(run / "run.json", read_sealed(run / "run.json") | {"sampling": sampling})
+    for step, init in ((0, "random"), (3, "random"), (0, "gpt2")):
+        state = {"step": step, "options": {"init": init}}
+        (run / "checkpoints" / "step-3" / "trainer.json").write_text(json.dumps(state))
+        given = ("--pretrained", "run/checkpoints/step-3", "--finetuned", "run", "--device", "CPU", "--top-k", 0)
+        result = call(main, *given, cwd=tmp_path)
+        name = "run/checkpoints/step-3" + " (random weights)" * (step == 0 and init == "random")
+        assert result.out.startswith(f"# {name} and run\n")
+        assert f"\n**{name}**\n" in result.out
+        assert "temperature 0.3, top-k None, top-p 0.8, seed 5, at most 6 new tokens" in result.out
+        assert result.out.endswith("\nWritten to run/compare.md and run/compare.json\n")
+        found = read_sealed(run / "compare.json")
+        assert (found["sampling"], found["pretrained"]["name"]) == (sampling | {"top_k": None}, name)
+
+
+def test_losses_are_measured_within_what_was_trained(
+    quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Path
+) -> None:
+    """Unless other windows are asked for."""
+    config, arrays = load(smallest)
+    save(tmp_path / "short", replace(config, trained_positions=9), arrays)
+    given = ("--pretrained", smallest, "--finetuned", "short", "--device", "CPU", "--data", prepared_folder)
+    assert "9 at a time" in call(main, *given, cwd=tmp_path).out
+    assert "32 at a time" in call(main, *given, "--seq-len", 32, cwd=tmp_path).out
 
 
 def test_of_a_long_text_the_beginning(quick: Watched, smallest: Path, tmp_path: Path) -> None:
@@ -255,7 +291,7 @@ def test_device_dtype_and_stories(
     result = call(main, *given, cwd=tmp_path)
     assert asked == ["metal", "stories"]
     assert [arguments[1:] for arguments in quick.made] == [(Plain(dtypes.bfloat16),)] * 4
-    assert len(re.findall(r"(?m)^(?:pretrained|finetuned): .*, bfloat16, plain kernels$", result.err)) == 2
+    assert len(re.findall(r"(?m)^/.*, bfloat16, plain kernels$", result.err)) == 2
 
 
 def test_out(quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 import io
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +19,12 @@ from tinygrad import Tensor, dtypes
 
 import tinygrad_impl
 import tinygrad_impl.generate as generate_module
+import torch_ref.generate
 import torch_ref.model
 from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
+from data.runs.run_folder import write_sealed
 from data.testing import Result, call, refused, save_model
 from data.text.sampling import Sampler
 from data.text.tokenizer import EOT, VOCAB_SIZE, tokenizer
@@ -83,7 +87,9 @@ class Witness:
     def __init__(self, model: GPT2, backend: Backend):
         self.model, self.backend = model, backend
 
-    def __call__(self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler) -> list[list[int]]:
+    def __call__(
+        self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler, tick: Callable[[], object] = int
+    ) -> list[list[int]]:
         self.prompts, self.max_new_tokens, self.sampler = prompts, max_new_tokens, sampler
         return [encode(f" {i}") for i in range(len(prompts))]
 
@@ -104,7 +110,7 @@ def witness(monkeypatch: pytest.MonkeyPatch) -> list[Witness]:
     return made
 
 
-ALL = {"--temperature": 1.7, "--top-k": 40, "--top-p": 0.9, "--seed": 6, "--max-new-tokens": 12}
+ALL = {"--temperature": 1.7, "--top-k": 37, "--top-p": 0.9, "--seed": 6, "--max-new-tokens": 12}
 
 
 @pytest.mark.parametrize("left_out", [None, *ALL])
@@ -112,7 +118,7 @@ def test_every_option_takes_part(left_out: str | None, folder: Path, texts: list
     """The texts are those of the reference's logits and these settings, and of these only."""
     options = ALL if left_out is None else {name: value for name, value in ALL.items() if name != left_out}
     given: list[Any] = [
-        options.get(name, default) for name, default in zip(ALL, (0.8, None, None, 0, 200), strict=True)
+        options.get(name, default) for name, default in zip(ALL, (0.6, 40, None, 1337, 160), strict=True)
     ]
     *settings, new = given
     expected = by_torch(folder, [PROMPT, OTHER], min(new, 13), Sampler(*settings))
@@ -133,14 +139,15 @@ def streamed(folder: Path) -> Result:
 
 
 def test_one_text_is_that_of_the_references_logits(folder: Path, streamed: Result) -> None:
-    """Beyond the context, and it says so; temperature 0.8 and seed 0 unless told otherwise."""
-    [text] = by_torch(folder, [LONG], 24, Sampler(0.8, None, None, 0))
+    """Beyond the context, and it says so; as samples of training unless told otherwise."""
+    [text] = by_torch(folder, [LONG], 24, Sampler(0.6, 40, None, 1337))
     assert streamed.out == text + "\n"
     assert SURE.n_positions < len(encode(LONG)) < len(encode(text)) < len(encode(LONG)) + 24
-    computed, note = streamed.err.splitlines()
+    computed, note, last = streamed.err.splitlines()
     cores = len(os.sched_getaffinity(0))
     assert computed == f"{folder}, 0.8M parameters; CPU with {cores} cores, float32, plain kernels"
     assert note == "note: a text of more than 32 tokens goes on from its last 16"
+    assert last == "compiling before the first token"
 
 
 def test_as_a_program(folder: Path, streamed: Result) -> None:
@@ -156,9 +163,9 @@ def test_without_options(folder: Path, witness: list[Witness]) -> None:
     assert generate(folder).out == "Once upon a time 0\n"
     [made] = witness
     assert made.prompts == [encode("Once upon a time")]
-    assert made.max_new_tokens == 200
-    assert (made.sampler.temperature, made.sampler.top_k, made.sampler.top_p) == (0.8, None, None)
-    assert made.sampler.random.random() == np.random.Generator(np.random.PCG64(0)).random()
+    assert made.max_new_tokens == 160
+    assert (made.sampler.temperature, made.sampler.top_k, made.sampler.top_p) == (0.6, 40, None)
+    assert made.sampler.random.random() == np.random.Generator(np.random.PCG64(1337)).random()
     assert made.backend == Plain()
     for name, array in load(folder)[1].items():
         np.testing.assert_array_equal(made.model.arrays()[name], array)
@@ -179,7 +186,7 @@ def test_when_a_text_may_outgrow_the_context(folder: Path) -> None:
     for more, notes in ((0, 0), (1, 1)):
         new = SURE.n_positions - tokens + more
         result = generate(folder, "--prompt", "A", "--prompt", PROMPT, "--prompt", "", "--max-new-tokens", new)
-        assert len(result.err.splitlines()) == 1 + notes
+        assert result.err.count("note: ") == notes
 
 
 def test_bfloat16_and_what_it_says(folder: Path, witness: list[Witness]) -> None:
@@ -229,6 +236,41 @@ def test_a_run_is_its_latest_checkpoint(folder: Path, witness: list[Witness], tm
     np.testing.assert_array_equal(witness[0].model.wte.weight.numpy(), load(checkpoints / "step-5")[1]["wte.weight"])
 
 
+def test_a_run_writes_as_its_samples(folder: Path, witness: list[Witness], tmp_path: Path) -> None:
+    """Unless told otherwise; a run of an older version, which says no more than its seed, and a checkpoint as well."""
+    shutil.copytree(folder, tmp_path / "run" / "checkpoints" / "step-5")
+    (tmp_path / "run" / "checkpoints" / "latest").write_text("step-5\n")
+    said: dict[str, Any] = {"sampling": {"temperature": 0.3, "top_k": 7, "top_p": 0.8, "seed": 5, "max_new_tokens": 6}}
+    for content, words, expected in (
+        (said, (), (0.3, 7, 0.8, 5, 6)),
+        (said, ("--top-k", 0, "--temperature", 0, "--seed", 0), (0, None, 0.8, 0, 6)),
+        ({"seed": 8}, (), (0.6, 40, None, 8, 160)),
+    ):
+        write_sealed(tmp_path / "run" / "run.json", content)
+        generate(tmp_path / "run", *words)
+        sampler, new = witness[-1].sampler, witness[-1].max_new_tokens
+        first = np.random.Generator(np.random.PCG64(expected[3])).random()
+        assert (sampler.temperature, sampler.top_k, sampler.top_p, new) == (*expected[:3], expected[4])
+        assert sampler.random.random() == first
+    generate(tmp_path / "run" / "checkpoints" / "step-5")
+    assert witness[-1].max_new_tokens == 160
+    write_sealed(tmp_path / "run" / "run.json", {"sampling": {"temperature": 0.3}})
+    refused(call(main, "--model", "run", cwd=tmp_path), "run/run.json is of another version", "checkpoints instead")
+
+
+def test_it_stays_within_what_was_trained(folder: Path, witness: list[Witness], tmp_path: Path) -> None:
+    """And says so; the reference's generator does it too."""
+    config, arrays = load(folder)
+    save(tmp_path, replace(config, trained_positions=9), arrays)
+    note = "note: a text of more than 9 tokens goes on from its last 4; of its 32 positions the others are untrained"
+    for new, notes in ((5, []), (6, [note])):
+        assert generate(tmp_path, "--prompt", PROMPT, "--max-new-tokens", new).err.splitlines()[1:-1] == notes
+    assert witness[0].model.config.context == 9
+    model, sampler = torch_ref.model.GPT2(*load(tmp_path)), Sampler(0.6, seed=3)
+    [new_tokens] = torch_ref.generate.generate(model, [encode(PROMPT)], 12, sampler)
+    assert PROMPT + tokenizer().decode(new_tokens) == by_torch(tmp_path, [PROMPT], 12, Sampler(0.6, seed=3))[0]
+
+
 def test_float64_weights_are_computed_in_float32(tmp_path: Path, witness: list[Witness]) -> None:
     config = GPT2Config(n_layer=1, n_head=1, n_embd=4, n_positions=8)
     save(tmp_path / "double", config, {n: a.astype(np.float64) for n, a in initial_weights(config, 1).items()})
@@ -268,14 +310,15 @@ def follower(window: list[int]) -> int:
     return (len(window) + sum(i * token for i, token in enumerate(window, 1))) % 97 or EOT
 
 
-@pytest.mark.parametrize("n_positions", [1, 2, 3, 7, 12])
-def test_what_each_token_is_drawn_from(n_positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("n_positions", "trained"), [(1, None), (2, None), (3, None), (7, None), (12, None), (12, 7)])
+def test_what_each_token_is_drawn_from(n_positions: int, trained: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every token of every row follows from what the row sees then, in chunks of any fill, beyond the context, and
     where other rows have ended; what draws many at a time is never asked for one that does not fit, or too many.
     """
     monkeypatch.setattr(generate_module, "CHUNK", 3)
-    config = GPT2Config(vocab_size=V, n_layer=1, n_head=1, n_embd=4, n_positions=n_positions)
+    config = GPT2Config(vocab_size=V, n_layer=1, n_head=1, n_embd=4, n_positions=n_positions, trained_positions=trained)
     random = np.random.default_rng(n_positions)
+    n_positions = trained or n_positions  # what was not trained is never seen
     ends = 0
     for sizes, new in (((1, 4, 9), 40), ((3,), 5), ((7, 2), 1), ((12, 13, 30, 1), 61)):
         generator = Generator(GPT2(config, initial_weights(config, 0)), V=V)
@@ -486,7 +529,7 @@ def test_one_text_is_written_as_it_comes(folder: Path, monkeypatch: pytest.Monke
         (["--num-samples", "two"], "--num-samples"),
         (["--temperature", -1], "--temperature"),
         (["--temperature", "nan"], "--temperature"),
-        (["--top-k", 0], "--top-k"),
+        (["--top-k", -1], "--top-k"),
         (["--top-p", 0], "--top-p"),
         (["--top-p", 1.5], "top-p is 1.5"),
         (["--seed", -1], "--seed"),

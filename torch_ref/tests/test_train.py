@@ -1,6 +1,7 @@
 """The reference's training command: what it trains with. What comes of it is for data/runs/tests and parity_tests."""
 
 import os
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,10 @@ def test_what_it_writes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for prompt, ids in (("Once upon a time", tokenizer().encode_ordinary("Once upon a time")), ("", [50256])):
         drawn = generate(model, [ids], 5, Sampler(0.6, top_k=40, seed=3))[0]
         assert len(drawn) == 5
-        assert by.continue_text(prompt, 5, Sampler(0.6, top_k=40, seed=3)) == prompt + tokenizer().decode(drawn)
+        ticks = count()
+        text = by.continue_text(prompt, 5, Sampler(0.6, top_k=40, seed=3), ticks.__next__)
+        assert text == prompt + tokenizer().decode(drawn)
+        assert next(ticks) == 5
 
 
 def test_a_resumed_trainer_has_the_state_of_the_checkpoint(

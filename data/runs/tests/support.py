@@ -68,7 +68,7 @@ class Stub:
             trainer.moments,
             self.learning_rate,
             lambda batches: self.evaluate(trainer.steps, batches),
-            lambda prompt, tokens, sampler: self.write(trainer.steps, prompt, tokens, sampler),
+            lambda prompt, tokens, sampler, tick: self.write(trainer.steps, prompt, tokens, sampler, tick),
             self.device,
             CARD,
             self.peak_flops,
@@ -88,9 +88,11 @@ class Stub:
         self.now += VALIDATE_SECONDS
         return self.validation(step)
 
-    def write(self, step: int, prompt: str, tokens: int, sampler: Sampler) -> str:
+    def write(self, step: int, prompt: str, tokens: int, sampler: Sampler, tick: Callable[[], object]) -> str:
         self.sampled.append((step, prompt, tokens, sampler))
         self.now += SAMPLE_SECONDS
+        for _ in range(3):
+            tick()
         return f"{prompt} it was {step}."
 
 

@@ -188,7 +188,7 @@ def test_what_is_printed(through: Through) -> None:
 
 def test_progress(through: Through) -> None:
     """The figures of the last step, with the mean of all losses, and the FLOPs of 1,376 weights and of attention."""
-    first, *_, last = through.result.err.splitlines()
+    *before, first, last = through.result.err.splitlines()
     assert re.fullmatch(r"training: +0%\|.*\| 0/13 \[.*step/s\]", first)
     mean, rate = smoothed(LOSSES[1:]), 48 / 0.0307
     mfu = (6 * 1376 + 12 * 8 * T) * rate / 1e8
@@ -198,6 +198,13 @@ def test_progress(through: Through) -> None:
     assert last.endswith(f", {figures}")
     assert f"{mean:.3f}" not in (f"{LOSSES[13]:.3f}", f"{np.mean(LOSSES[1:]):.3f}")
     assert f"{100 * mfu:.1f}" == "14.1"
+    # what training waits for is shown before it, with how much there is, and in it only where it takes long
+    assert [re.sub(r"\|.*\| (.*) \[.*", r" \1", line) for line in before] == [
+        "validation loss:   0% 0/2",
+        "validation loss: 100% 2/2",
+        "a sample:   0% 0/160",
+        "a sample:   2% 3/160",
+    ]
 
 
 def test_progress_without_a_known_peak(stub: Stub, place: Path, tmp_path: Path) -> None:
@@ -247,6 +254,8 @@ def test_run_json(through: Through) -> None:
         "lr": 0.02,
         "min_lr": 0.003,
         "warmup": 2,
+        "schedule": None,
+        **dict.fromkeys(("n_layer", "n_head", "n_embd", "n_positions")),
         "weight_decay": 0.1,
         "betas": [0.9, 0.95],
         "clip": 1.0,
@@ -268,6 +277,7 @@ def test_run_json(through: Through) -> None:
     assert said["versions"]["torch"] == version("torch")
     assert (said["config"]["n_positions"], said["parameters"]) == (32, 1632)
     assert said["data"] == {"folder": "data", "checksum": read_meta(through.folder / "data")["checksum"]}
+    assert said["sampling"] == {"temperature": 0.6, "top_k": 40, "top_p": None, "seed": 11, "max_new_tokens": 160}
     assert "continued" not in said
     assert read_sealed(through.run / "parity.json") == {"verdict": "equal"}
 

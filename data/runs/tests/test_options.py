@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import PRESETS, GPT2Config
 from data.checkpoints.initialize import initial_weights
 from data.cli import InputError
-from data.runs.options import Given, Options, parse, parser
+from data.runs.options import SIZES, Given, Options, parse, parser
 from data.runs.start import complete
 from data.runs.tests.support import TINY, Stub, metrics, options, trained, training
 from data.testing import call, refused, write_stories, write_tokens
@@ -58,6 +59,7 @@ def defaults(preset: str, lr: float) -> dict[str, Any]:
     found |= {"lr": lr, "min_lr": lr / 10, "warmup": warmup, "weight_decay": 0.1, "betas": betas, "clip": 1.0}
     found |= {"dtype": "float32", "seed": 1337, "device": None, "eval_every": steps // 10, "eval_tokens": eval_tokens}
     found |= {"sample_every": steps // 4, "save_every": steps // 4, "keep": None, "tensorboard": False, "quiet": False}
+    found |= {"schedule": None, "rewarm": False, **dict.fromkeys(SIZES)}
     return found | {"out": None, "resume": None, "config": None, "find_lr": False, "parity": None, "kernels": None}
 
 
@@ -114,6 +116,48 @@ def test_what_follows_from_the_steps(
     assert (args.warmup, args.eval_every, args.sample_every, args.save_every) == (warmup, eval_every, others, others)
 
 
+def test_sizes_of_ones_own(narrow: dict[str, GPT2Config]) -> None:
+    """In place of the preset's, whose recipe stays; the windows follow the context."""
+    sizes = {"n_layer": 3, "n_head": 2, "n_embd": 6, "n_positions": 40}
+    words = [word for name, value in sizes.items() for word in (f"--{name.replace('_', '-')}", value)]
+    args, config, arrays = complete(given("--preset", "tiny", *words), "CPU")
+    assert config == replace(narrow["tiny"], n_layer=3, n_head=2, n_embd=6, n_positions=40)
+    assert (args.seq_len, args.batch_size, args.lr, args.steps) == (40, 8, 7e-3, 450)
+    assert {name: value for name, value in args.recorded().items() if name in sizes} == sizes
+    expected = initial_weights(config, 1337, 0.06)
+    assert arrays.keys() == expected.keys()
+    np.testing.assert_array_equal(arrays["wpe.weight"], expected["wpe.weight"])
+    alone = complete(given("--n-layer", 2, "--seq-len", 9), "CPU")
+    assert alone[1] == replace(narrow["tiny"], n_layer=2)
+    assert alone[0].seq_len == 9
+
+
+def test_a_gpu_takes_sizes_for_random_weights(narrow: dict[str, GPT2Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a preset: it does not ask for OpenAI's weights, which have sizes of their own."""
+    monkeypatch.setattr(data.runs.start, "resolve", unreachable)
+    args, config, _ = complete(given("--n-layer", 2), "CUDA")
+    assert (args.preset, args.init, config.n_layer) == ("tinystories", "random", 2)
+
+
+@pytest.mark.parametrize(
+    ("before", "seq_len", "trained"),
+    [("random", 9, 9), ("random", 32, None), (None, 9, None), (20, 9, 20), (20, 25, 25), (20, 32, None)],
+)
+def test_the_model_knows_to_what_length_it_was_trained(
+    before: Any, seq_len: int, trained: int | None, narrow: dict[str, GPT2Config], tmp_path: Path
+) -> None:
+    """Weights from elsewhere count as trained to their whole context."""
+    init = str(before)
+    if before != "random":
+        init = str(tmp_path)
+        save(tmp_path, replace(TINY, trained_positions=before), initial_weights(TINY, 5))
+    config = complete(given("--init", init, "--seq-len", seq_len), "CPU")[1]
+    assert (config.n_positions, config.trained_positions, config.context) == (32, trained, trained or 32)
+    save(tmp_path / "saved", config, initial_weights(config, 0))
+    assert load(tmp_path / "saved")[0].trained_positions == trained
+    assert ("trained_positions" in (tmp_path / "saved" / "config.json").read_text()) == bool(trained)
+
+
 def test_the_smallest_rate_follows_from_the_highest(narrow: dict[str, GPT2Config]) -> None:
     assert completed("--preset", "gpt2", "--lr", 0.5).min_lr == 0.05
     assert completed("--preset", "gpt2", "--lr", 0.5, "--min-lr", 0).min_lr == 0
@@ -127,6 +171,10 @@ def test_the_dtype_of_a_device(device: str, dtype: str, narrow: dict[str, GPT2Co
 
 ALL = [
     ("--preset", ["gpt2"], "gpt2"),
+    ("--n-layer", ["3"], 3),
+    ("--n-head", ["2"], 2),
+    ("--n-embd", ["6"], 6),
+    ("--n-positions", ["25"], 25),
     ("--init", ["random"], "random"),
     ("--data", ["mine.txt", "yours.txt"], "mine.txt,yours.txt"),
     ("--valid", ["0.2"], "0.2"),
@@ -141,6 +189,7 @@ ALL = [
     ("--find-lr", [], True),
     ("--min-lr", ["0.0001"], 0.0001),
     ("--warmup", ["0"], 0),
+    ("--schedule", ["0-9", "10-17"], ("0-9", "10-17")),
     ("--weight-decay", ["0"], 0.0),
     ("--betas", ["0.7", "0.8"], (0.7, 0.8)),
     ("--clip", ["0.3"], 0.3),
@@ -161,10 +210,12 @@ def test_what_is_given_is_not_replaced(narrow: dict[str, GPT2Config]) -> None:
     """Every option at a value that is no default, 0 where it may be: it stays what it was."""
     args = completed(*(word for option, words, _ in ALL for word in (option, *words)), device="CUDA")
     expected = {option[2:].replace("-", "_"): value for option, _, value in ALL}
-    assert vars(args) == expected | {"resume": None, "config": None, "parity": None, "kernels": None}
+    assert vars(args) == expected | {"rewarm": False, "resume": None, "config": None, "parity": None, "kernels": None}
 
 
 BOUNDS = [
+    *((size, "0", "0 is not a whole number of at least 1", "1") for size in ("--n-layer", "--n-head", "--n-embd")),
+    ("--n-positions", "0", "0 is not a whole number of at least 1", "1"),
     ("--steps", "0", "0 is not a whole number of at least 1", "1"),
     ("--batch-size", "0", "0 is not a whole number of at least 1", "1"),
     ("--batch-size", "2.5", "2.5 is not a whole number of at least 1", "2"),
@@ -213,6 +264,10 @@ def test_help_names_the_framework() -> None:
     assert "Train GPT-2 in tinygrad. Without options: the best preset for this machine." in text
     assert "example: python -m some.train --preset tinystories" in text
     assert all(option in text for option, _, _ in ALL)
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "presets layers heads width context parameters batch x window steps" in rows
+    assert "tiny 2 4 64 32 3.3M 8 x 32 450" in rows
+    assert "gpt2-xl 48 25 1600 1024 1,557.6M 1 x 1024 4000" in rows
 
 
 @pytest.mark.parametrize(
@@ -220,6 +275,11 @@ def test_help_names_the_framework() -> None:
     [
         ({"lr": 0.02, "min_lr": 0.03}, "--min-lr 0.03 is above --lr 0.02; give a smaller one"),
         ({"seq_len": 33}, "--seq-len 33 is over the model's context of 32 tokens; give fewer"),
+        ({"n_layer": 2}, "--n-layer is for random weights, and init has its own; leave it out"),
+        ({"n_positions": 2, "n_head": 2}, "--n-head is for random weights, and init has its own; leave it out"),
+        ({"init": None, "n_head": 5}, "n_embd 64 does not divide into n_head 5 heads; choose a multiple of n_head"),
+        ({"init": None, "n_embd": 99999}, "n_embd is 99999; it has to be a whole number from 1 to 65536"),
+        ({"init": None, "n_positions": 7}, "--seq-len 8 is over the model's context of 7 tokens; give fewer"),
         ({"preset": "tiny"}, "the weights of init are of another size than preset tiny; leave out one of them"),
         ({"batch_size": 5000}, "62 windows of 8 tokens, fewer than the 10000 of a batch"),
         ({"data": "nowhere.txt"}, "there is no file nowhere.txt"),

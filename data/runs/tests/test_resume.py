@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import pty
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
@@ -15,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+import data.cli
 from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import PRESETS
 from data.checkpoints.initialize import initial_weights
 from data.checkpoints.sums import SUMS, write_sums
 from data.cli import InputError
 from data.runs import accept
-from data.runs.options import LATER
 from data.runs.run_folder import RunFolder, load_checkpoint, read_sealed, write_sealed
 from data.runs.tests.support import (
     SOURCE,
@@ -215,11 +217,14 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(
 
 
 def test_a_finished_run_is_not_resumed(stub: Stub, finished: Folders) -> None:
-    refused(resume(stub, finished[0], "run"), "run is finished, with all its 13 steps; start a new run")
+    refused(
+        resume(stub, finished[0], "run"),
+        "run is finished, with all its 13 steps; add --steps N to train it for N in all",
+    )
 
 
 FIXED = [
-    *(("--preset", "tiny"), ("--init", "init"), ("--data", "data"), ("--out", "x"), ("--steps", 20)),
+    *(("--preset", "tiny"), ("--init", "init"), ("--data", "data"), ("--out", "x")),
     *(("--batch-size", 2), ("--seq-len", 9), ("--grad-accum", 1), ("--lr", 0.1), ("--min-lr", 0), ("--warmup", 3)),
     *(("--weight-decay", 0.2), ("--betas", 0.1, 0.2), ("--clip", 9), ("--dtype", "bfloat16"), ("--seed", 3)),
     *(("--eval-every", 2), ("--eval-tokens", 7), ("--sample-every", 2), ("--save-every", 2)),
@@ -253,7 +258,7 @@ def test_what_is_no_run(stub: Stub, finished: Folders) -> None:
 # What stops it
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_request_to_stop_saves_first(
     number: signal.Signals, code: int, stub: Stub, finished: Folders, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,6 +294,49 @@ def test_a_request_to_stop_saves_first(
     assert_same_end(tmp_path / "run", finished[1])
     assert not (tmp_path / "run" / "checkpoints" / "step-5").exists()  # neither on schedule nor the best
     assert [part["step"] for part in read_sealed(tmp_path / "run" / "run.json")["continued"]] == [5]
+
+
+def test_a_terminal_that_goes_away(stub: Stub, place: Path, tmp_path: Path) -> None:
+    """Neither that nothing can be written to it any more nor a second SIGHUP, which the shell sends, is in the way."""
+    run = tmp_path / "run"
+
+    def waiting(step: int) -> None:
+        if step == 5:
+            (tmp_path / "reached").touch()
+            while signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+                sleep(0.001)
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    process, terminal = pty.fork()
+    if process == 0:
+        try:
+            signal.alarm(60)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115
+            stub.during = waiting
+            os.chdir(place)
+            sys.argv = ["train", *map(str, options(out=run))]
+            data.cli.run(stub.main)
+        except SystemExit as e:
+            os._exit(int(str(e.code)))
+        finally:
+            os._exit(99)
+    while not (tmp_path / "reached").exists():
+        sleep(0.005)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 129
+    assert (run / "checkpoints" / "latest").read_text() == "step-5\n"
+
+
+def test_a_hangup_that_is_ignored_stays_so(stub: Stub, place: Path, tmp_path: Path) -> None:
+    """As with nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stub.during = lambda step: os.kill(os.getpid(), signal.SIGHUP)
+        trained(stub, place, tmp_path / "run", steps=2)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_request_in_the_last_step_changes_nothing(stub: Stub, finished: Folders, tmp_path: Path) -> None:
@@ -442,30 +490,6 @@ def with_state(**changed: object) -> Callable[[Path], None]:
     return change
 
 
-def of_before(run: Path) -> None:
-    """Takes out the options that runs of earlier versions do not have."""
-    with_options(**dict.fromkeys(LATER))(run)
-    for folder in (run / "checkpoints").glob("step-*"):
-        if (folder / "trainer.json").exists():
-            state = json.loads((folder / "trainer.json").read_bytes())
-            state["options"] = {name: value for name, value in state["options"].items() if name not in LATER}
-            (folder / "trainer.json").write_text(json.dumps(state))
-            (folder / SUMS).unlink()
-            write_sums(folder)
-
-
-def test_a_run_of_before_these_options_goes_on(stub: Stub, finished: Folders, tmp_path: Path) -> None:
-    """Also from the checkpoints that it writes from then on, which have all options."""
-    run = rewind(finished[1], tmp_path / "stopped", 3)
-    of_before(run)
-    stub.during = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 5 else None
-    assert resume(stub, finished[0], run).code == 143
-    assert metrics(run)[-1]["step"] == 5
-    stub.during = lambda step: None
-    assert resume(stub, finished[0], run).code == 0
-    assert [row["loss"] for row in metrics(run)[1:]] == [row["loss"] for row in metrics(finished[1])[1:]]
-
-
 def with_file(name: str, change: Callable[[bytes], bytes] | None) -> Callable[[Path], None]:
     """A file with other content, or without it."""
 
@@ -523,6 +547,22 @@ def test_resuming_a_damaged_run(
     damage(run)
     refused(resume(stub, finished[0], run), word)
     assert not stub.stepped
+
+
+def test_a_run_begun_before_there_was_an_option(stub: Stub, finished: Folders, tmp_path: Path) -> None:
+    """It has the option's default: neither run.json nor trainer.json of an older version says a word of it."""
+    run = rewind(finished[1], tmp_path / "stopped", 3)
+    with_options(keep=None, weight_decay=None)(run)
+    options = json.loads((run / "checkpoints" / "step-3" / "trainer.json").read_bytes())["options"]
+    with_state(options={name: value for name, value in options.items() if name not in ("clip", "keep")})(run)
+    assert resume(stub, finished[0], run).code == 0
+    assert_same_end(run, finished[1])
+    assert stub.start.options.weight_decay == 0.1
+    again = call(stub.main, "--config", run, "--out", tmp_path / "again", cwd=finished[0])
+    assert again.code == 0, again
+    with_options(weight_decay=None, clip=0.5)(run)  # its default is not what the checkpoint was trained with
+    (run / "checkpoints" / "latest").write_text("step-3\n")
+    refused(resume(stub, finished[0], run), NOT_THE_ONE)
 
 
 def test_a_refused_resume_changes_nothing(stub: Stub, finished: Folders, tmp_path: Path) -> None:
