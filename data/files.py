@@ -1,7 +1,9 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and locks against other processes."""
 
+import fcntl
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -30,3 +32,52 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+class Held(Exception):
+    """Another process has the lock. The message names it."""
+
+
+@contextmanager
+def locked(file: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Has the lock `file`, which no other process has meanwhile, and removes it in the end.
+
+    However this process ends, the kernel releases the lock. Where another one has it, this raises `Held`; or, if there
+    is a `waiting`, calls that with the name of the other and waits. A file system without locks does not stop anybody.
+    """
+    lock = _lock(file, waiting)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # while we have it: whoever has opened it sees that it is gone, and begins anew
+        lock.close()
+
+
+def _lock(file: Path, waiting: Callable[[str], None] | None) -> IO[str]:
+    while True:
+        lock = open(file, "a+", encoding="utf-8", errors="replace")
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.readline(200).strip() or "another process"
+                if not waiting:
+                    raise Held(holder) from None
+                waiting(holder)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            return lock  # a file system without locks
+        except BaseException:
+            lock.close()
+            raise
+        try:
+            ours = os.path.samestat(os.stat(file), os.fstat(lock.fileno()))
+        except FileNotFoundError:
+            ours = False
+        if ours:
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            lock.flush()
+            return lock
+        lock.close()  # whoever had it has removed it

@@ -47,9 +47,13 @@ def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
 def main() -> None:
     given = {"kernels": "auto"} | parse(parser(), sys.argv[1:])
     device = open_device(given.get("device"))
-    start = begin(given, device)
+    with begin(given, device) as start:
+        train_from(start, given["kernels"], device)
+
+
+def train_from(start: Start, kernels: str, device: str) -> None:
     options = start.options
-    backend = choose(given["kernels"], start.config, device, bfloat16=options.dtype == "bfloat16")
+    backend = choose(kernels, start.config, device, bfloat16=options.dtype == "bfloat16")
     trainer = Trainer(
         start.config,
         start.arrays,

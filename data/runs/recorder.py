@@ -4,10 +4,8 @@ import errno
 import importlib.metadata
 import platform
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from data.checkpoints.checkpoint import checkpoints
@@ -54,12 +52,11 @@ class Recorder:
             "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
             "source": revision(),
         }
+        assert options.out  # `begin` has it
         if options.resume:  # not before now, because it cuts off what came after the checkpoint
-            assert options.out
             state = start.state if start.moments else None
             return RunFolder.resume(options.out, state, {"step": start.state["step"], **origin})
-        out = options.out or Path("runs", time.strftime(f"{options.preset or 'finetune'}-%Y%m%d-%H%M%S"))
-        return RunFolder.create(out, {**origin, **start.described()})
+        return RunFolder.create(options.out, {**origin, **start.described()})
 
     def metrics(self, row: dict[str, Any]) -> None:
         """Keeps what was measured of a step."""

@@ -1,8 +1,10 @@
 """What a training run begins with or goes on from: its complete options, its weights and its data."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from data.checkpoints.checkpoint import checkpoints, latest_checkpoint, load, re
 from data.checkpoints.config import PRESETS, GPT2Config, parameter_count, to_hf
 from data.checkpoints.initialize import initial_weights
 from data.cli import InputError
+from data.runs.claim import claimed, claimed_new
 from data.runs.options import FREE, RECIPES, Given, Options, is_checkpoint
-from data.runs.run_folder import load_checkpoint, read_sealed, refuse_occupied
+from data.runs.run_folder import load_checkpoint, read_sealed
 from data.text.loader import Loader
 from data.text.prepare import prepared
 from data.text.shards import Verification, read_meta
@@ -44,8 +47,19 @@ class Start:
         }
 
 
-def begin(given: Given, device: str) -> Start:
-    """Completes the options, and gets the weights and the data. Raises `InputError` for whatever is wrong with them."""
+@contextmanager
+def begin(given: Given, device: str) -> Iterator[Start]:
+    """Completes the options, and gets the weights, the data, and the run's folder, which no other process has meanwhile.
+
+    Raises `InputError` for whatever is wrong with them.
+    """
+    with ExitStack() as held:
+        yield _begin(given, device, held)
+
+
+def _begin(given: Given, device: str, held: ExitStack) -> Start:
+    if "out" in given:  # before anything that takes long
+        held.enter_context(claimed(given["out"], empty=not given.keys() & {"resume", "find_lr"}))
     checkpoint = checkpoint_to_resume(given["resume"]) if "resume" in given else None
     moments: dict[str, np.ndarray] | None = None
     state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0}
@@ -56,9 +70,10 @@ def begin(given: Given, device: str) -> Start:
         if state["step"] >= options.steps:
             raise InputError(f"{options.out} is finished, with all its {options.steps} steps; start a new run")
     else:
-        if "out" in given and not given.keys() & {"resume", "find_lr"}:
-            refuse_occupied(given["out"])  # before anything that takes long
         options, config, arrays = complete(given, device)
+    if not options.out:
+        name = f"{'find-lr-' * options.find_lr}{options.preset or 'finetune'}-%Y%m%d-%H%M%S"
+        options = replace(options, out=held.enter_context(claimed_new(Path("runs", time.strftime(name)))))
     folder = prepared(options.data)
     verification = Verification(folder)  # of every token: a damaged one would be trained on in silence
     verification.check(timeout=0.5)  # enough for most data; the rest is verified while it trains
