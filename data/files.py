@@ -4,7 +4,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,35 +49,45 @@ def locked(file: Path, waiting: Callable[[str], None] | None = None) -> Iterator
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)  # while we have it: whoever has opened it sees that it is gone, and begins anew
+        file.unlink(missing_ok=True)  # while it is ours: whoever waits for it sees that it is gone, and makes another
         lock.close()
 
 
-def _lock(file: Path, waiting: Callable[[str], None] | None) -> IO[str]:
+def _lock(file: Path, waiting: Callable[[str], None] | None) -> IO[bytes]:
     while True:
-        lock = open(file, "a+", encoding="utf-8", errors="replace")
+        lock = open(file, "a+b", buffering=0)  # noqa: SIM115 (whoever gets it closes it)
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 lock.seek(0)
-                holder = lock.readline(200).strip() or "another process"
+                holder = lock.read(200).decode(errors="replace").strip() or "another process"
                 if not waiting:
-                    raise Held(holder) from None
+                    raise Held(holder)
                 waiting(holder)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:
-            return lock  # a file system without locks
+                _flock(lock, fcntl.LOCK_EX)
+            if _is_at(lock, file):
+                with suppress(OSError):  # on a full disk others learn no name
+                    lock.truncate(0)
+                    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+                return lock
         except BaseException:
             lock.close()
             raise
-        try:
-            ours = os.path.samestat(os.stat(file), os.fstat(lock.fileno()))
-        except FileNotFoundError:
-            ours = False
-        if ours:
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            lock.flush()
-            return lock
-        lock.close()  # whoever had it has removed it
+        lock.close()  # another process had it, and has removed it
+
+
+def _is_at(lock: IO[bytes], file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), os.stat(file))
+    except FileNotFoundError:
+        return False
+
+
+def _flock(lock: IO[bytes], operation: int) -> bool:
+    """Whether the lock is ours now; also where the file system has none."""
+    try:
+        fcntl.flock(lock, operation)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True

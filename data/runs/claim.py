@@ -26,6 +26,8 @@ def claimed(path: Path, *, empty: bool) -> Iterator[None]:
                 refuse_occupied(path)
             if _make(path):
                 held.callback(_remove_empty, path)
+            elif os.path.lexists(path) and not path.is_dir():
+                raise InputError(f"{path} is no folder; name another")
             with suppress(FileNotFoundError):  # whoever made the folder has just removed it
                 held.enter_context(_locked(path))
                 break
@@ -50,8 +52,6 @@ def _make(path: Path) -> bool:
     try:
         path.mkdir(parents=True)
     except FileExistsError:
-        if os.path.lexists(path) and not path.is_dir():
-            raise InputError(f"{path} is in the way of a folder; use another name") from None
         return False
     return True
 

@@ -49,7 +49,7 @@ class Start:
 
 @contextmanager
 def begin(given: Given, device: str) -> Iterator[Start]:
-    """Completes the options, and gets the weights, the data, and the run's folder, which no other process has meanwhile.
+    """Completes the options, and gets the weights, the data, and the run's folder, for this process alone.
 
     Raises `InputError` for whatever is wrong with them.
     """

@@ -6,7 +6,6 @@ whether by Ctrl-C, a full disk or a power cut, goes on there after its last chec
 again, and the folder is the same to the byte as without the stop.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from data.cli import ArgumentParser, InputError, Progress, run
-from data.files import atomic_write, sync_folder
+from data.files import Held, atomic_write, locked, sync_folder
 from data.text.shards import MAX_SHARD_TOKENS, SPLITS, VERSION, ShardWriter, write_meta
 from data.text.sources import ACCEPTED, HUB_FILES, Documents, Stream, stream
 from data.text.tokenizer import EOT, EOT_TEXT, RANKS_SHA256, tokenizer
@@ -40,6 +39,10 @@ CHECKPOINT = "checkpoint.json"
 PART = re.compile(rf"(train|valid)-\d+\.bin|(meta\.json|{re.escape(CHECKPOINT)})(\.tmp)?")  # what is in DIR.partial
 BATCH = 1 << 18  # characters of the documents that a worker tokenises in one go
 CHECKPOINT_EVERY = 32 << 20  # bytes of text, which take seconds to tokenise
+
+
+class Taken(InputError):
+    """The folder to prepare holds something, or another process is preparing it."""
 
 
 @dataclass
@@ -77,8 +80,7 @@ def prepare(
         raise InputError(f"a shard must hold 1 to {MAX_SHARD_TOKENS:,} tokens, not {shard_tokens:,}")
     if workers is not None and workers < 1:
         raise InputError(f"{workers} workers cannot tokenise; give 1 or more")
-    if os.path.exists(out) and not (os.path.isdir(out) and not os.listdir(out)):
-        raise InputError(f"{out} is there already, and is never overwritten; name another folder or remove it first")
+    _refuse_taken(out)
 
     jobs = _jobs(source, valid)
     with _partial_folder(out) as folder:
@@ -100,7 +102,10 @@ def prepare(
 
 
 def prepared(source: str) -> Path:
-    """The folder of prepared data for `source`: itself if it is one, else one in runs/data, made now or before."""
+    """The folder of prepared data for `source`: itself if it is one, else one in runs/data, made now or before.
+
+    Waits where another process is making it, and goes on with it where that one is stopped.
+    """
     if os.path.isdir(source):
         return Path(source)
     text = None if source in HUB_FILES else stream(source, "train")  # the hub is asked only where it is needed
@@ -109,7 +114,12 @@ def prepared(source: str) -> Path:
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         print(f"preparing {source} in {folder}", flush=True)
-        prepare(source, folder)
+    while not folder.exists():
+        try:
+            prepare(source, folder)
+        except Taken:
+            with locked(_lock(folder), lambda other: print(f"waiting for {other}, which does so already", flush=True)):
+                pass
     return folder
 
 
@@ -133,17 +143,32 @@ def _jobs(source: str, valid: str | float | None) -> list[tuple[Stream, float]]:
     return [(train, fraction)]
 
 
+def _lock(out: Path) -> Path:
+    """What a process that prepares `out` has locked."""
+    return out.with_name(out.name + ".lock")
+
+
+def _refuse_taken(out: Path) -> None:
+    if os.path.exists(out) and not (os.path.isdir(out) and not os.listdir(out)):
+        raise Taken(f"{out} is there already, and is never overwritten; name another folder or remove it first")
+
+
 @contextmanager
 def _partial_folder(out: Path) -> Iterator[Path]:
     """`DIR.partial`, made or left by an earlier run, and ours alone. On an error it stays if one can go on from it."""
     folder = out.with_name(out.name + ".partial")
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except FileExistsError:
-        raise InputError(f"{folder} is in the way; move it or name another folder") from None
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it even when we are killed
+    with suppress(FileExistsError):
+        os.makedirs(out.parent)
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(_lock(out)))
+        except Held as e:
+            raise Taken(f"{e} is preparing {out}; wait for it or name another folder") from None
+        _refuse_taken(out)  # again: until the lock was ours, another process could make it
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except FileExistsError:
+            raise InputError(f"{folder} is in the way; move it or name another folder") from None
         if foreign := [name for name in os.listdir(folder) if not PART.fullmatch(name)]:
             raise InputError(f"{folder / foreign[0]} is in the way and not ours; move it or name another folder")
         try:
@@ -154,10 +179,6 @@ def _partial_folder(out: Path) -> Iterator[Path]:
             else:
                 print(f"the same command goes on from {folder}", file=sys.stderr)
             raise
-    except BlockingIOError:
-        raise InputError(f"another run is preparing {out}; wait for it or name another folder") from None
-    finally:
-        os.close(fd)
 
 
 def _last_state(folder: Path, jobs: list[tuple[Stream, float]], shard_tokens: int) -> PreparationState:
