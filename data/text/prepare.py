@@ -27,6 +27,7 @@ import numpy as np
 
 from data.cli import ArgumentParser, InputError, Progress, run
 from data.files import Held, atomic_write, locked, sync_folder
+from data.text.fineweb import fineweb, is_fineweb
 from data.text.shards import MAX_SHARD_TOKENS, SPLITS, VERSION, ShardWriter, write_meta
 from data.text.sources import ACCEPTED, HUB_FILES, Documents, Stream, stream
 from data.text.tokenizer import EOT, EOT_TEXT, RANKS_SHA256, tokenizer
@@ -108,6 +109,10 @@ def prepared(source: str) -> Path:
     """
     if os.path.isdir(source):
         return Path(source)
+    if is_fineweb(source):
+        return fineweb(source)
+    if os.path.isfile(source) and source.endswith(".bin"):
+        raise InputError(f"{source} is one file of tokens; give --data the folder with it and its validation tokens")
     text = None if source in HUB_FILES else stream(source, "train")  # the hub is asked only where it is needed
     identity = text.identity if text else source
     folder = Path("runs", "data", f"{Path(source).stem}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}")
@@ -118,9 +123,13 @@ def prepared(source: str) -> Path:
         try:
             prepare(source, folder)
         except Taken:
-            with locked(_lock(folder), lambda other: print(f"waiting for {other}, which does so already", flush=True)):
+            with locked(_lock(folder), _say_waiting):
                 pass
     return folder
+
+
+def _say_waiting(other: str) -> None:
+    print(f"waiting for {other}, which is preparing it already", flush=True)
 
 
 def _jobs(source: str, valid: str | float | None) -> list[tuple[Stream, float]]:

@@ -83,7 +83,7 @@ def stream(source: str, split: str) -> Stream | None:
         identity = f"{seed} {size} {hashlib.sha256(generator).hexdigest()}"
         return Stream(f"stories (seed {seed})", size, identity, partial(_generated, seed, size))
     if source in HUB_FILES:
-        path = _download(HUB_FILES[source][split])
+        path = download(HUB_REPO, HUB_FILES[source][split])
         return Stream(f"{HUB_REPO}/{path.name}", path.stat().st_size, _identity(path), partial(_txt, path))
 
     readers = {".txt": _txt, ".jsonl": _jsonl}
@@ -117,22 +117,22 @@ def _generated(seed: int, size: int, start: int) -> Documents:
             yield [story], end
 
 
-def _download(name: str) -> Path:
-    """The local copy of a file of `HUB_REPO`, fetched when the cache lacks it; a broken download resumes."""
+def download(repo: str, name: str) -> Path:
+    """The local copy of a file of a dataset, fetched when the cache lacks it; a broken download resumes."""
     try:
-        return Path(hf_hub_download(HUB_REPO, name, repo_type="dataset", local_files_only=True))
+        return Path(hf_hub_download(repo, name, repo_type="dataset", local_files_only=True))
     except LocalEntryNotFoundError:
         pass
     try:
         # One question with a short wait first: without an answer, `hf_hub_download` goes on asking for minutes.
-        get_hf_file_metadata(hf_hub_url(HUB_REPO, name, repo_type="dataset"), timeout=HUB_TIMEOUT)
-        return Path(hf_hub_download(HUB_REPO, name, repo_type="dataset"))
+        get_hf_file_metadata(hf_hub_url(repo, name, repo_type="dataset"), timeout=HUB_TIMEOUT)
+        return Path(hf_hub_download(repo, name, repo_type="dataset"))
     except Exception as e:  # the hub client passes on the errors of whichever HTTP and transfer libraries it has
         if isinstance(e, OSError) and e.errno:  # of this machine, such as a full disk
             raise
         reason = str(e).strip().partition("\n")[0].rstrip(".") or type(e).__name__
         raise InputError(
-            f"the Hugging Face hub cannot be reached for {HUB_REPO}/{name} ({reason}); "
+            f"the Hugging Face hub cannot be reached for {repo}/{name} ({reason}); "
             f"try again, or pass a local .txt or .jsonl file, or `stories`, which needs no download"
         ) from None
 

@@ -21,7 +21,7 @@ from data.text.shards import read_meta, verify_folder
 from data.text.sources import Documents, Stream
 
 GROUPS = 20
-OURS = f"waiting for process {os.getpid()} on {socket.gethostname()}, which does so already\n"
+OURS = f"waiting for process {os.getpid()} on {socket.gethostname()}, which is preparing it already\n"
 
 
 @pytest.fixture
