@@ -25,8 +25,8 @@ def is_fineweb(source: str) -> bool:
 def fineweb(source: str) -> Path:
     """A folder in runs/data with the validation shard and the training shards that `source` names.
 
-    What the hub's cache lacks is downloaded; a broken download goes on. Raises `InputError` for a number of shards that
-    there are not, and where the hub cannot be reached.
+    What the hub's cache lacks is downloaded, file by file; where that was stopped, it goes on with the file that is not
+    whole. Raises `InputError` for a number of shards that there are not, and where the hub cannot be reached.
     """
     match = SOURCE.fullmatch(source)
     assert match

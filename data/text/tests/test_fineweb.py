@@ -16,7 +16,6 @@ from data.text.shards import open_split, read_meta
 from data.text.tests.test_token_files import llm_c
 
 COMMIT = "c0ffee" * 6 + "0000"
-LARGE = 300_000  # tokens; several times what the client is made to read at a time
 
 
 class Hub:
@@ -27,7 +26,7 @@ class Hub:
         for number in range(1, 4):
             self.files[f"fineweb_train_{number:06d}.bin"] = llm_c(np.arange(9_000) + 1000 * number)
         self.got: list[tuple[str, int]] = []  # the name and the first byte
-        self.breaks_off: str | None = None
+        self.breaks_off: dict[str, int] = {}  # how often, in the middle of a file
 
 
 @pytest.fixture
@@ -60,8 +59,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             self.end_headers()
             if body:
                 hub.got.append((name, start))
-                breaks_off = hub.breaks_off == name
-                self.wfile.write(content[start : len(content) // 2] if breaks_off else content[start:])
+                left = hub.breaks_off[name] = hub.breaks_off.get(name, 0) - 1
+                self.wfile.write(content[start : len(content) // 2] if left >= 0 else content[start:])
 
         def log_message(self, *args: object) -> None:
             pass
@@ -122,19 +121,20 @@ def test_all_of_it(hub: Hub) -> None:
 
 
 def test_a_broken_download_goes_on(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a file while this process lasts; the next one begins with the file that is not whole."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # of the client, between its tries
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 16)
-    name = "fineweb_train_000001.bin"
-    hub.files[name] = llm_c(np.arange(LARGE) % 50_000)
-    hub.breaks_off = name
-    with pytest.raises(InputError, match=f"cannot be reached for kjj0/fineweb10B-gpt2/{name}"):
-        fineweb("fineweb10B:1")
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 12)
+    val, one, two = "fineweb_val_000000.bin", "fineweb_train_000001.bin", "fineweb_train_000002.bin"
+    hub.breaks_off = {one: 1, two: 99}
+    with pytest.raises(InputError, match=f"cannot be reached for kjj0/fineweb10B-gpt2/{two}"):
+        fineweb("fineweb10B:2")
+    assert [(name, start > 0) for name, start in hub.got[:3]] == [(val, False), (one, False), (one, True)]
     assert names(Path("runs/data")) == []
-    hub.breaks_off = None
-    tried = len(hub.got)
-    folder = fineweb("fineweb10B:1")
-    assert [(asked, start > 0) for asked, start in hub.got[tried:]] == [(name, True)]
-    assert (folder / name).read_bytes() == hub.files[name]
+    hub.got.clear()
+    hub.breaks_off.clear()
+    folder = fineweb("fineweb10B:2")
+    assert hub.got == [(two, 0)]
+    assert all((folder / name).read_bytes() == hub.files[name] for name in (val, one, two))
 
 
 def test_a_cache_that_was_emptied(hub: Hub, tmp_path: Path) -> None:
