@@ -223,7 +223,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         meta = json.loads((folder / "meta.json").read_bytes())
         version, tokenizer = meta["version"], meta["tokenizer"]
         whole = (version, tokenizer) != (VERSION, RANKS_SHA256) or _whole(meta)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:
         raise InputError(f"{folder}/meta.json is damaged; {AGAIN}")

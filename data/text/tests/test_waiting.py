@@ -43,10 +43,11 @@ def groups(start: int, tell: Callable[[int], None]) -> Documents:
         yield [f"Lesson {i}, {n}: nothing waits." for n in range(20)], (i + 1) * 1000
 
 
-def said(capfd: pytest.CaptureFixture[str], words: str) -> str:
-    """What was printed until there were these words in it."""
+def said(capfd: pytest.CaptureFixture[str], words: str, times: int, by: list[Future[Path]]) -> str:
+    """What was printed until these words were in it so often; those who are to say it have not ended before."""
     out = ""
-    while words not in out:
+    while out.count(words) < times:
+        assert not any(future.done() for future in by)
         out += capfd.readouterr().out
     return out
 
@@ -68,11 +69,10 @@ def test_three_at_once(reads: list[int], monkeypatch: pytest.MonkeyPatch, capfd:
         first: Future[Path] = pool.submit(prepared, "text.txt")
         assert held.wait(30)
         others = [pool.submit(prepared, "text.txt") for _ in range(2)]
-        out = said(capfd, OURS)
-        if out.count(OURS) < 2:
-            out += said(capfd, OURS)
-        assert not first.done()
-        go_on.set()
+        try:
+            out = said(capfd, OURS, 2, [first, *others])
+        finally:
+            go_on.set()
         folders = {future.result(30) for future in (first, *others)}
     assert len(folders) == 1
     (folder,) = folders
@@ -109,9 +109,11 @@ def test_where_the_first_is_killed_the_second_goes_on(
     assert os.read(reading, 5) == b"there"
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(prepared, "text.txt")
-        said(capfd, f"waiting for process {child} on ")
-        assert reads == []
-        os.kill(child, signal.SIGKILL)
+        try:
+            said(capfd, f"waiting for process {child} on ", 1, [second])
+            assert reads == []
+        finally:
+            os.kill(child, signal.SIGKILL)
         folder = second.result(30)
     os.waitpid(child, 0)
     assert reads == list(range(8, GROUPS))
