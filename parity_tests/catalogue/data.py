@@ -451,4 +451,11 @@ PLANTED: list[Row] = [
         "if folder.exists():",
         FINEWEB + "test_a_cache_that_was_emptied",
     ),
+    (
+        "a deeply nested meta.json ends in a traceback",
+        "data/text/shards.py",
+        "(ValueError, KeyError, TypeError, RecursionError)",
+        "(ValueError, KeyError, TypeError)",
+        SHARDS + "test_damaged_meta",
+    ),
 ]

@@ -470,7 +470,7 @@ PLANTED: list[Row] = [
     (
         "the port: --kernels is not asked for",
         "tinygrad_impl/train.py",
-        'choose(given["kernels"], start.config',
+        "choose(kernels, start.config",
         'choose("auto", start.config',
         PORT + "test_the_kernels_are_chosen_by_what_was_asked_for",
     ),
