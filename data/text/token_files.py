@@ -163,7 +163,7 @@ def _refuse_other_kinds(path: Path, tokens: np.ndarray) -> None:
 def _examined(path: Path) -> TokenFile:
     """A file, by its header and its size. Raises `InputError` as `token_files` does."""
     if not path.is_file():
-        raise InputError(f"{path} is missing (it is a link to nothing, or no file); put it back")
+        raise InputError(f"{path} is missing (it is a link to nothing, or no file); put it back or get it again")
     size = path.stat().st_size
     with open(path, "rb") as f:
         header = f.read(HEADER)
@@ -184,7 +184,7 @@ def _examined(path: Path) -> TokenFile:
         raise InputError(f"{path} is truncated within its header; copy or download it again")
     _, version, count = (int(number) for number in np.frombuffer(header[:12], "<i4"))
     if version != VERSION:
-        raise InputError(f"{path} has version {version} of llm.c's form, and this program reads version {VERSION}")
+        raise InputError(f"{path} has version {version} of llm.c's form, not {VERSION}; pass its text as --data")
     expected = HEADER + 2 * count
     if count < 1 or size != expected:
         fault = "is truncated" if size < expected else "has a wrong size"

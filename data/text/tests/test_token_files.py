@@ -113,7 +113,7 @@ def test_a_file_is_what_its_header_says(nano: Path) -> None:
         (llm_c(TRAIN[:9]) + b"ab", "has a wrong size: 1,044 bytes"),
         (llm_c(TRAIN[:0]), "has a wrong size"),
         (llm_c(TRAIN[:9], count=-9), "has a wrong size"),
-        (llm_c(TRAIN, version=2), "has version 2 of llm.c's form, and this program reads version 1"),
+        (llm_c(TRAIN, version=2), "has version 2 of llm.c's form, not 1; pass its text as --data"),
         (llm_c(TRAIN, 20240801, 7), "holds uint32 tokens of Llama 3, not GPT-2's"),
         (llm_c(TRAIN, 20240522), r"is not of llm.c's form \(it does not begin with 20240520\)"),
         (bare(TRAIN), "is not of llm.c's form .* files without a header are named train.bin and val.bin"),
