@@ -52,9 +52,13 @@ def main() -> None:
     if not given.get("quiet"):
         print("opening the device, the data and the weights", flush=True)
     device = open_device(given.get("device"))
-    start = begin(given, device)
+    with begin(given, device) as start:
+        train_from(start, given["kernels"], device)
+
+
+def train_from(start: Start, kernels: str, device: str) -> None:
     options = start.options
-    backend = choose(given["kernels"], start.config, device, bfloat16=options.dtype == "bfloat16")
+    backend = choose(kernels, start.config, device, bfloat16=options.dtype == "bfloat16")
     trainer = Trainer(
         start.config,
         start.arrays,

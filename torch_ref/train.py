@@ -12,7 +12,7 @@ from data.runs.find_lr import find_learning_rate
 from data.runs.implementation import Implementation
 from data.runs.loop import train
 from data.runs.options import parse, parser
-from data.runs.start import begin
+from data.runs.start import Start, begin
 from data.text.sampling import Sampler
 from data.text.tokenizer import EOT, VOCAB_SIZE, tokenizer
 from torch_ref.generate import generate
@@ -29,7 +29,11 @@ def main() -> None:
         show_one_gpu(number)
     if device not in ("CPU", "CUDA") or (device == "CUDA" and not torch.cuda.is_available()):
         raise InputError(f"PyTorch has no device {wanted!r} here; leave --device out for the best there is")
-    start = begin(given, device)
+    with begin(given, device) as start:
+        train_from(start, device)
+
+
+def train_from(start: Start, device: str) -> None:
     options = start.options
     if start.config.vocab_size < VOCAB_SIZE:  # which the samples would find out
         raise InputError(

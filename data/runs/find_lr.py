@@ -2,8 +2,6 @@
 
 import json
 import math
-import time
-from pathlib import Path
 
 import numpy as np
 
@@ -21,8 +19,8 @@ def find_learning_rate(start: Start, by: Implementation) -> None:
     does too. Proposed is the rate at which the smoothed loss falls fastest. Writes find-lr.png and find-lr.json.
     """
     options = start.options
-    out = options.out or Path("runs", time.strftime(f"find-lr-{options.preset or 'finetune'}-%Y%m%d-%H%M%S"))
-    out.mkdir(parents=True, exist_ok=True)
+    out = options.out
+    assert out  # `begin` has it
     rates, losses, means = np.geomspace(1e-6, 1, STEPS).tolist(), list[float](), list[float]()
     mean = 0.0
     with Progress(

@@ -4,7 +4,6 @@ import errno
 import importlib.metadata
 import platform
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,13 +59,12 @@ class Recorder:
             "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
             "source": revision(),
         }
+        assert options.out  # `begin` has it
         if options.resume:  # not before now, because it cuts off what came after the checkpoint
-            assert options.out
             state = start.state if start.moments else None
             changed = {"changed": start.changed} if start.changed else {}
             return RunFolder.resume(options.out, state, {"step": start.state["step"], **origin, **changed})
-        out = options.out or Path("runs", time.strftime(f"{options.preset or 'finetune'}-%Y%m%d-%H%M%S"))
-        return RunFolder.create(out, {**origin, **start.described(), "sampling": self.sampling})
+        return RunFolder.create(options.out, {**origin, **start.described(), "sampling": self.sampling})
 
     def metrics(self, row: dict[str, Any]) -> None:
         """Keeps what was measured of a step."""

@@ -9,6 +9,7 @@
     samples.md           what the model wrote, step by step
     loss.png             training and validation loss
     tensorboard/         events, where --tensorboard was given
+    run.lock             there while a process trains the run, which has it locked
     checkpoints/latest   the name of the newest checkpoint
     checkpoints/best     the name of the one with the lowest validation loss
     checkpoints/step-N/  the model after N steps as a Hugging Face folder (config.json, model.safetensors, and the
@@ -43,6 +44,7 @@ from data.files import atomic_write, sync_folder
 from data.text.sampling import SAMPLING
 
 END = "\n\n---\n\n"  # of a sample
+LOCK = "run.lock"
 
 
 def section(step: int, text: str) -> str:
@@ -90,8 +92,8 @@ def refuse_occupied(path: Path) -> None:
     """Raises `InputError` unless a run can be written to `path`: nothing is there, or an empty folder."""
     if (path / "run.json").exists():
         raise InputError(f"{path} holds a run; pass `--resume {path}` to continue it, or another --out")
-    # a run that was killed at its very beginning left no more than a temporary file
-    if path.exists() and not (path.is_dir() and set(os.listdir(path)) <= {"run.json.tmp"}):
+    # a run that was killed at its very beginning left no more than these
+    if os.path.lexists(path) and not (path.is_dir() and set(os.listdir(path)) <= {"run.json.tmp", LOCK}):
         raise InputError(f"{path} is there and is not empty; pass another --out")
 
 

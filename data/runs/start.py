@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from data.checkpoints.config import PRESETS, GPT2Config, parameter_count, to_hf
 from data.checkpoints.initialize import initial_weights
 from data.checkpoints.sums import checkpoints
 from data.cli import InputError
+from data.runs.claim import claimed, claimed_new
 from data.runs.options import FREE, RECIPES, SIZES, Given, Options, flag, is_checkpoint, options_of_run
-from data.runs.run_folder import load_checkpoint, read_sealed, refuse_occupied
+from data.runs.run_folder import load_checkpoint, read_sealed
 from data.runs.schedule import refuse_disorder, trained_longer
 from data.text.formats import Reading
 from data.text.loader import Loader
@@ -49,8 +52,19 @@ class Start:
         }
 
 
-def begin(given: Given, device: str) -> Start:
-    """Completes the options, and gets the weights and the data. Raises `InputError` for whatever is wrong with them."""
+@contextmanager
+def begin(given: Given, device: str) -> Iterator[Start]:
+    """Completes the options, and gets the weights, the data, and the run's folder, for this process alone.
+
+    Raises `InputError` for whatever is wrong with them.
+    """
+    with ExitStack() as held:
+        yield _begin(given, device, held)
+
+
+def _begin(given: Given, device: str, held: ExitStack) -> Start:
+    if "out" in given:  # before anything that takes long
+        held.enter_context(claimed(given["out"], empty=not given.keys() & {"resume", "find_lr"}))
     checkpoint = checkpoint_to_resume(given["resume"]) if "resume" in given else None
     moments: dict[str, np.ndarray] | None = None
     state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0}
@@ -59,8 +73,6 @@ def begin(given: Given, device: str) -> Start:
         refuse_other_options(given["out"] / "run.json", checkpoint, state["options"])
         options = Options(**given)
     else:
-        if "out" in given and not given.keys() & {"resume", "find_lr"}:
-            refuse_occupied(given["out"])  # before anything that takes long
         options, config, arrays = complete(given, device)
     changed: dict[str, tuple[Any, Any]] = {}
     if options.resume:
@@ -70,6 +82,9 @@ def begin(given: Given, device: str) -> Start:
         options = trained_longer(options, before, state["step"])
         now = json.loads(json.dumps(options.recorded()))
         changed = {name: (before[name], now[name]) for name in before if name not in FREE and before[name] != now[name]}
+    if not options.out:
+        name = f"{'find-lr-' * options.find_lr}{options.preset or 'finetune'}-%Y%m%d-%H%M%S"
+        options = replace(options, out=held.enter_context(claimed_new(Path("runs", time.strftime(name)))))
     folder = prepared(options.data, options.valid, Reading(options.field, options.errors))
     verification = Verification(folder)  # of every token: a damaged one would be trained on in silence
     verification.check(timeout=0.5)  # enough for most data; the rest is verified while it trains

@@ -1,10 +1,14 @@
 import contextlib
+import errno
+import fcntl
 import os
+import signal
+import socket
 from pathlib import Path
 
 import pytest
 
-from data.files import atomic_write, sync_folder
+from data.files import Held, atomic_write, locked, sync_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -103,3 +107,56 @@ def test_a_folder_that_is_synced_is_closed(
     with pytest.raises(OSError, match="no space") if error else contextlib.nullcontext():
         sync_folder(tmp_path)
     assert closed == synced != []
+
+
+def test_a_lock_is_of_one_at_a_time(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with locked(lock):
+        with pytest.raises(Held, match=rf"^process {os.getpid()} on {socket.gethostname()}$"), locked(lock):
+            pass
+        with pytest.raises(Held), locked(lock):  # the refusal took nothing from whoever has it
+            pass
+    assert names(tmp_path) == []
+    with locked(lock):
+        pass
+
+
+def test_waiting_for_a_lock(tmp_path: Path) -> None:
+    """Whoever had it has removed it: the next one has another file, which holds off the one after that."""
+    lock = tmp_path / "lock"
+    first = locked(lock)
+    first.__enter__()
+    told: list[str] = []
+
+    def waiting(holder: str) -> None:
+        told.append(holder)
+        first.__exit__(None, None, None)
+
+    with locked(lock, waiting):
+        assert told == [f"process {os.getpid()} on {socket.gethostname()}"]
+        assert lock.read_text() == told[0] + "\n"
+        with pytest.raises(Held), locked(lock):
+            pass
+
+
+def test_a_process_that_is_killed_has_no_lock(tmp_path: Path) -> None:
+    """It leaves the file, which is locked by nobody."""
+    lock = tmp_path / "lock"
+    child = os.fork()
+    if not child:
+        with locked(lock):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert lock.read_text().startswith(f"process {child} on ")
+    with locked(lock):
+        assert lock.read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path / "lock"), locked(tmp_path / "lock"):
+        pass
+    assert names(tmp_path) == []

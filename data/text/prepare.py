@@ -6,7 +6,6 @@ whether by Ctrl-C, a full disk or a power cut, goes on there after its last chec
 again, and the folder is the same to the byte as without the stop.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -26,8 +25,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from data.cli import ArgumentParser, InputError, Progress, run
-from data.files import atomic_write, sync_folder
+from data.files import Held, atomic_write, locked, sync_folder
+from data.text import token_files
 from data.text.division import FRACTION, Batch, Cut, Job, Mark, batches, plan
+from data.text.fineweb import fineweb, is_fineweb
 from data.text.formats import AS_GIVEN, ERRORS, Piece, Place, Reading, refuse_textless, told
 from data.text.hub import HubError
 from data.text.shards import MAX_SHARD_TOKENS, SPLITS, VERSION, ShardWriter, write_meta
@@ -45,6 +46,10 @@ CHECKPOINT_EVERY = 32 << 20  # bytes of text, which take seconds to tokenise
 
 
 READING = 2  # counts up when the same file is read as other documents, so that what is prepared from it is made anew
+
+
+class Taken(InputError):
+    """The folder to prepare holds something, or another process is preparing it."""
 
 
 @dataclass
@@ -84,8 +89,7 @@ def prepare(
         raise InputError(f"a shard must hold 1 to {MAX_SHARD_TOKENS:,} tokens, not {shard_tokens:,}")
     if workers is not None and workers < 1:
         raise InputError(f"{workers} workers cannot tokenise; give 1 or more")
-    if os.path.exists(out) and not (os.path.isdir(out) and not os.listdir(out)):
-        raise InputError(f"{out} is there already, and is never overwritten; name another folder or remove it first")
+    _refuse_taken(out)
 
     jobs = _jobs(source, valid, how)
     for note in jobs[0].text.notes:
@@ -116,14 +120,20 @@ def prepare(
 
 
 def prepared(source: str, valid: str | None = None, how: Reading = AS_GIVEN) -> Path:
-    """The folder of prepared data for `source`: itself if it is one, else one in runs/data, made now or before.
+    """The folder of data for `source`: itself if it holds tokens, else one in runs/data, made now or before.
 
-    `valid` and `how` are as in `prepare`. Raises `InputError` as that does, and where they are given for prepared data.
+    Waits where another process is making it, and goes on with it where that one is stopped. `valid` and `how` are as in
+    `prepare`. Raises `InputError` as that does, and where they are given for tokens.
     """
-    if os.path.isdir(source) and not is_text_folder(source):
-        if valid is not None or how != AS_GIVEN:
-            raise InputError(f"{source} is prepared already, so it goes without --valid, --field and --errors")
+    tokens = os.path.isdir(source) and (token_files.holds(Path(source)) or not is_text_folder(source))
+    if (tokens or is_fineweb(source)) and (valid is not None or how != AS_GIVEN):
+        raise InputError(f"{source} is prepared already, so it goes without --valid, --field and --errors")
+    if tokens:
         return Path(source)
+    if is_fineweb(source):
+        return fineweb(source)
+    if os.path.isfile(source) and source.endswith(".bin"):
+        raise InputError(f"{source} is one file of tokens; give --data the folder with it and its validation tokens")
     identity = _identity(source, "train", how)
     if valid is not None or how != AS_GIVEN:
         held_out = valid if valid is None or _fraction(valid) is not None else _identity(valid, "valid", how)
@@ -133,8 +143,17 @@ def prepared(source: str, valid: str | None = None, how: Reading = AS_GIVEN) -> 
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         print(f"preparing {source} in {folder}", flush=True)
-        prepare(source, folder, valid, how=how)
+    while not folder.exists():
+        try:
+            prepare(source, folder, valid, how=how)
+        except Taken:
+            with locked(_lock(folder), _say_waiting):
+                pass
     return folder
+
+
+def _say_waiting(other: str) -> None:
+    print(f"waiting for {other}, which is preparing it already", flush=True)
 
 
 def _identity(source: str, split: str, how: Reading) -> str:
@@ -172,17 +191,32 @@ def _jobs(source: str, valid: str | float | None, how: Reading) -> list[Job]:
     return [Job(train, fraction)]
 
 
+def _lock(out: Path) -> Path:
+    """What a process that prepares `out` has locked."""
+    return out.with_name(out.name + ".lock")
+
+
+def _refuse_taken(out: Path) -> None:
+    if os.path.exists(out) and not (os.path.isdir(out) and not os.listdir(out)):
+        raise Taken(f"{out} is there already, and is never overwritten; name another folder or remove it first")
+
+
 @contextmanager
 def _partial_folder(out: Path) -> Iterator[Path]:
     """`DIR.partial`, made or left by an earlier run, and ours alone. On an error it stays if one can go on from it."""
     folder = out.with_name(out.name + ".partial")
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except FileExistsError:
-        raise InputError(f"{folder} is in the way; move it or name another folder") from None
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it even when we are killed
+    with suppress(FileExistsError):
+        os.makedirs(out.parent)
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(_lock(out)))
+        except Held as e:
+            raise Taken(f"{e} is preparing {out}; wait for it or name another folder") from None
+        _refuse_taken(out)  # again: until the lock was ours, another process could make it
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except FileExistsError:
+            raise InputError(f"{folder} is in the way; move it or name another folder") from None
         if foreign := [name for name in os.listdir(folder) if not PART.fullmatch(name)]:
             raise InputError(f"{folder / foreign[0]} is in the way and not ours; move it or name another folder")
         try:
@@ -194,10 +228,6 @@ def _partial_folder(out: Path) -> Iterator[Path]:
             else:
                 print(f"the same command goes on from {folder}", file=sys.stderr)
             raise
-    except BlockingIOError:
-        raise InputError(f"another run is preparing {out}; wait for it or name another folder") from None
-    finally:
-        os.close(fd)
 
 
 def _last_state(folder: Path, jobs: list[Job], shard_tokens: int, how: Reading) -> PreparationState:

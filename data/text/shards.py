@@ -36,6 +36,7 @@ import numpy as np
 
 from data.cli import ArgumentParser, InputError, run
 from data.files import atomic_write, sync_folder
+from data.text import token_files
 from data.text.tokenizer import RANKS_SHA256, VOCAB_SIZE
 
 MAGIC = b"GPT2TOKS"
@@ -207,7 +208,7 @@ def write_meta(folder: Path, splits: dict[str, dict[str, Any]]) -> dict[str, Any
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """What meta.json of a prepared folder says.
+    """What meta.json of a prepared folder says; of a folder of token files (`data.text.token_files`), the like of it.
 
     Raises `InputError` for a folder that is missing or was not prepared to the end, a damaged meta.json, another format
     version, and tokens of another tokenizer.
@@ -215,13 +216,15 @@ def read_meta(folder: Path) -> dict[str, Any]:
     how = "prepare one with `python -m data.text.prepare SOURCE --out DIR`"
     if not os.path.isdir(folder):
         raise InputError(f"there is no folder {folder} of prepared data; {how}")
+    if token_files.holds(folder):
+        return {"version": VERSION, "tokenizer": RANKS_SHA256, **token_files.described(folder)}
     if not os.path.isfile(folder / "meta.json"):
         raise InputError(f"{folder} is no folder of prepared data (it has no meta.json); {how}")
     try:
         meta = json.loads((folder / "meta.json").read_bytes())
         version, tokenizer = meta["version"], meta["tokenizer"]
         whole = (version, tokenizer) != (VERSION, RANKS_SHA256) or _whole(meta)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:
         raise InputError(f"{folder}/meta.json is damaged; {AGAIN}")
@@ -249,9 +252,11 @@ def open_split(folder: Path, split: str) -> list[np.memmap]:
     Reads the headers only. Raises `InputError` like `read_meta` and `open_shard`, and for a shard that is not the one
     meta.json lists.
     """
-    meta = read_meta(folder)
     if split not in SPLITS:
         raise InputError(f"there is no split {split!r}; the splits are {' and '.join(SPLITS)}")
+    if token_files.holds(folder):
+        return [file.open() for file in token_files.token_files(folder)[split]]
+    meta = read_meta(folder)
     return [_open_listed(folder, shard) for shard in meta["splits"][split]["shards"]]
 
 
@@ -266,6 +271,11 @@ def _open_listed(folder: Path, shard: dict[str, Any]) -> np.memmap:
 
 def verify_folder(folder: Path) -> None:
     """Reads all tokens of a prepared folder. Raises `InputError` like `open_split` and `verify`."""
+    if token_files.holds(folder):
+        for files in token_files.token_files(folder).values():
+            for file in files:
+                file.verify()
+        return
     for split in SPLITS:
         for shard in open_split(folder, split):
             verify(Path(shard.filename))  # type: ignore[arg-type]  # a memmap of a named file has its name
@@ -307,8 +317,10 @@ def main() -> None:
     parser.add_argument("folder", metavar="DIR", type=Path, help="a folder that `python -m data.text.prepare` wrote")
     folder = parser.parse_args().folder
     verify_folder(folder)
+    # token files of others have no checksums
+    state = "each of them one of GPT-2's" if token_files.holds(folder) else "whole"
     for name, split in read_meta(folder)["splits"].items():
-        print(f"{name}: {split['tokens']:,} tokens in {len(split['shards'])} shard(s), whole")
+        print(f"{name}: {split['tokens']:,} tokens in {len(split['shards'])} shard(s), {state}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ CHECKPOINT = "data/checkpoints/tests/test_checkpoint.py::"
 SUMS = "data/checkpoints/tests/test_checkpoint_sums.py::"
 CLI = "data/tests/test_cli.py::"
 BENCH = "data/text/tests/test_bench_data.py::"
+WAITING = "data/text/tests/test_waiting.py::"
+TOKEN_FILES = "data/text/tests/test_token_files.py::"
+FINEWEB = "data/text/tests/test_fineweb.py::"
 
 PLANTED: list[Row] = [
     (
@@ -435,5 +438,96 @@ PLANTED: list[Row] = [
         "isinstance(e, InputError) and not isinstance(e, HubError)",
         "isinstance(e, InputError)",
         HUB + "test_a_broken_connection_loses_nothing",
+    ),
+    (
+        "a lock on a file that its holder has removed",
+        "data/files.py",
+        "if _is_at(lock, file):",
+        "if lock:",
+        "data/tests/test_files.py::test_waiting_for_a_lock",
+    ),
+    (
+        "a file system without locks stops the run",
+        "data/files.py",
+        "    except OSError:\n        pass\n    return True",
+        "    except ZeroDivisionError:\n        pass\n    return True",
+        "data/tests/test_files.py::test_a_file_system_without_locks",
+    ),
+    (
+        "a folder that another process has just prepared is prepared over it",
+        "data/text/prepare.py",
+        "        _refuse_taken(out)  # again",
+        "        # again",
+        WAITING + "test_a_folder_that_appears_before_the_lock_is_ours",
+    ),
+    (
+        "a text that another process prepares is refused",
+        "data/text/prepare.py",
+        'raise Taken(f"{e} is preparing',
+        'raise InputError(f"{e} is preparing',
+        WAITING + "test_three_at_once",
+    ),
+    (
+        "token files sorted by name",
+        "data/text/token_files.py",
+        "sorted(found[split])",
+        "sorted(found[split], key=lambda file: file[1])",
+        TOKEN_FILES + "test_files_are_in_the_order_of_their_numbers",
+    ),
+    (
+        "the header of llm.c's files is read as tokens",
+        "data/text/token_files.py",
+        "return TokenFile(path, HEADER, count)",
+        "return TokenFile(path, 0, count)",
+        TOKEN_FILES + "test_the_tokens_are_read_in_place",
+    ),
+    (
+        "the end of a token file is not in its identity",
+        "data/text/token_files.py",
+        "// (blocks - 1) * 2",
+        "// blocks * 2",
+        TOKEN_FILES + "test_other_data_have_another_identity",
+    ),
+    (
+        "the names of token files are not in their identity",
+        "data/text/token_files.py",
+        "{split} {file.path.name} {file.count}",
+        "{split} {file.count}",
+        TOKEN_FILES + "test_other_data_have_another_identity",
+    ),
+    (
+        "tokens of 32 bits are read as those of 16",
+        "data/text/token_files.py",
+        "if not tokens[::2].any() or not tokens[1::2].any():",
+        "if not tokens[::2].any():",
+        TOKEN_FILES + "test_tokens_of_another_kind",
+    ),
+    (
+        "a vocabulary beside nanoGPT's tokens is overlooked",
+        "data/text/token_files.py",
+        'if (folder / "meta.pkl").exists():',
+        'if (folder / "meta.pickle").exists():',
+        TOKEN_FILES + "test_folders_that_are_refused",
+    ),
+    (
+        "verification of token files reads the first block",
+        "data/text/token_files.py",
+        'for block in iter(partial(f.read, READ), b""):',
+        "for block in (f.read(READ),):",
+        TOKEN_FILES + "test_verification_reads_every_token",
+    ),
+    (
+        "links into a cache that was emptied are taken for files",
+        "data/text/fineweb.py",
+        "if all((folder / name).is_file() for name in names):",
+        "if folder.exists():",
+        FINEWEB + "test_a_cache_that_was_emptied",
+    ),
+    (
+        "a deeply nested meta.json ends in a traceback",
+        "data/text/shards.py",
+        "(ValueError, KeyError, TypeError, RecursionError)",
+        "(ValueError, KeyError, TypeError)",
+        SHARDS + "test_damaged_meta",
     ),
 ]

@@ -21,6 +21,7 @@ PORT = "tinygrad_impl/tests/test_train.py::"
 REFERENCE = "torch_ref/tests/test_train.py::"
 BOTH = "parity_tests/test_interchange.py::"
 TRAINERS = "tinygrad_impl/tests/test_trainer.py::"
+CLAIM = "data/runs/tests/test_claim.py::"
 
 PLANTED: list[Row] = [
     (
@@ -527,7 +528,7 @@ PLANTED: list[Row] = [
     (
         "the port: --kernels is not asked for",
         "tinygrad_impl/train.py",
-        'choose(given["kernels"], start.config',
+        "choose(kernels, start.config",
         'choose("auto", start.config',
         PORT + "test_the_kernels_are_chosen_by_what_was_asked_for",
     ),
@@ -600,5 +601,40 @@ PLANTED: list[Row] = [
         "self.starts[names[-1]] + self[names[-1]].numel() - start",
         "self.starts[names[-1]] - start + 1",
         "tinygrad_impl/tests/test_flat.py::test_they_share_memory",
+    ),
+    (
+        "a folder that is there is taken for one made now",
+        "data/runs/claim.py",
+        "path.mkdir(parents=True)",
+        "path.mkdir(parents=True, exist_ok=True)",
+        CLAIM + "test_three_runs_of_one_second",
+    ),
+    (
+        "a folder is looked at before it is locked only",
+        "data/runs/claim.py",
+        "            refuse_occupied(path)  # again",
+        "            pass  # again",
+        CLAIM + "test_a_run_that_came_and_went_before_the_lock_was_ours",
+    ),
+    (
+        "two processes resume one run",
+        START,
+        'if "out" in given:  # before',
+        'if "out" in given and "resume" not in given:  # before',
+        CLAIM + "test_a_run_is_trained_by_one_process",
+    ),
+    (
+        "a run that fails at once leaves its folder",
+        "data/runs/claim.py",
+        "        path.rmdir()",
+        "        pass",
+        CLAIM + "test_what_fails_before_it_begins_leaves_no_folder",
+    ),
+    (
+        "the lock that a killed run left is in the way",
+        RUN_FOLDER,
+        '{"run.json.tmp", LOCK}',
+        '{"run.json.tmp"}',
+        CLAIM + "test_a_killed_run_hinders_none",
     ),
 ]

@@ -37,7 +37,7 @@ from data.runs.run_folder import RunFolder, load_checkpoint, sampling_of, write_
 from data.text.formats import Reading
 from data.text.loader import Loader, windows
 from data.text.sampling import SAMPLING
-from data.text.shards import ShardWriter, verify_folder, write_meta
+from data.text.shards import SPLITS, ShardWriter, open_split, read_meta, verify_folder, write_meta
 from data.text.sources import stream
 from data.text.tokenizer import EOT_TEXT
 
@@ -62,6 +62,16 @@ def read_prepared(folder: Path) -> Any:
     loader = Loader(folder, "train", 2, 8, seed=0)
     batches = [loader.next_batch() for _ in range(4)]
     return batches, list(windows(folder, "valid", 2, 8)), loader.state()
+
+
+def read_token_files(folder: Path) -> Any:
+    """Of llm.c's: they have no checksums, so what is read has to be the file's bytes, and as many as before."""
+    verify_folder(folder)
+    for split in SPLITS:
+        for shard in open_split(folder, split):
+            if Path(str(shard.filename)).read_bytes()[1024:] != shard.tobytes():
+                return f"{shard.filename} is not what the file has"
+    return read_meta(folder)["splits"]
 
 
 def read_weights(folder: Path) -> Any:
@@ -142,6 +152,11 @@ def build(root: Path) -> list[Target]:
         splits[split] = {"source": "", "documents": 1, "tokens": len(part), "shards": writer.shards}
     write_meta(prepared, splits)
 
+    (root / "tokens").mkdir()
+    for split, part in {"train": tokens[:200], "val": tokens[200:]}.items():
+        header = np.array([20240520, 1, len(part), *[0] * 253], "<i4")
+        (root / "tokens" / f"x_{split}_0.bin").write_bytes(header.tobytes() + part.tobytes())
+
     arrays = initial_weights(SMALL, 0)
     save(root / "weights", SMALL, arrays)
     (root / "sharded").mkdir()
@@ -185,6 +200,7 @@ def build(root: Path) -> list[Target]:
 
     targets = write_texts(root / "texts")
     targets += [Target("prepared", path.name, read_prepared) for path in prepared.iterdir()]
+    targets += [Target("tokens", f"x_{split}_0.bin", read_token_files) for split in ("train", "val")]
     targets += [Target("weights", name, read_weights) for name in (CONFIG, WEIGHTS)]
     targets += [Target("sharded", name, read_weights) for name in (INDEX, "a.safetensors")]
     of_run = ["run.json", "metrics.jsonl", "samples.md", "parity.json", "compare.json", "checkpoints/latest"]

@@ -5,7 +5,8 @@ is begun for fewer steps than it is resumed for.
 
 After every kill each checkpoint there is has to be whole, and `latest` has to name one, none older than before. And
 every run has to end as the same run does that is left alone: with the same metrics and the same weights, bit for bit.
-Half of the kills come at a random time, the other half while a checkpoint is being written.
+Half of the kills come at a random time, the other half while a checkpoint is being written. A quarter of the starts are
+two at once, of which one has to be refused.
 """
 
 import hashlib
@@ -50,6 +51,21 @@ def start(folder: Path, run: Path) -> subprocess.Popen[bytes]:
     )
 
 
+def start_twice(folder: Path, run: Path, faults: list[str]) -> subprocess.Popen[bytes]:
+    """The one of two that has the run; the other has to have been refused."""
+    both, began = [start(folder, run), start(folder, run)], time.monotonic()
+    while all(process.poll() is None for process in both) and time.monotonic() - began < LONGEST:
+        time.sleep(0.005)
+    refused = min(both, key=lambda process: process.poll() is None)
+    assert refused.stderr
+    said = refused.stderr.read().decode() if refused.poll() is not None else "both have it"
+    if refused.poll() != 2 or not any(words in said for words in (" is in use by ", " holds a run;")):
+        faults.append(f"{run.name}: two at once: {said[-300:]}")
+        refused.kill()
+    both.remove(refused)
+    return both[0]
+
+
 def ended(run: Path) -> tuple[list[dict[str, Any]], str]:
     """What a run has to have in common with one that was left alone."""
     times = ("seconds", "tokens_per_second")
@@ -68,7 +84,7 @@ def torture(
     done, saving, runs, faults = 0, 0, 0, list[str]()
     newest, out = -1, run
     while True:
-        process = start(folder, out)
+        process = start(folder, out) if chance.random() < 0.75 else start_twice(folder, out, faults)
         began = time.monotonic()
         if done == kills:
             pass

@@ -58,7 +58,10 @@ class Stub:
 
     def main(self) -> None:
         given = parse(parser(f"python -m {self.package}.train", "numbers"), sys.argv[1:])
-        self.start = begin(given, self.device)
+        with begin(given, self.device) as self.start:
+            self.train()
+
+    def train(self) -> None:
         trainer = StubTrainer(self, self.start.arrays)
         if self.start.moments:
             trainer.restore(self.start.arrays, self.start.moments, self.start.state["step"])

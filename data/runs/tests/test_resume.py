@@ -585,6 +585,36 @@ def test_other_data_than_the_run_had(stub: Stub, finished: Folders, tmp_path: Pa
 # --config
 
 
+@pytest.mark.parametrize("kind", ["nanoGPT", "llm.c"])
+def test_token_files_of_others(kind: str, stub: Stub, finished: Folders, tmp_path: Path) -> None:
+    """The same tokens train the same weights, also where the run stopped; but others do not go on with it."""
+    folder, tokens = place_in(tmp_path / "here"), tmp_path / "here" / "tokens"
+    tokens.mkdir()
+    for name, part in {"train.bin": TRAIN, "val.bin": VALID}.items():
+        header = np.array([20240520, 1, len(part), *[0] * 253], "<i4").tobytes() if kind == "llm.c" else b""
+        (tokens / ("x_" * bool(header) + name)).write_bytes(header + part.astype("<u2").tobytes())
+
+    def stops(step: int) -> None:
+        if step == 8:
+            raise InputError("stopped")
+
+    stub.during = stops
+    refused_at_8 = training(stub, folder, "run", data="tokens")
+    assert refused_at_8.errors == ["error: stopped"]
+    assert "data: tokens, 500 tokens; " in refused_at_8.out
+    stub.during = lambda step: None
+    (train,) = tokens.glob("*train.bin")
+    right = train.read_bytes()
+    train.write_bytes(right[:-2] + b"ab")
+    refused(resume(stub, folder, "run"), "cannot resume: the checksum of the data was ")
+    train.write_bytes(right)
+    assert resume(stub, folder, "run").code == 0
+    assert metrics(folder / "run") == metrics(finished[1])
+    ours, theirs = (load(str(run))[1] for run in (folder / "run", finished[1]))
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name])
+
+
 def test_a_configuration_repeats_a_run(stub: Stub, finished: Folders, tmp_path: Path) -> None:
     folder, run, _ = finished
     result = call(stub.main, "--config", run / "run.json", "--out", tmp_path / "again", cwd=folder)

@@ -1,5 +1,4 @@
 import csv
-import fcntl
 import gzip
 import hashlib
 import json
@@ -22,6 +21,7 @@ import pytest
 
 from data import cli
 from data.cli import InputError
+from data.files import locked
 from data.testing import call
 from data.text import formats, json_values, prepare, records, sources
 from data.text.formats import Chunk, Chunks, Piece, Place, Reading
@@ -769,11 +769,9 @@ def test_two_runs_at_once(text: Path, tmp_path: Path) -> None:
     partial = tmp_path / "out.partial"
     partial.mkdir()
     (partial / "train-00000.bin").write_bytes(b"another run's")
-    lock = os.open(partial, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    with pytest.raises(InputError, match=rf"another run is preparing {tmp_path}/out; wait for it or name another"):
+    refusal = rf"process {os.getpid()} on .* is preparing {tmp_path}/out; wait for it or name another"
+    with locked(tmp_path / "out.lock"), pytest.raises(InputError, match=refusal):
         prepare.prepare(str(text), tmp_path / "out", valid=0.2)
-    os.close(lock)
     assert (partial / "train-00000.bin").read_bytes() == b"another run's"
     prepare.prepare(str(text), tmp_path / "out", valid=0.2)  # once that has ended
 

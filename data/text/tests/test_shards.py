@@ -365,7 +365,10 @@ def test_not_a_prepared_folder(tmp_path: Path) -> None:
         read_meta(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"version": 1}', "\udcff"])
+DEEP = pytest.param("[" * 10**5, id="deep")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"version": 1}', "\udcff", DEEP])
 def test_damaged_meta(content: str, prepared: Path) -> None:
     (prepared / "meta.json").write_text(content, errors="surrogateescape")
     with pytest.raises(InputError, match=r"meta\.json is damaged"):
