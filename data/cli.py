@@ -42,7 +42,7 @@ def interpreter() -> str:
 
 def runnable(text: str) -> str:
     """`text` with every `python -m` in it as the user can type it here."""
-    return text.replace("python -m ", f"{interpreter()} -m ")
+    return re.sub(r"(?<![\w./-])python -m ", lambda _: f"{interpreter()} -m ", text)
 
 
 def command(module: str, *arguments: object) -> str:

@@ -799,7 +799,7 @@ def bad_inputs(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     ("options", "fault"),
     [
         ("", "required: SOURCE, --out"),
-        ("text.txt --out", "expected one argument; see `python -m data.text.prepare --help`"),
+        ("text.txt --out", "expected one argument; see `"),
         ("nowhere.txt --out out", "no file nowhere.txt"),
         ("binary.txt --out out", "not UTF-8 at byte 0"),
         ("text.txt --out full", "never overwritten"),

@@ -32,7 +32,8 @@ def reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.chdir(tmp_path)
     read: list[int] = []
     text = Stream("lessons", (File(GROUPS * 1000, "a text", lambda start: groups(start, read.append)),))
-    monkeypatch.setattr(prepare, "stream", lambda source, split, how: text if split == "train" else None)
+    held_out = Stream("a test", (File(1000, "another", lambda start: iter([Chunk([Piece("?")], Place(), Counter())])),))
+    monkeypatch.setattr(prepare, "stream", lambda source, split, how: text if split == "train" else held_out)
     monkeypatch.setattr(prepare, "encode", lambda documents: np.arange(len(documents), dtype=np.uint16))
     monkeypatch.setattr(prepare, "BATCH", 1)
     monkeypatch.setattr(prepare, "CHECKPOINT_EVERY", 1)
@@ -124,7 +125,7 @@ def test_where_the_first_is_killed_the_second_goes_on(
     assert reads == list(range(8, GROUPS))
     assert "going on from " in capfd.readouterr().err
     verify_folder(folder)
-    assert sum(split["documents"] for split in read_meta(folder)["splits"].values()) == 20 * GROUPS
+    assert sum(split["documents"] for split in read_meta(folder)["splits"].values()) == 20 * GROUPS + 1
     assert os.listdir("runs/data") == [folder.name]
 
 
