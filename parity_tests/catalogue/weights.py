@@ -1,6 +1,7 @@
 """Weights as others have and use them: variants of GPT-2, pickles, names, checkpoints that were edited."""
 
-from parity_tests.catalogue.data import CHECKPOINT, CONFIG, Row
+from parity_tests.catalogue import Row
+from parity_tests.catalogue.data import CHECKPOINT, CONFIG
 
 CONVERT = "torch_ref/tests/test_convert.py::"
 VARIANTS = "parity_tests/test_variants.py::"
