@@ -16,6 +16,7 @@ from data.checkpoints.initialize import initial_weights
 from data.cli import run
 from data.text.shards import ShardWriter, write_meta
 from data.text.stories import stories
+from data.text.tokenizer import VOCAB_SIZE, gpt2
 
 SMALL = GPT2Config(n_layer=1, n_head=2, n_embd=16, n_positions=32)
 
@@ -61,7 +62,7 @@ def save_model(folder: Path, config: GPT2Config = SMALL, seed: int = 1) -> Path:
     for name, array in arrays.items():
         if array.ndim == 1:
             arrays[name] = array + 0.1 * random.standard_normal(array.shape, np.float32)
-    save(folder, config, arrays)
+    save(folder, config, arrays, gpt2() if config.vocab_size >= VOCAB_SIZE else None)
     return folder
 
 

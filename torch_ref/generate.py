@@ -3,15 +3,21 @@
 import torch
 
 from data.text.sampling import Sampler
-from data.text.tokenizer import EOT, VOCAB_SIZE
 from torch_ref.model import GPT2, KVCache
 
 
 @torch.no_grad()
 def generate(
-    model: GPT2, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler, cached: bool = False
+    model: GPT2,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    sampler: Sampler,
+    V: int | None = None,
+    eot: int | None = None,
+    cached: bool = False,
 ) -> list[list[int]]:
-    """Continues each prompt (at least one token) by up to max_new_tokens; a row ends before `EOT`.
+    """Continues each prompt (at least one token) by up to max_new_tokens; a row ends before the token `eot` (None:
+    never). The first `V` of the model's tokens are drawn from, those of its tokenizer (None: all).
 
     Returns the new tokens of each row. A row of more tokens than n_positions, be it by its prompt, goes on from its
     last n_positions // 2 (from its last one, if that is none), which then grow to n_positions again, and so on.
@@ -36,8 +42,8 @@ def generate(
             cache.lengths = torch.tensor(held, device=device)
             held = [has + len(row) for has, row in zip(held, fed, strict=True)]
         x = model.hidden(tokens, cache)[torch.arange(len(rows), device=device), last]  # (N, C)
-        for i, token in enumerate(sampler(model.head(x)[:, :VOCAB_SIZE].float().cpu().numpy())):
-            ended[i] = ended[i] or token == EOT
+        for i, token in enumerate(sampler(model.head(x)[:, :V].float().cpu().numpy())):
+            ended[i] = ended[i] or token == eot
             if not ended[i]:
                 rows[i].append(int(token))
         if all(ended):

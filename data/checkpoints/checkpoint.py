@@ -22,7 +22,7 @@ from safetensors.numpy import save as serialize
 from data.checkpoints.config import GPT2Config, from_hf, parameter_shapes, to_hf
 from data.cli import InputError
 from data.files import atomic_write, sync_folder
-from data.text.tokenizer import VOCAB_SIZE, hugging_face_files
+from data.text.tokenizer import FILES, OTHER_FILES, Tokenizer
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -48,7 +48,7 @@ def load(name_or_folder: str | Path) -> tuple[GPT2Config, dict[str, np.ndarray]]
     """
     folder = resolve(name_or_folder)
     if (folder / SUMS).exists():
-        verify(folder, CONFIG, WEIGHTS)
+        verify(folder, CONFIG, WEIGHTS, *summed(folder, FILES))
     config = read_config(folder)
     weights: dict[str, np.ndarray] = {}
     for name, array in read_weights(folder).items():
@@ -65,9 +65,11 @@ def load(name_or_folder: str | Path) -> tuple[GPT2Config, dict[str, np.ndarray]]
     return config, {name: weights[name] for name in parameter_shapes(config)}
 
 
-def save(folder: str | Path, config: GPT2Config, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes `arrays`, named and shaped as `parameter_shapes(config)`, and `config` to `folder`, making it if need be;
-    and where the model has the tokenizer's vocabulary, the tokenizer.
+def save(
+    folder: str | Path, config: GPT2Config, arrays: Mapping[str, np.ndarray], tokenizer: Tokenizer | None = None
+) -> None:
+    """Writes `arrays`, named and shaped as `parameter_shapes(config)`, `config`, and the files of `tokenizer` (None: of
+    none) to `folder`, making it if need be.
 
     Each file is whole or not there. Raises `InputError` when the arrays are not the configuration's.
     """
@@ -81,11 +83,11 @@ def save(folder: str | Path, config: GPT2Config, arrays: Mapping[str, np.ndarray
     # transformers before version 5 refuses a file without this note on its format
     write_safetensors(folder / WEIGHTS, {name: arrays[name] for name in parameter_shapes(config)}, {"format": "pt"})
     with atomic_write(folder / CONFIG, "w") as f:
-        f.write(json.dumps(to_hf(config), indent=2) + "\n")
-    if config.vocab_size == VOCAB_SIZE:
-        for name, text in hugging_face_files().items():
-            with atomic_write(folder / name, "w") as f:
-                f.write(text)
+        ends = {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot} if tokenizer else {}
+        f.write(json.dumps(to_hf(config) | ends, indent=2) + "\n")
+    for name, text in tokenizer.files().items() if tokenizer else ():
+        with atomic_write(folder / name) as f:
+            f.write(text.encode())
 
 
 def write_sums(folder: Path) -> None:
@@ -102,6 +104,12 @@ def verify(folder: Path, *names: str) -> None:
     """Raises `InputError` unless the files of these names, or all that SHA256SUMS lists, are what it says."""
     if fault := damage(folder, *names):
         raise InputError(f"{fault}; {remedy(folder)}")
+
+
+def summed(folder: Path, names: Iterable[str]) -> list[str]:
+    """Those of the names that SHA256SUMS lists."""
+    lines = SUMS_LINE.findall((folder / SUMS).read_text(encoding="utf-8", errors="replace"))
+    return [name for name in names if name in {listed for _, listed in lines}]
 
 
 def damage(folder: Path, *names: str) -> str | None:
@@ -184,7 +192,7 @@ def download(name: str) -> Path:
     except Exception as e:  # the errors are those of the hub's HTTP library, which has changed before
         unreachable = e
     try:
-        patterns = [CONFIG, "model*.safetensors", INDEX]
+        patterns = [CONFIG, "model*.safetensors", INDEX, *FILES, *OTHER_FILES]
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=unreachable is not None))
     except Exception as e:
         if isinstance(e, OSError) and e.errno:  # of this machine, such as no room for the cache

@@ -31,6 +31,10 @@ from data.runs.report_input import AXES, SERIES, Run, load_run
 
 STYLE, SCRIPT = (Path(__file__).with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".css", ".js"))
 SAMPLES = 60  # shown of a run, at most
+TOKENIZERS_DIFFER = (
+    "The two models have different tokenizers, so that a token is not the same amount of text to both: only their bits "
+    "per byte can be compared, which are of the same text."
+)
 
 
 def report_page(runs: Sequence[Run]) -> str:
@@ -180,10 +184,21 @@ def samples(written: list[tuple[int, str]]) -> str:
 autocomplete="off" aria-label="which sample"> later</label>{articles}</div>"""
 
 
+def other_tokenizers(c: dict[str, Any]) -> bool:
+    """Whether the models of a comparison have different tokenizers."""
+    return c["pretrained"].get("tokenizer") != c["finetuned"].get("tokenizer")
+
+
 def comparison(c: dict[str, Any]) -> str:
     """Two models side by side. Its strings are escaped already."""
     sides = ("pretrained", "finetuned")
-    rows = [[f"{side}: {c[side]['name']}", number(c[side]["loss"]), number(c[side]["perplexity"])] for side in sides]
+    heads, keys = (
+        ["model", "loss (nats a token)", "perplexity", "bits per byte"],
+        ["loss", "perplexity", "bits_per_byte"],
+    )
+    # older comparisons have no bits per byte
+    rows = [[f"{side}: {c[side]['name']}", *(number(c[side].get(key)) for key in keys)] for side in sides]
+    differ = f"<p>{TOKENIZERS_DIFFER}</p>" if other_tokenizers(c) else ""
     texts = ""
     for text in c["texts"]:
         columns = "".join(
@@ -195,7 +210,7 @@ def comparison(c: dict[str, Any]) -> str:
     legend = "".join(shaded([f" {p:.1%} "], [p]).replace(".0%", "%") for p in (1, 0.1, 0.01, 0.001))
     return f"""<h3>Pretrained and fine-tuned</h3>
 <p>On {c["tokens"]:,} validation tokens of {c["data"]}, {c["seq_len"]} at a time.</p>
-{table(["model", "loss (nats a token)", "perplexity"], rows)}
+{table(heads, rows)}{differ}
 <p>Both continue the same prompts with the same random numbers: {sampling}. The stronger a token's shade, the less
 likely it was to the model that wrote it: <span class="text">{legend}</span></p>
 {texts}"""

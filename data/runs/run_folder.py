@@ -48,6 +48,7 @@ from data.checkpoints.checkpoint import (
 from data.checkpoints.config import GPT2Config
 from data.cli import InputError
 from data.files import atomic_write, sync_folder
+from data.text.tokenizer import Tokenizer
 
 END = "\n\n---\n\n"  # of a sample
 
@@ -194,7 +195,12 @@ class RunFolder:
             f.write(section(step, text))
 
     def save_checkpoint(
-        self, config: GPT2Config, arrays: dict[str, np.ndarray], moments: dict[str, np.ndarray], state: dict[str, Any]
+        self,
+        config: GPT2Config,
+        arrays: dict[str, np.ndarray],
+        moments: dict[str, np.ndarray],
+        state: dict[str, Any],
+        tokenizer: Tokenizer | None = None,
     ) -> Path:
         """Writes checkpoints/step-N, N being state["step"], and then names it in `latest`. Whole, or not there."""
         folder = self.path / "checkpoints" / f"step-{state['step']}"
@@ -204,7 +210,7 @@ class RunFolder:
             partial.mkdir(parents=True)
             with open(self.path / "metrics.jsonl", "ab") as f:  # the checkpoint says what is in it
                 os.fsync(f.fileno())
-            save(partial, config, arrays)
+            save(partial, config, arrays, tokenizer)
             write_safetensors(partial / "optimizer.safetensors", moments, {"format": "pt"})
             with atomic_write(partial / "trainer.json", "w") as f:
                 f.write(json.dumps(state | {"metrics": self._sha256.hexdigest()}, indent=2) + "\n")

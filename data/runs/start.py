@@ -1,8 +1,10 @@
 """What a training run begins with or goes on from: its complete options, its weights and its data."""
 
 import hashlib
+import os
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from data.runs.options import FREE, RECIPES, Given, Options, is_checkpoint
 from data.runs.run_folder import load_checkpoint, read_sealed, refuse_occupied
 from data.text.loader import Loader
 from data.text.prepare import prepared
-from data.text.shards import Verification, read_meta
+from data.text.shards import Verification, made_with, read_meta, tokenizer_of
+from data.text.tokenizer import VOCAB_SIZE, Tokenizer, gpt2, of_folder
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Start:
     folder: Path  # of prepared data
     loader: Loader
     verification: Verification
+    tokenizer: Tokenizer
 
     def described(self) -> dict[str, Any]:
         """What run.json says of what is trained."""
@@ -40,6 +44,7 @@ class Start:
             "config": to_hf(self.config),
             "parameters": parameter_count(self.config),
             "weights": checksum(self.arrays),
+            "tokenizer": {"name": self.tokenizer.name, "sha256": self.tokenizer.sha256},
             "data": {"folder": str(self.folder), "checksum": read_meta(self.folder)["checksum"]},
         }
 
@@ -59,7 +64,9 @@ def begin(given: Given, device: str) -> Start:
         if "out" in given and not given.keys() & {"resume", "find_lr"}:
             refuse_occupied(given["out"])  # before anything that takes long
         options, config, arrays = complete(given, device)
-    folder = prepared(options.data)
+    tokenizer = tokenizer_to_train_with(checkpoint, options)
+    folder = prepared(options.data, tokenizer)
+    refuse_other_tokenizer(folder, tokenizer, "gpt2" if options.init == "random" else options.init)
     verification = Verification(folder)  # of every token: a damaged one would be trained on in silence
     verification.check(timeout=0.5)  # enough for most data; the rest is verified while it trains
     loader = Loader(folder, "train", options.batch_size * options.grad_accum, options.seq_len, options.seed)
@@ -67,7 +74,7 @@ def begin(given: Given, device: str) -> Start:
         loader.restore(state["loader"])
     if options.config:
         refuse_other_inputs(options, read_sealed(options.config), folder, arrays)
-    return Start(options, config, arrays, moments, state, folder, loader, verification)
+    return Start(options, config, arrays, moments, state, folder, loader, verification, tokenizer)
 
 
 def checkpoint_to_resume(path: Path) -> Path | None:
@@ -104,6 +111,29 @@ def refuse_other_inputs(options: Options, said: dict[str, Any], folder: Path, ar
         )
 
 
+def tokenizer_to_train_with(checkpoint: Path | None, options: Options) -> Tokenizer:
+    """That of the checkpoint to go on from, or of the weights to begin with; random ones have their data's."""
+    if checkpoint or options.init != "random":
+        return of_folder(checkpoint or resolve(options.init))
+    return tokenizer_of_text(options.data)
+
+
+def tokenizer_of_text(data: str) -> Tokenizer:
+    """That of prepared data; text is prepared with GPT-2's."""
+    return tokenizer_of(Path(data)) if os.path.isfile(Path(data, "meta.json")) else gpt2()
+
+
+def refuse_other_tokenizer(folder: Path, tokenizer: Tokenizer, model: str) -> None:
+    """Raises `InputError` where the data in `folder` was prepared with another tokenizer than that of `model`."""
+    meta = read_meta(folder)
+    if not made_with(meta, tokenizer):
+        theirs, source = meta.get("vocabulary", {"name": "gpt2"})["name"], meta["splits"]["train"]["source"]
+        raise InputError(
+            f"{folder} was prepared with the tokenizer of {theirs}, which is not that of {model}; prepare the text "
+            f"again with `python -m data.text.prepare {shlex.quote(source)} --out DIR --tokenizer {shlex.quote(model)}`"
+        )
+
+
 def complete(given: Given, device: str) -> tuple[Options, GPT2Config, dict[str, np.ndarray]]:
     """Fills in the options that were left out, checks those that depend on others, and gets the model to begin with."""
     if device != "CPU" and not given.keys() & {"preset", "init"}:
@@ -117,12 +147,15 @@ def complete(given: Given, device: str) -> tuple[Options, GPT2Config, dict[str, 
     arrays: dict[str, np.ndarray] | None = None
     if init == "random":
         preset = preset or "tiny"
-        config = PRESETS[preset]
+        config, size = PRESETS[preset], tokenizer_of_text(given.get("data", "")).vocab_size
+        if size != VOCAB_SIZE:
+            config = replace(config, vocab_size=size)
     else:
         config, arrays = load(init)
         if preset and config != PRESETS[preset]:
             raise InputError(f"the weights of {init} are of another size than preset {preset}; leave out one of them")
-    recipe = RECIPES[preset or next((n for n, c in PRESETS.items() if c == config), "gpt2")]
+    sizes = {name: replace(size, vocab_size=config.vocab_size) for name, size in PRESETS.items()}
+    recipe = RECIPES[preset or next((name for name, size in sizes.items() if size == config), "gpt2")]
 
     steps, lr = given.get("steps", recipe.steps), given.get("lr", recipe.finetune_lr if arrays else recipe.lr)
     defaults: Given = {

@@ -26,20 +26,34 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from data.checkpoints.checkpoint import resolve
 from data.cli import ArgumentParser, InputError, Progress, run
 from data.files import atomic_write, sync_folder
 from data.text.shards import MAX_SHARD_TOKENS, SPLITS, VERSION, ShardWriter, write_meta
 from data.text.sources import ACCEPTED, HUB_FILES, Documents, Stream, stream
-from data.text.tokenizer import EOT, EOT_TEXT, RANKS_SHA256, tokenizer
+from data.text.tokenizer import FILES, RANKS_SHA256, VOCAB_SIZE, Tokenizer, gpt2, of_folder
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 VALID_FRACTION = 0.01  # of the documents, for a source without validation text of its own
 CHECKPOINT = "checkpoint.json"
-PART = re.compile(rf"(train|valid)-\d+\.bin|(meta\.json|{re.escape(CHECKPOINT)})(\.tmp)?")  # what is in DIR.partial
+WRITTEN = "|".join(map(re.escape, ("meta.json", CHECKPOINT, *FILES)))
+PART = re.compile(rf"(train|valid)-\d+\.bin|({WRITTEN})(\.tmp)?")  # what is in DIR.partial
 BATCH = 1 << 18  # characters of the documents that a worker tokenises in one go
 CHECKPOINT_EVERY = 32 << 20  # bytes of text, which take seconds to tokenise
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How documents become tokens: by which tokenizer, and whether what spells a special token becomes that token."""
+
+    tokenizer: Tokenizer
+    special_tokens: bool
+
+    @property
+    def sha256(self) -> str:
+        return self.tokenizer.special_sha256 if self.special_tokens else self.tokenizer.sha256
 
 
 @dataclass
@@ -59,6 +73,8 @@ def prepare(
     valid: str | float | None = None,
     workers: int | None = None,
     shard_tokens: int = MAX_SHARD_TOKENS,
+    tokenizer: Tokenizer | None = None,
+    special_tokens: bool = False,
 ) -> dict[str, Any]:
     """Writes the prepared folder `out` (the format is that of `data.text.shards`) and returns what its meta.json says.
 
@@ -67,6 +83,8 @@ def prepare(
       comes with `source`, or `VALID_FRACTION` of a local file.
     workers: threads that tokenise; None: one a CPU core.
     shard_tokens: the most tokens in one shard.
+    tokenizer: None: GPT-2's.
+    special_tokens: whether what spells a special token in the text becomes that token.
 
     Raises `InputError` for bad arguments and sources (see `data.text.sources`), an `out` that holds something already,
     and where train or validation would come out without a document.
@@ -80,12 +98,12 @@ def prepare(
     if os.path.exists(out) and not (os.path.isdir(out) and not os.listdir(out)):
         raise InputError(f"{out} is there already, and is never overwritten; name another folder or remove it first")
 
-    jobs = _jobs(source, valid)
+    jobs, encoding = _jobs(source, valid), Encoding(tokenizer or gpt2(), special_tokens)
     with _partial_folder(out) as folder:
-        state = _last_state(folder, jobs, shard_tokens)
+        state = _last_state(folder, jobs, shard_tokens, encoding)
         before = _bytes_done(jobs, state)
-        splits = _write_splits(folder, jobs, state, workers or os.cpu_count() or 1, shard_tokens)
-        meta = write_meta(folder, splits)
+        splits = _write_splits(folder, jobs, state, workers or os.cpu_count() or 1, shard_tokens, encoding)
+        meta = write_meta(folder, splits, encoding.tokenizer, special_tokens)
         os.rename(folder, out)
         sync_folder(out.parent)
         (out / CHECKPOINT).unlink(missing_ok=True)  # only after the rename: until then a stopped run needs it
@@ -99,17 +117,22 @@ def prepare(
     return meta
 
 
-def prepared(source: str) -> Path:
-    """The folder of prepared data for `source`: itself if it is one, else one in runs/data, made now or before."""
+def prepared(source: str, tokenizer: Tokenizer | None = None) -> Path:
+    """The folder of prepared data for `source`: itself if it is one, else one in runs/data, made now or before with
+    `tokenizer` (None: GPT-2's).
+    """
+    tokenizer = tokenizer or gpt2()
     if os.path.isdir(source):
         return Path(source)
     text = None if source in HUB_FILES else stream(source, "train")  # the hub is asked only where it is needed
     identity = text.identity if text else source
+    if (tokenizer.sha256, tokenizer.vocab_size) != (RANKS_SHA256, VOCAB_SIZE):
+        identity += f" {tokenizer.sha256} {tokenizer.vocab_size}"
     folder = Path("runs", "data", f"{Path(source).stem}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}")
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         print(f"preparing {source} in {folder}", flush=True)
-        prepare(source, folder)
+        prepare(source, folder, tokenizer=tokenizer)
     return folder
 
 
@@ -160,10 +183,13 @@ def _partial_folder(out: Path) -> Iterator[Path]:
         os.close(fd)
 
 
-def _last_state(folder: Path, jobs: list[tuple[Stream, float]], shard_tokens: int) -> PreparationState:
+def _last_state(
+    folder: Path, jobs: list[tuple[Stream, float]], shard_tokens: int, encoding: Encoding
+) -> PreparationState:
     """The one that an earlier run left in `folder`; of other inputs, or where there is none, `folder` is emptied."""
     texts = [[text.name, text.identity, fraction] for text, fraction in jobs]
-    inputs = {"texts": texts, "shard_tokens": shard_tokens, "tokenizer": RANKS_SHA256, "version": VERSION}
+    inputs = {"texts": texts, "shard_tokens": shard_tokens, "tokenizer": encoding.sha256, "version": VERSION}
+    inputs |= {"vocabulary": encoding.tokenizer.vocab_size}
     if (folder / CHECKPOINT).exists():
         state = PreparationState(**json.loads((folder / CHECKPOINT).read_bytes()))
         if state.inputs == inputs:
@@ -181,14 +207,19 @@ def _bytes_done(jobs: list[tuple[Stream, float]], state: PreparationState) -> in
 
 
 def _write_splits(
-    folder: Path, jobs: list[tuple[Stream, float]], state: PreparationState, workers: int, shard_tokens: int
+    folder: Path,
+    jobs: list[tuple[Stream, float]],
+    state: PreparationState,
+    workers: int,
+    shard_tokens: int,
+    encoding: Encoding,
 ) -> dict[str, dict[str, Any]]:
     """Tokenises `jobs` from `state` on into shards in `folder`; returns the "splits" of its meta.json."""
-    documents = state.documents
+    documents, vocabulary = state.documents, encoding.tokenizer.vocab_size
     size = sum(text.size for text, _ in jobs)
     with (
-        ShardWriter(folder, "train", shard_tokens, state.shards["train"]) as train,
-        ShardWriter(folder, "valid", shard_tokens, state.shards["valid"]) as valid,
+        ShardWriter(folder, "train", shard_tokens, state.shards["train"], vocabulary) as train,
+        ShardWriter(folder, "valid", shard_tokens, state.shards["valid"], vocabulary) as valid,
         ThreadPoolExecutor(workers) as pool,
         Progress(
             total=size, initial=_bytes_done(jobs, state), unit="B", unit_scale=True, desc="tokenising"
@@ -199,7 +230,8 @@ def _write_splits(
             text, fraction = jobs[job]
             position = saved = state.position if job == state.job else 0
             batches = _batches(text, position)
-            for (_, end), parts in _in_order(pool, partial(_encode_split, fraction=fraction), batches, 2 * workers):
+            encode = partial(_encode_split, fraction=fraction, encoding=encoding)
+            for (_, end), parts in _in_order(pool, encode, batches, 2 * workers):
                 for split, (count, tokens) in parts.items():
                     writers[split].write(tokens)
                     documents[split] += count
@@ -256,28 +288,20 @@ def _in_order(
         yield item, future.result()
 
 
-def _encode_split(batch: tuple[list[str], int], fraction: float) -> dict[str, tuple[int, np.ndarray]]:
+def _encode_split(
+    batch: tuple[list[str], int], fraction: float, encoding: Encoding
+) -> dict[str, tuple[int, np.ndarray]]:
     """The documents of train and of valid in a batch, as their number and their tokens."""
     parts: dict[str, list[str]] = {split: [] for split in SPLITS}
     for document in batch[0]:
         parts["valid" if _hash(document) < fraction else "train"].append(document)
+    encode = partial(encoding.tokenizer.encode_documents, special_tokens=encoding.special_tokens)
     return {split: (len(part), encode(part)) for split, part in parts.items() if part}
 
 
 def _hash(document: str) -> float:
     """A number in [0, 1) that only the text decides."""
     return zlib.crc32(document.encode()) / 2**32
-
-
-def encode(documents: list[str]) -> np.ndarray:
-    """The tokens of the documents, uint16 of shape (tokens,), `EOT` after each of them and nowhere else."""
-    encoding = tokenizer()
-    # One long call runs without Python's global lock nearly all the time, one call a document only half of it.
-    text = EOT_TEXT.join([*documents, ""])
-    if text.count(EOT_TEXT) > len(documents):  # a document has the marker in its text, where it stays text
-        parts = [np.append(encoding.encode_to_numpy(document, disallowed_special=()), EOT) for document in documents]
-        return np.concatenate(parts).astype(np.uint16)
-    return encoding.encode_to_numpy(text, allowed_special={EOT_TEXT}).astype(np.uint16)
 
 
 def main() -> None:
@@ -297,6 +321,16 @@ def main() -> None:
         help="validation text, or the fraction of the documents to hold out for it (default: what comes with SOURCE, "
         f"or {VALID_FRACTION} of a local file)",
     )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="MODEL",
+        help="that of a model: a run, a folder, or a name on the hub (default: GPT-2's)",
+    )
+    parser.add_argument(
+        "--special-tokens",
+        action="store_true",
+        help="what spells a special token in the text, such as <|endoftext|>, becomes that token",
+    )
     parser.add_argument("--workers", metavar="N", type=int, help="threads that tokenise (default: one a CPU core)")
     parser.add_argument(
         "--shard-tokens",
@@ -306,7 +340,16 @@ def main() -> None:
         help="the most tokens in one shard (default and maximum: %(default)s)",
     )
     options = parser.parse_args()
-    prepare(options.source, options.out, options.valid, options.workers, options.shard_tokens)
+    tokenizer = of_folder(resolve(options.tokenizer)) if options.tokenizer else gpt2()
+    prepare(
+        options.source,
+        options.out,
+        options.valid,
+        options.workers,
+        options.shard_tokens,
+        tokenizer,
+        options.special_tokens,
+    )
 
 
 if __name__ == "__main__":

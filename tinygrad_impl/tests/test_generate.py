@@ -23,7 +23,7 @@ from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
 from data.testing import Result, call, refused, save_model
 from data.text.sampling import Sampler
-from data.text.tokenizer import EOT, VOCAB_SIZE, tokenizer
+from data.text.tokenizer import EOT, VOCAB_SIZE, gpt2, tokenizer
 from tinygrad_impl.backend import Backend, Plain
 from tinygrad_impl.cached_model import CachedModel
 from tinygrad_impl.generate import CHUNK, Drawn, Generator, backend_for, encode, main, pieces, setup
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    return Generator(GPT2(SMALLER, initial_weights(SMALLER, 1, 0.3)), V=V)
+    return Generator(GPT2(SMALLER, initial_weights(SMALLER, 1, 0.3)), V=V, eot=60)
 
 
 def generate(folder: Path, *options: object) -> Result:
@@ -80,12 +80,12 @@ class Scripted(Sampler):
 class Witness:
     """Takes a generator's place in the program and keeps what it was given. Writes " 0", " 1", ... after prompts."""
 
-    def __init__(self, model: GPT2, backend: Backend):
-        self.model, self.backend = model, backend
+    def __init__(self, model: GPT2, backend: Backend, V: int, eot: int):
+        self.model, self.backend, self.V, self.eot = model, backend, V, eot
 
     def __call__(self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler) -> list[list[int]]:
         self.prompts, self.max_new_tokens, self.sampler = prompts, max_new_tokens, sampler
-        return [encode(f" {i}") for i in range(len(prompts))]
+        return [encode(gpt2(), f" {i}") for i in range(len(prompts))]
 
     def stream(self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler) -> Iterator[list[Drawn | None]]:
         yield [(token, 0.5) for token in self(prompts, max_new_tokens, sampler)[0]]
@@ -117,7 +117,7 @@ def test_every_option_takes_part(left_out: str | None, folder: Path, texts: list
     *settings, new = given
     expected = by_torch(folder, [PROMPT, OTHER], min(new, 13), Sampler(*settings))
     assert (texts == expected) == (left_out is None)
-    assert len(encode(texts[0])) < len(encode(PROMPT)) + 12  # it ends there, and the other goes on
+    assert len(encode(gpt2(), texts[0])) < len(encode(gpt2(), PROMPT)) + 12  # it ends there, and the other goes on
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_one_text_is_that_of_the_references_logits(folder: Path, streamed: Resul
     """Beyond the context, and it says so; temperature 0.8 and seed 0 unless told otherwise."""
     [text] = by_torch(folder, [LONG], 24, Sampler(0.8, None, None, 0))
     assert streamed.out == text + "\n"
-    assert SURE.n_positions < len(encode(LONG)) < len(encode(text)) < len(encode(LONG)) + 24
+    assert SURE.n_positions < len(encode(gpt2(), LONG)) < len(encode(gpt2(), text)) < len(encode(gpt2(), LONG)) + 24
     computed, note = streamed.err.splitlines()
     cores = len(os.sched_getaffinity(0))
     assert computed == f"{folder}, 0.8M parameters; CPU with {cores} cores, float32, plain kernels"
@@ -155,7 +155,7 @@ def test_as_a_program(folder: Path, streamed: Result) -> None:
 def test_without_options(folder: Path, witness: list[Witness]) -> None:
     assert generate(folder).out == "Once upon a time 0\n"
     [made] = witness
-    assert made.prompts == [encode("Once upon a time")]
+    assert made.prompts == [encode(gpt2(), "Once upon a time")]
     assert made.max_new_tokens == 200
     assert (made.sampler.temperature, made.sampler.top_k, made.sampler.top_p) == (0.8, None, None)
     assert made.sampler.random.random() == np.random.Generator(np.random.PCG64(0)).random()
@@ -168,14 +168,14 @@ def test_many_prompts(folder: Path, witness: list[Witness]) -> None:
     """As one batch, in the order given, each as many times as asked for."""
     result = generate(folder, "--prompt", "A", "--prompt", "", "--num-samples", 3, "--max-new-tokens", 7)
     assert result.out == "\n\n---\n".join(["A 0", "A 1", "A 2", " 3", " 4", " 5"]) + "\n"
-    assert witness[0].prompts == [encode("A")] * 3 + [[EOT]] * 3
+    assert witness[0].prompts == [encode(gpt2(), "A")] * 3 + [[EOT]] * 3
     assert split(generate(folder, "--prompt", "A", "--num-samples", 2).out) == ["A 0", "A 1"]
 
 
 @pytest.mark.usefixtures("witness")
 def test_when_a_text_may_outgrow_the_context(folder: Path) -> None:
     """By the longest prompt, and from the first token on that does not fit."""
-    tokens = len(encode(PROMPT))
+    tokens = len(encode(gpt2(), PROMPT))
     for more, notes in ((0, 0), (1, 1)):
         new = SURE.n_positions - tokens + more
         result = generate(folder, "--prompt", "A", "--prompt", PROMPT, "--prompt", "", "--max-new-tokens", new)
@@ -278,7 +278,7 @@ def test_what_each_token_is_drawn_from(n_positions: int, monkeypatch: pytest.Mon
     random = np.random.default_rng(n_positions)
     ends = 0
     for sizes, new in (((1, 4, 9), 40), ((3,), 5), ((7, 2), 1), ((12, 13, 30, 1), 61)):
-        generator = Generator(GPT2(config, initial_weights(config, 0)), V=V)
+        generator = Generator(GPT2(config, initial_weights(config, 0)), V=V, eot=EOT)
         mirror = Mirror(len(sizes), n_positions)
         monkeypatch.setattr(generator, "decoder", lambda N, mirror=mirror: mirror)
         prompts = [random.integers(0, 97, size).tolist() for size in sizes]
@@ -300,9 +300,8 @@ def test_what_each_token_is_drawn_from(n_positions: int, monkeypatch: pytest.Mon
     assert ends
 
 
-def test_a_row_ends_before_the_end_of_text(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_ends_before_the_end_of_text(generator: Generator) -> None:
     # the first row ends first, and what is drawn for it later must not appear; no fourth call is made
-    monkeypatch.setattr(generate_module, "EOT", 60)
     sampler = Scripted([5, 6], [60, 7], [8, 60])
     assert generator([[1, 2, 3]] * 2, 6, sampler) == [[5], [6, 7]]
     assert next(sampler.calls, None) is None
@@ -365,7 +364,7 @@ def test_a_model_of_fewer_tokens_than_the_tokenizer(tmp_path: Path) -> None:
 
 
 def test_a_prompt_cannot_smuggle_in_the_end_of_text() -> None:
-    assert EOT not in encode("<|endoftext|>")
+    assert EOT not in encode(gpt2(), "<|endoftext|>")
 
 
 def test_nothing_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -426,8 +425,7 @@ def test_probabilities_are_the_models_own(generator: Generator) -> None:
             row.append(token)
 
 
-def test_a_stream_says_which_rows_have_ended(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate_module, "EOT", 60)
+def test_a_stream_says_which_rows_have_ended(generator: Generator) -> None:
     steps = list(generator.stream([[1], [2]], 6, Scripted([5, 6], [60, 7], [8, 60])))
     assert [[drawn and drawn[0] for drawn in step] for step in steps] == [[5, 6], [None, 7]]
     assert all(0 < drawn[1] < 1 for step in steps for drawn in step if drawn)
@@ -437,7 +435,7 @@ def test_pieces_are_whole_characters() -> None:
     text = "naïve 🙂日本"
     tokens = tokenizer().encode_ordinary(text)
     assert any("\ufffd" in tokenizer().decode([token]) for token in tokens)  # a character is split
-    found = list(pieces((token, 0.5) for token in tokens))
+    found = list(pieces(gpt2(), [], ((token, 0.5) for token in tokens)))
     assert "".join(piece for piece, _ in found) == text
     assert "\ufffd" not in text
     assert len(found) < len(tokens)
@@ -451,7 +449,9 @@ def test_pieces_together_are_what_decoding_gives() -> None:
     parts = np.array([t for t in range(VOCAB_SIZE) if max(tokenizer().decode_single_token_bytes(t)) > 127])
     for _ in range(200):
         tokens = random.choice(parts, 12).tolist()
-        assert "".join(piece for piece, _ in pieces((token, 1.0) for token in tokens)) == tokenizer().decode(tokens)
+        assert "".join(
+            piece for piece, _ in pieces(gpt2(), [], ((token, 1.0) for token in tokens))
+        ) == tokenizer().decode(tokens)
 
 
 def test_one_text_is_written_as_it_comes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from data.checkpoints.checkpoint import (
 from data.checkpoints.config import PRESETS, GPT2Config, parameter_shapes, to_hf
 from data.checkpoints.initialize import initial_weights
 from data.cli import InputError
-from data.text.tokenizer import VOCAB_SIZE
+from data.text.tokenizer import VOCAB_SIZE, gpt2
 
 SMALL = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=2, n_head=2)
 
@@ -175,15 +175,12 @@ def test_the_epsilon_of_a_folder(epsilon: float, folder: Path, tmp_path: Path, a
 # What is written
 
 
-def test_the_tokenizer_comes_with_its_vocabulary(tmp_path: Path) -> None:
-    for vocabulary, beside in (
-        (VOCAB_SIZE, {"tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"}),
-        (VOCAB_SIZE - 1, set()),
-        (VOCAB_SIZE + 47, set()),
-    ):
-        config = GPT2Config(vocabulary, n_positions=4, n_embd=2, n_layer=1, n_head=1)
-        save(tmp_path / str(vocabulary), config, initial_weights(config, 0))
-        assert {path.name for path in (tmp_path / str(vocabulary)).iterdir()} == {"config.json", WEIGHTS} | beside
+def test_the_files_of_the_tokenizer_come_along(tmp_path: Path) -> None:
+    gpt2s = {"tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"}
+    for name, tokenizer, beside in (("with", gpt2(), gpt2s), ("without", None, set[str]())):
+        config = GPT2Config(VOCAB_SIZE + 47, n_positions=4, n_embd=2, n_layer=1, n_head=1)
+        save(tmp_path / name, config, initial_weights(config, 0), tokenizer)
+        assert {path.name for path in (tmp_path / name).iterdir()} == {"config.json", WEIGHTS} | beside
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

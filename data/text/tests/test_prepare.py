@@ -21,10 +21,10 @@ from data import cli
 from data.cli import InputError
 from data.testing import call
 from data.text import prepare, sources
-from data.text.prepare import encode
+from data.text import tokenizer as tokenizer_module
 from data.text.shards import ShardWriter, open_split, verify
 from data.text.sources import Documents, Stream
-from data.text.tokenizer import EOT, EOT_TEXT, tokenizer
+from data.text.tokenizer import EOT, EOT_TEXT, GPT2Tokenizer, gpt2, tokenizer
 
 REPOSITORY = Path(__file__).parents[3]
 TINYSTORIES = REPOSITORY.parent / "shared" / "data" / "tinystories" / "valid.txt"
@@ -43,7 +43,7 @@ def text(tmp_path: Path) -> Path:
 def many_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "BATCH", 200)
     encoding = tokenizer()  # one for all threads of all runs: making them would take longer than all else
-    monkeypatch.setattr(prepare, "tokenizer", lambda: encoding)
+    monkeypatch.setattr(tokenizer_module, "tokenizer", lambda: encoding)
 
 
 def decoded(folder: Path, split: str) -> list[str]:
@@ -211,7 +211,10 @@ def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr(prepare, "time", SimpleNamespace(monotonic=lambda: next(clock)))
 
     whole = prepare.prepare("x", tmp_path / "whole", workers=1, shard_tokens=1000)
-    tokens = {split: len(encode([d for group, _ in text.documents() for d in group])) for split, text in texts.items()}
+    tokens = {
+        split: len(gpt2().encode_documents([d for group, _ in text.documents() for d in group]))
+        for split, text in texts.items()
+    }
     printed = [
         f"train: 12 documents, {tokens['train']:,} tokens, {-(-tokens['train'] // 1000)} shard(s), from lessons",
         f"valid: 20 documents, {tokens['valid']:,} tokens, {-(-tokens['valid'] // 1000)} shard(s), from exams",
@@ -368,12 +371,12 @@ def test_validation_source(text: Path, tmp_path: Path) -> None:
 
 def test_end_of_text_in_a_document_stays_text() -> None:
     documents = ["plain", f"before {EOT_TEXT} after", EOT_TEXT]
-    tokens = encode(documents)
+    tokens = gpt2().encode_documents(documents)
     assert tokens.dtype == np.uint16
     assert np.count_nonzero(tokens == EOT) == len(documents)
     expected = [token for d in documents for token in [*tokenizer().encode_ordinary(d), EOT]]
     assert tokens.tolist() == expected
-    assert encode(documents[:1]).tolist() == expected[: len(encode(documents[:1]))]
+    assert gpt2().encode_documents(documents[:1]).tolist() == expected[: expected.index(EOT) + 1]
 
 
 @pytest.mark.parametrize("stray", [f"{EOT_TEXT} first", f"in {EOT_TEXT} between", f"last {EOT_TEXT}", EOT_TEXT])
@@ -382,7 +385,7 @@ def test_a_single_stray_marker_stays_text(stray: str, place: int) -> None:
     documents = ["one", "two two", "three"]
     documents[place] = stray
     expected = [token for d in documents for token in [*tokenizer().encode_ordinary(d), EOT]]
-    assert encode(documents).tolist() == expected
+    assert gpt2().encode_documents(documents).tolist() == expected
 
 
 @pytest.mark.skipif(not TINYSTORIES.exists(), reason="needs ../shared/data/tinystories/valid.txt")
@@ -391,7 +394,7 @@ def test_joined_encoding_is_that_of_each_document() -> None:
     assert text
     documents = [document for group, _ in text.documents() for document in group][:500]
     expected = [token for d in documents for token in [*tokenizer().encode_ordinary(d), EOT]]
-    assert encode(documents).tolist() == expected
+    assert gpt2().encode_documents(documents).tolist() == expected
 
 
 class Stopped(BaseException):
@@ -480,12 +483,13 @@ def test_what_a_checkpoint_holds_is_not_done_again(
 ) -> None:
     source, valid = sources_to_stop["two"]
     encoded: list[str] = []
+    encode = GPT2Tokenizer.encode_documents
 
-    def counted(documents: list[str]) -> np.ndarray:
+    def counted(self: GPT2Tokenizer, documents: list[str], special_tokens: bool) -> np.ndarray:
         encoded.extend(documents)
-        return encode(documents)
+        return encode(self, documents, special_tokens)
 
-    monkeypatch.setattr(prepare, "encode", counted)
+    monkeypatch.setattr(GPT2Tokenizer, "encode_documents", counted)
     prepare.prepare(source, tmp_path / "whole", valid, shard_tokens=300)
     size = sum(map(len, encoded))
     encoded.clear()
@@ -521,8 +525,10 @@ def test_other_inputs_start_anew(
         shard_tokens = 400
     elif change == "valid":
         valid = 0.4
+    elif change == "version":
+        monkeypatch.setattr(prepare, "VERSION", 0)
     else:
-        monkeypatch.setattr(prepare, {"version": "VERSION", "tokenizer": "RANKS_SHA256"}[change], 0)
+        monkeypatch.setattr(GPT2Tokenizer, "sha256", "of another")
     removed: list[str] = []
     remove = os.remove
 
