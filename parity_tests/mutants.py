@@ -408,8 +408,8 @@ for name, named, *edits in (
     ("restored a batch late", "state", (L.Loader, "restore", ('state["position"]', 'state["position"] + self.batch_size'))),
     ("last window dropped", "number", (L.Loader, "__init__", ("(self.tokens - 1) // seq_len", "(self.tokens - 1) // seq_len - 1"))),
     ("one window too many", "number", (L.Loader, "__init__", ("(self.tokens - 1) // seq_len", "self.tokens // seq_len"))),
-    ("evaluation's padding is scored", "evaluation", (L, "windows", ("np.full(step, IGNORED, np.int32)", "np.zeros(step, np.int32)"))),
-    ("evaluation drops the last batch", "evaluation", (L, "windows", ("range(0, targets, step)", "range(0, targets - step, step)"))),
+    ("evaluation's padding is scored", "evaluation", (L, "_in_order", ("np.full(step, IGNORED, np.int32)", "np.zeros(step, np.int32)"))),
+    ("evaluation drops the last batch", "evaluation", (L, "_in_order", ("range(0, targets, step)", "range(0, targets - step, step)"))),
 ):  # fmt: skip
     mutant(name, f"loader: {named}", *edits, where="loader")
 

@@ -95,7 +95,9 @@ def added_tokens(
 def special_spellings(settings: dict[str, Any]) -> set[str]:
     """The special tokens that a tokenizer_config.json or a special_tokens_map.json names."""
     named = [value for key, value in settings.items() if key.endswith("_token") and not isinstance(value, bool)]
-    named += settings.get("additional_special_tokens") or []
+    for more in ("additional_special_tokens", "extra_special_tokens"):  # two versions' names for the same
+        tokens = settings.get(more) or []
+        named += tokens.values() if isinstance(tokens, dict) else tokens
     return {spelling(token) for token in named if token}
 
 

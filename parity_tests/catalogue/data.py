@@ -191,7 +191,7 @@ PLANTED: list[Row] = [
     ),
     (
         "a single marker in a text ends a document",
-        "data/text/prepare.py",
+        "data/text/tokenizer.py",
         "text.count(EOT_TEXT) > len(documents)",
         "text.count(EOT_TEXT) > len(documents) + 1",
         PREPARE + "test_a_single_stray_marker_stays_text",
@@ -239,11 +239,11 @@ PLANTED: list[Row] = [
         CHECKPOINT + "test_what_the_hub_is_asked_for",
     ),
     (
-        "the tokenizer beside models of any vocabulary",
+        "no tokenizer beside a checkpoint",
         "data/checkpoints/checkpoint.py",
-        "if config.vocab_size == VOCAB_SIZE:",
-        "if config.vocab_size >= VOCAB_SIZE:",
-        CHECKPOINT + "test_the_tokenizer_comes_with_its_vocabulary",
+        "tokenizer.files().items() if tokenizer else ()",
+        "()",
+        CHECKPOINT + "test_the_files_of_the_tokenizer_come_along",
     ),
     (
         "parts of a merge swapped in merges.txt",

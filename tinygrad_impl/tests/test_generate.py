@@ -360,7 +360,9 @@ def test_the_model_has_to_have_what_is_drawn_from(more: int) -> None:
 def test_a_model_of_fewer_tokens_than_the_tokenizer(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=VOCAB_SIZE - 1, n_layer=1, n_head=1, n_embd=4, n_positions=8)
     save_model(tmp_path / "other", config)
-    refused(call(main, "--model", tmp_path / "other", cwd=tmp_path), "50256 tokens, the tokenizer 50257")
+    for name, text in gpt2().files().items():
+        (tmp_path / "other" / name).write_text(text, encoding="utf-8")
+    refused(call(main, "--model", tmp_path / "other", cwd=tmp_path), "has 50256 tokens, the tokenizer 50257; put the")
 
 
 def test_a_prompt_cannot_smuggle_in_the_end_of_text() -> None:

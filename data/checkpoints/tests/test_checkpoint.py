@@ -439,7 +439,9 @@ def test_a_silent_hub_is_given_up_and_its_cache_used(
 def test_what_the_hub_is_asked_for(
     reachable: bool, monkeypatch: pytest.MonkeyPatch, folder: Path, arrays: Arrays
 ) -> None:
-    """Whether the model is there, with a short wait; then for configuration and weights, of the cache if need be."""
+    """Whether the model is there, with a short wait; then for configuration, weights and tokenizer, of the cache if
+    need be.
+    """
     asked: list[Any] = []
 
     class Hub:
@@ -457,6 +459,9 @@ def test_what_the_hub_is_asked_for(
     monkeypatch.setattr(checkpoint, "HfApi", Hub)
     monkeypatch.setattr(checkpoint, "snapshot_download", snapshot)
     patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
+    patterns += ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json"]
+    patterns += ["special_tokens_map.json", "chat_template.jinja"]
+    patterns += ["vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model"]
     assert_same(load("some/model")[1], arrays)
     options = {"allow_patterns": patterns, "local_files_only": not reachable}
     assert asked == [("some/model", 5), ("some/model", options)]
