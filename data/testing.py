@@ -2,13 +2,16 @@
 
 import contextlib
 import io
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 
 from data.checkpoints.checkpoint import save
 from data.checkpoints.config import GPT2Config
@@ -63,6 +66,30 @@ def save_model(folder: Path, config: GPT2Config = SMALL, seed: int = 1) -> Path:
         if array.ndim == 1:
             arrays[name] = array + 0.1 * random.standard_normal(array.shape, np.float32)
     save(folder, config, arrays, gpt2() if config.vocab_size >= VOCAB_SIZE else None)
+    return folder
+
+
+def own_tokenizer(**changes: Any) -> dict[str, str]:
+    """The files of a tokenizer that is not GPT-2's, of 300 tokens: </s> (0), which ends texts, <|user|> (1), bytes, and
+    pairs of them. `changes` are of its tokenizer.json.
+    """
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    alphabet, special = tokenizers.pre_tokenizers.ByteLevel.alphabet(), ["</s>", "<|user|>"]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(islice(stories(7), 30), trainer)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "extra_special_tokens": ["<|user|>"]}
+    description = json.loads(bpe.to_str()) | changes
+    return {"tokenizer.json": json.dumps(description), "tokenizer_config.json": json.dumps(settings)}
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_bytes(text.encode())
     return folder
 
 

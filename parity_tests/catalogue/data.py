@@ -227,8 +227,8 @@ PLANTED: list[Row] = [
     (
         "another config.json is loaded in spite of its checksum",
         "data/checkpoints/checkpoint.py",
-        "verify(folder, CONFIG, WEIGHTS)",
-        "verify(folder, WEIGHTS)",
+        "verify(folder, CONFIG, WEIGHTS, *summed",
+        "verify(folder, WEIGHTS, *summed",
         SUMS + "test_files_that_are_not_what_was_written_are_not_loaded",
     ),
     (

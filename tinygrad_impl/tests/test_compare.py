@@ -19,9 +19,9 @@ from data.runs.report import comparison_page
 from data.runs.run_folder import read_sealed, write_sealed
 from data.testing import Result, call, refused, save_model, write_tokens
 from data.text.loader import Loader
+from data.text.sampling import Sampler
 from data.text.shards import open_split
 from data.text.tokenizer import tokenizer
-from data.text.sampling import Sampler
 from tinygrad_impl import compare
 from tinygrad_impl.backend import Plain
 from tinygrad_impl.compare import main
@@ -260,7 +260,10 @@ def test_device_dtype_and_stories(
     given = ("--pretrained", smallest, "--finetuned", smallest, "--device", "metal", "--dtype", "bfloat16")
     result = call(main, *given, cwd=tmp_path)
     assert asked == ["metal", "stories"]
-    assert [arguments[1:] for arguments in quick.made] == [(Plain(dtypes.bfloat16),), (Plain(dtypes.bfloat16), 50257, 50256)] * 2
+    assert [arguments[1:] for arguments in quick.made] == [
+        (Plain(dtypes.bfloat16),),
+        (Plain(dtypes.bfloat16), 50257, 50256),
+    ] * 2
     assert len(re.findall(r"(?m)^(?:pretrained|finetuned): .*, bfloat16, plain kernels$", result.err)) == 2
 
 

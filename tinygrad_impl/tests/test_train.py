@@ -279,7 +279,11 @@ def test_bad_options(changed: dict[str, object], words: str, folder: Path) -> No
 def test_a_model_of_a_smaller_vocabulary(folder: Path, tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=300, n_layer=1, n_head=1, n_embd=4, n_positions=32)
     save(tmp_path / "init", config, initial_weights(config, 0))
-    refused(training(folder, tmp_path / "run", init=tmp_path / "init"), "has no tokenizer", "and a vocabulary of 300, so it is not GPT-2's either; copy")
+    refused(
+        training(folder, tmp_path / "run", init=tmp_path / "init"),
+        "has no tokenizer",
+        "and a vocabulary of 300, so it is not GPT-2's either; copy",
+    )
 
 
 def test_without_a_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
