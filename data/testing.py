@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -69,9 +68,9 @@ def save_model(folder: Path, config: GPT2Config = SMALL, seed: int = 1) -> Path:
     return folder
 
 
-def own_tokenizer(**changes: Any) -> dict[str, str]:
+def own_tokenizer(more: str | None = None) -> dict[str, str]:
     """The files of a tokenizer that is not GPT-2's, of 300 tokens: </s> (0), which ends texts, <|user|> (1), bytes, and
-    pairs of them. `changes` are of its tokenizer.json.
+    pairs of them. `more` is another special token (300).
     """
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -82,8 +81,8 @@ def own_tokenizer(**changes: Any) -> dict[str, str]:
     )
     bpe.train_from_iterator(islice(stories(7), 30), trainer)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "extra_special_tokens": ["<|user|>"]}
-    description = json.loads(bpe.to_str()) | changes
-    return {"tokenizer.json": json.dumps(description), "tokenizer_config.json": json.dumps(settings)}
+    bpe.add_special_tokens([more] if more else [])
+    return {"tokenizer.json": bpe.to_str(), "tokenizer_config.json": json.dumps(settings)}
 
 
 def write_files(folder: Path, files: Mapping[str, str]) -> Path:
