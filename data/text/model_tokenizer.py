@@ -57,7 +57,7 @@ def describe(name: str, files: Mapping[str, str]) -> Description:
         # these are for training, and would cut texts off, fill them up, or split them at random
         description["truncation"] = description["padding"] = model["dropout"] = None
         description["added_tokens"] = added_tokens(description, settings, named, read(name, files, "added_tokens.json"))
-    except (KeyError, TypeError, AttributeError, ValueError) as e:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as e:
         raise InputError(f"{name}: the files of its tokenizer are damaged ({e!r}); copy them again") from None
     return description
 

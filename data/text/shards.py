@@ -246,7 +246,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         meta = json.loads((folder / "meta.json").read_bytes())
         version, unknown = meta["version"], meta["tokenizer"] != RANKS_SHA256 and "vocabulary" not in meta
         whole = version != VERSION or unknown or _whole(meta)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:
         raise InputError(f"{folder}/meta.json is damaged; {AGAIN}")
