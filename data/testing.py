@@ -2,14 +2,16 @@
 
 import contextlib
 import io
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 from data.checkpoints.checkpoint import save
 from data.checkpoints.config import GPT2Config
@@ -17,6 +19,7 @@ from data.checkpoints.initialize import initial_weights
 from data.cli import run
 from data.text.shards import ShardWriter, write_meta
 from data.text.stories import stories
+from data.text.tokenizer import VOCAB_SIZE, gpt2
 
 SMALL = GPT2Config(n_layer=1, n_head=2, n_embd=16, n_positions=32)
 
@@ -63,7 +66,31 @@ def save_model(folder: Path, config: GPT2Config = SMALL, seed: int = 1) -> Path:
     for name, array in arrays.items():
         if array.ndim == 1:
             arrays[name] = array + 0.1 * random.standard_normal(array.shape, np.float32)
-    save(folder, config, arrays)
+    save(folder, config, arrays, gpt2() if config.vocab_size >= VOCAB_SIZE else None)
+    return folder
+
+
+def own_tokenizer(more: str | None = None) -> dict[str, str]:
+    """The files of a tokenizer that is not GPT-2's, of 300 tokens: </s> (0), which ends texts, <|user|> (1), bytes, and
+    pairs of them. `more` is another special token (300).
+    """
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    alphabet, special = tokenizers.pre_tokenizers.ByteLevel.alphabet(), ["</s>", "<|user|>"]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(islice(stories(7), 30), trainer)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "extra_special_tokens": ["<|user|>"]}
+    bpe.add_special_tokens([more] if more else [])
+    return {"tokenizer.json": bpe.to_str(), "tokenizer_config.json": json.dumps(settings)}
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_bytes(text.encode())
     return folder
 
 

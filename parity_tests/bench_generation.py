@@ -56,7 +56,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder), config, arrays)
         theirs = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=their_dtype).to(torch_device).eval()
-    generator, found = Generator(GPT2(config, arrays), backend), []
+    generator, found = Generator(GPT2(config, arrays), backend, eot=EOT), []
     with Progress(total=len(batch_sizes) * TURNS * 2, desc="generating", unit="turn") as progress:
         for rows in batch_sizes:
             prompts = np.random.default_rng(rows).integers(0, EOT, (rows, PROMPT)).tolist()

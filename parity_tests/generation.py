@@ -168,7 +168,7 @@ def generation_rows(setting: Setting, seeds: Sequence[int], steps: int, nudges: 
     beyond the context, and the probabilities of the tokens, all with the port's tokens drawn; and these tokens.
     """
     config, V = setting.config, min(VOCAB_SIZE, setting.config.vocab_size)
-    generator = Generator(setting.model(), setting.backend, V)
+    generator = Generator(setting.model(), setting.backend, V, EOT)
     weights = [nudged(setting.arrays, seed) for seed in range(nudges)] or [setting.arrays]
     for how, settings in SAMPLING.items():
         comparison, drawn = Comparison("generation", setting.dtype, nudged=nudges > 0), list[Draw]()

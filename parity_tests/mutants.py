@@ -408,8 +408,8 @@ for name, named, *edits in (
     ("restored a batch late", "state", (L.Loader, "restore", ('state["position"]', 'state["position"] + self.batch_size'))),
     ("last window dropped", "number", (L.Loader, "__init__", ("(self.tokens - 1) // seq_len", "(self.tokens - 1) // seq_len - 1"))),
     ("one window too many", "number", (L.Loader, "__init__", ("(self.tokens - 1) // seq_len", "self.tokens // seq_len"))),
-    ("evaluation's padding is scored", "evaluation", (L, "windows", ("np.full(step, IGNORED, np.int32)", "np.zeros(step, np.int32)"))),
-    ("evaluation drops the last batch", "evaluation", (L, "windows", ("range(0, targets, step)", "range(0, targets - step, step)"))),
+    ("evaluation's padding is scored", "evaluation", (L, "_in_order", ("np.full(step, IGNORED, np.int32)", "np.zeros(step, np.int32)"))),
+    ("evaluation drops the last batch", "evaluation", (L, "_in_order", ("range(0, targets, step)", "range(0, targets - step, step)"))),
 ):  # fmt: skip
     mutant(name, f"loader: {named}", *edits, where="loader")
 
@@ -453,9 +453,9 @@ for name, named, owner, function, change in (
     ("the window slides by one", "beyond", G.Generator, "stream", ("max(1, context // 2)", "context")),
     ("rows slide together", "beyond", G.Generator, "stream", ("if len(row) - starts[i]", "if max(map(len, rows)) - starts[i]")),
     ("keys stay where the window slid", "beyond", G.Generator, "stream", ("context // 2), 0", "context // 2), context // 2 - 1")),
-    ("end of text ignored", "end", G.Generator, "stream", (" or token == EOT", "")),
-    ("end of text forgotten", "end", G.Generator, "stream", ("ended[i] or token == EOT", "token == EOT")),
-    ("end of text in the text", "end", G.Generator, "stream", ("ended[i] = ended[i] or token == EOT", "ended[i] = ended[i] or EOT in rows[i][len(prompts[i]) :]")),
+    ("end of text ignored", "end", G.Generator, "stream", (" or token == self.eot", "")),
+    ("end of text forgotten", "end", G.Generator, "stream", ("ended[i] or token == self.eot", "token == self.eot")),
+    ("end of text in the text", "end", G.Generator, "stream", ("ended[i] = ended[i] or token == self.eot", "ended[i] = ended[i] or self.eot in rows[i][len(prompts[i]) :]")),
     ("cached positions off by one", "inside", M.KVCache, "positions", ("lengths[:, None] +", "lengths[:, None] + 1 +")),
     ("positions of the first row for all", "inside", M.KVCache, "positions", ("self.lengths[:, None]", "self.lengths[:1, None]")),
     ("slots of the first row for all", "inside", M.KVCache, "update", ("self.lengths[:, None]", "(0 * self.lengths + self.lengths[:1])[:, None]")),
@@ -594,7 +594,7 @@ def check_generation(_: str, seed: int, __: int) -> str | None:
     arrays = {n: a.astype(np.float64) for n, a in random_weights(config, seed, 0.2).items()}
     reference, generator = (
         torch_ref.model.GPT2(config, arrays),
-        G.Generator(M.GPT2(config, arrays)),
+        G.Generator(M.GPT2(config, arrays), eot=EOT),
     )
     prompts = [[46, 32, 18, 57, 92, 32, 13], [98, 74]]
     script = [[5, 6], [EOT, 7], [8, 9], [10, EOT], [11, 12], [13, 14]]
@@ -606,7 +606,7 @@ def check_generation(_: str, seed: int, __: int) -> str | None:
         ("beyond the context, sampled", prompts[::-1], 34, lambda: Sampler(1.0, 40, 0.9, seed)),
         ("end of text", prompts, len(script), lambda: Scripted(script)),
     ):
-        theirs = torch_ref.generate.generate(reference, given, new, sampler())
+        theirs = torch_ref.generate.generate(reference, given, new, sampler(), eot=EOT)
         with patch.object(G, "CHUNK", 4):
             ours = generator(given, new, sampler())
         if ours != theirs:

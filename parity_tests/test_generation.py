@@ -34,7 +34,7 @@ Pair = tuple[torch_ref.model.GPT2, Generator]
 def pair(config: GPT2Config, loaded: dict[str, np.ndarray], dtype: str) -> Pair:
     arrays = {name: array.astype(dtype) for name, array in loaded.items()}
     return torch_ref.model.GPT2(config, arrays), Generator(
-        tinygrad_impl.model.GPT2(config, arrays), V=config.vocab_size
+        tinygrad_impl.model.GPT2(config, arrays), V=config.vocab_size, eot=EOT
     )
 
 
@@ -156,8 +156,8 @@ def with_end_of_text() -> Pair:
 def test_ends_before_end_of_text(with_end_of_text: Pair) -> None:
     reference, generator = with_end_of_text
     script = [[5, 6], [EOT, 7], [8, 9], [10, EOT]]  # and no fifth: both rows have ended
-    assert generate(reference, PROMPTS, BEYOND, Scripted(script)) == [[5], [6, 7, 9]]
-    assert generate(reference, PROMPTS, BEYOND, Scripted(script), cached=True) == [[5], [6, 7, 9]]
+    assert generate(reference, PROMPTS, BEYOND, Scripted(script), eot=EOT) == [[5], [6, 7, 9]]
+    assert generate(reference, PROMPTS, BEYOND, Scripted(script), eot=EOT, cached=True) == [[5], [6, 7, 9]]
     assert generator(PROMPTS, BEYOND, Scripted(script)) == [[5], [6, 7, 9]]
 
 
@@ -179,6 +179,6 @@ def test_a_row_that_has_ended_leaves_the_others_alone(with_end_of_text: Pair) ->
     prompts = [[257, 92] * 7, PROMPTS[1]]
     alone = [generate(reference, [prompt], 24, Sampler(0))[0] for prompt in prompts]
     expected = [alone[0], alone[1][:4]]
-    assert generate(reference, prompts, 24, Ending(0)) == expected
-    assert generate(reference, prompts, 24, Ending(0), cached=True) == expected
+    assert generate(reference, prompts, 24, Ending(0), eot=EOT) == expected
+    assert generate(reference, prompts, 24, Ending(0), eot=EOT, cached=True) == expected
     assert generator(prompts, 24, Ending(0)) == expected

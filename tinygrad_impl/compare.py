@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from data.checkpoints.checkpoint import load, read_json
+from data.checkpoints.checkpoint import load, resolve
+from data.checkpoints.tensors import read_json
 from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.files import atomic_write
-from data.runs.report_comparison import comparison_page
+from data.runs.report_comparison import TOKENIZERS_DIFFER, comparison_page, other_tokenizers
 from data.runs.revision import revision
 from data.runs.run_folder import read_sealed, write_sealed
-from data.text.loader import windows
+from data.text.loader import first_tokens, windows, windows_of
 from data.text.prepare import prepared
 from data.text.sampling import Sampler
-from data.text.shards import read_meta
+from data.text.shards import made_with, read_meta, tokenizer_of
+from data.text.tokenizer import Tokenizer, of_folder
 from tinygrad_impl.device import open_device
 from tinygrad_impl.evaluate import Evaluator
 from tinygrad_impl.generate import (
@@ -82,6 +84,31 @@ def shown(items: Iterable[Any], total: int, what: str, unit: str) -> Progress:
     return Progress(iterable=items, total=total, desc=what, unit=unit, compiling=COMPILING)
 
 
+def documents(tokens: np.ndarray, tokenizer: Tokenizer) -> list[str]:
+    """The texts between the end-of-text tokens; the last is empty where the tokens end with one."""
+    return [tokenizer.decode(part.tolist()) for part in split_at(tokens, tokenizer.eot)]
+
+
+def stripped(texts: list[str]) -> list[str]:
+    """Without the white space around them, which some tokenizers add."""
+    return [text.strip() for text in texts]
+
+
+def split_at(tokens: np.ndarray, eot: int) -> list[np.ndarray]:
+    """The parts between the end-of-text tokens."""
+    first, *rest = np.split(tokens, np.flatnonzero(tokens == eot))
+    return [first, *(part[1:] for part in rest)]
+
+
+def translated(row: np.ndarray, by: Tokenizer, to: Tokenizer) -> np.ndarray:
+    """The tokens in `to` of the same text. As the first of `row` is no target, so is the first of these; the targets
+    that follow have the same text.
+    """
+    before = [to.eot] if row[0] == by.eot else [to.eot, *to.encode(by.decode(row[:1].tolist()))]
+    after = to.encode_documents(documents(row[1:], by))
+    return np.concatenate([before[-1:], after[:-1]]).astype(np.int32)  # nothing says that the last document ends
+
+
 def main() -> None:
     args = parser().parse_args()
     settings = sampling(args, args.finetuned)
@@ -106,43 +133,61 @@ def main() -> None:
         if not path.parent.is_dir():
             raise InputError(f"there is no folder {path.parent} to write {path.name} into; name another {option}")
 
+    folders = {"pretrained": resolve(args.pretrained), "finetuned": resolve(args.finetuned)}
     models = {"pretrained": load(args.pretrained), "finetuned": load(args.finetuned)}
+    tokenizers = {side: of_folder(folder, models[side][0].vocab_size) for side, folder in folders.items()}
     device = open_device(args.device)
-    folder = prepared(args.data or source)
+    folder = prepared(args.data or source, tokenizer=tokenizers["finetuned"])
     context = min(config.n_positions for config, _ in models.values())
     seq_len = args.seq_len or seq_len or min(config.context for config, _ in models.values())
     if seq_len > context:
         raise InputError(
             f"--seq-len {seq_len} is over the context of {context} tokens that both models have; give fewer"
         )
-    targets = read_meta(folder)["splits"]["valid"]["tokens"] - 1
+    meta, of_data = read_meta(folder), tokenizer_of(folder)
+    targets = meta["splits"]["valid"]["tokens"] - 1
     measured = min(targets, args.eval_tokens or targets)
     prompts = args.prompt or PROMPTS
     names = {"pretrained": labelled(args.pretrained), "finetuned": labelled(args.finetuned)}
     found: dict[str, Any] = {"data": str(folder), "tokens": measured, "seq_len": seq_len}
     found["sampling"] = {**settings, "max_new_tokens": new_tokens}
+    row = first_tokens(folder, "valid", measured + 1)
+    found["bytes"] = sum(len(text.encode()) for text in documents(row[1:], of_data))
     found["source"] = revision()
     found["texts"] = [{"prompt": prompt} for prompt in prompts]
     for side, (config, arrays) in models.items():
         model = GPT2(config, {name: array.astype(np.float32) for name, array in arrays.items()})
+        tokenizer = tokenizers[side]
         backend = backend_for(args.dtype, config, device)
         print(setup(names[side], config, device, backend), file=sys.stderr)
-        batches = windows(folder, "valid", BATCH_SIZE, seq_len, measured)
-        steps = math.ceil(measured / (BATCH_SIZE * seq_len))
+        if made_with(meta, tokenizer):
+            count, batches = measured, windows(folder, "valid", BATCH_SIZE, seq_len, measured)
+        else:
+            own = translated(row, of_data, tokenizer)
+            if stripped(documents(own[1:], tokenizer)) != stripped(documents(row[1:], of_data)):
+                print(f"note: the tokenizer of {names[side]} loses a part of this text", file=sys.stderr)
+            count, batches = len(own) - 1, windows_of(own, BATCH_SIZE, seq_len)
+        steps = math.ceil(count / (BATCH_SIZE * seq_len))
         loss = Evaluator(model, backend)(shown(batches, steps, "loss", "batch"))
-        found[side] = {"name": names[side], "loss": loss, "perplexity": math.exp(loss), "vocab_size": config.vocab_size}
-        tokens = [encode(prompt) for prompt in prompts]
-        new = Generator(model, backend).stream(tokens, new_tokens, Sampler(**settings))
+        bits = loss * count / math.log(2) / found["bytes"] if found["bytes"] else None
+        found[side] = {"name": names[side], "loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits}
+        found[side] |= {"tokens": count, "tokenizer": tokenizer.sha256, "vocab_size": config.vocab_size}
+        tokens = [encode(tokenizer, prompt, args.special_tokens) for prompt in prompts]
+        generator = Generator(model, backend, tokenizer.vocab_size, tokenizer.eot)
+        new = generator.stream(tokens, new_tokens, Sampler(**settings))
         drawn = list(shown(new, new_tokens, "texts", "token"))
         for i, text in enumerate(found["texts"]):
-            written = list(pieces(step[i] for step in drawn if step[i]))
+            written = list(pieces(tokenizer, tokens[i], (step[i] for step in drawn if step[i])))
             text[side] = {"pieces": [piece for piece, _ in written], "probabilities": [p for _, p in written]}
 
     page = f"# {names['pretrained']} and {names['finetuned']}\n\n"
     page += f"On {folder}, the first {measured:,} of {targets:,} validation tokens, {seq_len} at a time:\n\n"
-    page += "| | loss (nats a token) | perplexity |\n|---|---|---|\n"
-    for side in names:
-        page += f"| {names[side]} | {found[side]['loss']:.4f} | {found[side]['perplexity']:.2f} |\n"
+    page += "| | loss (nats a token) | perplexity | tokens | bits per byte |\n|---|---|---|---|---|\n"
+    for side, name in names.items():
+        side_found, bits = found[side], found[side]["bits_per_byte"]
+        page += f"| {name} | {side_found['loss']:.4f} | {side_found['perplexity']:.2f} | "
+        page += f"{side_found['tokens']:,} | {'-' if bits is None else f'{bits:.4f}'} |\n"
+    page += f"\n{TOKENIZERS_DIFFER}\n" if other_tokenizers(found) else ""
     for text in found["texts"]:
         page += f"\n## {text['prompt']}\n"
         for side in models:

@@ -1,19 +1,18 @@
 """Sampling from the port, and `python -m tinygrad_impl.generate`. torch_ref/generate.py is its reference."""
 
-import codecs
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from data.checkpoints.checkpoint import load
+from data.checkpoints.checkpoint import load, resolve
 from data.checkpoints.config import GPT2Config, parameter_count
 from data.cli import ArgumentParser, InputError, Progress, real, run, whole
 from data.runs.run_folder import sampling_of
 from data.text.sampling import SAMPLING, Sampler
-from data.text.tokenizer import EOT, VOCAB_SIZE, tokenizer
+from data.text.tokenizer import Tokenizer, of_folder
 from tinygrad_impl.backend import Backend, Plain, choose
 from tinygrad_impl.cached_model import Decoder
 from tinygrad_impl.device import device_name, open_device
@@ -29,13 +28,15 @@ class Generator:
     """Samples from a model with a cache of keys and values, one batch of texts at a time.
 
     Cache and graphs are kept from call to call, for each size of a batch. `backend` computes; the first `V` of the
-    model's tokens are drawn from. Raises `InputError` for a model that has fewer.
+    model's tokens are drawn from, those of its tokenizer (None: all), and a text ends before the token `eot` (None:
+    never). Raises `InputError` for a model of fewer than V tokens.
     """
 
-    def __init__(self, model: GPT2, backend: Backend | None = None, V: int = VOCAB_SIZE):
-        if model.config.vocab_size < V:
-            raise InputError(f"the model has {model.config.vocab_size} tokens, the tokenizer {V}; choose other weights")
-        self.model, self.backend, self.V = model, backend or Plain(), V
+    def __init__(self, model: GPT2, backend: Backend | None = None, V: int | None = None, eot: int | None = None):
+        rows = model.config.vocab_size
+        self.model, self.backend, self.V, self.eot = model, backend or Plain(), V or rows, eot
+        if rows < self.V:
+            raise InputError(f"the model has {rows} tokens, the tokenizer {V}; choose other weights")
         self._decoders: dict[int, Decoder] = {}  # by batch size
 
     def decoder(self, N: int) -> Decoder:
@@ -55,7 +56,7 @@ class Generator:
         return [[drawn[0] for step in steps if (drawn := step[i])] for i in range(len(prompts))]
 
     def stream(self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler) -> Iterator[list[Drawn | None]]:
-        """Continues each prompt (at least one token) by up to max_new_tokens; a row ends before `EOT`.
+        """Continues each prompt (at least one token) by up to max_new_tokens; a row ends before `eot`.
 
         Gives, step by step, the token that each row drew with its probability, or None for a row that has ended, until
         all have. The probability is the model's own: the softmax of its logits, without temperature, top-k and top-p.
@@ -84,7 +85,7 @@ class Generator:
             for drawn, probabilities in model.draw(tokens, lengths, most, sampler):
                 step: list[Drawn | None] = [None] * N
                 for i, (token, p) in enumerate(zip(drawn.tolist(), probabilities.tolist(), strict=True)):
-                    ended[i] = ended[i] or token == EOT
+                    ended[i] = ended[i] or token == self.eot
                     if not ended[i]:
                         rows[i].append(token)
                         held[i] += 1
@@ -95,32 +96,45 @@ class Generator:
                 yield step
 
 
-def encode(prompt: str) -> list[int]:
-    """The tokens of a prompt. An empty one begins a new document."""
-    return tokenizer().encode_ordinary(prompt) or [EOT]
+def encode(tokenizer: Tokenizer, prompt: str, special_tokens: bool = False) -> list[int]:
+    """The tokens of a prompt. An empty one begins a new document. special_tokens: as in `Tokenizer.encode`."""
+    return tokenizer.encode(prompt, special_tokens) or [tokenizer.eot]
 
 
-def pieces(drawn: Iterable[Drawn]) -> Iterator[tuple[str, float]]:
-    """The text of tokens as they come, each piece with its probability; together what decoding all at once gives.
+def pieces(tokenizer: Tokenizer, before: Sequence[int], drawn: Iterable[Drawn]) -> Iterator[tuple[str, float]]:
+    """The text of tokens as they come after those `before`, each piece with its probability; together what decoding all
+    at once gives.
 
     A character whose bytes are spread over several tokens comes with the last of them, and with their product.
     """
-    decoder, product = codecs.getincrementaldecoder("utf-8")("replace"), 1.0
+    following, product = tokenizer.incremental(before), 1.0
     for token, p in drawn:
         product *= p
-        if text := decoder.decode(tokenizer().decode_single_token_bytes(token)):
+        if text := following(token):
             yield text, product
             product = 1.0
-    if text := decoder.decode(b"", final=True):
+    if text := following(None):
         yield text, product
 
 
 def continue_texts(
-    generator: Generator, prompts: list[str], max_new_tokens: int, sampler: Sampler, tick: Callable[[], object] = int
+    generator: Generator,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    max_new_tokens: int,
+    sampler: Sampler,
+    tick: Callable[[], object] = int,
+    *,
+    special_tokens: bool = False,
 ) -> list[str]:
-    """The prompts continued, each with its beginning. `tick` is called after each token of theirs."""
-    new = generator([encode(prompt) for prompt in prompts], max_new_tokens, sampler, tick)
-    return [prompt + tokenizer().decode(tokens) for prompt, tokens in zip(prompts, new, strict=True)]
+    """The prompts continued, each with its beginning. special_tokens: as in `Tokenizer.encode`. `tick` is called after
+    each token of theirs.
+    """
+    rows = [encode(tokenizer, prompt, special_tokens) for prompt in prompts]
+    texts = []
+    for prompt, row, new in zip(prompts, rows, generator(rows, max_new_tokens, sampler, tick), strict=True):
+        texts.append(prompt + "".join(text for text, _ in pieces(tokenizer, row, ((token, 1.0) for token in new))))
+    return texts
 
 
 def backend_for(dtype: str | None, config: GPT2Config, device: str) -> Backend:
@@ -147,6 +161,11 @@ def add_sampling_options(parser: ArgumentParser) -> Any:
         "What is left out is as in the samples of the run, where the model is a run, or else as in brackets. Where a "
         "text has more tokens than the model's context (gpt2: 1024), it goes on from the last half of a context (512), "
         "until that is full again, and so on.",
+    )
+    group.add_argument(
+        "--special-tokens",
+        action="store_true",
+        help="what spells a special token in a prompt, such as <|endoftext|>, becomes that token",
     )
     group.add_argument(
         "--max-new-tokens", type=whole(1), metavar="N", help="stop there (160), or at the end of the text"
@@ -202,13 +221,15 @@ def main() -> None:
     new = settings.pop("max_new_tokens")
     sampler = Sampler(**settings)
     config, arrays = load(args.model)
+    tokenizer = of_folder(resolve(args.model), config.vocab_size)
     device = open_device(args.device)
     model = GPT2(config, {name: a.astype(np.float32) for name, a in arrays.items()})
     backend = backend_for(args.dtype, config, device)
-    generator = Generator(model, backend)
+    generator = Generator(model, backend, tokenizer.vocab_size, tokenizer.eot)
     print(setup(args.model, config, device, backend), file=sys.stderr)
     prompts = [prompt for prompt in args.prompt or ["Once upon a time"] for _ in range(args.num_samples)]
-    if max(len(encode(prompt)) for prompt in prompts) + new > config.context:
+    rows = [encode(tokenizer, prompt, args.special_tokens) for prompt in prompts]
+    if max(map(len, rows)) + new > config.context:
         untrained = config.context < config.n_positions
         why = f"; of its {config.n_positions} positions the others are untrained" if untrained else ""
         last = max(1, config.context // 2)
@@ -216,13 +237,14 @@ def main() -> None:
     if len(prompts) == 1:
         print("compiling before the first token", file=sys.stderr, flush=True)
         print(prompts[0], end="", flush=True)
-        steps = generator.stream([encode(prompts[0])], new, sampler)
-        for text, _ in pieces(drawn for [drawn] in steps if drawn):
+        steps = generator.stream(rows, new, sampler)
+        for text, _ in pieces(tokenizer, rows[0], (drawn for [drawn] in steps if drawn)):
             print(text, end="", flush=True)
         print()
     else:
+        special = args.special_tokens
         with Progress(total=new, desc="writing", unit="token", compiling=COMPILING) as progress:
-            texts = continue_texts(generator, prompts, new, sampler, progress.update)
+            texts = continue_texts(generator, tokenizer, prompts, new, sampler, progress.update, special_tokens=special)
         print("\n\n---\n".join(texts))
 
 

@@ -67,12 +67,14 @@ def train_from(start: Start, kernels: str, device: str) -> None:
         clip=options.clip,
         backend=backend,
     )
-    generator = Generator(trainer.model, trainer.backend if backend.name == "fused" else Plain())
+    tokenizer = start.tokenizer
+    generating = trainer.backend if backend.name == "fused" else Plain()
+    generator = Generator(trainer.model, generating, tokenizer.vocab_size, tokenizer.eot)
     if start.moments:
         trainer.restore(start.arrays, start.moments, start.state["step"])
 
     def continued(prompt: str, tokens: int, sampler: Sampler, tick: Callable[[], object]) -> str:
-        return continue_texts(generator, [prompt], tokens, sampler, tick)[0]
+        return continue_texts(generator, tokenizer, [prompt], tokens, sampler, tick)[0]
 
     name = device_name(device)
     tinygrad = Implementation(

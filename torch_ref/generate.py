@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 
 from data.text.sampling import Sampler
-from data.text.tokenizer import EOT, VOCAB_SIZE
 from torch_ref.model import GPT2, KVCache
 
 
@@ -15,10 +14,13 @@ def generate(
     prompts: list[list[int]],
     max_new_tokens: int,
     sampler: Sampler,
+    V: int | None = None,
+    eot: int | None = None,
     cached: bool = False,
     tick: Callable[[], object] = int,
 ) -> list[list[int]]:
-    """Continues each prompt (at least one token) by up to max_new_tokens; a row ends before `EOT`.
+    """Continues each prompt (at least one token) by up to max_new_tokens; a row ends before the token `eot` (None:
+    never). The first `V` of the model's tokens are drawn from, those of its tokenizer (None: all).
 
     Returns the new tokens of each row. A row of more tokens than the model's context, be it by its prompt, goes
     on from its last context // 2 (from its last one, if that is none), which then grow to a context again, and so on.
@@ -44,8 +46,8 @@ def generate(
             cache.lengths = torch.tensor(held, device=device)
             held = [has + len(row) for has, row in zip(held, fed, strict=True)]
         x = model.hidden(tokens, cache)[torch.arange(len(rows), device=device), last]  # (N, C)
-        for i, token in enumerate(sampler(model.head(x)[:, :VOCAB_SIZE].float().cpu().numpy())):
-            ended[i] = ended[i] or token == EOT
+        for i, token in enumerate(sampler(model.head(x)[:, :V].float().cpu().numpy())):
+            ended[i] = ended[i] or token == eot
             if not ended[i]:
                 rows[i].append(int(token))
         tick()

@@ -14,7 +14,6 @@ from data.runs.loop import train
 from data.runs.options import parse, parser
 from data.runs.start import Start, begin
 from data.text.sampling import Sampler
-from data.text.tokenizer import EOT, VOCAB_SIZE, tokenizer
 from torch_ref.generate import generate
 from torch_ref.trainer import Trainer, learning_rate
 
@@ -34,11 +33,7 @@ def main() -> None:
 
 
 def train_from(start: Start, device: str) -> None:
-    options = start.options
-    if start.config.vocab_size < VOCAB_SIZE:  # which the samples would find out
-        raise InputError(
-            f"the model has {start.config.vocab_size} tokens, the tokenizer {VOCAB_SIZE}; choose other weights"
-        )
+    options, tokenizer = start.options, start.tokenizer
     trainer = Trainer(
         start.config,
         start.arrays,
@@ -52,8 +47,10 @@ def train_from(start: Start, device: str) -> None:
         trainer.restore(start.arrays, start.moments, start.state["step"])
 
     def continued(prompt: str, tokens: int, sampler: Sampler, tick: Callable[[], object]) -> str:
-        ids = tokenizer().encode_ordinary(prompt) or [EOT]
-        return prompt + tokenizer().decode(generate(trainer.model, [ids], tokens, sampler, tick=tick)[0])
+        ids = tokenizer.encode(prompt) or [tokenizer.eot]
+        [new] = generate(trainer.model, [ids], tokens, sampler, tokenizer.vocab_size, tokenizer.eot, tick=tick)
+        following = tokenizer.incremental(ids)
+        return prompt + "".join(map(following, [*new, None]))
 
     def moments() -> dict[str, np.ndarray]:
         return {name: t.cpu().numpy() for name, t in trainer.moments().items()}

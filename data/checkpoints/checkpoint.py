@@ -18,16 +18,15 @@ import numpy as np
 from data.checkpoints import pickles
 from data.checkpoints.config import GPT2Config, from_hf, parameter_shapes, to_hf
 from data.checkpoints.hub import download
-from data.checkpoints.sums import SUMS, checkpoints, remedy, verify
+from data.checkpoints.sums import SUMS, checkpoints, remedy, summed, verify
 from data.checkpoints.tensors import listing, read_json, read_safetensors, write_safetensors
 from data.cli import InputError
 from data.files import atomic_write, sync_folder
-from data.text.tokenizer import EOT, EOT_TEXT, VOCAB_SIZE, hugging_face_files
+from data.text.tokenizer import FILES, Tokenizer
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PADDED = 50304  # GPT-2's vocabulary up to a multiple of 64, which many train with
 WRAPPERS = re.compile(r"((_orig_mod|module|model|transformer)\.)+")  # of torch.compile, DDP, Lightning, Hugging Face
 
 
@@ -47,7 +46,7 @@ def load(name_or_folder: str | Path) -> tuple[GPT2Config, dict[str, np.ndarray]]
             return read_model(Path(converted))
     if (folder / SUMS).exists():
         parts = sorted(path.name for path in folder.glob("model*.safetensors*"))
-        verify(folder, CONFIG, *(parts or [WEIGHTS]))
+        verify(folder, CONFIG, *(parts or [WEIGHTS]), *summed(folder, FILES))
     return read_model(folder)
 
 
@@ -84,9 +83,11 @@ def model_weights(config: GPT2Config, arrays: Mapping[str, np.ndarray], where: P
     return {name: weights[name] for name in parameter_shapes(config)}
 
 
-def save(folder: str | Path, config: GPT2Config, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes `arrays`, named and shaped as `parameter_shapes(config)`, and `config` to `folder`, making it if need be;
-    and where the model has the tokenizer's vocabulary, the tokenizer.
+def save(
+    folder: str | Path, config: GPT2Config, arrays: Mapping[str, np.ndarray], tokenizer: Tokenizer | None = None
+) -> None:
+    """Writes `arrays`, named and shaped as `parameter_shapes(config)`, `config`, and the files of `tokenizer` (None: of
+    none) to `folder`, making it if need be.
 
     Each file is whole or not there. Raises `InputError` when the arrays are not the configuration's.
     """
@@ -99,24 +100,33 @@ def save(folder: str | Path, config: GPT2Config, arrays: Mapping[str, np.ndarray
     sync_folder(folder.parent)
     # transformers before version 5 refuses a file without this note on its format
     write_safetensors(folder / WEIGHTS, {name: arrays[name] for name in parameter_shapes(config)}, {"format": "pt"})
-    beside = {CONFIG: json.dumps(to_hf(config), indent=2) + "\n"}
-    if VOCAB_SIZE <= config.vocab_size <= PADDED:
-        beside |= hugging_face_files()
-        settings = {"pad_token": EOT_TEXT, "model_max_length": config.n_positions}
-        beside["tokenizer_config.json"] = json.dumps(json.loads(beside["tokenizer_config.json"]) | settings)
-        beside["generation_config.json"] = json.dumps(generation_settings(config), indent=2) + "\n"
+    ends = {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot} if tokenizer else {}
+    beside = {CONFIG: json.dumps(to_hf(config) | ends, indent=2) + "\n"}
+    if tokenizer:
+        beside |= tokenizer_files(config, tokenizer)
+        beside["generation_config.json"] = json.dumps(generation_settings(config, tokenizer), indent=2) + "\n"
     for name, text in beside.items():
-        with atomic_write(folder / name, "w") as f:
-            f.write(text)
+        with atomic_write(folder / name) as f:
+            f.write(text.encode())
 
 
-def generation_settings(config: GPT2Config) -> dict[str, Any]:
+def tokenizer_files(config: GPT2Config, tokenizer: Tokenizer) -> dict[str, str]:
+    """The tokenizer's files as they are, but with the context of the model where they do not keep within it."""
+    files, name = tokenizer.files(), "tokenizer_config.json"
+    settings = json.loads(files.get(name, "{}"))
+    longest = settings.get("model_max_length")
+    if not isinstance(longest, int) or longest > config.n_positions:
+        files[name] = json.dumps(settings | {"model_max_length": config.n_positions}, indent=2) + "\n"
+    return files
+
+
+def generation_settings(config: GPT2Config, tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of a generation_config.json: `transformers` stops at the end of a text and of the context, and draws
     none of the tokens by which a vocabulary was padded.
     """
-    settings = {"bos_token_id": EOT, "eos_token_id": EOT, "pad_token_id": EOT, "max_length": config.n_positions}
-    padding = list(range(VOCAB_SIZE, config.vocab_size))
-    return settings | ({"suppress_tokens": padding} if padding else {})
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot)
+    padding = list(range(tokenizer.vocab_size, config.vocab_size))
+    return ends | {"max_length": config.n_positions} | ({"suppress_tokens": padding} if padding else {})
 
 
 def resolve(name_or_folder: str | Path) -> Path:

@@ -8,6 +8,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
 from data.checkpoints.tensors import listing
 from data.cli import InputError
+from data.text.tokenizer import FILES, OTHER_FILES
 
 TIMEOUT = 5  # seconds to wait for the hub, before the cache is taken or an error says so
 SAFETENSORS = ["model*.safetensors", "model.safetensors.index.json"]
@@ -35,7 +36,11 @@ def download(name: str) -> Path:
         unreachable = e
     try:
         return Path(
-            snapshot_download(name, allow_patterns=["config.json", *patterns], local_files_only=unreachable is not None)
+            snapshot_download(
+                name,
+                allow_patterns=["config.json", *patterns, *FILES, *OTHER_FILES],
+                local_files_only=unreachable is not None,
+            )
         )
     except Exception as e:
         if isinstance(e, OSError) and e.errno:  # of this machine, such as no room for the cache
@@ -49,7 +54,6 @@ def download(name: str) -> Path:
 
 def weights_among(files: list[str], name: str) -> list[str]:
     """The patterns of a model's weights, given all its files. Raises `InputError` where there are none to be read."""
-
     top = [file for file in files if "/" not in file]
     if "config.json" in top:
         for patterns in (SAFETENSORS, PICKLES):

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +45,11 @@ def read_sums(folder: Path) -> dict[str, str] | None:
     if not re.fullmatch(f"({SUMS_LINE.pattern})+", content):
         return None
     return {name: digest for digest, name in SUMS_LINE.findall(content)}
+
+
+def summed(folder: Path, names: Iterable[str]) -> list[str]:
+    """Those of the names that SHA256SUMS lists."""
+    return [name for name in names if name in (read_sums(folder) or {})]
 
 
 def verify(folder: Path, *names: str) -> None:

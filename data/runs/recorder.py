@@ -99,7 +99,8 @@ class Recorder:
         self.start.verification.check(timeout=None if step else 0)
         state = {"step": step, "tokens": tokens, "seconds": seconds, "loader": self.start.loader.state()}
         state |= {"options": options.recorded()}
-        folder.save_checkpoint(self.start.config, self.by.trainer.model.arrays(), self.by.moments(), state)
+        arrays, tokenizer = self.by.trainer.model.arrays(), self.start.tokenizer
+        folder.save_checkpoint(self.start.config, arrays, self.by.moments(), state, tokenizer)
         self.saved_step = step
         best = min((row for row in folder.metrics if "val_loss" in row), key=lambda row: row["val_loss"])["step"]
         there = [int(path.name.removeprefix("step-")) for path in checkpoints(folder.path / "checkpoints")]

@@ -7,6 +7,10 @@ from data.runs.report_charts import number, perplexity
 from data.runs.report_html import breakable, escaped, page, spoken, table
 
 SIDES = ("pretrained", "finetuned")
+TOKENIZERS_DIFFER = (
+    "The two models have different tokenizers, so that a token is not the same amount of text to both: only their bits "
+    "per byte can be compared, which are of the same text."
+)
 GPT2_VOCABULARY = 50_257  # of every model that was compared before compare.json said it
 
 
@@ -18,19 +22,29 @@ def comparison_page(c: dict[str, Any]) -> str:
 
 def comparison(c: dict[str, Any]) -> str:
     """Two models side by side. Its strings are escaped already."""
-    rows = [[breakable(c[s]["name"]), number(c[s]["loss"]), number(c[s]["perplexity"])] for s in SIDES]
+    heads, keys = (
+        ["model", "loss (nats a token)", "perplexity", "bits per byte"],
+        ["loss", "perplexity", "bits_per_byte"],  # older comparisons have no bits per byte
+    )
+    rows = [[breakable(c[side]["name"]), *(number(c[side].get(key)) for key in keys)] for side in SIDES]
+    differ = f"<p>{TOKENIZERS_DIFFER}</p>" if other_tokenizers(c) else ""
     sampling = [f"{key.replace('_', ' ')} {spoken(value)}" for key, value in c["sampling"].items() if value is not None]
     vocabulary = max(c[side].get("vocab_size", GPT2_VOCABULARY) for side in SIDES)
     steps = {f"{100 * p:g}&nbsp;%": p for p in (1, 0.1, 0.01, 0.001, 0.0001)} | {f"1/{vocabulary:,}": 1 / vocabulary}
     legend = " ".join(shaded([f" {name} "], [p], vocabulary) for name, p in steps.items())
     return f"""<h3>Side by side</h3>
 <p>On {c["tokens"]:,} validation tokens of {breakable(c["data"])}, {c["seq_len"]} at a time.</p>
-{table(["model", "loss (nats a token)", "perplexity"], rows, "loss of each model")}
+{table(heads, rows, "loss of each model")}{differ}
 <p>Both continue the same prompts with the same random numbers: {", ".join(sampling)}. The stronger a token's shade, the
 less likely it was to the model that wrote it, on a logarithmic scale up to chance, which is 1 in {vocabulary:,} tokens:
 <span class="text">{legend}</span>. Over each text is its perplexity to the model that wrote it: a model that knows
 nothing has about {vocabulary:,}.</p>
 {"".join(pair(text, c, vocabulary) for text in c["texts"])}"""
+
+
+def other_tokenizers(c: dict[str, Any]) -> bool:
+    """Whether the models of a comparison have different tokenizers."""
+    return bool(c["pretrained"].get("tokenizer") != c["finetuned"].get("tokenizer"))
 
 
 def pair(text: dict[str, Any], c: dict[str, Any], vocabulary: int) -> str:

@@ -80,6 +80,9 @@ def load_run(folder: Path) -> Run:
     if not all(fits(size, int) and size > 1 for size in sizes):  # older comparisons have none
         raise InputError(f"{folder / 'compare.json'} is damaged or of another version; copy it again or remove it")
     sides = [text[side] for text in (comparison or {"texts": []})["texts"] for side in ("pretrained", "finetuned")]
+    for side in ("pretrained", "finetuned") if comparison else ():
+        if not isinstance(comparison[side].get("bits_per_byte"), NUMBER):  # type: ignore[index]
+            raise InputError(f"{folder / 'compare.json'} is damaged (bits per byte are no number); make it again")
     if any(len(side["pieces"]) != len(side["probabilities"]) for side in sides):
         raise InputError(f"{folder / 'compare.json'} is damaged (pieces without probabilities); make it again")
     path = folder / "metrics.jsonl"

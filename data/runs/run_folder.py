@@ -42,6 +42,7 @@ from data.checkpoints.tensors import read_json, read_safetensors, write_safetens
 from data.cli import InputError
 from data.files import atomic_write, sync_folder
 from data.text.sampling import SAMPLING
+from data.text.tokenizer import Tokenizer
 
 END = "\n\n---\n\n"  # of a sample
 LOCK = "run.lock"
@@ -208,7 +209,12 @@ class RunFolder:
             f.write(section(step, text))
 
     def save_checkpoint(
-        self, config: GPT2Config, arrays: dict[str, np.ndarray], moments: dict[str, np.ndarray], state: dict[str, Any]
+        self,
+        config: GPT2Config,
+        arrays: dict[str, np.ndarray],
+        moments: dict[str, np.ndarray],
+        state: dict[str, Any],
+        tokenizer: Tokenizer | None = None,
     ) -> Path:
         """Writes checkpoints/step-N, N being state["step"], and then names it in `latest`. Whole, or not there."""
         folder = self.path / "checkpoints" / f"step-{state['step']}"
@@ -218,7 +224,7 @@ class RunFolder:
             partial.mkdir(parents=True)
             with open(self.path / "metrics.jsonl", "ab") as f:  # the checkpoint says what is in it
                 os.fsync(f.fileno())
-            save(partial, config, arrays)
+            save(partial, config, arrays, tokenizer)
             write_safetensors(partial / "optimizer.safetensors", moments, {"format": "pt"})
             with atomic_write(partial / "trainer.json", "w") as f:
                 f.write(json.dumps(state | {"metrics": self._sha256.hexdigest()}, indent=2) + "\n")

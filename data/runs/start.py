@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,10 +22,12 @@ from data.runs.claim import claimed, claimed_new
 from data.runs.options import FREE, RECIPES, SIZES, Given, Options, flag, is_checkpoint, options_of_run
 from data.runs.run_folder import load_checkpoint, read_sealed
 from data.runs.schedule import refuse_disorder, trained_longer
+from data.text import token_files
 from data.text.formats import Reading
 from data.text.loader import Loader
 from data.text.prepare import prepared
-from data.text.shards import Verification, read_meta
+from data.text.shards import Verification, made_with, read_meta, tokenizer_of
+from data.text.tokenizer import VOCAB_SIZE, Tokenizer, gpt2, of_folder
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Start:
     folder: Path  # of prepared data
     loader: Loader
     verification: Verification
+    tokenizer: Tokenizer
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # options of a run that goes on: before and now
 
     def described(self) -> dict[str, Any]:
@@ -48,6 +53,7 @@ class Start:
             "config": to_hf(self.config),
             "parameters": parameter_count(self.config),
             "weights": checksum(self.arrays),
+            "tokenizer": {"name": self.tokenizer.name, "sha256": self.tokenizer.sha256},
             "data": {"folder": str(self.folder), "checksum": read_meta(self.folder)["checksum"]},
         }
 
@@ -85,7 +91,9 @@ def _begin(given: Given, device: str, held: ExitStack) -> Start:
     if not options.out:
         name = f"{'find-lr-' * options.find_lr}{options.preset or 'finetune'}-%Y%m%d-%H%M%S"
         options = replace(options, out=held.enter_context(claimed_new(Path("runs", time.strftime(name)))))
-    folder = prepared(options.data, options.valid, Reading(options.field, options.errors))
+    tokenizer = tokenizer_to_train_with(checkpoint, options, config)
+    folder = prepared(options.data, options.valid, Reading(options.field, options.errors), tokenizer)
+    refuse_other_tokenizer(folder, tokenizer, "gpt2" if options.init == "random" else options.init)
     verification = Verification(folder)  # of every token: a damaged one would be trained on in silence
     verification.check(timeout=0.5)  # enough for most data; the rest is verified while it trains
     loader = Loader(folder, "train", options.batch_size * options.grad_accum, options.seq_len, options.seed)
@@ -93,7 +101,7 @@ def _begin(given: Given, device: str, held: ExitStack) -> Start:
         loader.restore(state["loader"])
     if options.config:
         refuse_other_inputs(options, read_sealed(options.config), folder, arrays)
-    return Start(options, config, arrays, moments, state, folder, loader, verification, changed)
+    return Start(options, config, arrays, moments, state, folder, loader, verification, tokenizer, changed)
 
 
 def checkpoint_to_resume(path: Path) -> Path | None:
@@ -150,6 +158,31 @@ def refuse_other_inputs(options: Options, said: dict[str, Any], folder: Path, ar
         )
 
 
+def tokenizer_to_train_with(checkpoint: Path | None, options: Options, config: GPT2Config) -> Tokenizer:
+    """That of the checkpoint to go on from, or of the weights to begin with; random ones have their data's."""
+    if checkpoint or options.init != "random":
+        return of_folder(checkpoint or resolve(options.init), config.vocab_size)
+    return tokenizer_of_text(options.data)
+
+
+def tokenizer_of_text(data: str) -> Tokenizer:
+    """That of prepared data; text is prepared with GPT-2's."""
+    return tokenizer_of(Path(data)) if os.path.isfile(Path(data, "meta.json")) else gpt2()
+
+
+def refuse_other_tokenizer(folder: Path, tokenizer: Tokenizer, model: str) -> None:
+    """Raises `InputError` where the data in `folder` was prepared with another tokenizer than that of `model`."""
+    meta = read_meta(folder)
+    if not made_with(meta, tokenizer) and token_files.holds(folder):
+        raise InputError(f"{folder} holds GPT-2's tokens, and {model} has another tokenizer; pass a text as --data")
+    if not made_with(meta, tokenizer):
+        theirs, source = meta.get("vocabulary", {"name": "gpt2"})["name"], meta["splits"]["train"]["source"]
+        raise InputError(
+            f"{folder} was prepared with the tokenizer of {theirs}, which is not that of {model}; prepare the text "
+            f"again with `python -m data.text.prepare {shlex.quote(source)} --out DIR --tokenizer {shlex.quote(model)}`"
+        )
+
+
 def complete(given: Given, device: str) -> tuple[Options, GPT2Config, dict[str, np.ndarray]]:
     """Fills in the options that were left out, checks those that depend on others, and gets the model to begin with."""
     sizes = {name: given[name] for name in SIZES if name in given}
@@ -166,14 +199,17 @@ def complete(given: Given, device: str) -> tuple[Options, GPT2Config, dict[str, 
     arrays: dict[str, np.ndarray] | None = None
     if init == "random":
         preset = preset or "tiny"
-        config = replace(PRESETS[preset], **sizes)
+        config, size = replace(PRESETS[preset], **sizes), tokenizer_of_text(given.get("data", "")).vocab_size
+        if size != VOCAB_SIZE:
+            config = replace(config, vocab_size=size)
     else:
         if sizes:
             raise InputError(f"{flag(next(iter(sizes)))} is for random weights, and {init} has its own; leave it out")
         config, arrays = load(init)
         if preset and config != PRESETS[preset]:
             raise InputError(f"the weights of {init} are of another size than preset {preset}; leave out one of them")
-    recipe = RECIPES[preset or next((n for n, c in PRESETS.items() if c == config), "gpt2")]
+    sizes = {name: replace(size, vocab_size=config.vocab_size) for name, size in PRESETS.items()}
+    recipe = RECIPES[preset or next((name for name, size in sizes.items() if size == config), "gpt2")]
 
     steps, lr = given.get("steps", recipe.steps), given.get("lr", recipe.finetune_lr if arrays else recipe.lr)
     defaults: Given = {

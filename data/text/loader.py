@@ -6,7 +6,7 @@ is the first of the next, so every token but the very first is a target once; tr
 end of the row when it is too short for a window, evaluation pads it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data.cli import InputError
-from data.text.shards import check_vocabulary, open_split, read_meta
+from data.text.shards import check_vocabulary, open_split, read_meta, vocabulary_size
 
 IGNORED = -100  # the target of a padded position; Hugging Face and PyTorch leave it out of the loss, as we do
 
@@ -24,6 +24,7 @@ class _Tokens:
 
     def __init__(self, folder: Path, split: str):
         self._shards = open_split(folder, split)
+        self._vocabulary = vocabulary_size(read_meta(folder))
         self._ends = np.cumsum([len(shard) for shard in self._shards])
 
     def __len__(self) -> int:
@@ -37,7 +38,7 @@ class _Tokens:
         while done < len(row):
             shard, first = self._shards[i], start + done - (int(self._ends[i]) - len(self._shards[i]))
             part = shard[first : first + len(row) - done]
-            check_vocabulary(part, Path(str(shard.filename)))
+            check_vocabulary(part, Path(str(shard.filename)), self._vocabulary)
             row[done : done + len(part)] = part
             done += len(part)
             i += 1
@@ -146,9 +147,26 @@ def windows(
     """
     data = _Tokens(Path(folder), split)
     targets = len(data) - 1 if max_tokens is None else min(len(data) - 1, max_tokens)
+    yield from _in_order(data.read, targets, batch_size, seq_len)
+
+
+def first_tokens(folder: str | Path, split: str, count: int) -> np.ndarray:
+    """The first tokens of a split, int32 of shape (count,). Raises `InputError` like `Loader`."""
+    return _Tokens(Path(folder), split).read(0, count)
+
+
+def windows_of(row: np.ndarray, batch_size: int, seq_len: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """As `windows`, of a row of tokens in memory."""
+    return _in_order(lambda start, stop: row[start:stop], len(row) - 1, batch_size, seq_len)
+
+
+def _in_order(
+    read: Callable[[int, int], np.ndarray], targets: int, batch_size: int, seq_len: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The windows of the row that `read` gives the tokens start to stop - 1 of."""
     step = batch_size * seq_len
     for start in range(0, targets, step):
-        row = data.read(start, min(start + step, targets) + 1)
+        row = read(start, min(start + step, targets) + 1)
         x = np.zeros(step, np.int32)
         y = np.full(step, IGNORED, np.int32)
         x[: len(row) - 1] = row[:-1]

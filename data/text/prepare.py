@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from data.checkpoints.checkpoint import resolve
 from data.cli import ArgumentParser, InputError, Progress, run
 from data.files import Held, atomic_write, locked, sync_folder
 from data.text import token_files
@@ -33,13 +35,14 @@ from data.text.formats import AS_GIVEN, ERRORS, Piece, Place, Reading, refuse_te
 from data.text.hub import HubError
 from data.text.shards import MAX_SHARD_TOKENS, SPLITS, VERSION, ShardWriter, write_meta
 from data.text.sources import ACCEPTED, HUB_FILES, is_dataset, is_text_folder, stream
-from data.text.tokenizer import EOT, EOT_TEXT, RANKS_SHA256, tokenizer
+from data.text.tokenizer import FILES, RANKS_SHA256, VOCAB_SIZE, Tokenizer, gpt2, of_folder
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 CHECKPOINT = "checkpoint.json"
-PART = re.compile(rf"(train|valid)-\d+\.bin|(meta\.json|{re.escape(CHECKPOINT)})(\.tmp)?")  # what is in DIR.partial
+WRITTEN = "|".join(map(re.escape, ("meta.json", CHECKPOINT, *FILES)))
+PART = re.compile(rf"(train|valid)-\d+\.bin|({WRITTEN})(\.tmp)?")  # what is in DIR.partial
 BATCH = 1 << 18  # characters of the documents that a worker tokenises in one go
 ENOUGH_RECORDS = 1000  # to tell that most have no text
 CHECKPOINT_EVERY = 32 << 20  # bytes of text, which take seconds to tokenise
@@ -50,6 +53,22 @@ READING = 2  # counts up when the same file is read as other documents, so that 
 
 class Taken(InputError):
     """The folder to prepare holds something, or another process is preparing it."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How documents become tokens: by which tokenizer, and whether what spells a special token becomes that token."""
+
+    tokenizer: Tokenizer
+    special_tokens: bool
+
+    @property
+    def sha256(self) -> str:
+        return self.tokenizer.special_sha256 if self.special_tokens else self.tokenizer.sha256
+
+    def __call__(self, documents: list[str]) -> np.ndarray:
+        """The tokens of documents, uint16 of shape (tokens,), each ended by the end-of-text token."""
+        return self.tokenizer.encode_documents(documents, self.special_tokens)
 
 
 @dataclass
@@ -71,6 +90,8 @@ def prepare(
     workers: int | None = None,
     shard_tokens: int = MAX_SHARD_TOKENS,
     how: Reading = AS_GIVEN,
+    tokenizer: Tokenizer | None = None,
+    special_tokens: bool = False,
 ) -> dict[str, Any]:
     """Writes the prepared folder `out` (the format is that of `data.text.shards`) and returns what its meta.json says.
 
@@ -79,6 +100,8 @@ def prepare(
     workers: threads that tokenise; None: one a CPU core.
     shard_tokens: the most tokens in one shard.
     how: the field of records, and what is done about bytes that are no UTF-8.
+    tokenizer: None: GPT-2's.
+    special_tokens: whether what spells a special token in the text becomes that token.
 
     Raises `InputError` for bad arguments and sources (see `data.text.sources`), an `out` that holds something already,
     a source most of whose records have no text, and a text too short to be both training and validation text.
@@ -91,14 +114,14 @@ def prepare(
         raise InputError(f"{workers} workers cannot tokenise; give 1 or more")
     _refuse_taken(out)
 
-    jobs = _jobs(source, valid, how)
+    jobs, encoding = _jobs(source, valid, how), Encoding(tokenizer or gpt2(), special_tokens)
     for note in jobs[0].text.notes:
         print(note)
     with _partial_folder(out) as folder:
-        state = _last_state(folder, jobs, shard_tokens, how)
+        state = _last_state(folder, jobs, shard_tokens, how, encoding)
         before = _bytes_done(jobs, state.mark)
-        splits = _write_splits(folder, jobs, state, workers or os.cpu_count() or 1, shard_tokens, how)
-        meta = write_meta(folder, splits)
+        splits = _write_splits(folder, jobs, state, workers or os.cpu_count() or 1, shard_tokens, how, encoding)
+        meta = write_meta(folder, splits, encoding.tokenizer, special_tokens)
         os.rename(folder, out)
         sync_folder(out.parent)
         (out / CHECKPOINT).unlink(missing_ok=True)  # only after the rename: until then a stopped run needs it
@@ -119,12 +142,16 @@ def prepare(
     return meta
 
 
-def prepared(source: str, valid: str | None = None, how: Reading = AS_GIVEN) -> Path:
-    """The folder of data for `source`: itself if it holds tokens, else one in runs/data, made now or before.
+def prepared(
+    source: str, valid: str | None = None, how: Reading = AS_GIVEN, tokenizer: Tokenizer | None = None
+) -> Path:
+    """The folder of data for `source`: itself if it holds tokens, else one in runs/data, made now or before with
+    `tokenizer` (None: GPT-2's).
 
     Waits where another process is making it, and goes on with it where that one is stopped. `valid` and `how` are as in
     `prepare`. Raises `InputError` as that does, and where they are given for tokens.
     """
+    tokenizer = tokenizer or gpt2()
     tokens = os.path.isdir(source) and (token_files.holds(Path(source)) or not is_text_folder(source))
     if (tokens or is_fineweb(source)) and (valid is not None or how != AS_GIVEN):
         raise InputError(f"{source} is prepared already, so it goes without --valid, --field and --errors")
@@ -138,6 +165,8 @@ def prepared(source: str, valid: str | None = None, how: Reading = AS_GIVEN) -> 
     if valid is not None or how != AS_GIVEN:
         held_out = valid if valid is None or _fraction(valid) is not None else _identity(valid, "valid", how)
         identity = json.dumps([identity, held_out, how.field, how.errors])
+    if (tokenizer.sha256, tokenizer.vocab_size) != (RANKS_SHA256, VOCAB_SIZE):
+        identity += f" {tokenizer.sha256} {tokenizer.vocab_size}"
     stem = re.sub(r"[^\w. -]+", "-", Path(source).stem).strip("-. ")[:60] or "text"
     folder = Path("runs", "data", f"{stem}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}")
     if not folder.exists():
@@ -145,7 +174,7 @@ def prepared(source: str, valid: str | None = None, how: Reading = AS_GIVEN) -> 
         print(f"preparing {source} in {folder}", flush=True)
     while not folder.exists():
         try:
-            prepare(source, folder, valid, how=how)
+            prepare(source, folder, valid, how=how, tokenizer=tokenizer)
         except Taken:
             with locked(_lock(folder), _say_waiting):
                 pass
@@ -230,11 +259,12 @@ def _partial_folder(out: Path) -> Iterator[Path]:
             raise
 
 
-def _last_state(folder: Path, jobs: list[Job], shard_tokens: int, how: Reading) -> PreparationState:
+def _last_state(folder: Path, jobs: list[Job], shard_tokens: int, how: Reading, encoding: Encoding) -> PreparationState:
     """The one that an earlier run left in `folder`; of other inputs, or where there is none, `folder` is emptied."""
     texts = [[text.name, text.identity, fraction] for text, fraction in jobs]
     inputs = {"texts": texts, "field": how.field, "errors": how.errors, "reading": READING}
-    inputs |= {"shard_tokens": shard_tokens, "tokenizer": RANKS_SHA256, "version": VERSION}
+    inputs |= {"shard_tokens": shard_tokens, "tokenizer": encoding.sha256, "version": VERSION}
+    inputs |= {"vocabulary": encoding.tokenizer.vocab_size}
     if (folder / CHECKPOINT).exists():
         saved = json.loads((folder / CHECKPOINT).read_bytes())
         if saved["inputs"] == inputs:
@@ -257,20 +287,27 @@ def _bytes_done(jobs: list[Job], mark: Mark) -> int:
 
 
 def _write_splits(
-    folder: Path, jobs: list[Job], state: PreparationState, workers: int, shard_tokens: int, how: Reading
+    folder: Path,
+    jobs: list[Job],
+    state: PreparationState,
+    workers: int,
+    shard_tokens: int,
+    how: Reading,
+    encoding: Encoding,
 ) -> dict[str, dict[str, Any]]:
     """Tokenises `jobs` from `state` on into shards in `folder`; returns the "splits" of its meta.json."""
-    saved = _bytes_done(jobs, state.mark)
+    saved, vocabulary = _bytes_done(jobs, state.mark), encoding.tokenizer.vocab_size
+    encoded = partial(_encoded, encoding=encoding)
     with (
-        ShardWriter(folder, "train", shard_tokens, state.shards["train"]) as train,
-        ShardWriter(folder, "valid", shard_tokens, state.shards["valid"]) as valid,
+        ShardWriter(folder, "train", shard_tokens, state.shards["train"], vocabulary) as train,
+        ShardWriter(folder, "valid", shard_tokens, state.shards["valid"], vocabulary) as valid,
         ThreadPoolExecutor(workers) as pool,
         Progress(
             total=sum(job.text.size for job in jobs), initial=saved, unit="B", unit_scale=True, desc="tokenising"
         ) as progress,
     ):
         writers = {"train": train, "valid": valid}
-        for batch, parts in _in_order(pool, _encoded, batches(jobs, state.mark, state.cut, BATCH), 2 * workers):
+        for batch, parts in _in_order(pool, encoded, batches(jobs, state.mark, state.cut, BATCH), 2 * workers):
             for split, (count, tokens) in parts.items():
                 writers[split].write(tokens)
                 state.documents[split] += count
@@ -320,29 +357,21 @@ def _in_order(
         yield item, future.result()
 
 
-def _encoded(batch: Batch) -> dict[str, tuple[int, np.ndarray]]:
+def _encoded(batch: Batch, encoding: Encoding) -> dict[str, tuple[int, np.ndarray]]:
     """Of each split in a batch, the number of documents that end there, and the tokens."""
-    return {split: (sum(piece.ends for piece in pieces), _tokens(pieces)) for split, pieces in batch.parts.items()}
+    parts = batch.parts.items()
+    return {split: (sum(piece.ends for piece in pieces), _tokens(pieces, encoding)) for split, pieces in parts}
 
 
-def _tokens(pieces: list[Piece]) -> np.ndarray:
-    """The tokens of the pieces, with `EOT` where a document ends. A piece that another follows is encoded by itself."""
+def _tokens(pieces: list[Piece], encode: Encoding) -> np.ndarray:
+    """The tokens of the pieces, with the end-of-text token where a document ends. A piece that another follows is
+    encoded by itself.
+    """
     found = []
     for ends, those in groupby(pieces, key=lambda piece: piece.ends):
         texts = [piece.text for piece in those]
         found += [encode(texts)] if ends else [encode([text])[:-1] for text in texts]
     return np.concatenate(found)
-
-
-def encode(documents: list[str]) -> np.ndarray:
-    """The tokens of the documents, uint16 of shape (tokens,), `EOT` after each of them and nowhere else."""
-    encoding = tokenizer()
-    # One long call runs without Python's global lock nearly all the time, one call a document only half of it.
-    text = EOT_TEXT.join([*documents, ""])
-    if text.count(EOT_TEXT) > len(documents):  # a document has the marker in its text, where it stays text
-        parts = [np.append(encoding.encode_to_numpy(document, disallowed_special=()), EOT) for document in documents]
-        return np.concatenate(parts).astype(np.uint16)
-    return encoding.encode_to_numpy(text, allowed_special={EOT_TEXT}).astype(np.uint16)
 
 
 def main() -> None:
@@ -371,6 +400,16 @@ def main() -> None:
         default=Reading.errors,
         help="what to do about bytes that are no UTF-8: refuse the file, or put U+FFFD there (default: %(default)s)",
     )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="MODEL",
+        help="that of a model: a run, a folder, or a name on the hub (default: GPT-2's)",
+    )
+    parser.add_argument(
+        "--special-tokens",
+        action="store_true",
+        help="what spells a special token in the text, such as <|endoftext|>, becomes that token",
+    )
     parser.add_argument("--workers", metavar="N", type=int, help="threads that tokenise (default: one a CPU core)")
     parser.add_argument(
         "--shard-tokens",
@@ -381,7 +420,17 @@ def main() -> None:
     )
     options = parser.parse_args()
     how = Reading(options.field, options.errors)
-    prepare(",".join(options.source), options.out, options.valid, options.workers, options.shard_tokens, how)
+    tokenizer = of_folder(resolve(options.tokenizer)) if options.tokenizer else gpt2()
+    prepare(
+        ",".join(options.source),
+        options.out,
+        options.valid,
+        options.workers,
+        options.shard_tokens,
+        how,
+        tokenizer,
+        options.special_tokens,
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ A shard is a header of 64 bytes, then its tokens, each a little-endian uint16. T
 
     bytes  0-7    magic, b"GPT2TOKS"
            8-11   format version (uint32)
-          12-15   vocabulary size (uint32); every token is below it
+          12-15   vocabulary size of the tokenizer (uint32); every token is below it
           16-23   number of tokens (uint64)
           24-55   sha256 of the tokens' bytes
           56-63   zero
@@ -12,11 +12,12 @@ A shard is a header of 64 bytes, then its tokens, each a little-endian uint16. T
 A prepared folder holds `train-00000.bin`, ..., `valid-00000.bin`, ... and, written last, `meta.json`:
 
     version     format version of the folder and its shards
-    tokenizer   sha256 of the rank file that the tokens were made with
+    tokenizer   sha256 of the tokenizer that the tokens were made with; GPT-2's is that of its rank file
     checksum    sha256 over the sha256s of all shards, train's first
     splits      {"train": ..., "valid": ...}, each with `source` (for people), `documents`, `tokens`, and `shards`,
                 a list of {"name", "tokens", "sha256"} in order; and of what was prepared since these exist, `field` and
                 `errors` (see `data.text.formats.Reading`) and `read`, what was counted in its source
+    vocabulary  of another tokenizer than GPT-2's: {"name", "size", "eot"}; its files lie beside the shards
 
 `python -m data.text.shards DIR` reads every token of a folder and checks it against all of this.
 """
@@ -37,7 +38,16 @@ import numpy as np
 from data.cli import ArgumentParser, InputError, run
 from data.files import atomic_write, sync_folder
 from data.text import token_files
-from data.text.tokenizer import RANKS_SHA256, VOCAB_SIZE
+from data.text.tokenizer import (
+    EOT,
+    LARGEST_VOCAB,
+    RANKS_SHA256,
+    VOCAB_SIZE,
+    Tokenizer,
+    from_files,
+    gpt2,
+    read_files,
+)
 
 MAGIC = b"GPT2TOKS"
 VERSION = 1
@@ -53,6 +63,7 @@ class ShardWriter:
     """Writes the tokens of one split as `SPLIT-00000.bin`, ... in `folder`, each of `shard_tokens` but the last.
 
     A context manager. A shard gets its header when it is whole and on disk: one that an error interrupts is none.
+    vocabulary: each token is below it.
     shards: what `sync` of another writer returned. What was written until then is kept, and this one goes on behind it;
       raises `InputError` where it is not there any more.
     """
@@ -63,15 +74,17 @@ class ShardWriter:
         split: str,
         shard_tokens: int = MAX_SHARD_TOKENS,
         shards: Sequence[dict[str, Any]] = (),
+        vocabulary: int = VOCAB_SIZE,
     ):
         self.folder = folder
         self.split = split
         self.shard_tokens = shard_tokens
+        self.vocabulary = vocabulary
         self.shards: list[dict[str, Any]] = []  # the finished ones, as meta.json has them
         self._file: IO[bytes] | None = None
         for shard in shards:
             if shard["tokens"] == shard_tokens:
-                _open_listed(folder, shard)
+                _open_listed(folder, shard, vocabulary)
                 self.shards.append(shard)
             else:
                 self._reopen(shard)
@@ -86,7 +99,7 @@ class ShardWriter:
             self._file.close()
 
     def write(self, tokens: np.ndarray) -> None:
-        """Appends `tokens` (uint16, 1-d), each below `VOCAB_SIZE`."""
+        """Appends `tokens` (uint16, 1-d)."""
         while len(tokens):
             file = self._file or self._begin()
             part = tokens[: self.shard_tokens - self._count]
@@ -133,7 +146,7 @@ class ShardWriter:
 
     def _finish(self, file: IO[bytes]) -> None:
         file.seek(0)
-        file.write(HEADER.pack(MAGIC, VERSION, VOCAB_SIZE, self._count, self._sha256.digest()))
+        file.write(HEADER.pack(MAGIC, VERSION, self.vocabulary, self._count, self._sha256.digest()))
         file.flush()
         os.fsync(file.fileno())
         file.close()
@@ -144,35 +157,35 @@ class ShardWriter:
         return {"name": self._name, "tokens": self._count, "sha256": self._sha256.hexdigest()}
 
 
-def open_shard(path: Path) -> np.memmap:
+def open_shard(path: Path, vocabulary: int = VOCAB_SIZE) -> np.memmap:
     """The tokens of a shard, uint16 of shape (tokens,), mapped read-only.
 
     Raises `InputError` for a file that is missing, truncated, of another kind, version or vocabulary. The tokens are
     not read: that is `verify`.
     """
-    return _open(path)[0]
+    return _open(path, vocabulary)[0]
 
 
-def verify(path: Path) -> None:
+def verify(path: Path, vocabulary: int = VOCAB_SIZE) -> None:
     """Reads all tokens of a shard; `InputError` where they differ from its checksum or lie beyond the vocabulary."""
-    _, expected = _open(path)
+    _, expected = _open(path, vocabulary)
     sha256 = hashlib.sha256()
     with open(path, "rb") as f:  # not mapped: a page fault would hold up all threads
         f.seek(HEADER.size)
         for block in iter(partial(f.read, VERIFY_BLOCK), b""):
             sha256.update(block)
-            check_vocabulary(np.frombuffer(block, "<u2"), path)
+            check_vocabulary(np.frombuffer(block, "<u2"), path, vocabulary)
     if sha256.hexdigest() != expected:
         raise InputError(f"shard {path} is corrupted: its tokens differ from its checksum; {AGAIN}")
 
 
-def check_vocabulary(tokens: np.ndarray, path: Path) -> None:
+def check_vocabulary(tokens: np.ndarray, path: Path, vocabulary: int) -> None:
     """Raises `InputError` where one of `tokens`, read from the shard at `path`, is no token of the vocabulary."""
-    if len(tokens) and (worst := int(tokens.max())) >= VOCAB_SIZE:
-        raise InputError(f"shard {path} holds token {worst}, beyond the vocabulary of {VOCAB_SIZE}; {AGAIN}")
+    if len(tokens) and (worst := int(tokens.max())) >= vocabulary:
+        raise InputError(f"shard {path} holds token {worst}, beyond the vocabulary of {vocabulary}; {AGAIN}")
 
 
-def _open(path: Path) -> tuple[np.memmap, str]:
+def _open(path: Path, vocabulary: int) -> tuple[np.memmap, str]:
     """The mapped tokens of a shard, and their sha256 according to its header (in hexadecimal)."""
     if not os.path.isfile(path):
         raise InputError(f"shard {path} is missing; {AGAIN}")
@@ -185,11 +198,13 @@ def _open(path: Path) -> tuple[np.memmap, str]:
         raise InputError(f"{path} is no shard of tokens (it does not begin with {MAGIC.decode()}); {AGAIN}")
     if len(header) < HEADER.size:
         raise InputError(f"shard {path} is truncated within its header; {AGAIN}")
-    _, version, vocabulary, count, sha256 = HEADER.unpack(header)
+    _, version, size_of_vocabulary, count, sha256 = HEADER.unpack(header)
     if version != VERSION:
         raise InputError(f"shard {path} has format version {version}, this program reads version {VERSION}; {AGAIN}")
-    if vocabulary != VOCAB_SIZE:
-        raise InputError(f"shard {path} has a vocabulary of {vocabulary}, the tokenizer one of {VOCAB_SIZE}; {AGAIN}")
+    if size_of_vocabulary != vocabulary:
+        raise InputError(
+            f"shard {path} has a vocabulary of {size_of_vocabulary}, the tokenizer one of {vocabulary}; {AGAIN}"
+        )
     expected = HEADER.size + 2 * count
     if size != expected or not count:
         fault = "is truncated" if size < expected else "has a wrong size"
@@ -199,9 +214,20 @@ def _open(path: Path) -> tuple[np.memmap, str]:
     return np.memmap(path, dtype="<u2", mode="r", offset=HEADER.size, shape=(count,)), sha256.hex()
 
 
-def write_meta(folder: Path, splits: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Completes a folder whose shards are written: writes meta.json and returns what it holds."""
-    meta = {"version": VERSION, "tokenizer": RANKS_SHA256, "checksum": _checksum(splits), "splits": splits}
+def write_meta(
+    folder: Path, splits: dict[str, dict[str, Any]], tokenizer: Tokenizer | None = None, special_tokens: bool = False
+) -> dict[str, Any]:
+    """Completes a folder whose shards are written: writes the files of its tokenizer, unless that is GPT-2's (None),
+    then meta.json, and returns what that holds. special_tokens: whether the tokens may be special ones.
+    """
+    tokenizer = tokenizer or gpt2()
+    sha256 = tokenizer.special_sha256 if special_tokens else tokenizer.sha256
+    meta = {"version": VERSION, "tokenizer": sha256, "checksum": _checksum(splits), "splits": splits}
+    if (sha256, tokenizer.vocab_size) != (RANKS_SHA256, VOCAB_SIZE):
+        meta["vocabulary"] = {"name": tokenizer.name, "size": tokenizer.vocab_size, "eot": tokenizer.eot}
+        for name, text in tokenizer.files().items():
+            with atomic_write(folder / name) as f:
+                f.write(text.encode())
     with atomic_write(folder / "meta.json", "w") as f:
         json.dump(meta, f, indent=2)
     return meta
@@ -211,7 +237,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     """What meta.json of a prepared folder says; of a folder of token files (`data.text.token_files`), the like of it.
 
     Raises `InputError` for a folder that is missing or was not prepared to the end, a damaged meta.json, another format
-    version, and tokens of another tokenizer.
+    version, and tokens of another tokenizer than GPT-2's that it says nothing of.
     """
     how = "prepare one with `python -m data.text.prepare SOURCE --out DIR`"
     if not os.path.isdir(folder):
@@ -222,15 +248,15 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} is no folder of prepared data (it has no meta.json); {how}")
     try:
         meta = json.loads((folder / "meta.json").read_bytes())
-        version, tokenizer = meta["version"], meta["tokenizer"]
-        whole = (version, tokenizer) != (VERSION, RANKS_SHA256) or _whole(meta)
+        version, unknown = meta["version"], meta["tokenizer"] != RANKS_SHA256 and "vocabulary" not in meta
+        whole = version != VERSION or unknown or _whole(meta)
     except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:
         raise InputError(f"{folder}/meta.json is damaged; {AGAIN}")
     if version != VERSION:
         raise InputError(f"{folder} has format version {version}, this program reads version {VERSION}; {AGAIN}")
-    if tokenizer != RANKS_SHA256:
+    if unknown:
         raise InputError(f"{folder} was prepared with another tokenizer; {AGAIN}")
     return meta
 
@@ -238,11 +264,40 @@ def read_meta(folder: Path) -> dict[str, Any]:
 def _whole(meta: dict[str, Any]) -> bool:
     """Whether the parts of a meta.json agree. Raises KeyError or TypeError where one is missing or of a wrong type."""
     splits = [meta["splits"][name] for name in SPLITS]
+    vocabulary = meta.get("vocabulary", {"name": "", "size": VOCAB_SIZE, "eot": EOT})
+    if not isinstance(vocabulary["name"], str) or not 0 <= vocabulary["eot"] < vocabulary["size"] <= LARGEST_VOCAB:
+        return False
     return meta["checksum"] == _checksum(meta["splits"]) and all(
         split["documents"] > 0
         and split["tokens"] == sum(shard["tokens"] for shard in split["shards"]) > 0
         and all(isinstance(shard["name"], str) for shard in split["shards"])
         for split in splits
+    )
+
+
+def vocabulary_size(meta: dict[str, Any]) -> int:
+    """The number below which the tokens of a prepared folder are, by its meta.json."""
+    return int(meta["vocabulary"]["size"]) if "vocabulary" in meta else VOCAB_SIZE
+
+
+def tokenizer_of(folder: Path) -> Tokenizer:
+    """The tokenizer that a prepared folder was made with. Raises `InputError` like `read_meta`, and where the files in
+    the folder are another one's.
+    """
+    meta = read_meta(folder)
+    if "vocabulary" not in meta:
+        return gpt2()
+    said = meta["vocabulary"]
+    found = from_files(str(folder), read_files(folder), said["eot"])
+    if not made_with(meta, found) or (found.vocab_size, found.eot) != (said["size"], said["eot"]):
+        raise InputError(f"the tokenizer in {folder} is not the one that its tokens were made with; {AGAIN}")
+    return found
+
+
+def made_with(meta: dict[str, Any], tokenizer: Tokenizer) -> bool:
+    """Whether the tokens of a prepared folder, by its meta.json, are those that `tokenizer` has for the text."""
+    return meta["tokenizer"] in (tokenizer.sha256, tokenizer.special_sha256) and (
+        vocabulary_size(meta) <= max(tokenizer.vocab_size, VOCAB_SIZE)
     )
 
 
@@ -257,13 +312,13 @@ def open_split(folder: Path, split: str) -> list[np.memmap]:
     if token_files.holds(folder):
         return [file.open() for file in token_files.token_files(folder)[split]]
     meta = read_meta(folder)
-    return [_open_listed(folder, shard) for shard in meta["splits"][split]["shards"]]
+    return [_open_listed(folder, shard, vocabulary_size(meta)) for shard in meta["splits"][split]["shards"]]
 
 
-def _open_listed(folder: Path, shard: dict[str, Any]) -> np.memmap:
+def _open_listed(folder: Path, shard: dict[str, Any], vocabulary: int) -> np.memmap:
     """`open_shard` of one that its folder lists. Raises `InputError` where the file is another one."""
     path = folder / shard["name"]
-    tokens, sha256 = _open(path)
+    tokens, sha256 = _open(path, vocabulary)
     if (len(tokens), sha256) != (shard["tokens"], shard["sha256"]):
         raise InputError(f"shard {path} is not the one that its folder lists; {AGAIN}")
     return tokens
@@ -276,9 +331,10 @@ def verify_folder(folder: Path) -> None:
             for file in files:
                 file.verify()
         return
+    vocabulary = vocabulary_size(read_meta(folder))
     for split in SPLITS:
         for shard in open_split(folder, split):
-            verify(Path(shard.filename))  # type: ignore[arg-type]  # a memmap of a named file has its name
+            verify(Path(shard.filename), vocabulary)  # type: ignore[arg-type]  # a memmap of a named file has its name
 
 
 class Verification(Thread):

@@ -196,7 +196,7 @@ PLANTED: list[Row] = [
     ),
     (
         "a single marker in a text ends a document",
-        "data/text/prepare.py",
+        "data/text/tokenizer.py",
         "text.count(EOT_TEXT) > len(documents)",
         "text.count(EOT_TEXT) > len(documents) + 1",
         PREPARE + "test_a_single_stray_marker_stays_text",
@@ -232,8 +232,8 @@ PLANTED: list[Row] = [
     (
         "another config.json is loaded in spite of its checksum",
         "data/checkpoints/checkpoint.py",
-        "verify(folder, CONFIG, *(parts or [WEIGHTS]))",
-        "verify(folder, *(parts or [WEIGHTS]))",
+        "verify(folder, CONFIG, *(parts or [WEIGHTS]), *summed",
+        "verify(folder, *(parts or [WEIGHTS]), *summed",
         SUMS + "test_files_that_are_not_what_was_written_are_not_loaded",
     ),
     (
@@ -244,11 +244,11 @@ PLANTED: list[Row] = [
         CHECKPOINT + "test_what_the_hub_is_asked_for",
     ),
     (
-        "the tokenizer beside models of any vocabulary",
+        "no tokenizer beside a checkpoint",
         "data/checkpoints/checkpoint.py",
-        "if VOCAB_SIZE <= config.vocab_size <= PADDED:",
-        "if VOCAB_SIZE <= config.vocab_size:",
-        CHECKPOINT + "test_the_tokenizer_comes_with_its_vocabulary",
+        "beside |= tokenizer_files(config, tokenizer)",
+        "pass",
+        CHECKPOINT + "test_the_files_of_the_tokenizer_come_along",
     ),
     (
         "parts of a merge swapped in merges.txt",

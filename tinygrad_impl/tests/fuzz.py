@@ -3,8 +3,9 @@
 Whatever reads it has to refuse it in one sentence, or to find in it exactly what was in the undamaged file: no
 traceback, no hang, no more than a gigabyte of memory, and no wrong number. Of metrics.jsonl the last lines may be lost,
 as a run that was killed loses them. A folder without SHA256SUMS, such as the hub's, cannot be told from one with other
-weights, epsilon or heads: of it, the arrays have to be the file's bytes, in the right shapes. A damaged text is another
-text, if it can be read: then the same pieces have to follow from every place where reading may go on.
+weights, epsilon or heads: of it, the arrays have to be the file's bytes, in the right shapes, and its tokenizer, which
+may be another now, has to have tokens for a text, and a text for tokens. A damaged text is another text, if it can be
+read: then the same pieces have to follow from every place where reading may go on.
 """
 
 import gzip
@@ -34,12 +35,13 @@ from data.runs.options import UNRECORDED, parse, parser
 from data.runs.report import report_page
 from data.runs.report_input import load_run
 from data.runs.run_folder import RunFolder, load_checkpoint, sampling_of, write_sealed
+from data.testing import own_tokenizer, write_files
 from data.text.formats import Reading
 from data.text.loader import Loader, windows
 from data.text.sampling import SAMPLING
-from data.text.shards import SPLITS, ShardWriter, open_split, read_meta, verify_folder, write_meta
+from data.text.shards import SPLITS, ShardWriter, open_split, read_meta, tokenizer_of, verify_folder, write_meta
 from data.text.sources import stream
-from data.text.tokenizer import EOT_TEXT
+from data.text.tokenizer import EOT_TEXT, from_files, gpt2, of_folder
 
 SMALL = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=1, n_head=2)
 MEMORY = 1 << 30
@@ -61,7 +63,20 @@ def read_prepared(folder: Path) -> Any:
     verify_folder(folder)
     loader = Loader(folder, "train", 2, 8, seed=0)
     batches = [loader.next_batch() for _ in range(4)]
-    return batches, list(windows(folder, "valid", 2, 8)), loader.state()
+    tokenizer = tokenizer_of(folder)
+    said = tokenizer.sha256, tokenizer.eot, tokenizer.vocab_size
+    return batches, list(windows(folder, "valid", 2, 8)), loader.state(), said
+
+
+def read_tokenizer(folder: Path) -> Any:
+    tokenizer = of_folder(folder)
+    for special in (False, True):
+        tokens = tokenizer.encode("One naïve day</s>, 🐻", special)
+        assert all(0 <= token < tokenizer.vocab_size for token in tokens)
+        assert tokenizer.encode_documents(["One day"], special)[-1] == tokenizer.eot
+        following = tokenizer.incremental(tokens)
+        assert isinstance(tokenizer.decode(range(300)) + "".join(map(following, [*range(300), None])), str)
+    return 0 <= tokenizer.eot < tokenizer.vocab_size <= 1000, len(tokenizer.sha256 + tokenizer.special_sha256)
 
 
 def read_token_files(folder: Path) -> Any:
@@ -143,14 +158,22 @@ def row(step: int) -> dict[str, Any]:
 def build(root: Path) -> list[Target]:
     """Small folders of every kind in `root`, and the files in them."""
     tokens = np.random.default_rng(0).integers(0, 50257, 300).astype(np.uint16)
-    prepared = root / "prepared"
-    prepared.mkdir()
-    splits = {}
-    for split, part in {"train": tokens[:200], "valid": tokens[200:]}.items():
-        with ShardWriter(prepared, split, shard_tokens=120) as writer:
-            writer.write(part)
-        splits[split] = {"source": "", "documents": 1, "tokens": len(part), "shards": writer.shards}
-    write_meta(prepared, splits)
+    own = from_files("own", own_tokenizer(), None)
+    for name, tokenizer, its in (("prepared", gpt2(), tokens), ("prepared-own", own, tokens % 300)):
+        (root / name).mkdir()
+        splits = {}
+        for split, part in {"train": its[:200], "valid": its[200:]}.items():
+            with ShardWriter(root / name, split, 120, vocabulary=tokenizer.vocab_size) as writer:
+                writer.write(part)
+            splits[split] = {"source": "", "documents": 1, "tokens": len(part), "shards": writer.shards}
+        write_meta(root / name, splits, tokenizer)
+    config = {"config.json": json.dumps({"vocab_size": 1000, "eos_token_id": 0})}
+    described = json.loads(own.files()["tokenizer.json"])["model"]
+    older = {"vocab.json": json.dumps(described["vocab"]), "added_tokens.json": '{"<x>": 300}'}
+    older |= {"merges.txt": "\n".join(" ".join(pair) for pair in described["merges"])}
+    older |= {"special_tokens_map.json": '{"eos_token": "</s>", "additional_special_tokens": ["<x>"]}'}
+    write_files(root / "own", config | own.files())
+    write_files(root / "older", config | older)
 
     (root / "tokens").mkdir()
     for split, part in {"train": tokens[:200], "val": tokens[200:]}.items():
@@ -199,7 +222,10 @@ def build(root: Path) -> list[Target]:
             out.save_checkpoint(SMALL, arrays, moments, state)
 
     targets = write_texts(root / "texts")
-    targets += [Target("prepared", path.name, read_prepared) for path in prepared.iterdir()]
+    targets += [Target(n, p.name, read_prepared) for n in ("prepared", "prepared-own") for p in (root / n).iterdir()]
+    targets += [
+        Target(name, path.name, read_tokenizer) for name in ("own", "older") for path in (root / name).iterdir()
+    ]
     targets += [Target("tokens", f"x_{split}_0.bin", read_token_files) for split in ("train", "val")]
     targets += [Target("weights", name, read_weights) for name in (CONFIG, WEIGHTS)]
     targets += [Target("sharded", name, read_weights) for name in (INDEX, "a.safetensors")]

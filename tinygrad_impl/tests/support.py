@@ -10,7 +10,7 @@ from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import GPT2Config
 from data.testing import save_model
 from data.text.sampling import Sampler
-from data.text.tokenizer import EOT, VOCAB_SIZE, tokenizer
+from data.text.tokenizer import EOT, VOCAB_SIZE, gpt2, tokenizer
 
 # more tokens than the tokenizer has, and an epsilon of its own
 SURE = GPT2Config(vocab_size=VOCAB_SIZE + 47, n_layer=1, n_head=2, n_embd=16, n_positions=32, layer_norm_epsilon=1e-2)
@@ -24,7 +24,7 @@ def save_sure_model(folder: Path, seed: int = 1) -> Path:
     wte, gain, bias = arrays["wte.weight"].copy(), 50 * arrays["ln_f.weight"], arrays["ln_f.bias"].copy()
     gain[0], bias[0], wte[:, 0], wte[[EOT, -1]] = 0, 10, 0, 0
     wte[EOT, 0], wte[-1, 0] = 1.1, 5  # by ten: their logits
-    save(folder, config, arrays | {"wte.weight": wte, "ln_f.weight": gain, "ln_f.bias": bias})
+    save(folder, config, arrays | {"wte.weight": wte, "ln_f.weight": gain, "ln_f.bias": bias}, gpt2())
     return folder
 
 

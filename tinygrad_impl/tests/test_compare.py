@@ -21,6 +21,8 @@ from data.runs.run_folder import read_sealed, write_sealed
 from data.testing import Result, call, refused, save_model, write_tokens
 from data.text.loader import Loader
 from data.text.sampling import Sampler
+from data.text.shards import open_split
+from data.text.tokenizer import tokenizer
 from tinygrad_impl import compare
 from tinygrad_impl.backend import Plain
 from tinygrad_impl.compare import main
@@ -82,12 +84,15 @@ def test_what_it_says(compared: tuple[Path, Result], models: dict[str, Path], pr
     assert len({*texts["pretrained"], *texts["finetuned"]}) == 4
     page, _, last = compared[1].out.rpartition("\n\n")
     assert last == "Written to compare.md, compare.json and page.html\n"
-    printed = re.findall(r"(?m)^\| (.*) \| (.*) \| (.*) \|$", page)
-    assert "\n| | loss (nats a token) | perplexity |\n|---|---|---|\n| /" in page
-    for (label, loss, perplexity), (side, path) in zip(printed, models.items(), strict=True):
+    printed = re.findall(r"(?m)^\| (.*) \| (.*) \| (.*) \| (.*) \| (.*) \|$", page)[1:]
+    assert "\n| | loss (nats a token) | perplexity | tokens | bits per byte |\n|---|---|---|---|---|\n| /" in page
+    size = len(tokenizer().decode(np.concatenate(open_split(prepared_folder, "valid"))[1:151].tolist()).encode())
+    for (label, loss, perplexity, tokens, bits), (side, path) in zip(printed, models.items(), strict=True):
         assert label == str(path)
         assert re.fullmatch(r"\d+\.\d{4}/\d+\.\d\d", f"{loss}/{perplexity}")
         assert float(loss) == pytest.approx(losses[side], abs=2e-4)
+        assert tokens == "150"
+        assert float(bits) == pytest.approx(losses[side] * 150 / math.log(2) / size, rel=1e-3)
         assert float(perplexity) == pytest.approx(math.exp(losses[side]), rel=1e-3)
     lines = [
         f"# {models['pretrained']} and {models['finetuned']}",
@@ -115,13 +120,15 @@ def test_what_is_written(compared: tuple[Path, Result], models: dict[str, Path],
         **{"data": str(prepared_folder), "tokens": 150, "seq_len": 24, "sampling": expected},
         "source": {"commit": "ab" * 20, "clean": False},
     }
-    assert found.keys() == {"pretrained", "finetuned", "data", "tokens", "seq_len", "sampling", "source", "texts"}
+    assert found.keys() == {
+        *("pretrained", "finetuned", "data", "tokens", "bytes", "seq_len", "sampling", "source", "texts")
+    }
     assert [text["prompt"] for text in found["texts"]] == PAIR
     for side, path in models.items():
         assert found[side]["name"] == str(path)
         assert found[side]["perplexity"] == math.exp(found[side]["loss"])
         assert found[side]["vocab_size"] == json.loads((path / "config.json").read_text())["vocab_size"]
-        assert f"| {path} | {found[side]['loss']:.4f} | {found[side]['perplexity']:.2f} |" in result.out
+        assert f"| {path} | {found[side]['loss']:.4f} | {found[side]['perplexity']:.2f} | 150 | " in result.out
         for text in found["texts"]:
             assert quoted(text["prompt"] + "".join(text[side]["pieces"])) in result.out
             assert len(text[side]["pieces"]) == len(text[side]["probabilities"]) > 2
@@ -201,8 +208,8 @@ def test_a_run_names_its_data_and_keeps_the_page(
     assert "16 at a time" in page  # as the run was trained
     prompts = ["Once upon a time", "One day, a little girl named Lily", "The dog was sad because"]
     assert re.findall(r"(?m)^## (.*)$", page) == prompts
-    assert f"| {smallest} | 2.0000 | 7.39 |" in page
-    assert f"| {run} | 1.0000 | 2.72 |" in page
+    assert f"| {smallest} | 2.0000 | 7.39 | 199 |" in page
+    assert f"| {run} | 1.0000 | 2.72 | 199 |" in page
     assert "The same for both: temperature 0.6, top-k 40, seed 1337, at most 160 new tokens" in page
     assert not (tmp_path / "compare.md").exists()
     found = read_sealed(run / "compare.json")
@@ -216,7 +223,7 @@ def test_a_run_names_its_data_and_keeps_the_page(
     step_20 = load(run / "checkpoints" / "step-20")[1]["wte.weight"]
     for found_there, expected in zip(weights, [load(smallest)[1]["wte.weight"]] * 2 + [step_20] * 2, strict=True):
         np.testing.assert_array_equal(found_there, expected)
-    assert [arguments[1:] for arguments in quick.made] == [(Plain(),)] * 4
+    assert [arguments[1:] for arguments in quick.made] == [(Plain(),), (Plain(), 50257, 50256)] * 2
     samplers = [sampler for _, _, sampler in quick.asked]
     assert [(s.temperature, s.top_k, s.top_p) for s in samplers] == [(0.6, 40, None)] * 2
     first = np.random.Generator(np.random.PCG64(1337)).random()
@@ -282,15 +289,18 @@ def test_device_dtype_and_stories(
     asked: list[Any] = []
     folder = write_tokens(tmp_path / "data", np.arange(100), np.arange(50))
 
-    def answered(answer: object) -> Callable[[object], object]:
-        return lambda question: (asked.append(question), answer)[1]  # type: ignore[func-returns-value]
+    def answered(answer: object) -> Callable[..., object]:
+        return lambda question, *_: (asked.append(question), answer)[1]  # type: ignore[func-returns-value]
 
     monkeypatch.setattr(compare, "open_device", answered("CPU"))
     monkeypatch.setattr(compare, "prepared", answered(folder))
     given = ("--pretrained", smallest, "--finetuned", smallest, "--device", "metal", "--dtype", "bfloat16")
     result = call(main, *given, cwd=tmp_path)
     assert asked == ["metal", "stories"]
-    assert [arguments[1:] for arguments in quick.made] == [(Plain(dtypes.bfloat16),)] * 4
+    assert [arguments[1:] for arguments in quick.made] == [
+        (Plain(dtypes.bfloat16),),
+        (Plain(dtypes.bfloat16), 50257, 50256),
+    ] * 2
     assert len(re.findall(r"(?m)^/.*, bfloat16, plain kernels$", result.err)) == 2
 
 

@@ -27,7 +27,7 @@ from data.checkpoints.initialize import initial_weights
 from data.runs.run_folder import write_sealed
 from data.testing import Result, call, refused, save_model
 from data.text.sampling import Sampler
-from data.text.tokenizer import EOT, VOCAB_SIZE, tokenizer
+from data.text.tokenizer import EOT, VOCAB_SIZE, gpt2, tokenizer
 from tinygrad_impl.backend import Backend, Plain
 from tinygrad_impl.cached_model import CachedModel
 from tinygrad_impl.generate import CHUNK, Drawn, Generator, backend_for, encode, main, pieces, setup
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    return Generator(GPT2(SMALLER, initial_weights(SMALLER, 1, 0.3)), V=V)
+    return Generator(GPT2(SMALLER, initial_weights(SMALLER, 1, 0.3)), V=V, eot=60)
 
 
 def generate(folder: Path, *options: object) -> Result:
@@ -84,14 +84,14 @@ class Scripted(Sampler):
 class Witness:
     """Takes a generator's place in the program and keeps what it was given. Writes " 0", " 1", ... after prompts."""
 
-    def __init__(self, model: GPT2, backend: Backend):
-        self.model, self.backend = model, backend
+    def __init__(self, model: GPT2, backend: Backend, V: int, eot: int):
+        self.model, self.backend, self.V, self.eot = model, backend, V, eot
 
     def __call__(
         self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler, tick: Callable[[], object] = int
     ) -> list[list[int]]:
         self.prompts, self.max_new_tokens, self.sampler = prompts, max_new_tokens, sampler
-        return [encode(f" {i}") for i in range(len(prompts))]
+        return [encode(gpt2(), f" {i}") for i in range(len(prompts))]
 
     def stream(self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler) -> Iterator[list[Drawn | None]]:
         yield [(token, 0.5) for token in self(prompts, max_new_tokens, sampler)[0]]
@@ -123,7 +123,7 @@ def test_every_option_takes_part(left_out: str | None, folder: Path, texts: list
     *settings, new = given
     expected = by_torch(folder, [PROMPT, OTHER], min(new, 13), Sampler(*settings))
     assert (texts == expected) == (left_out is None)
-    assert len(encode(texts[0])) < len(encode(PROMPT)) + 12  # it ends there, and the other goes on
+    assert len(encode(gpt2(), texts[0])) < len(encode(gpt2(), PROMPT)) + 12  # it ends there, and the other goes on
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_one_text_is_that_of_the_references_logits(folder: Path, streamed: Resul
     """Beyond the context, and it says so; as samples of training unless told otherwise."""
     [text] = by_torch(folder, [LONG], 24, Sampler(0.6, 40, None, 1337))
     assert streamed.out == text + "\n"
-    assert SURE.n_positions < len(encode(LONG)) < len(encode(text)) < len(encode(LONG)) + 24
+    assert SURE.n_positions < len(encode(gpt2(), LONG)) < len(encode(gpt2(), text)) < len(encode(gpt2(), LONG)) + 24
     computed, note, last = streamed.err.splitlines()
     cores = len(os.sched_getaffinity(0))
     assert computed == f"{folder}, 0.8M parameters; CPU with {cores} cores, float32, plain kernels"
@@ -162,7 +162,7 @@ def test_as_a_program(folder: Path, streamed: Result) -> None:
 def test_without_options(folder: Path, witness: list[Witness]) -> None:
     assert generate(folder).out == "Once upon a time 0\n"
     [made] = witness
-    assert made.prompts == [encode("Once upon a time")]
+    assert made.prompts == [encode(gpt2(), "Once upon a time")]
     assert made.max_new_tokens == 160
     assert (made.sampler.temperature, made.sampler.top_k, made.sampler.top_p) == (0.6, 40, None)
     assert made.sampler.random.random() == np.random.Generator(np.random.PCG64(1337)).random()
@@ -175,14 +175,14 @@ def test_many_prompts(folder: Path, witness: list[Witness]) -> None:
     """As one batch, in the order given, each as many times as asked for."""
     result = generate(folder, "--prompt", "A", "--prompt", "", "--num-samples", 3, "--max-new-tokens", 7)
     assert result.out == "\n\n---\n".join(["A 0", "A 1", "A 2", " 3", " 4", " 5"]) + "\n"
-    assert witness[0].prompts == [encode("A")] * 3 + [[EOT]] * 3
+    assert witness[0].prompts == [encode(gpt2(), "A")] * 3 + [[EOT]] * 3
     assert split(generate(folder, "--prompt", "A", "--num-samples", 2).out) == ["A 0", "A 1"]
 
 
 @pytest.mark.usefixtures("witness")
 def test_when_a_text_may_outgrow_the_context(folder: Path) -> None:
     """By the longest prompt, and from the first token on that does not fit."""
-    tokens = len(encode(PROMPT))
+    tokens = len(encode(gpt2(), PROMPT))
     for more, notes in ((0, 0), (1, 1)):
         new = SURE.n_positions - tokens + more
         result = generate(folder, "--prompt", "A", "--prompt", PROMPT, "--prompt", "", "--max-new-tokens", new)
@@ -321,7 +321,7 @@ def test_what_each_token_is_drawn_from(n_positions: int, trained: int | None, mo
     n_positions = trained or n_positions  # what was not trained is never seen
     ends = 0
     for sizes, new in (((1, 4, 9), 40), ((3,), 5), ((7, 2), 1), ((12, 13, 30, 1), 61)):
-        generator = Generator(GPT2(config, initial_weights(config, 0)), V=V)
+        generator = Generator(GPT2(config, initial_weights(config, 0)), V=V, eot=EOT)
         mirror = Mirror(len(sizes), n_positions)
         monkeypatch.setattr(generator, "decoder", lambda N, mirror=mirror: mirror)
         prompts = [random.integers(0, 97, size).tolist() for size in sizes]
@@ -343,9 +343,8 @@ def test_what_each_token_is_drawn_from(n_positions: int, trained: int | None, mo
     assert ends
 
 
-def test_a_row_ends_before_the_end_of_text(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_ends_before_the_end_of_text(generator: Generator) -> None:
     # the first row ends first, and what is drawn for it later must not appear; no fourth call is made
-    monkeypatch.setattr(generate_module, "EOT", 60)
     sampler = Scripted([5, 6], [60, 7], [8, 60])
     assert generator([[1, 2, 3]] * 2, 6, sampler) == [[5], [6, 7]]
     assert next(sampler.calls, None) is None
@@ -404,11 +403,13 @@ def test_the_model_has_to_have_what_is_drawn_from(more: int) -> None:
 def test_a_model_of_fewer_tokens_than_the_tokenizer(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=VOCAB_SIZE - 1, n_layer=1, n_head=1, n_embd=4, n_positions=8)
     save_model(tmp_path / "other", config)
-    refused(call(main, "--model", tmp_path / "other", cwd=tmp_path), "50256 tokens, the tokenizer 50257")
+    for name, text in gpt2().files().items():
+        (tmp_path / "other" / name).write_text(text, encoding="utf-8")
+    refused(call(main, "--model", tmp_path / "other", cwd=tmp_path), "has 50256 tokens, the tokenizer 50257; put the")
 
 
 def test_a_prompt_cannot_smuggle_in_the_end_of_text() -> None:
-    assert EOT not in encode("<|endoftext|>")
+    assert EOT not in encode(gpt2(), "<|endoftext|>")
 
 
 def test_nothing_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,8 +470,7 @@ def test_probabilities_are_the_models_own(generator: Generator) -> None:
             row.append(token)
 
 
-def test_a_stream_says_which_rows_have_ended(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate_module, "EOT", 60)
+def test_a_stream_says_which_rows_have_ended(generator: Generator) -> None:
     steps = list(generator.stream([[1], [2]], 6, Scripted([5, 6], [60, 7], [8, 60])))
     assert [[drawn and drawn[0] for drawn in step] for step in steps] == [[5, 6], [None, 7]]
     assert all(0 < drawn[1] < 1 for step in steps for drawn in step if drawn)
@@ -480,7 +480,7 @@ def test_pieces_are_whole_characters() -> None:
     text = "naïve 🙂日本"
     tokens = tokenizer().encode_ordinary(text)
     assert any("\ufffd" in tokenizer().decode([token]) for token in tokens)  # a character is split
-    found = list(pieces((token, 0.5) for token in tokens))
+    found = list(pieces(gpt2(), [], ((token, 0.5) for token in tokens)))
     assert "".join(piece for piece, _ in found) == text
     assert "\ufffd" not in text
     assert len(found) < len(tokens)
@@ -494,7 +494,9 @@ def test_pieces_together_are_what_decoding_gives() -> None:
     parts = np.array([t for t in range(VOCAB_SIZE) if max(tokenizer().decode_single_token_bytes(t)) > 127])
     for _ in range(200):
         tokens = random.choice(parts, 12).tolist()
-        assert "".join(piece for piece, _ in pieces((token, 1.0) for token in tokens)) == tokenizer().decode(tokens)
+        assert "".join(
+            piece for piece, _ in pieces(gpt2(), [], ((token, 1.0) for token in tokens))
+        ) == tokenizer().decode(tokens)
 
 
 def test_one_text_is_written_as_it_comes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,8 @@ def test_the_chosen_backend_trains_validates_and_writes(folder: Path, monkeypatc
         evaluate: Any = by.evaluate
         assert trainer.backend.parameters is trainer.weights
         assert (evaluate.backend, by.kernels) == (trainer.backend, name)
-        model, backend = generators.pop()
+        model, backend, *vocabulary = generators.pop()
+        assert vocabulary == [50257, 50256]
         assert model is trainer.model
         assert backend is trainer.backend if name == "fused" else backend.dtype is None
 
@@ -278,7 +279,11 @@ def test_bad_options(changed: dict[str, object], words: str, folder: Path) -> No
 def test_a_model_of_a_smaller_vocabulary(folder: Path, tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=300, n_layer=1, n_head=1, n_embd=4, n_positions=32)
     save(tmp_path / "init", config, initial_weights(config, 0))
-    refused(training(folder, tmp_path / "run", init=tmp_path / "init"), "300 tokens, the tokenizer 50257")
+    refused(
+        training(folder, tmp_path / "run", init=tmp_path / "init"),
+        "has no tokenizer",
+        "and a vocabulary of 300, so it is not GPT-2's either; copy",
+    )
 
 
 def test_without_a_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

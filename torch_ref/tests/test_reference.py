@@ -98,4 +98,4 @@ def test_only_matrices_decay(checkpoint: Checkpoint) -> None:
 
 def test_generation_ends_before_end_of_text(checkpoint: Checkpoint) -> None:
     script = [[5, 6], [EOT, 7], [8, 9], [10, EOT]]  # and no fifth: both rows have ended
-    assert generate(GPT2(*checkpoint), [[1, 2, 3], [4]], 40, Scripted(script)) == [[5], [6, 7, 9]]
+    assert generate(GPT2(*checkpoint), [[1, 2, 3], [4]], 40, Scripted(script), eot=EOT) == [[5], [6, 7, 9]]

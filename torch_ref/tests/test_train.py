@@ -130,8 +130,8 @@ def test_a_device_it_has_not(device: str, folder: Path, monkeypatch: pytest.Monk
 def test_a_model_of_a_smaller_vocabulary(folder: Path, tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=300, n_layer=1, n_head=1, n_embd=4, n_positions=32)
     save(tmp_path / "init", config, initial_weights(config, 0))
-    words = "the model has 300 tokens, the tokenizer 50257; choose other weights"
-    refused(call(train.main, *given(init=tmp_path / "init", out=tmp_path / "run"), cwd=folder), words)
+    words = "has no tokenizer", "and a vocabulary of 300, so it is not GPT-2's either; copy"
+    refused(call(train.main, *given(init=tmp_path / "init", out=tmp_path / "run"), cwd=folder), *words)
     assert not (tmp_path / "run").exists()
 
 

@@ -25,7 +25,7 @@ from data.checkpoints.config import PRESETS, GPT2Config, parameter_shapes, to_hf
 from data.checkpoints.initialize import initial_weights
 from data.checkpoints.tensors import read_safetensors, write_safetensors
 from data.cli import InputError
-from data.text.tokenizer import VOCAB_SIZE
+from data.text.tokenizer import VOCAB_SIZE, gpt2
 
 SMALL = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=2, n_head=2)
 
@@ -201,17 +201,12 @@ def test_the_epsilon_of_a_folder(epsilon: float, folder: Path, tmp_path: Path, a
 # What is written
 
 
-def test_the_tokenizer_comes_with_its_vocabulary(tmp_path: Path) -> None:
+def test_the_files_of_the_tokenizer_come_along(tmp_path: Path) -> None:
     files = {"tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "generation_config.json"}
-    for vocabulary, beside in (
-        (VOCAB_SIZE, files),
-        (VOCAB_SIZE - 1, set()),
-        (VOCAB_SIZE + 47, files),  # padded to 50,304
-        (VOCAB_SIZE + 48, set()),
-    ):
-        config = GPT2Config(vocabulary, n_positions=4, n_embd=2, n_layer=1, n_head=1)
-        save(tmp_path / str(vocabulary), config, initial_weights(config, 0))
-        assert {path.name for path in (tmp_path / str(vocabulary)).iterdir()} == {"config.json", WEIGHTS} | beside
+    for name, tokenizer, beside in (("with", gpt2(), files), ("without", None, set[str]())):
+        config = GPT2Config(VOCAB_SIZE + 47, n_positions=4, n_embd=2, n_layer=1, n_head=1)
+        save(tmp_path / name, config, initial_weights(config, 0), tokenizer)
+        assert {path.name for path in (tmp_path / name).iterdir()} == {"config.json", WEIGHTS} | beside
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -531,7 +526,9 @@ def test_what_a_model_of_the_hub_has(files: list[str], patterns: list[str] | Non
 def test_what_the_hub_is_asked_for(
     reachable: bool, monkeypatch: pytest.MonkeyPatch, folder: Path, arrays: Arrays
 ) -> None:
-    """Whether the model is there, with a short wait; then for configuration and weights, of the cache if need be."""
+    """Whether the model is there, with a short wait; then for configuration, weights and tokenizer, of the cache if
+    need be.
+    """
     asked: list[Any] = []
 
     class Hub:
@@ -552,6 +549,9 @@ def test_what_the_hub_is_asked_for(
     patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
     if not reachable:
         patterns += ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+    patterns += ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json"]
+    patterns += ["special_tokens_map.json", "chat_template.jinja"]
+    patterns += ["vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model"]
     assert_same(load("some/model")[1], arrays)
     options = {"allow_patterns": patterns, "local_files_only": not reachable}
     assert asked == [("some/model", 5), ("some/model", options)]

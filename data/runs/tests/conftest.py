@@ -1,10 +1,28 @@
 """What the tests of training share: a program that computes nothing, and a folder for it to run in."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import data.runs.start
 from data.runs.tests.support import Stub, clocked, place_in
+from data.text.tokenizer import GPT2Tokenizer
+
+
+class NameOnly(GPT2Tokenizer):
+    """GPT-2's, without files: writing them at every checkpoint would take longer than all else."""
+
+    def files(self) -> dict[str, str]:
+        return {}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def tokenizer_of_any_model() -> Iterator[None]:
+    """The models here have so few tokens that no tokenizer fits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.runs.start, "of_folder", lambda folder: NameOnly({}))
+        yield
 
 
 @pytest.fixture

@@ -24,11 +24,11 @@ from data.cli import InputError
 from data.files import locked
 from data.testing import call
 from data.text import formats, json_values, prepare, records, sources
+from data.text import tokenizer as tokenizer_module
 from data.text.formats import Chunk, Chunks, Piece, Place, Reading
-from data.text.prepare import encode
 from data.text.shards import ShardWriter, open_split, verify
 from data.text.sources import File, Stream
-from data.text.tokenizer import EOT, EOT_TEXT, tokenizer
+from data.text.tokenizer import EOT, EOT_TEXT, GPT2Tokenizer, gpt2, tokenizer
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -51,7 +51,7 @@ def text(tmp_path: Path) -> Path:
 def many_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "BATCH", 200)
     encoding = tokenizer()  # one for all threads of all runs: making them would take longer than all else
-    monkeypatch.setattr(prepare, "tokenizer", lambda: encoding)
+    monkeypatch.setattr(tokenizer_module, "tokenizer", lambda: encoding)
 
 
 def decoded(folder: Path, split: str) -> list[str]:
@@ -221,7 +221,7 @@ def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
     whole = prepare.prepare("x", tmp_path / "whole", workers=1, shard_tokens=1000)
     tokens = {
-        split: len(encode([piece.text for chunk in text.chunks() for piece in chunk.pieces]))
+        split: len(gpt2().encode_documents([piece.text for chunk in text.chunks() for piece in chunk.pieces]))
         for split, text in texts.items()
     }
     printed = [
@@ -488,12 +488,12 @@ def test_validation_source(text: Path, tmp_path: Path) -> None:
 
 def test_end_of_text_in_a_document_stays_text() -> None:
     documents = ["plain", f"before {EOT_TEXT} after", EOT_TEXT]
-    tokens = encode(documents)
+    tokens = gpt2().encode_documents(documents)
     assert tokens.dtype == np.uint16
     assert np.count_nonzero(tokens == EOT) == len(documents)
     expected = [token for d in documents for token in [*tokenizer().encode_ordinary(d), EOT]]
     assert tokens.tolist() == expected
-    assert encode(documents[:1]).tolist() == expected[: len(encode(documents[:1]))]
+    assert gpt2().encode_documents(documents[:1]).tolist() == expected[: expected.index(EOT) + 1]
 
 
 @pytest.mark.parametrize("stray", [f"{EOT_TEXT} first", f"in {EOT_TEXT} between", f"last {EOT_TEXT}", EOT_TEXT])
@@ -502,7 +502,7 @@ def test_a_single_stray_marker_stays_text(stray: str, place: int) -> None:
     documents = ["one", "two two", "three"]
     documents[place] = stray
     expected = [token for d in documents for token in [*tokenizer().encode_ordinary(d), EOT]]
-    assert encode(documents).tolist() == expected
+    assert gpt2().encode_documents(documents).tolist() == expected
 
 
 @pytest.mark.skipif(not TINYSTORIES.exists(), reason="needs ../shared/data/tinystories/valid.txt")
@@ -511,7 +511,7 @@ def test_joined_encoding_is_that_of_each_document() -> None:
     assert text
     documents = [piece.text for chunk in text.chunks() for piece in chunk.pieces][:500]
     expected = [token for d in documents for token in [*tokenizer().encode_ordinary(d), EOT]]
-    assert encode(documents).tolist() == expected
+    assert gpt2().encode_documents(documents).tolist() == expected
 
 
 class Stopped(BaseException):
@@ -618,12 +618,13 @@ def test_what_a_checkpoint_holds_is_not_done_again(
 ) -> None:
     source, valid = sources_to_stop["two"]
     encoded: list[str] = []
+    encode = GPT2Tokenizer.encode_documents
 
-    def counted(documents: list[str]) -> np.ndarray:
+    def counted(self: GPT2Tokenizer, documents: list[str], special_tokens: bool) -> np.ndarray:
         encoded.extend(documents)
-        return encode(documents)
+        return encode(self, documents, special_tokens)
 
-    monkeypatch.setattr(prepare, "encode", counted)
+    monkeypatch.setattr(GPT2Tokenizer, "encode_documents", counted)
     prepare.prepare(source, tmp_path / "whole", valid, shard_tokens=300)
     size = sum(map(len, encoded))
     encoded.clear()
@@ -659,8 +660,10 @@ def test_other_inputs_start_anew(
         shard_tokens = 400
     elif change == "valid":
         valid = 0.4
+    elif change == "version":
+        monkeypatch.setattr(prepare, "VERSION", 0)
     else:
-        monkeypatch.setattr(prepare, {"version": "VERSION", "tokenizer": "RANKS_SHA256"}[change], 0)
+        monkeypatch.setattr(GPT2Tokenizer, "sha256", "of another")
     removed: list[str] = []
     remove = os.remove
 

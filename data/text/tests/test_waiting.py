@@ -34,7 +34,6 @@ def reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     text = Stream("lessons", (File(GROUPS * 1000, "a text", lambda start: groups(start, read.append)),))
     held_out = Stream("a test", (File(1000, "another", lambda start: iter([Chunk([Piece("?")], Place(), Counter())])),))
     monkeypatch.setattr(prepare, "stream", lambda source, split, how: text if split == "train" else held_out)
-    monkeypatch.setattr(prepare, "encode", lambda documents: np.arange(len(documents), dtype=np.uint16))
     monkeypatch.setattr(prepare, "BATCH", 1)
     monkeypatch.setattr(prepare, "CHECKPOINT_EVERY", 1)
     return read

@@ -184,7 +184,6 @@ def arrays() -> dict[str, np.ndarray]:
 def generator(device: None, arrays: dict[str, np.ndarray]) -> Iterator[generate.Generator]:
     """Of `CONFIG`, which takes few tokens at a time, and sorts them in two parts. The model has more than are drawn."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "EOT", V)
         patch.setattr(generate, "CHUNK", 4)
         patch.setattr(decode, "STEPS", 3)
         patch.setattr(draw, "SORTED", 64)
@@ -282,7 +281,7 @@ def test_a_row_ends_before_the_end_of_text(generator: generate.Generator, monkey
     """In the middle of what the GPU draws by itself; the other row goes on."""
     first, second = generator(PROMPTS, 7, Sampler(0))
     ending = next(token for token in first[1:] if token not in second)
-    monkeypatch.setattr(generate, "EOT", ending)
+    monkeypatch.setattr(generator, "eot", ending)
     assert generator(PROMPTS, 7, Sampler(0)) == [first[: first.index(ending)], second]
 
 
