@@ -158,6 +158,7 @@ def test_a_field_that_comes_late_is_found(tmp_path: Path) -> None:
         ("a.json", b'["a", "\xff"]', r"a\.json is not UTF-8 at byte 7 "),
         ("a.json", b"[]", "holds no document"),
         ("a.json", b"", "holds no document"),
+        ("a.csv", b'id,"a\nb\0",c\n1,2,3\n', r"there is id, a\?b\?, c: name the one"),
         ("a.csv", b"", "holds no document"),
         ("a.csv", b"text\n", "holds no document"),
         (
