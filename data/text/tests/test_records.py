@@ -58,7 +58,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("block", [7, 100, 1 << 16])
+@pytest.mark.parametrize("block", [19, 100, 1 << 16])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_holds_the_same_documents(
     form: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
