@@ -5,6 +5,7 @@ on both sides. Where that would leave a side without a document, as with a book 
 at one place instead: what lies behind it is held out.
 """
 
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from data.text.sources import Stream
 FRACTION = 0.01  # of the documents, unless another is asked for
 # Of a text that is cut, unless another fraction is asked for: a hundredth of a small one would measure little.
 CUT_FRACTION, ENOUGH = 0.1, 1_000_000  # the first up to `ENOUGH` characters (270,000 tokens), then these, then FRACTION
+LONG = 256 << 20  # bytes, which take seconds to read
 WORD = 100  # characters; so far off a word is worth not being cut
 
 
@@ -57,7 +59,11 @@ def plan(text: Stream, fraction: float | None) -> Cut | None:
     sides = set()
     documents = characters = 0
     ended = True
-    for pieces, _, _ in text.chunks():
+    told = False
+    for pieces, place, _ in text.chunks():
+        if not told and place.done > LONG:
+            print(f"{text.name} has few documents: reading it to its end, to see where to divide it", file=sys.stderr)
+            told = True
         for piece in pieces:
             if ended:
                 documents += 1

@@ -326,7 +326,8 @@ def _write_splits(
     held_out, fraction = jobs[-1]
     sources = {"train": jobs[0].text.name, "valid": held_out.name}
     if state.cut:
-        sources["valid"] = f"{held_out.name}, from about character {state.cut.near:,} of {state.cut.characters:,} on"
+        place = f"about character {state.cut.near:,} of {state.cut.characters:,}"
+        sources["valid"] = f"the end of {held_out.name}, after {place}"
     elif fraction != 1:
         sources["valid"] = f"{FRACTION if fraction is None else fraction} of {held_out.name}"
     return {

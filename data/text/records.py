@@ -117,7 +117,8 @@ def no_field(path: Path, field: str, names: Iterable[str]) -> InputError:
 
 
 def _there(names: Iterable[str]) -> str:
-    return f"there is {', '.join(list(names)[:20]) or 'none'}: name the one that holds the text with --field"
+    shown = ["".join(c if c.isprintable() else "?" for c in name[:40]) for name in list(names)[:20]]
+    return f"there is {', '.join(shown) or 'none'}: name the one that holds the text with --field"
 
 
 def read_jsonl(path: Path, start: Place, how: Reading) -> Chunks:

@@ -286,8 +286,8 @@ def test_one_long_text_is_cut_between_its_paragraphs(
     assert abs(len(valid) - len(text) / 10) < 100
     tokens = [np.concatenate(open_split(tmp_path / "out", split)).tolist() for split in ("train", "valid")]
     assert tokens == [[*tokenizer().encode_ordinary(side), EOT] for side in (train, valid)]
-    place = f"from about character {len(text) - round(len(text) / 10):,} of {len(text):,} on"
-    assert meta["splits"]["valid"]["source"] == f"{tmp_path / 'book.txt'}, {place}"
+    place = f"after about character {len(text) - round(len(text) / 10):,} of {len(text):,}"
+    assert meta["splits"]["valid"]["source"] == f"the end of {tmp_path / 'book.txt'}, {place}"
     assert "book.txt: one document, so its end is the validation text; --valid takes another" in capsys.readouterr().out
     prepare.prepare(str(tmp_path / "book.txt"), tmp_path / "half", 0.5)
     [train], [valid] = decoded(tmp_path / "half", "train"), decoded(tmp_path / "half", "valid")

@@ -58,7 +58,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("block", [7, 100, 1 << 16])
+@pytest.mark.parametrize("block", [19, 100, 1 << 16])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_holds_the_same_documents(
     form: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -158,6 +158,7 @@ def test_a_field_that_comes_late_is_found(tmp_path: Path) -> None:
         ("a.json", b'["a", "\xff"]', r"a\.json is not UTF-8 at byte 7 "),
         ("a.json", b"[]", "holds no document"),
         ("a.json", b"", "holds no document"),
+        ("a.csv", b'id,"a\nb\0",c\n1,2,3\n', r"there is id, a\?b\?, c: name the one"),
         ("a.csv", b"", "holds no document"),
         ("a.csv", b"text\n", "holds no document"),
         (
