@@ -267,7 +267,7 @@ def test_it_stays_within_what_was_trained(folder: Path, witness: list[Witness], 
         assert generate(tmp_path, "--prompt", PROMPT, "--max-new-tokens", new).err.splitlines()[1:-1] == notes
     assert witness[0].model.config.context == 9
     model, sampler = torch_ref.model.GPT2(*load(tmp_path)), Sampler(0.6, seed=3)
-    [new_tokens] = torch_ref.generate.generate(model, [encode(PROMPT)], 12, sampler)
+    [new_tokens] = torch_ref.generate.generate(model, [encode(gpt2(), PROMPT)], 12, sampler)
     assert PROMPT + tokenizer().decode(new_tokens) == by_torch(tmp_path, [PROMPT], 12, Sampler(0.6, seed=3))[0]
 
 

@@ -368,7 +368,7 @@ def test_a_tokenizer_is_part_of_what_is_prepared(made: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     write_stories(tmp_path / "a.txt")
     own, ours = of_folder(made / "own"), gpt2()
-    folders = [prepare.prepared("a.txt", tokenizer) for tokenizer in (ours, own, ours, own)]
+    folders = [prepare.prepared("a.txt", tokenizer=tokenizer) for tokenizer in (ours, own, ours, own)]
     assert folders[:2] == folders[2:]
     assert [shards.made_with(read_meta(folder), own) for folder in folders[:2]] == [False, True]
 
