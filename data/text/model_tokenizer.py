@@ -58,7 +58,7 @@ def describe(name: str, files: Mapping[str, str]) -> Description:
         description["truncation"] = description["padding"] = model["dropout"] = None
         description["added_tokens"] = added_tokens(description, settings, named, read(name, files, "added_tokens.json"))
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as e:
-        raise InputError(f"{name}: the files of its tokenizer are damaged ({e!r}); copy them again") from None
+        raise InputError(f"{name}: the files of its tokenizer are damaged ({repr(e)[:200]}); copy them again") from None
     return description
 
 
@@ -159,12 +159,16 @@ class ModelTokenizer(Tokenizer):
         try:
             self._text = tokenizers.Tokenizer.from_str(json.dumps(description))
         except Exception as e:  # the library raises bare ones
-            raise InputError(f"{name}: the files of its tokenizer are damaged ({e}); copy them again") from None
+            raise InputError(
+                f"{name}: the files of its tokenizer are damaged ({str(e)[:200]}); copy them again"
+            ) from None
         self._text.encode_special_tokens = True  # as text
         self._ids: dict[str, int] = self._text.get_vocab(with_added_tokens=True)
         self._added: dict[int, str] = {token["id"]: token["content"] for token in description["added_tokens"]}
         if wrong := [text for i, text in self._added.items() if self._ids.get(text) != i]:
             raise InputError(f"{name}: its tokenizer's files disagree on the token {wrong[0]!r}; copy them again")
+        if len(set(self._ids.values())) < len(self._ids):
+            raise InputError(f"{name}: two tokens of its tokenizer have the same number; copy its files again")
         self.vocab_size = max(self._ids.values(), default=-1) + 1
         if self.vocab_size > LARGEST_VOCAB:
             raise InputError(
@@ -180,7 +184,7 @@ class ModelTokenizer(Tokenizer):
         """
         for file in ("tokenizer_config.json", "special_tokens_map.json"):
             named = read(self.name, self._files, file).get("eos_token")
-            if named and spelling(named) in self._ids:
+            if named and not isinstance(named, bool) and spelling(named) in self._ids:
                 return self._ids[spelling(named)]
         number = eos_token_id[0] if isinstance(eos_token_id, list) and eos_token_id else eos_token_id
         if type(number) is int and (text := self._text.id_to_token(number) if number >= 0 else None):
@@ -201,7 +205,7 @@ class ModelTokenizer(Tokenizer):
     @cached_property
     def _special(self) -> tokenizers.Tokenizer:
         """The same, with special tokens wherever text spells them: a second one, since threads share both."""
-        special = tokenizers.Tokenizer.from_str(self._text.to_str())
+        special = tokenizers.Tokenizer.from_str(json.dumps(self._description))
         special.encode_special_tokens = False
         return special
 

@@ -29,8 +29,8 @@ PLANTED: list[Row] = [
     (
         "generate: the note about the context goes by the shortest prompt",
         GENERATE,
-        "if max(len(encode(prompt)) for prompt in prompts)",
-        "if min(len(encode(prompt)) for prompt in prompts)",
+        "if max(map(len, rows))",
+        "if min(map(len, rows))",
         IN_GENERATE + "when_a_text_may_outgrow_the_context",
     ),
     (

@@ -84,7 +84,7 @@ def test_what_it_says(compared: tuple[Path, Result], models: dict[str, Path], pr
     assert len({*texts["pretrained"], *texts["finetuned"]}) == 4
     page, _, last = compared[1].out.rpartition("\n\n")
     assert last == "Written to compare.md, compare.json and page.html\n"
-    printed = re.findall(r"(?m)^\| (.*) \| (.*) \| (.*) \| (.*) \| (.*) \|$", page)[1:]
+    printed = re.findall(r"(?m)^\| (.*) \| (.*) \| (.*) \| (.*) \| (.*) \|$", page)
     assert "\n| | loss (nats a token) | perplexity | tokens | bits per byte |\n|---|---|---|---|---|\n| /" in page
     size = len(tokenizer().decode(np.concatenate(open_split(prepared_folder, "valid"))[1:151].tolist()).encode())
     for (label, loss, perplexity, tokens, bits), (side, path) in zip(printed, models.items(), strict=True):

@@ -17,7 +17,7 @@ class NameOnly(GPT2Tokenizer):
         return {}
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def tokenizer_of_any_model() -> Iterator[None]:
     """The models here have so few tokens that no tokenizer fits."""
     with pytest.MonkeyPatch.context() as patch:

@@ -253,6 +253,19 @@ def test_a_model_without_a_tokenizer(
         ({"tokenizer.json": '{"model": []}'}, "are damaged"),
         ({"tokenizer.json": "[]"}, "tokenizer.json is damaged"),
         ({"tokenizer_config.json": '{"eos_token": 5}'}, "are damaged"),
+        ({"special_tokens_map.json": '{"eos_token": true}', "tokenizer_config.json": "{}"}, "names no token that ends"),
+        (
+            {
+                "tokenizer.json": '{"model": {"type": "BPE", "vocab": {"'
+                + "x" * 5000
+                + '": 1, "</s>": 1}, "merges": []}}'
+            },
+            "same",
+        ),
+        (
+            {"tokenizer.json": '{"model": {"type": "BPE", "vocab": {}, "merges": ["' + "x" * 5000 + ' y"]}}'},
+            "are damaged",
+        ),
         ({"added_tokens.json": '{"<x>": 900}'}, "disagree on the token '<x>'"),
         (
             {"config.json": '{"vocab_size": 299}'},
@@ -267,6 +280,7 @@ def test_what_is_refused(change: dict[str, str | None], words: str, files: dict[
     with pytest.raises(InputError, match=words) as refusal:
         of_folder(tmp_path)
     assert str(tmp_path) in str(refusal.value)
+    assert len(str(refusal.value)) < 800
 
 
 def test_tokens_that_shards_cannot_hold(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
