@@ -21,7 +21,7 @@ import torch_ref.train
 import torch_ref.trainer
 from data.checkpoints.checkpoint import load
 from data.checkpoints.config import GPT2Config
-from data.runs.options import PORTS
+from data.runs.options import PORTS, SIZES
 from data.runs.run_folder import RunFolder, load_checkpoint, read_metrics, read_sealed
 from data.testing import call, refused, save_model, write_tokens
 from data.text.loader import windows
@@ -326,7 +326,8 @@ def test_the_two_commands_train_the_same(runs: Path) -> None:
     options = [read_sealed(runs / package / "run.json")["options"] for package in MAINS]
     assert options[0] == {name: value for name, value in options[1].items() if name not in PORTS}
     expected = OPTIONS | {"betas": [0.7, 0.9], "init": "init", "data": "data", "device": "CPU", "preset": None}
-    assert options[0] == expected | {"tensorboard": False}
+    not_given = dict.fromkeys((*SIZES, "schedule"))
+    assert options[0] == expected | not_given | {"tensorboard": False}
 
 
 def course(run: Path) -> list[dict[str, Any]]:
