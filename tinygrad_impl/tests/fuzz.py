@@ -198,7 +198,10 @@ def build(root: Path) -> list[Target]:
     options |= {"schedule": ["0-3", "3-4"]}  # trained longer
     facts = {"command": ["python"], "options": options, "parameters": 9, "device": "CPU", "card": "", "versions": {}}
     facts |= {"config": to_hf(SMALL), "data": {"folder": "", "checksum": ""}, "weights": ""}
-    facts |= {"sampling": SAMPLING | {"seed": 7}, "continued": [{"step": 2, "changed": {"steps": [3, 4]}}]}
+    facts |= {
+        "sampling": SAMPLING | {"seed": 7},
+        "continued": [{"step": 2, "command": [], "changed": {"steps": [3, 4]}}],
+    }
     out = RunFolder.create(root / "run", facts)
     parity: dict[str, Any] = {
         "verdict": "equal",
