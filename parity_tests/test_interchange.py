@@ -326,13 +326,8 @@ def test_the_two_commands_train_the_same(runs: Path) -> None:
     options = [read_sealed(runs / package / "run.json")["options"] for package in MAINS]
     assert options[0] == {name: value for name, value in options[1].items() if name not in PORTS}
     expected = OPTIONS | {"betas": [0.7, 0.9], "init": "init", "data": "data", "device": "CPU", "preset": None}
-<<<<<<< HEAD
     texts = {"valid": None, "field": "text", "errors": "strict"}
     assert options[0] == expected | texts | dict.fromkeys((*SIZES, "schedule")) | {"tensorboard": False}
-=======
-    not_given = dict.fromkeys((*SIZES, "schedule"))
-    assert options[0] == expected | not_given | {"tensorboard": False}
->>>>>>> runs
 
 
 def course(run: Path) -> list[dict[str, Any]]:
