@@ -42,6 +42,7 @@ def call(main: Callable[[], None], *argv: object, cwd: Path) -> Result:
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr("sys.argv", ["command", *map(str, argv)])
+        patch.setattr("data.cli.interpreter", lambda: "python")  # in the commands that are printed
         patch.chdir(cwd)
         with pytest.raises(SystemExit) as ended:
             run(main)

@@ -48,4 +48,4 @@ def find_learning_rate(start: Start, by: Implementation) -> None:
     with atomic_write(out / "find-lr.json", "w") as f:
         f.write(json.dumps(found, indent=1) + "\n")
     print(f"the loss falls fastest at a learning rate of {proposed:.1e}, and is lowest at {rates[lowest]:.1e}: {out}")
-    print(f"  python -m {by.package}.train --lr {proposed:.1e}, with the other options as they were")
+    print(f"  to train with it, give --lr {proposed:.1e} in place of --find-lr, and a new --out if one was given")

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from shlex import quote
 from types import FrameType
 from typing import Any
 
 from data.checkpoints.checkpoint import latest_checkpoint
 from data.checkpoints.config import flops_a_token, parameter_count
-from data.cli import InputError, Progress, leave_lost_terminal
+from data.cli import InputError, Progress, command, leave_lost_terminal
 from data.runs.implementation import Implementation
 from data.runs.recorder import PROMPT, Recorder
 from data.runs.schedule import bounds, rate, schedule
@@ -79,7 +80,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
                 raise InputError(
                     f"the loss is {loss} and the gradient's norm {grad_norm} at step {trainer.steps + 1}, on {place}; "
                     f"the weights were left as they were, and {latest_checkpoint(run.path)} is good; look at the data "
-                    f"there, or begin again with `--config {run.path / 'run.json'}` and an --lr below {options.lr}"
+                    f"there, or begin again with `--config {quote(str(run.path))}` and an --lr below {options.lr}"
                 )
             elapsed = time.perf_counter() - started
             tokens, seconds = tokens + tokens_a_step, seconds + elapsed
@@ -115,7 +116,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         say(f"\n--- {when} (step {step}) ---\n{text}")
     first, last = (f"{row['val_loss']:.3f}" for row in (run.metrics[0], run.metrics[-1]))
     say(f"\nValidation loss {first} -> {last}, {seconds:.0f} s of training. All of it is in {run.path}; try:")
-    say(f'  python -m tinygrad_impl.generate --model {run.path} --prompt "{PROMPT}"')
+    say(f"  {command('tinygrad_impl.generate', '--model', run.path, '--prompt', PROMPT)}")
 
 
 class Smoothed:

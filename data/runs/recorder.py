@@ -11,7 +11,7 @@ from typing import Any
 
 from data.checkpoints.config import parameter_count
 from data.checkpoints.sums import checkpoints
-from data.cli import InputError, Progress
+from data.cli import InputError, Progress, command
 from data.runs.implementation import Implementation
 from data.runs.plots import plot_losses
 from data.runs.revision import revision
@@ -38,7 +38,7 @@ class Recorder:
         self.folder = self._open_folder()
         self._compiled: set[str] = set()  # of what is shown in a bar of its own
         self.saved_step = -1  # of the last checkpoint written here
-        self.resuming = f"python -m {by.package}.train --resume {self.folder.path}"  # the command that goes on
+        self.resuming = command(f"{by.package}.train", "--resume", self.folder.path)  # the command that goes on
         for name, content in files.items():
             write_sealed(self.folder.path / name, content)
         self.events = None

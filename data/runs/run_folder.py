@@ -31,6 +31,7 @@ import shutil
 import zlib
 from collections.abc import Collection
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ def sampling_of(model: str | Path) -> dict[str, Any]:
 def refuse_occupied(path: Path) -> None:
     """Raises `InputError` unless a run can be written to `path`: nothing is there, or an empty folder."""
     if (path / "run.json").exists():
-        raise InputError(f"{path} holds a run; pass `--resume {path}` to continue it, or another --out")
+        raise InputError(f"{path} holds a run; pass `--resume {quote(str(path))}` to continue it, or another --out")
     # a run that was killed at its very beginning left no more than these
     if os.path.lexists(path) and not (path.is_dir() and set(os.listdir(path)) <= {"run.json.tmp", LOCK}):
         raise InputError(f"{path} is there and is not empty; pass another --out")
@@ -172,7 +173,8 @@ class RunFolder:
             except (OSError, ValueError):
                 whole = path / "checkpoints" / f"step-{state['step']}"
                 raise InputError(
-                    f"{path / 'metrics.jsonl'} is missing or damaged; begin a run with `--init {whole}`, which is whole"
+                    f"{path / 'metrics.jsonl'} is missing or damaged; "
+                    f"begin a run with `--init {quote(str(whole))}`, which is whole"
                 ) from None
             # first, because of what comes after it no metrics will be left
             folder.name("latest", f"step-{state['step']}")

@@ -208,8 +208,8 @@ def complete(given: Given, device: str) -> tuple[Options, GPT2Config, dict[str, 
         config, arrays = load(init)
         if preset and config != PRESETS[preset]:
             raise InputError(f"the weights of {init} are of another size than preset {preset}; leave out one of them")
-    sizes = {name: replace(size, vocab_size=config.vocab_size) for name, size in PRESETS.items()}
-    recipe = RECIPES[preset or next((name for name, size in sizes.items() if size == config), "gpt2")]
+    alike = (name for name, size in PRESETS.items() if replace(size, vocab_size=config.vocab_size) == config)
+    recipe = RECIPES[preset or next(alike, "gpt2")]
 
     steps, lr = given.get("steps", recipe.steps), given.get("lr", recipe.finetune_lr if arrays else recipe.lr)
     defaults: Given = {

@@ -122,7 +122,7 @@ def test_the_device_is_the_best_there_is(folder: Path, monkeypatch: pytest.Monke
 def test_a_device_it_has_not(device: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     before = sorted(os.listdir(folder))
-    words = f"PyTorch has no device {device.upper()} here; leave --device out for the best there is"
+    words = f"PyTorch has no device {device!r} here; leave --device out for the best there is"
     refused(call(train.main, *given(device=device), cwd=folder), words)
     assert sorted(os.listdir(folder)) == before
 

@@ -10,7 +10,7 @@ import transformers
 from data.checkpoints.checkpoint import save
 from data.checkpoints.config import GPT2Config, to_hf
 from data.checkpoints.initialize import initial_weights
-from data.text.tokenizer import EOT, VOCAB_SIZE
+from data.text.tokenizer import EOT, VOCAB_SIZE, gpt2
 
 slow = pytest.mark.slow
 
@@ -29,7 +29,7 @@ def test_a_pipeline_writes_until_the_context_is_full(vocabulary: int, context: i
     arrays = initial_weights(config, 0)
     arrays["ln_f.bias"][0], arrays["wte.weight"][:VOCAB_SIZE, 0], arrays["wte.weight"][VOCAB_SIZE:, 0] = 1, 0, 9
     arrays["wte.weight"][EOT, 0] = -99  # so that it does not end before
-    save(tmp_path, config, arrays)
+    save(tmp_path, config, arrays, gpt2())
     pipe = transformers.pipeline("text-generation", str(tmp_path))
     texts = [["Once upon a time", "A dog"], ["One"]][context > 32]
     for [text] in pipe(texts, batch_size=len(texts), return_tensors=True):

@@ -21,7 +21,7 @@ class NameOnly(GPT2Tokenizer):
 def tokenizer_of_any_model() -> Iterator[None]:
     """The models here have so few tokens that no tokenizer fits."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.runs.start, "of_folder", lambda folder: NameOnly({}))
+        patch.setattr(data.runs.start, "of_folder", lambda folder, vocab_size: NameOnly({}))
         yield
 
 

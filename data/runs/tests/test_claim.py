@@ -43,11 +43,11 @@ def test_three_runs_of_one_second(
     words: dict[str, object] = {"init": place / "init", "data": place / "data", "find_lr": find_lr, "steps": 2}
     results: list[Result] = []
 
-    def another_starts(source: str) -> Path:
+    def another_starts(source: str, *how: Any) -> Path:
         if len(started) < 3:
             started.append(SEED + len(started))
             results.append(trained(stub, tmp_path, None, **words | {"seed": started[-1]}))
-        return prepared(source)
+        return prepared(source, *how)
 
     stub.loss = course
     started: list[int] = [SEED]
@@ -72,10 +72,10 @@ def test_one_folder_is_not_given_twice(
     stub.loss = course
     results: list[Result] = []
 
-    def another_starts(source: str) -> Path:
+    def another_starts(source: str, *how: Any) -> Path:
         if not results:
             results.append(training(stub, place, tmp_path / "run", **words | {"seed": 99}))
-        return prepared(source)
+        return prepared(source, *how)
 
     monkeypatch.setattr(data.runs.start, "prepared", another_starts)
     trained(stub, place, tmp_path / "run", **words)

@@ -64,7 +64,7 @@ def test_what_it_proposes(stub: Stub, place: Path, tmp_path: Path, monkeypatch: 
     assert result.out.splitlines() == [
         f"the loss falls fastest at a learning rate of {proposed:.1e}, and is lowest at {rates[lowest]:.1e}: "
         f"{tmp_path}/found",
-        f"  python -m torch_ref.train --lr {proposed:.1e}, with the other options as they were",
+        f"  to train with it, give --lr {proposed:.1e} in place of --find-lr, and a new --out if one was given",
     ]
     assert f" {stop}/100 [" in result.err.splitlines()[-1]
     assert f"lr {rates[-1]:.1e}, loss {losses[-1]:.3f}]" in result.err.splitlines()[-1]

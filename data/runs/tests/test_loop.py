@@ -247,6 +247,7 @@ def test_run_json(through: Through) -> None:
         "preset": None,
         "init": "init",
         "data": "data",
+        **{"valid": None, "field": "text", "errors": "strict"},
         "steps": 13,
         "batch_size": 3,
         "seq_len": 8,

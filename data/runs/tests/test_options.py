@@ -262,7 +262,7 @@ def test_betas_are_two_numbers_from_0_to_below_1() -> None:
 def test_help_names_the_framework() -> None:
     text = parser("python -m some.train", "tinygrad").format_help()
     assert "Train GPT-2 in tinygrad. Without options: the best preset for this machine." in text
-    assert "example: python -m some.train --preset tinystories" in text
+    assert "python -m some.train --preset tinystories" in text
     assert all(option in text for option, _, _ in ALL)
     rows = [" ".join(line.split()) for line in text.splitlines()]
     assert "presets layers heads width context parameters batch x window steps" in rows

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from threading import enumerate as enumerate_threads
@@ -321,7 +322,12 @@ def test_a_terminal_that_goes_away(stub: Stub, place: Path, tmp_path: Path) -> N
             os._exit(int(str(e.code)))
         finally:
             os._exit(99)
+    os.set_blocking(terminal, False)
+    said = b""
     while not (tmp_path / "reached").exists():
+        with suppress(BlockingIOError):
+            said += os.read(terminal, 1 << 16)  # or what it says would fill the terminal, and it would wait
+        assert os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None, said.decode()
         sleep(0.005)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 129
