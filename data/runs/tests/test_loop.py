@@ -465,7 +465,7 @@ def test_what_is_not_finite_ends_training(loss: float, norm: float, stub: Stub, 
     assert result.errors == [
         f"error: the loss is {loss} and the gradient's norm {norm} at step 5, on windows 24 to 29 of the data; the "
         f"weights were left as they were, and {tmp_path}/run/checkpoints/step-4 is good; look at the data there, or "
-        f"begin again with `--config {tmp_path}/run/run.json` and an --lr below 0.02"
+        f"begin again with `--config {tmp_path}/run` and an --lr below 0.02"
     ]
     assert result.err.endswith(result.errors[0] + "\n")
     assert [row["step"] for row in metrics(tmp_path / "run")] == [0, 1, 2, 3, 4]

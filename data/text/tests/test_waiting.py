@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
+from time import sleep
 from typing import Any
 
 import pytest
@@ -47,16 +48,30 @@ def groups(start: Place, tell: Callable[[int], None]) -> Chunks:
         )
 
 
-def said(capfd: pytest.CaptureFixture[str], words: str, times: int, by: list[Future[Path]]) -> str:
-    """What was printed until these words were in it so often; those who are to say it have not ended before."""
-    out = ""
-    while out.count(words) < times:
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """For whom somebody has said to wait. (Output that is read meanwhile could lose what is printed meanwhile.)"""
+    others: list[str] = []
+    say = prepare._say_waiting
+
+    def say_waiting(other: str) -> None:
+        say(other)
+        others.append(other)
+
+    monkeypatch.setattr(prepare, "_say_waiting", say_waiting)
+    return others
+
+
+def wait_for(told: list[str], times: int, by: list[Future[Path]]) -> None:
+    """Until so many wait; none of them, and of those for whom they wait, has ended before."""
+    while len(told) < times:
         assert not any(future.done() for future in by)
-        out += capfd.readouterr().out
-    return out
+        sleep(0.001)
 
 
-def test_three_at_once(reads: list[int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_three_at_once(
+    reads: list[int], told: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The others say at once for whom they wait, and read nothing of the text."""
     go_on = Event()
 
@@ -74,20 +89,22 @@ def test_three_at_once(reads: list[int], monkeypatch: pytest.MonkeyPatch, capfd:
         assert held.wait(30)
         others = [pool.submit(prepared, "text.txt") for _ in range(2)]
         try:
-            out = said(capfd, OURS, 2, [first, *others])
+            wait_for(told, 2, [first, *others])
         finally:
             go_on.set()
         folders = {future.result(30) for future in (first, *others)}
     assert len(folders) == 1
     (folder,) = folders
     verify_folder(folder)
+    out = capfd.readouterr().out
     assert out.splitlines()[0] == f"preparing text.txt in {folder}"
+    assert out.count(OURS) == 2
     assert sorted(reads) == list(range(GROUPS))
     assert os.listdir("runs/data") == [folder.name]
 
 
 def test_where_the_first_is_killed_the_second_goes_on(
-    reads: list[int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    reads: list[int], told: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     reading, writing = os.pipe()
     child = os.fork()
@@ -114,7 +131,8 @@ def test_where_the_first_is_killed_the_second_goes_on(
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(prepared, "text.txt")
         try:
-            said(capfd, f"waiting for process {child} on ", 1, [second])
+            wait_for(told, 1, [second])
+            assert told[0].startswith(f"process {child} on ")
             assert reads == []
         finally:
             os.kill(child, signal.SIGKILL)
