@@ -14,7 +14,7 @@ from data.cli import ArgumentParser, InputError, Progress, run, whole
 from data.files import atomic_write
 from data.runs.report_comparison import TOKENIZERS_DIFFER, comparison_page, other_tokenizers
 from data.runs.revision import revision
-from data.runs.run_folder import read_sealed, write_sealed
+from data.runs.run_folder import read_sealed, run_of, write_sealed
 from data.text.loader import first_tokens, windows, windows_of
 from data.text.prepare import prepared
 from data.text.sampling import Sampler
@@ -113,13 +113,14 @@ def main() -> None:
     args = parser().parse_args()
     settings = sampling(args, args.finetuned)
     new_tokens = settings.pop("max_new_tokens")
-    trained = Path(args.finetuned, "run.json")
-    if trained.is_file():
+    if run_folder := run_of(args.finetuned):
         try:
-            facts = read_sealed(trained)
-            source, seq_len, beside = str(facts["data"]["folder"]), int(facts["options"]["seq_len"]), trained.parent
+            facts = read_sealed(run_folder / "run.json")
+            source, seq_len, beside = str(facts["data"]["folder"]), int(facts["options"]["seq_len"]), run_folder
         except (KeyError, TypeError, ValueError):
-            raise InputError(f"{trained} is damaged; pass one of the run's checkpoints instead") from None
+            raise InputError(
+                f"{run_folder / 'run.json'} is damaged; copy a checkpoint out of it and pass that"
+            ) from None
     else:
         source, seq_len, beside = "stories", None, Path()
     out = args.out or beside / "compare.md"

@@ -77,16 +77,24 @@ def read_sealed(file: Path) -> dict[str, Any]:
     return content
 
 
+def run_of(model: str | Path) -> Path | None:
+    """The folder of the run that `model` is, or that it is a checkpoint of; None where it is neither."""
+    path = Path(model)
+    run = path.parent.parent if path.parent.name == "checkpoints" else path
+    return run if (run / "run.json").is_file() else None
+
+
 def sampling_of(model: str | Path) -> dict[str, Any]:
-    """How a model writes unless told otherwise, as `SAMPLING`: where it is a run, as the samples of its training."""
-    run_json = Path(model, "run.json")
-    if not run_json.is_file():
+    """How a model writes unless told otherwise, as `SAMPLING`: where it is of a run, as the samples of its training."""
+    run = run_of(model)
+    if run is None:
         return SAMPLING
+    run_json = run / "run.json"
     said = read_sealed(run_json)
     older = SAMPLING | {"seed": said.get("seed", SAMPLING["seed"])}  # which say no more than their seed
     sampling = said.get("sampling", older)
     if not isinstance(sampling, dict) or sampling.keys() != SAMPLING.keys() or type(sampling["seed"]) is not int:
-        raise InputError(f"{run_json} is of another version of this program; pass one of the run's checkpoints instead")
+        raise InputError(f"{run_json} is of another version of this program; copy a checkpoint out of it and pass that")
     return sampling
 
 

@@ -240,12 +240,15 @@ def test_the_defaults_are_those_of_the_run(
     for step, init in ((0, "random"), (3, "random"), (0, "gpt2")):
         state = {"step": step, "options": {"init": init}}
         (run / "checkpoints" / "step-3" / "trainer.json").write_text(json.dumps(state))
-        given = ("--pretrained", "run/checkpoints/step-3", "--finetuned", "run", "--device", "CPU", "--top-k", 0)
+        run_or_checkpoint = "run" if step else "run/checkpoints/latest"  # either has the data and settings of the run
+        given: tuple[Any, ...] = ("--pretrained", "run/checkpoints/step-3", "--finetuned", run_or_checkpoint)
+        given += ("--device", "CPU", "--top-k", 0)
         result = call(main, *given, cwd=tmp_path)
         name = "run/checkpoints/step-3" + " (random weights)" * (step == 0 and init == "random")
-        assert result.out.startswith(f"# {name} and run\n")
+        assert result.out.startswith(f"# {name} and {run_or_checkpoint}\n")
+        assert f"On {prepared_folder}, " in result.out
         assert f"\n**{name}**\n" in result.out
-        assert "temperature 0.3, top-k None, top-p 0.8, seed 5, at most 6 new tokens" in result.out
+        assert "temperature 0.3, top-p 0.8, seed 5, at most 6 new tokens" in result.out
         assert result.out.endswith("\nWritten to run/compare.md and run/compare.json\n")
         found = read_sealed(run / "compare.json")
         assert (found["sampling"], found["pretrained"]["name"]) == (sampling | {"top_k": None}, name)

@@ -252,10 +252,16 @@ def test_a_run_writes_as_its_samples(folder: Path, witness: list[Witness], tmp_p
         first = np.random.Generator(np.random.PCG64(expected[3])).random()
         assert (sampler.temperature, sampler.top_k, sampler.top_p, new) == (*expected[:3], expected[4])
         assert sampler.random.random() == first
-    generate(tmp_path / "run" / "checkpoints" / "step-5")
-    assert witness[-1].max_new_tokens == 160
+    write_sealed(tmp_path / "run" / "run.json", said)
+    for checkpoint in ("step-5", "latest"):
+        generate(tmp_path / "run" / "checkpoints" / checkpoint)
+        assert (witness[-1].max_new_tokens, witness[-1].sampler.top_k) == (6, 7)
     write_sealed(tmp_path / "run" / "run.json", {"sampling": {"temperature": 0.3}})
-    refused(call(main, "--model", "run", cwd=tmp_path), "run/run.json is of another version", "checkpoints instead")
+    refused(
+        call(main, "--model", "run", cwd=tmp_path),
+        "run/run.json is of another version",
+        "copy a checkpoint out of it",
+    )
 
 
 def test_it_stays_within_what_was_trained(folder: Path, witness: list[Witness], tmp_path: Path) -> None:
