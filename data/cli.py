@@ -77,7 +77,13 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, epilog: str | None = None, **settings: Any):
         super().__init__(prog=runnable(prog), epilog=epilog and runnable(epilog), **settings)
-        self.add_argument("--version", action=Version, nargs=0, help="show the versions of Python and of packages")
+        self.add_argument(
+            "--version",
+            action=Version,
+            nargs=0,
+            default=argparse.SUPPRESS,
+            help="show the versions of Python and of packages",
+        )
 
     def parse_args(self, given: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
         """Raises `InputError` for bad options, and for an argument that is not UTF-8."""

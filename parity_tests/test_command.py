@@ -213,7 +213,7 @@ def test_options(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"batch-size": 0}, "--batch-size"),
         ({"steps": 0}, "--steps"),
         ({"dtype": "float16"}, "--dtype"),
-        ({"device": "abacus"}, "there is no device ABACUS"),
+        ({"device": "abacus"}, "there is no device 'abacus'"),
         ({"json": "nowhere/proof.json"}, "there is no folder nowhere"),
         ({"html": "nowhere/proof.html"}, "there is no folder nowhere"),
     ],

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import data.runs.start
 from data.checkpoints.config import GPT2Config, parameter_shapes
 from data.runs.run_folder import read_metrics
 from data.testing import Result, call, refused, save_model, write_tokens
+from data.text.tokenizer import gpt2
 from parity_tests import gate, mutants
 from parity_tests.proof import MORE
 from tinygrad_impl import functional, train
@@ -44,8 +46,9 @@ def training(folder: Path, out: Path | str, *more: object, **changed: object) ->
     values |= {"weight_decay": DECAY, "clip": CLIP, "device": "CPU", "parity": "on", "out": out} | changed
     words = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", value)]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.runs.start, "of_folder", lambda *_: gpt2())
         patch.setattr(train, "Generator", lambda *_: None)
-        patch.setattr(train, "continue_texts", lambda generator, prompts, *_: [f"{prompts[0]} it was."])
+        patch.setattr(train, "continue_texts", lambda generator, tokenizer, prompts, *_: [f"{prompts[0]} it was."])
         return call(train.main, *(more or (*words, "--betas", *BETAS)), cwd=folder)
 
 

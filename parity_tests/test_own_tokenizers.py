@@ -141,7 +141,7 @@ class Echo:
         for i in range(max(map(len, prompts))):
             yield [(row[i], 0.5) if i < len(row) else None for row in prompts]
 
-    def __call__(self, prompts: list[list[int]], new: int, sampler: object) -> list[list[int]]:
+    def __call__(self, prompts: list[list[int]], new: int, sampler: object, tick: object) -> list[list[int]]:
         self.rows = prompts
         return prompts
 
@@ -303,7 +303,7 @@ def test_samples_of_training_are_in_the_models_tokens(
     written = list[str]()
     for module in (tinygrad_impl.train, torch_ref.train):
         monkeypatch.setattr(
-            module, "train", lambda _, by, files: written.append(by.continue_text("Ciao 🐻", 3, Sampler()))
+            module, "train", lambda _, by, files: written.append(by.continue_text("Ciao 🐻", 3, Sampler(), int))
         )
     monkeypatch.setattr(tinygrad_impl.train, "gate", lambda *_: {})
     asked = list[Any]()

@@ -103,21 +103,11 @@ def save(
     ends = {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot} if tokenizer else {}
     beside = {CONFIG: json.dumps(to_hf(config) | ends, indent=2) + "\n"}
     if tokenizer:
-        beside |= tokenizer_files(config, tokenizer)
+        beside |= tokenizer.files(config.n_positions)
         beside["generation_config.json"] = json.dumps(generation_settings(config, tokenizer), indent=2) + "\n"
     for name, text in beside.items():
         with atomic_write(folder / name) as f:
             f.write(text.encode())
-
-
-def tokenizer_files(config: GPT2Config, tokenizer: Tokenizer) -> dict[str, str]:
-    """The tokenizer's files as they are, but with the context of the model where they do not keep within it."""
-    files, name = tokenizer.files(), "tokenizer_config.json"
-    settings = json.loads(files.get(name, "{}"))
-    longest = settings.get("model_max_length")
-    if not isinstance(longest, int) or longest > config.n_positions:
-        files[name] = json.dumps(settings | {"model_max_length": config.n_positions}, indent=2) + "\n"
-    return files
 
 
 def generation_settings(config: GPT2Config, tokenizer: Tokenizer) -> dict[str, Any]:

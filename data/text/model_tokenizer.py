@@ -266,7 +266,7 @@ class ModelTokenizer(Tokenizer):
 
         return following
 
-    def files(self) -> dict[str, str]:
+    def files(self, context: int | None = None) -> dict[str, str]:
         return dict(self._files)
 
     def missing_bytes(self) -> int:

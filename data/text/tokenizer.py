@@ -72,8 +72,10 @@ class Tokenizer(ABC):
         """The bytes that a token stands for, which may be a part of a character's in UTF-8."""
 
     @abstractmethod
-    def files(self) -> dict[str, str]:
-        """The files, by name, that make `transformers` load this tokenizer; they are saved with a checkpoint."""
+    def files(self, context: int | None = None) -> dict[str, str]:
+        """The files, by name, that make `transformers` load this tokenizer; they are saved with a checkpoint. Those that
+        came with a model are as they were; those that did not say `context`, how many tokens the model takes.
+        """
 
     def missing_bytes(self) -> int:
         """How many bytes of UTF-8 it has no token for, so that text which has them loses them."""
@@ -117,8 +119,12 @@ class GPT2Tokenizer(Tokenizer):
     def token_bytes(self, token: int) -> bytes:
         return tokenizer().decode_single_token_bytes(token)
 
-    def files(self) -> dict[str, str]:
-        return hugging_face_files() | dict(self._own_files)
+    def files(self, context: int | None = None) -> dict[str, str]:
+        files = hugging_face_files()
+        if context is not None:
+            settings = json.loads(files["tokenizer_config.json"]) | {"model_max_length": context}
+            files = files | {"tokenizer_config.json": json.dumps(settings)}
+        return files | dict(self._own_files)
 
 
 def gpt2() -> Tokenizer:

@@ -246,7 +246,7 @@ PLANTED: list[Row] = [
     (
         "no tokenizer beside a checkpoint",
         "data/checkpoints/checkpoint.py",
-        "beside |= tokenizer_files(config, tokenizer)",
+        "beside |= tokenizer.files(config.n_positions)",
         "pass",
         CHECKPOINT + "test_the_files_of_the_tokenizer_come_along",
     ),

@@ -267,8 +267,8 @@ PLANTED: list[Row] = [
     (
         "device: DEV comes before --device",
         DEVICE,
-        "name = name or DEV.device",
-        "name = DEV.device or name",
+        "wanted = DEV.device if name is None else name",
+        "wanted = DEV.device or name or ''",
         IN_DEVICE + "the_best_device_there_is",
     ),
     (

@@ -293,7 +293,7 @@ def test_device_dtype_and_stories(
     folder = write_tokens(tmp_path / "data", np.arange(100), np.arange(50))
 
     def answered(answer: object) -> Callable[..., object]:
-        return lambda question, *_: (asked.append(question), answer)[1]  # type: ignore[func-returns-value]
+        return lambda question, *_, **__: (asked.append(question), answer)[1]  # type: ignore[func-returns-value]
 
     monkeypatch.setattr(compare, "open_device", answered("CPU"))
     monkeypatch.setattr(compare, "prepared", answered(folder))
@@ -335,7 +335,7 @@ def test_out(quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Pa
         (["--data", "nowhere.txt"], "there is no file nowhere.txt"),
         (["--data", "."], "no meta.json"),
         (["--finetuned", "./nowhere"], "there is no folder ./nowhere"),
-        (["--device", "abacus"], "there is no device ABACUS"),
+        (["--device", "abacus"], "there is no device 'abacus'"),
     ],
 )
 def test_bad_input(options: list[object], word: str, smallest: Path, prepared_folder: Path, tmp_path: Path) -> None:

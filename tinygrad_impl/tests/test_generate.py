@@ -267,7 +267,7 @@ def test_a_run_writes_as_its_samples(folder: Path, witness: list[Witness], tmp_p
 def test_it_stays_within_what_was_trained(folder: Path, witness: list[Witness], tmp_path: Path) -> None:
     """And says so; the reference's generator does it too."""
     config, arrays = load(folder)
-    save(tmp_path, replace(config, trained_positions=9), arrays)
+    save(tmp_path, replace(config, trained_positions=9), arrays, gpt2())
     note = "note: a text of more than 9 tokens goes on from its last 4; of its 32 positions the others are untrained"
     for new, notes in ((5, []), (6, [note])):
         assert generate(tmp_path, "--prompt", PROMPT, "--max-new-tokens", new).err.splitlines()[1:-1] == notes
@@ -541,7 +541,7 @@ def test_one_text_is_written_as_it_comes(folder: Path, monkeypatch: pytest.Monke
         (["--top-p", 0], "--top-p"),
         (["--top-p", 1.5], "top-p is 1.5"),
         (["--seed", -1], "--seed"),
-        (["--device", "abacus"], "there is no device ABACUS"),
+        (["--device", "abacus"], "there is no device 'abacus'"),
         (["--dtype", "float16"], "--dtype"),
         (["--tempo", 1], "--tempo"),
         (["--model", "./nowhere"], "there is no folder ./nowhere"),

@@ -267,7 +267,7 @@ def test_another_process_trains_the_same_and_ends_when_its_group_is_asked_to(
         ({"parity": "maybe"}, "argument --parity: invalid choice: 'maybe'"),
         ({"kernels": "fast"}, "argument --kernels: invalid choice: 'fast'"),
         ({"kernels": "fused"}, "--kernels fused cannot be: they are for NVIDIA GPUs, and the device is CPU"),
-        ({"device": "abacus"}, "there is no device ABACUS"),
+        ({"device": "abacus"}, "there is no device 'abacus'"),
     ],
 )
 def test_bad_options(changed: dict[str, object], words: str, folder: Path) -> None:

@@ -13,7 +13,7 @@ from data.text.tokenizer import GPT2Tokenizer
 class NameOnly(GPT2Tokenizer):
     """GPT-2's, without files: writing them at every checkpoint would take longer than all else."""
 
-    def files(self) -> dict[str, str]:
+    def files(self, context: int | None = None) -> dict[str, str]:
         return {}
 
 
