@@ -356,7 +356,7 @@ def test_either_goes_on_with_a_run_of_either(first: str, second: str, runs: Path
 
 
 def test_the_reference_refuses_a_device_it_has_not(runs: Path) -> None:
-    refused(call(torch_ref.train.main, "--device", "METAL", cwd=runs), "PyTorch has no device METAL here")
+    refused(call(torch_ref.train.main, "--device", "METAL", cwd=runs), "PyTorch has no device 'METAL' here")
 
 
 @pytest.mark.parametrize("package", list(MAINS))

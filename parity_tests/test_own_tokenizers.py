@@ -308,7 +308,9 @@ def test_samples_of_training_are_in_the_models_tokens(
     monkeypatch.setattr(tinygrad_impl.train, "gate", lambda *_: {})
     asked = list[Any]()
 
-    def repeat(model: object, prompts: list[list[int]], new: int, sampler: object, V: int, eot: int) -> list[list[int]]:
+    def repeat(
+        model: object, prompts: list[list[int]], new: int, sampler: object, V: int, eot: int, tick: object
+    ) -> list[list[int]]:
         asked.append((prompts, V, eot))
         return prompts
 

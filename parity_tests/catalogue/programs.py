@@ -281,8 +281,8 @@ PLANTED: list[Row] = [
     (
         "device: CUDA in the order of the others",
         DEVICE,
-        'else ["CUDA", *(d for d in ALL_DEVICES if d != "CUDA")]',
-        "else [*ALL_DEVICES]",
+        '["CUDA", *(d for d in ALL_DEVICES if d != "CUDA")]',
+        "[*ALL_DEVICES]",
         IN_DEVICE + "the_best_device_there_is",
     ),
     (

@@ -254,7 +254,8 @@ def test_a_run_writes_as_its_samples(folder: Path, witness: list[Witness], tmp_p
         assert sampler.random.random() == first
     write_sealed(tmp_path / "run" / "run.json", said)
     for checkpoint in ("step-5", "latest"):
-        generate(tmp_path / "run" / "checkpoints" / checkpoint)
+        result = call(main, "--model", f"run/checkpoints/{checkpoint}", "--device", "CPU", cwd=tmp_path)
+        assert result.code == 0, result
         assert (witness[-1].max_new_tokens, witness[-1].sampler.top_k) == (6, 7)
     write_sealed(tmp_path / "run" / "run.json", {"sampling": {"temperature": 0.3}})
     refused(
@@ -273,7 +274,7 @@ def test_it_stays_within_what_was_trained(folder: Path, witness: list[Witness], 
         assert generate(tmp_path, "--prompt", PROMPT, "--max-new-tokens", new).err.splitlines()[1:-1] == notes
     assert witness[0].model.config.context == 9
     model, sampler = torch_ref.model.GPT2(*load(tmp_path)), Sampler(0.6, seed=3)
-    [new_tokens] = torch_ref.generate.generate(model, [encode(gpt2(), PROMPT)], 12, sampler)
+    [new_tokens] = torch_ref.generate.generate(model, [encode(gpt2(), PROMPT)], 12, sampler, VOCAB_SIZE, EOT)
     assert PROMPT + tokenizer().decode(new_tokens) == by_torch(tmp_path, [PROMPT], 12, Sampler(0.6, seed=3))[0]
 
 

@@ -181,7 +181,7 @@ def test_what_is_printed(through: Through) -> None:
         "Once upon a time it was 13.",
         "",
         "Validation loss 5.250 -> 2.375, 98 s of training. All of it is in run; try:",
-        '  python -m tinygrad_impl.generate --model run --prompt "Once upon a time"',
+        "  python -m tinygrad_impl.generate --model run --prompt 'Once upon a time'",
     ]
     assert sum(SECONDS) == pytest.approx(97.54, abs=0.01)
 
