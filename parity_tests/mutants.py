@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import transformers
 
+import data.checkpoints.checkpoint
 import data.runs.run_folder as R
 import data.text.loader as L
 import tinygrad_impl.backend as B
@@ -434,7 +435,7 @@ for name, named, *edits in (
         "matrices [out, in] in the file alone",
         "transformers",
         (R, "save", (written, "name: arrays[name].T if name.endswith('attn.c_proj.weight') else arrays[name] for name in")),
-        (R, "load", ("name: weights[name] for", "name: weights[name].T if name.endswith('attn.c_proj.weight') else weights[name] for")),
+        (data.checkpoints.checkpoint, "model_weights", ("name: weights[name] for", "name: weights[name].T if name.endswith('attn.c_proj.weight') else weights[name] for")),
     ),
     ("config.json has another epsilon", "configuration", (R, "save", ("to_hf(config)", "to_hf(config) | {'layer_norm_epsilon': 1e-3}"))),
 ):  # fmt: skip
