@@ -73,8 +73,9 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def files(self, context: int | None = None) -> dict[str, str]:
-        """The files, by name, that make `transformers` load this tokenizer; they are saved with a checkpoint. Those that
-        came with a model are as they were; those that did not say `context`, how many tokens the model takes.
+        """The files, by name, that make `transformers` load this tokenizer; they are saved with a checkpoint.
+
+        Those that came with a model are as they were. Others say `context`: how many tokens the model takes.
         """
 
     def missing_bytes(self) -> int:
