@@ -12,6 +12,8 @@ COMMANDS = {
     "data.text.prepare": "tokenise text into a folder of shards",
     "data.text.shards": "verify such a folder",
     "data.runs.report": "training runs as one HTML page",
+    "data.runs.accept": "accept a checkpoint that was edited on purpose",
+    "torch_ref.convert": "convert weights that torch.save pickled",
 }
 
 

@@ -18,7 +18,7 @@ from data.checkpoints import pickles
 from data.checkpoints.checkpoint import model_weights, read_config, save
 from data.checkpoints.config import GPT2Config, parameter_shapes
 from data.checkpoints.tensors import read_json
-from data.cli import ArgumentParser, InputError, run
+from data.cli import ArgumentParser, InputError, command, run
 
 NANO_GPT = {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "block_size": "n_positions"}
 STATE_DICTS = ("model", "state_dict", "model_state_dict", "module")  # under which training programs put theirs
@@ -47,9 +47,14 @@ def read_pickle(path: Path) -> Any:
 def state_dict(content: Any, path: Path) -> dict[str, torch.Tensor]:
     """The tensors by name: all that was saved, or what a training program saved beside other things."""
     for found in [content, *(content.get(name) for name in STATE_DICTS if isinstance(content, dict))]:
-        if isinstance(found, dict) and found and all(isinstance(t, torch.Tensor) for t in found.values()):
-            return found
+        if isinstance(found, dict) and found and all(is_weight(*item) for item in found.items()):
+            return {name: tensor.detach() for name, tensor in found.items()}
     raise InputError(f"{path} has no weights by name; save model.state_dict() with torch.save")
+
+
+def is_weight(name: object, tensor: object) -> bool:
+    """Whether it is a name with a tensor whose elements lie in memory as they are."""
+    return isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
 
 
 def read_shards(index: Path) -> dict[str, torch.Tensor]:
@@ -75,9 +80,10 @@ def nano_gpt_config(model_args: Mapping[str, Any], path: Path) -> GPT2Config:
     # its GELU was the tanh form until 17 May 2023; `bias` came on 27 January 2023
     activation = "gelu" if "bias" in model_args else "gelu_new"
     if activation == "gelu":
+        convert = command("torch_ref.convert", path, "--out", "converted")
         note(
             f"{path.name} is nanoGPT's: its GELU is the one with erf since May 2023; if it is older, convert it with "
-            "`python -m torch_ref.convert` and set activation_function to gelu_new in the config.json"
+            f"`{convert}` and set activation_function to gelu_new in the config.json"
         )
     try:
         return GPT2Config(vocab_size=model_args["vocab_size"], activation_function=activation, **sizes)

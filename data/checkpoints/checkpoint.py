@@ -140,7 +140,7 @@ def resolve(name_or_folder: str | Path) -> Path:
         if isinstance(name_or_folder, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
             raise InputError(f"there is no folder {text}; pass a checkpoint's folder or a hub name such as gpt2")
         return download(text)
-    if (path / "checkpoints").is_dir():
+    if (path / "checkpoints").is_dir() or (path / "run.json").is_file():
         return latest_checkpoint(path)
     if names_checkpoint(path / "latest"):
         return named_checkpoint(path / "latest")

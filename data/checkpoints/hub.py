@@ -48,7 +48,7 @@ def download(name: str) -> Path:
         reason = f"{unreachable or e}".strip().partition("\n")[0]
         raise InputError(
             f"there is no folder {name}, the hub's cache lacks that model, and the hub cannot be reached ({reason}); "
-            "pass a local folder or `--init random` instead"
+            "check the name, or pass the folder of a model"
         ) from None
 
 

@@ -52,10 +52,14 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         say(f"note: positions from {config.context} on stay untrained, as --seq-len is below {config.n_positions}")
     if start.moments is None:
         started = time.perf_counter()
-        with recorder.room_on_disk():
-            recorder.metrics({"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": validation_loss()})
-            recorder.sample()
-            recorder.checkpoint(tokens, seconds)
+        try:
+            with recorder.room_on_disk():
+                recorder.metrics({"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": validation_loss()})
+                recorder.sample()
+                recorder.checkpoint(tokens, seconds)
+        except KeyboardInterrupt:
+            print(f"stopped before the first step; go on with\n  {recorder.resuming}", file=sys.stderr)
+            raise
         taken = f"{time.perf_counter() - started:.0f} s with compiling, a sample and a checkpoint"
         say(f"before training: validation loss {run.metrics[0]['val_loss']:.3f} ({taken})")
     val_loss = next(row["val_loss"] for row in reversed(run.metrics) if "val_loss" in row)

@@ -20,6 +20,7 @@ PORTS = {"parity", "kernels"}  # options of the port alone
 FREE = (*PORTS, "device", "keep", "quiet", "tensorboard")  # may change from one part of a run to the next
 UNRECORDED = ("out", "resume", "config", "find_lr", "rewarm", "quiet")  # belong to one call, not to the run
 SIZES = ("n_layer", "n_head", "n_embd", "n_positions")  # that may differ from the preset's
+GO_WITH = {"data": ("valid", "field", "errors"), "init": ("preset", *SIZES)}  # are of that option, for --config
 LONGER = ("steps", "rewarm", "eval_every", "sample_every", "save_every")  # go with --resume and --steps
 
 Given = dict[str, Any]  # the options that were given, by name: one that was left out is not in it
@@ -191,6 +192,9 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
     else:
         return given
     options = options_of_run(read_sealed(file).get("options"), file)
+    for name, others in GO_WITH.items():
+        if name in given:  # another text or model: what was said of the run's own does not go with it
+            options |= dict.fromkeys(others)
     words = []
     for name, value in (options | given).items():
         if name in args and value is not None and value is not False:

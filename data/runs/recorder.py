@@ -104,7 +104,8 @@ class Recorder:
         self.saved_step = step
         best = min((row for row in folder.metrics if "val_loss" in row), key=lambda row: row["val_loss"])["step"]
         there = [int(path.name.removeprefix("step-")) for path in checkpoints(folder.path / "checkpoints")]
-        scheduled = [n for n in there if n and (n % options.save_every == 0 or n in {options.steps, *folder.ends})]
+        ends, cadences = {options.steps, *folder.ends}, {options.save_every, *folder.cadences}
+        scheduled = [n for n in there if n and (n in ends or any(n % every == 0 for every in cadences))]
         if best in there:
             folder.name("best", f"step-{best}")
         folder.prune({0, best, step, *scheduled[-(options.keep or len(there)) :]})

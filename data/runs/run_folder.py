@@ -150,6 +150,7 @@ class RunFolder:
         self.metrics: list[dict[str, Any]] = []
         self.samples: list[tuple[int, str]] = []  # (step, text)
         self.ends: set[int] = set()  # the steps that it was to have before it was trained longer
+        self.cadences: set[int] = set()  # the --save-every that it had before
         self._sha256 = hashlib.sha256()  # of metrics.jsonl
 
     @classmethod
@@ -189,7 +190,9 @@ class RunFolder:
         for left in path.glob("checkpoints/*.partial"):
             shutil.rmtree(left)
         parts = [*run.get("continued", []), origin]
-        folder.ends = {part["changed"]["steps"][0] for part in parts if "steps" in part.get("changed", {})}
+        changed = [part.get("changed", {}) for part in parts]
+        folder.ends = {options["steps"][0] for options in changed if "steps" in options}
+        folder.cadences = {options["save_every"][0] for options in changed if "save_every" in options}
         if "changed" in origin:
             run["options"] |= {name: now for name, (_, now) in origin["changed"].items()}
         write_sealed(path / "run.json", run | {"continued": parts})

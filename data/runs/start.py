@@ -96,11 +96,13 @@ def _begin(given: Given, device: str, held: ExitStack) -> Start:
     refuse_other_tokenizer(folder, tokenizer, "gpt2" if options.init == "random" else options.init)
     verification = Verification(folder)  # of every token: a damaged one would be trained on in silence
     verification.check(timeout=0.5)  # enough for most data; the rest is verified while it trains
+    if read_meta(folder)["splits"]["valid"]["tokens"] < 2:
+        raise InputError(f"the validation text of {folder} is a single token, which predicts nothing; give more text")
     loader = Loader(folder, "train", options.batch_size * options.grad_accum, options.seq_len, options.seed)
     if checkpoint:
         loader.restore(state["loader"])
     if options.config:
-        refuse_other_inputs(options, read_sealed(options.config), folder, arrays)
+        refuse_other_inputs(options, read_sealed(options.config), folder, config, arrays)
     return Start(options, config, arrays, moments, state, folder, loader, verification, tokenizer, changed)
 
 
@@ -141,7 +143,9 @@ def refuse_other_options(run_json: Path, checkpoint: Path, of_checkpoint: Mappin
         raise InputError(f"{run_json} is not the one that {checkpoint} was trained with; put it back")
 
 
-def refuse_other_inputs(options: Options, said: dict[str, Any], folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def refuse_other_inputs(
+    options: Options, said: dict[str, Any], folder: Path, config: GPT2Config, arrays: Mapping[str, np.ndarray]
+) -> None:
     """Raises `InputError` where options of the run that `said` is of name other data or weights now than they did."""
     assert options.config
     before = options_of_run(said["options"], options.config)
@@ -151,6 +155,7 @@ def refuse_other_inputs(options: Options, said: dict[str, Any], folder: Path, ar
             f"{options.data} is not the text that {options.config} was run on; put that back, or give another --data"
         )
     named = all(getattr(options, name) == before[name] for name in ("init", "preset", "seed", *SIZES))
+    named = named and config.vocab_size == said["config"]["vocab_size"]  # which random weights have from their data
     if named and checksum(arrays) != said["weights"]:
         raise InputError(
             f"{options.init} is not the weights that {options.config} began with; "

@@ -118,7 +118,7 @@ def token_files(folder: Path) -> dict[str, list[TokenFile]]:
             name = "_".join([*filter(None, texts), theirs])
             raise InputError(
                 f"{folder} has no {'training' if ours == 'train' else 'validation'} tokens: {name}.bin or "
-                f"{name}_000000.bin is missing; add it, or give one of the other files that name"
+                f"{name}_000000.bin is missing; add it, or give a file of the other split that name"
             )
     return {split: [_examined(path) for _, path in sorted(found[split])] for split in SPLIT.values()}
 

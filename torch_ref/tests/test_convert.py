@@ -119,7 +119,8 @@ def test_a_folder_with_a_pickle_is_loaded_by_a_process_of_its_own(tmp_path: Path
 @pytest.mark.parametrize("key", [None, "state_dict", "model_state_dict", "model"])
 def test_a_state_dict_with_its_config_beside(key: str | None, tmp_path: Path) -> None:
     model = hugging_face(tmp_path / "cerebras", n_inner=24, layer_norm_epsilon=1e-6)
-    state = {f"module.{name}": t for name, t in model.state_dict().items()}
+    tensors = model.state_dict() if key else dict(model.named_parameters())  # parameters carry their gradients' wish
+    state = {f"module.{name}": t for name, t in tensors.items()}
     torch.save({key: state, "epoch": 3} if key else state, tmp_path / "cerebras" / "last.pth")
     (tmp_path / "cerebras" / "pytorch_model.bin").unlink()
     assert convert(tmp_path, "cerebras/last.pth", "--out", "out").code == 0
@@ -166,6 +167,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
     for content, words in (
         ([1, 2], "x.bin has no weights by name; save model.state_dict() with torch.save"),
         ({"model": {}}, "x.bin has no weights by name"),
+        ({1: torch.ones(2)}, "x.bin has no weights by name"),
+        ({"wte.weight": torch.eye(2).to_sparse()}, "x.bin has no weights by name"),
         (model.state_dict(), "x.bin does not say what its model is (how many heads, ...); put its config.json beside"),
         (
             {"model": nano_gpt(True), "model_args": {"n_layer": 2}},

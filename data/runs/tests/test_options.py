@@ -337,8 +337,10 @@ def test_what_is_held_out_and_read(stub: Stub, place: Path, tmp_path: Path) -> N
     assert json.loads((tmp_path / stub.start.folder / "meta.json").read_text())["splits"] == half
     # with another --valid it is other data, and meant to be
     assert call(stub.main, "--config", "one", "--out", "four", "--valid", "0.2", cwd=tmp_path).code == 0
+    # and another --data has none of what was said of this one
+    assert call(stub.main, "--config", "one", "--out", "five", "--data", place / "data", cwd=tmp_path).code == 0
     words = "is prepared already, so it goes without --valid, --field and --errors"
-    refused(training(stub, place, tmp_path / "five", valid="0.4"), words)
+    refused(training(stub, place, tmp_path / "six", valid="0.4"), words)
 
 
 def test_one_text_without_markers(stub: Stub, place: Path, tmp_path: Path) -> None:

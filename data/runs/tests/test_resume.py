@@ -334,6 +334,29 @@ def test_a_terminal_that_goes_away(stub: Stub, place: Path, tmp_path: Path) -> N
     assert (run / "checkpoints" / "latest").read_text() == "step-5\n"
 
 
+def test_a_stop_before_the_first_step_says_how_to_go_on(stub: Stub, finished: Folders, tmp_path: Path) -> None:
+    def interrupt(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    write = stub.write
+    stub.write = interrupt  # type: ignore[assignment, method-assign]
+    stopped = training(stub, finished[0], tmp_path / "run")
+    assert stopped.code == 130
+    assert stopped.err.endswith(
+        f"stopped before the first step; go on with\n  python -m torch_ref.train --resume {tmp_path}/run\ninterrupted\n"
+    )
+    stub.write = write  # type: ignore[method-assign]
+    assert resume(stub, finished[0], tmp_path / "run").code == 0
+    assert_same_end(tmp_path / "run", finished[1])
+
+
+def test_validation_text_of_one_token_is_refused(stub: Stub, place: Path, tmp_path: Path) -> None:
+    write_tokens(tmp_path / "data", TRAIN, VALID[:1])
+    words = "is a single token, which predicts nothing; give more text"
+    refused(training(stub, place, tmp_path / "run", data=tmp_path / "data"), words)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_hangup_that_is_ignored_stays_so(stub: Stub, place: Path, tmp_path: Path) -> None:
     """As with nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -185,3 +185,14 @@ def test_training_longer_refused(stub: Stub, place: Path, tmp_path: Path) -> Non
     # from an earlier checkpoint, fewer than it had
     assert resume(stub, place, run / "checkpoints" / "step-9", "--steps", 11).code == 0
     assert json.loads((run / "checkpoints" / "step-11" / "trainer.json").read_bytes())["options"]["steps"] == 11
+
+
+def test_no_checkpoint_is_lost_to_another_cadence(stub: Stub, place: Path, tmp_path: Path) -> None:
+    """--save-every of a run that is trained longer says when to save from now on, and removes nothing."""
+    run = tmp_path / "run"
+    trained(stub, place, run, steps=8, save_every=2)
+    given = ("--resume", run, "--steps", 14, "--save-every", 5)
+    assert call(stub.main, *given, cwd=place).code == 0
+    assert {path.name for path in (run / "checkpoints").glob("step-*")} >= {
+        f"step-{step}" for step in (0, 2, 4, 6, 8, 10, 14)
+    }
