@@ -637,4 +637,25 @@ PLANTED: list[Row] = [
         '{"run.json.tmp"}',
         CLAIM + "test_a_killed_run_hinders_none",
     ),
+    (
+        "another --save-every removes the checkpoints of the one before",
+        "data/runs/recorder.py",
+        "{options.save_every, *folder.cadences}",
+        "{options.save_every}",
+        "data/runs/tests/test_schedule.py::test_no_checkpoint_is_lost_to_another_cadence",
+    ),
+    (
+        "a stop before the first step does not say how to go on",
+        "data/runs/loop.py",
+        "except KeyboardInterrupt:",
+        "except SystemExit:",
+        "data/runs/tests/test_resume.py::test_a_stop_before_the_first_step_says_how_to_go_on",
+    ),
+    (
+        "--config passes on how another text was read",
+        "data/runs/options.py",
+        '"data": ("valid", "field", "errors")',
+        '"data": ()',
+        "data/runs/tests/test_options.py::test_what_is_held_out_and_read",
+    ),
 ]
