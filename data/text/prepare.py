@@ -162,6 +162,8 @@ def prepared(
     if os.path.isfile(source) and source.endswith(".bin"):
         raise InputError(f"{source} is one file of tokens; give --data the folder with it and its validation tokens")
     identity = _identity(source, "train", how)
+    if valid is None and not _is_named(source) and (own := stream(source, "valid", how)):
+        identity += f"\n{own.identity}"
     if valid is not None or how != AS_GIVEN:
         held_out = valid if valid is None or _fraction(valid) is not None else _identity(valid, "valid", how)
         identity = json.dumps([identity, held_out, how.field, how.errors])
@@ -192,6 +194,11 @@ def _identity(source: str, split: str, how: Reading) -> str:
     text = stream(source, split, how) or stream(source, "train", how)
     assert text
     return text.identity if source == "stories" else f"{text.identity} {READING}"
+
+
+def _is_named(source: str) -> bool:
+    """Whether the name of a source tells its validation text as well: it is made here, or the hub's."""
+    return source == "stories" or source in HUB_FILES or is_dataset(source)
 
 
 def _fraction(valid: str | float) -> float | None:
@@ -264,7 +271,7 @@ def _last_state(folder: Path, jobs: list[Job], shard_tokens: int, how: Reading, 
     texts = [[text.name, text.identity, fraction] for text, fraction in jobs]
     inputs = {"texts": texts, "field": how.field, "errors": how.errors, "reading": READING}
     inputs |= {"shard_tokens": shard_tokens, "tokenizer": encoding.sha256, "version": VERSION}
-    inputs |= {"vocabulary": encoding.tokenizer.vocab_size}
+    inputs |= {"vocabulary": encoding.tokenizer.vocab_size, "special_tokens": encoding.special_tokens}
     if (folder / CHECKPOINT).exists():
         saved = json.loads((folder / CHECKPOINT).read_bytes())
         if saved["inputs"] == inputs:

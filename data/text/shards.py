@@ -18,6 +18,7 @@ A prepared folder holds `train-00000.bin`, ..., `valid-00000.bin`, ... and, writ
                 a list of {"name", "tokens", "sha256"} in order; and of what was prepared since these exist, `field` and
                 `errors` (see `data.text.formats.Reading`) and `read`, what was counted in its source
     vocabulary  of another tokenizer than GPT-2's: {"name", "size", "eot"}; its files lie beside the shards
+    special_tokens  true where what spells a special token in the text became that token
 
 `python -m data.text.shards DIR` reads every token of a folder and checks it against all of this.
 """
@@ -228,6 +229,8 @@ def write_meta(
         for name, text in tokenizer.files().items():
             with atomic_write(folder / name) as f:
                 f.write(text.encode())
+    if special_tokens:
+        meta["special_tokens"] = True
     with atomic_write(folder / "meta.json", "w") as f:
         json.dump(meta, f, indent=2)
     return meta

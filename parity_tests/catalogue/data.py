@@ -433,6 +433,20 @@ PLANTED: list[Row] = [
         PREPARE + "test_all_that_decides_what_is_prepared_decides_the_folder",
     ),
     (
+        "edited validation text that comes with a folder is taken from the cache",
+        "data/text/prepare.py",
+        'identity += f"\\n{own.identity}"',
+        'identity += f"\\n{own.name}"',
+        PREPARE + "test_validation_text_that_was_edited_is_prepared_again",
+    ),
+    (
+        "a stopped preparation goes on with special tokens where it began without",
+        "data/text/prepare.py",
+        '"special_tokens": encoding.special_tokens}',
+        '"special_tokens": False}',
+        PREPARE + "test_other_inputs_start_anew",
+    ),
+    (
         "a preparation that loses the hub is thrown away",
         "data/text/prepare.py",
         "isinstance(e, InputError) and not isinstance(e, HubError)",

@@ -404,6 +404,15 @@ def test_a_text_that_was_edited_is_prepared_again(kept: str, sentences: Path) ->
     assert sorted(decoded(first, "train") + decoded(first, "valid")) == sorted(DOCUMENTS)
 
 
+def test_validation_text_that_was_edited_is_prepared_again(sentences: Path) -> None:
+    """Also that which comes with a folder or a pattern."""
+    Path("set").mkdir()
+    Path("set/train.txt").write_text("Trained on.")
+    for text in ("one", "another"):
+        Path("set/valid.txt").write_text(text)
+        assert [decoded(prepare.prepared(source), "valid") for source in ("set", "set/*.txt")] == [[text], [text]]
+
+
 def test_another_text_of_the_same_name_is_another(sentences: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = tmp_path / "other" / "sentences.txt"
@@ -639,7 +648,7 @@ def test_what_a_checkpoint_holds_is_not_done_again(
     assert err.count("the same command goes on from") == err.count("going on from") == 2
 
 
-@pytest.mark.parametrize("change", ["text", "shard_tokens", "valid", "version", "tokenizer"])
+@pytest.mark.parametrize("change", ["text", "shard_tokens", "valid", "version", "tokenizer", "special"])
 def test_other_inputs_start_anew(
     change: str,
     tmp_path: Path,
@@ -662,8 +671,9 @@ def test_other_inputs_start_anew(
         valid = 0.4
     elif change == "version":
         monkeypatch.setattr(prepare, "VERSION", 0)
-    else:
+    elif change == "tokenizer":
         monkeypatch.setattr(GPT2Tokenizer, "sha256", "of another")
+    special = change == "special"  # GPT-2's tokenizer has the same checksum with and without
     removed: list[str] = []
     remove = os.remove
 
@@ -672,11 +682,12 @@ def test_other_inputs_start_anew(
         remove(path)
 
     monkeypatch.setattr(os, "remove", noted)
-    prepare.prepare(source, tmp_path / "out", valid, shard_tokens=shard_tokens)
+    meta = prepare.prepare(source, tmp_path / "out", valid, shard_tokens=shard_tokens, special_tokens=special)
+    assert meta.get("special_tokens", False) is special
     assert capsys.readouterr().err.count("starting anew: ") == 1
     assert removed[0] == "checkpoint.json"  # first: it would vouch for what is gone
     assert {"train-00000.bin", "valid-00000.bin"} < set(removed)
-    prepare.prepare(source, tmp_path / "whole", valid, shard_tokens=shard_tokens)
+    prepare.prepare(source, tmp_path / "whole", valid, shard_tokens=shard_tokens, special_tokens=special)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
