@@ -34,7 +34,7 @@ from data.text.fineweb import fineweb, is_fineweb
 from data.text.formats import AS_GIVEN, ERRORS, Piece, Place, Reading, refuse_textless, told
 from data.text.hub import HubError
 from data.text.shards import MAX_SHARD_TOKENS, SPLITS, VERSION, ShardWriter, write_meta
-from data.text.sources import ACCEPTED, HUB_FILES, is_dataset, is_text_folder, stream
+from data.text.sources import ACCEPTED, HUB_FILES, is_dataset, is_text_folder, parts, stream
 from data.text.tokenizer import FILES, RANKS_SHA256, VOCAB_SIZE, Tokenizer, gpt2, of_folder
 
 T = TypeVar("T")
@@ -427,10 +427,13 @@ def main() -> None:
         help="the most tokens in one shard (default and maximum: %(default)s)",
     )
     options = parser.parse_args()
+    source = ",".join(options.source)
+    if parts(source) != [part for given in options.source for part in parts(given)]:
+        raise InputError(f"{source} is the name of a file or folder too; rename that, or name the folder of the others")
     how = Reading(options.field, options.errors)
     tokenizer = of_folder(resolve(options.tokenizer)) if options.tokenizer else gpt2()
     prepare(
-        ",".join(options.source),
+        source,
         options.out,
         options.valid,
         options.workers,

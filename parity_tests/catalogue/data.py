@@ -447,6 +447,27 @@ PLANTED: list[Row] = [
         PREPARE + "test_other_inputs_start_anew",
     ),
     (
+        "a source without a name is the current folder",
+        "data/text/sources.py",
+        "    if not all(part.strip() for part in found):",
+        "    if not all(found) and len(found) < 0:",
+        SOURCES + "test_bad_sources",
+    ),
+    (
+        "a folder with a comma in its name is taken apart",
+        "data/text/sources.py",
+        "range(len(rest), 1, -1)",
+        "range(1, 1, -1)",
+        SOURCES + "test_names_with_commas",
+    ),
+    (
+        "files that say no split are trained on beside the validation text",
+        "data/text/hub.py",
+        'return splits if "train" in splits and',
+        'return splits if "train" in splits and "" not in splits and',
+        SOURCES + "test_files_that_are_all_named_by_split",
+    ),
+    (
         "a preparation that loses the hub is thrown away",
         "data/text/prepare.py",
         "isinstance(e, InputError) and not isinstance(e, HubError)",

@@ -803,6 +803,7 @@ def bad_inputs(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     Path("full").mkdir()
     Path("full/thesis.tex").touch()
     Path("one.txt").write_text(" a\n")
+    Path("one.txt,text.txt").write_text("both")
     Path("binary.txt").write_bytes(b"\x80abc")
     Path("out2.partial").touch()
     yield
@@ -815,6 +816,10 @@ def bad_inputs(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         ("", "required: SOURCE, --out"),
         ("text.txt --out", "expected one argument; see `"),
         ("nowhere.txt --out out", "no file nowhere.txt"),
+        (", --out out", "',' has a comma with no name beside it"),
+        ("text.txt, --out out", "'text.txt,' has a comma with no name beside it"),
+        ("text.txt --valid one.txt, --out out", "'one.txt,' has a comma with no name beside it"),
+        ("one.txt text.txt --out out", "one.txt,text.txt is the name of a file or folder too; rename that"),
         ("binary.txt --out out", "not UTF-8 at byte 0"),
         ("text.txt --out full", "never overwritten"),
         ("text.txt --out text.txt", "never overwritten"),
