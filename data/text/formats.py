@@ -232,14 +232,15 @@ def not_utf8(path: Path, start: int, error: UnicodeDecodeError) -> InputError:
     )
 
 
-def told(counts: Counter[str], how: Reading) -> list[str]:
-    """What a user has to know of what was read."""
+def told(counts: Counter[str], how: Reading, ends_at_marker: bool = False) -> list[str]:
+    """What a user has to know of what was read. ends_at_marker: whether `<|endoftext|>` in a record is a token too."""
     told = []
     if "marker" in counts:
         ends = ", each the end of a document" if counts["marker"] else ""
         told.append(f"{counts['marker']:,} {EOT_TEXT} markers{ends}")
     if counts["spelled"]:
-        told.append(f"{counts['spelled']:,} {EOT_TEXT} in records, where it is text and ends nothing")
+        became = "each became the token that ends a document" if ends_at_marker else "where it is text and ends nothing"
+        told.append(f"{counts['spelled']:,} {EOT_TEXT} in records, {became}")
     if counts["skipped"]:
         told.append(f"{counts['skipped']:,} of {counts['record']:,} records have no text in `{how.field}`: left out")
     if counts["replaced"]:

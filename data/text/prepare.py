@@ -33,9 +33,9 @@ from data.text.division import FRACTION, Batch, Cut, Job, Mark, batches, plan
 from data.text.fineweb import fineweb, is_fineweb
 from data.text.formats import AS_GIVEN, ERRORS, Piece, Place, Reading, refuse_textless, told
 from data.text.hub import HubError
-from data.text.shards import MAX_SHARD_TOKENS, SPLITS, VERSION, ShardWriter, write_meta
+from data.text.shards import MAX_SHARD_TOKENS, SPLITS, VERSION, ShardWriter, made_with, write_meta
 from data.text.sources import ACCEPTED, HUB_FILES, is_dataset, is_text_folder, parts, stream
-from data.text.tokenizer import FILES, RANKS_SHA256, VOCAB_SIZE, Tokenizer, gpt2, of_folder
+from data.text.tokenizer import EOT_TEXT, FILES, RANKS_SHA256, VOCAB_SIZE, Tokenizer, gpt2, of_folder
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -65,6 +65,11 @@ class Encoding:
     @property
     def sha256(self) -> str:
         return self.tokenizer.special_sha256 if self.special_tokens else self.tokenizer.sha256
+
+    @property
+    def ends_at_marker(self) -> bool:
+        """Whether `EOT_TEXT` becomes the token that ends a document, wherever it stands."""
+        return self.tokenizer.encode(EOT_TEXT, self.special_tokens) == [self.tokenizer.eot]
 
     def __call__(self, documents: list[str]) -> np.ndarray:
         """The tokens of documents, uint16 of shape (tokens,), each ended by the end-of-text token."""
@@ -121,7 +126,8 @@ def prepare(
         state = _last_state(folder, jobs, shard_tokens, how, encoding)
         before = _bytes_done(jobs, state.mark)
         splits = _write_splits(folder, jobs, state, workers or os.cpu_count() or 1, shard_tokens, how, encoding)
-        meta = write_meta(folder, splits, encoding.tokenizer, special_tokens)
+        given = {"source": source, "valid": valid if valid is None else str(valid)}
+        meta = write_meta(folder, splits, encoding.tokenizer, special_tokens, given)
         os.rename(folder, out)
         sync_folder(out.parent)
         (out / CHECKPOINT).unlink(missing_ok=True)  # only after the rename: until then a stopped run needs it
@@ -132,7 +138,7 @@ def prepare(
         counts = f"{split['documents']:,} documents, {split['tokens']:,} tokens, {len(split['shards'])} shard(s)"
         print(f"{name}: {counts}, from {split['source']}")
     for job, read in zip(jobs, state.counts, strict=True):
-        for sentence in told(read, how):
+        for sentence in told(read, how, encoding.ends_at_marker):
             print(f"{job.text.name}: {sentence}")
     if state.cut:
         count = state.cut.documents
@@ -157,6 +163,10 @@ def prepared(
         raise InputError(f"{source} is prepared already, so it goes without --valid, --field and --errors")
     if tokens:
         return Path(source)
+    if is_fineweb(source) and not made_with({"tokenizer": RANKS_SHA256}, tokenizer):  # before it is downloaded
+        raise InputError(
+            f"{source} holds GPT-2's tokens, and {tokenizer.name} has another tokenizer; pass a text as --data"
+        )
     if is_fineweb(source):
         return fineweb(source)
     if os.path.isfile(source) and source.endswith(".bin"):

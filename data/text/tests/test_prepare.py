@@ -26,7 +26,7 @@ from data.testing import call
 from data.text import formats, json_values, prepare, records, sources
 from data.text import tokenizer as tokenizer_module
 from data.text.formats import Chunk, Chunks, Piece, Place, Reading
-from data.text.shards import ShardWriter, open_split, verify
+from data.text.shards import SPLITS, ShardWriter, open_split, verify
 from data.text.sources import File, Stream
 from data.text.tokenizer import EOT, EOT_TEXT, GPT2Tokenizer, gpt2, tokenizer
 
@@ -467,6 +467,17 @@ def test_the_hub_is_not_asked_for_what_is_prepared(sentences: Path, monkeypatch:
         folder = Path("runs", "data", f"{source}-{hashlib.sha256(source.encode()).hexdigest()[:8]}")
         folder.mkdir()
         assert prepare.prepared(source) == folder
+
+
+def test_what_became_of_markers_in_records_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": f"One. {EOT_TEXT} Two."}) + '\n{"text": "Three."}\n')
+    ends = []
+    for special, said in ((False, "where it is text and ends nothing"), (True, "each became the token that ends")):
+        out = tmp_path / str(special)
+        prepare.prepare(str(tmp_path / "a.jsonl"), out, 0.5, special_tokens=special)
+        assert f"1 {EOT_TEXT} in records, {said}" in capsys.readouterr().out
+        ends.append(sum(np.count_nonzero(shard == EOT) for split in SPLITS for shard in open_split(out, split)))
+    assert ends[1] == ends[0] + 1
 
 
 def test_shards_are_full_and_whole(text: Path, tmp_path: Path) -> None:
