@@ -176,11 +176,8 @@ def refuse_other_tokenizer(folder: Path, tokenizer: Tokenizer, model: str) -> No
     if not made_with(meta, tokenizer) and token_files.holds(folder):
         raise InputError(f"{folder} holds GPT-2's tokens, and {model} has another tokenizer; pass a text as --data")
     if not made_with(meta, tokenizer):
-        theirs, given, split = (
-            meta.get("vocabulary", {"name": "gpt2"})["name"],
-            meta.get("given"),
-            meta["splits"]["train"],
-        )
+        theirs, given = meta.get("vocabulary", {"name": "gpt2"})["name"], meta.get("given")
+        split = meta["splits"]["train"]
         command = ["python", "-m", "data.text.prepare", given["source"] if given else "SOURCE", "--out", "DIR"]
         command += ["--valid", given["valid"]] if given and given["valid"] is not None else []
         for name, default in vars(Reading()).items():

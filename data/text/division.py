@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from data.cli import InputError
-from data.text.formats import Piece, Place
+from data.text.formats import MANY_RECORDS, Piece, Place
 from data.text.shards import SPLITS
 from data.text.sources import Stream
 
@@ -154,7 +154,7 @@ class Batch(NamedTuple):
 
 
 def batches(jobs: list[Job], start: Mark, cut: Cut | None, least: int) -> Iterator[Batch]:
-    """All that follows `start`, in parts of at least so many characters; the last of a job, maybe empty, ends it."""
+    """All that follows `start`, in parts of at least so many characters, or of many records; the last of a job, maybe empty, ends it."""
     for job in range(start.job, len(jobs)):
         mark = start if job == start.job else Mark(job)
         text, fraction = jobs[job]
@@ -167,7 +167,7 @@ def batches(jobs: list[Job], start: Mark, cut: Cut | None, least: int) -> Iterat
                 size += len(piece.text)
             batch.counts.update(counts)
             batch = batch._replace(mark=Mark(job, place, division.within, division.characters))
-            if size >= least:
+            if size >= least or batch.counts["record"] >= MANY_RECORDS:
                 yield batch
                 batch, size = Batch({}, batch.mark, Counter()), 0
         yield batch

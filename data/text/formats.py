@@ -24,6 +24,7 @@ from data.text.tokenizer import EOT_TEXT
 
 BLOCK = 1 << 16  # bytes read at a time; strings of a MiB would fragment the heap, and memory would grow
 PACKED_BLOCK = 1 << 11  # bytes unpacked at a time: those of Zstandard may hold 2^15 times as many
+MANY_RECORDS = 10_000  # read at a time, where they have little or no text
 LONGEST_PIECE = 1 << 16  # characters: some 16,000 tokens, many times the context of any GPT-2
 
 ERRORS = ("strict", "replace")
