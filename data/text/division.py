@@ -154,7 +154,9 @@ class Batch(NamedTuple):
 
 
 def batches(jobs: list[Job], start: Mark, cut: Cut | None, least: int) -> Iterator[Batch]:
-    """All that follows `start`, in parts of at least so many characters, or of many records; the last of a job, maybe empty, ends it."""
+    """All that follows `start`, in parts of at least so many characters, or of many records; the last of a job, maybe
+    empty, ends it.
+    """
     for job in range(start.job, len(jobs)):
         mark = start if job == start.job else Mark(job)
         text, fraction = jobs[job]
