@@ -120,7 +120,7 @@ def prepare(
     _refuse_taken(out)
 
     jobs, encoding = _jobs(source, valid, how), Encoding(tokenizer or gpt2(), special_tokens)
-    for note in jobs[0].text.notes:
+    for note in dict.fromkeys(note for job in jobs for note in job.text.notes):
         print(note)
     with _partial_folder(out) as folder:
         state = _last_state(folder, jobs, shard_tokens, how, encoding)
@@ -294,7 +294,7 @@ def _last_state(folder: Path, jobs: list[Job], shard_tokens: int, how: Reading, 
         print(f"starting anew: {folder} was begun from another text or with other options", file=sys.stderr)
     for name in sorted(os.listdir(folder)):  # the checkpoint first, as it is worth nothing without the others
         os.remove(folder / name)
-    cut = plan(jobs[-1].text, jobs[-1].fraction) if jobs[-1].divided else None
+    cut = plan(jobs[-1].text, jobs[-1].fraction, how) if jobs[-1].divided else None
     counts = [Counter() for _ in jobs]
     return PreparationState(inputs, Mark(), cut, counts, dict.fromkeys(SPLITS, 0), {split: [] for split in SPLITS})
 

@@ -468,6 +468,20 @@ PLANTED: list[Row] = [
         SOURCES + "test_files_that_are_all_named_by_split",
     ),
     (
+        "all records without text are read before they are refused",
+        "data/text/records.py",
+        'self._counts["record"] >= MANY_RECORDS',
+        "False",
+        RECORDS + "test_blank_records_are_refused_before_all_are_read",
+    ),
+    (
+        "FineWeb is downloaded for a model with another tokenizer",
+        "data/text/prepare.py",
+        'if is_fineweb(source) and not made_with({"tokenizer": RANKS_SHA256}, tokenizer):',
+        "if False:",
+        FINEWEB + "test_another_tokenizer_is_refused_before_the_download",
+    ),
+    (
         "a preparation that loses the hub is thrown away",
         "data/text/prepare.py",
         "isinstance(e, InputError) and not isinstance(e, HubError)",

@@ -122,15 +122,17 @@ def test_blank_records_are_refused_before_all_are_read(
 ) -> None:
     for module in (records, division):
         monkeypatch.setattr(module, "MANY_RECORDS", 1000)
-    blank = [""] * 9_999 + ["the last"]
+    blank = [""] * 10_000
     if name == "a.parquet":
         (tmp_path / name).write_bytes(parquet_of(blank))
     elif name == "a.csv":
         (tmp_path / name).write_text("id,text\n" + "".join(f"1,{text}\n" for text in blank))
     else:
         (tmp_path / name).write_text("\n".join(json.dumps({"text": text}) for text in blank))
-    with pytest.raises(InputError, match=r"1,000 of 1,000 records of .* have no text in `text`"):
-        prepare.prepare(str(tmp_path / name), tmp_path / "out", 0.5)
+    (tmp_path / "valid.txt").write_text("held out")
+    for valid in (None, str(tmp_path / "valid.txt")):
+        with pytest.raises(InputError, match=r"1,000 of 1,000 records of .* have no text in `text`"):
+            prepare.prepare(str(tmp_path / name), tmp_path / "out", valid)
     assert not (tmp_path / "out.partial").exists()
 
 
