@@ -2,6 +2,7 @@
 there."""
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -260,17 +261,24 @@ def split(row: list[int], at: int) -> list[list[int]]:
 
 def test_training_on_data_of_another_tokenizer(folder: Path) -> None:
     """Refused, with the command that prepares it as the model needs it."""
-    for name, model, command in (
-        ("by-gpt2", "own", "--tokenizer own`"),
-        ("by-own", "gpt2", "--tokenizer gpt2`"),
-        ("by-spaced", "own", "--tokenizer own`"),
+    for name, model, options in (
+        ("by-gpt2", "own", "--valid 0.2"),
+        ("by-own", "gpt2", "--field 'the body' --errors replace --special-tokens"),
+        ("by-spaced", "own", ""),
     ):
-        words = ("a.txt", "--out", name, "--tokenizer", name.removeprefix("by-"))
+        words = ("a.txt", "--out", name, *shlex.split(options), "--tokenizer", name.removeprefix("by-"))
         assert call(prepare.main, *words, cwd=folder).code == 0
         given = ("--init", model, "--data", name, "--device", "CPU", "--out", "run")
-        again = ("again with `python -m data.text.prepare a.txt --out DIR", command)
+        command = " ".join(f"a.txt --out DIR {options} --tokenizer {model}".split())
+        theirs = f"was prepared with the tokenizer of {name.removeprefix('by-')}, which is not that of {model}; prepare"
         refusal = call(torch_ref.train.main, *given, cwd=folder)
-        refused(refusal, f"was prepared with the tokenizer of {name.removeprefix('by-')}", *again)
+        refused(refusal, f"{theirs} the text again with `python -m data.text.prepare {command}`")
+        assert call(prepare.main, *shlex.split(command.replace("DIR", f"{name}-again")), cwd=folder).code == 0
+    meta = json.loads((folder / name / "meta.json").read_text())
+    del meta["given"]  # as it was before this was written
+    (folder / name / "meta.json").write_text(json.dumps(meta))
+    refusal = call(torch_ref.train.main, *given, cwd=folder)
+    refused(refusal, "its text again with `python -m data.text.prepare SOURCE --out DIR --tokenizer own`")
     assert not (folder / "run").exists()
 
 

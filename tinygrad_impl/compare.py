@@ -15,6 +15,7 @@ from data.files import atomic_write
 from data.runs.report_comparison import TOKENIZERS_DIFFER, comparison_page, other_tokenizers
 from data.runs.revision import revision
 from data.runs.run_folder import read_sealed, run_of, write_sealed
+from data.text.formats import AS_GIVEN, ERRORS, Reading
 from data.text.loader import first_tokens, windows, windows_of
 from data.text.prepare import prepared
 from data.text.sampling import Sampler
@@ -52,6 +53,15 @@ def parser() -> ArgumentParser:
     models.add_argument("--finetuned", required=True, metavar="MODEL", help="a run, or a folder of Hugging Face's form")
     loss = parser.add_argument_group("whose loss is measured")
     loss.add_argument("--data", metavar="TEXT", help="a source or prepared folder; by default the run's, else stories")
+    loss.add_argument(
+        "--valid", metavar="TEXT|FRACTION", help="of --data, its validation text, or the fraction held out"
+    )
+    loss.add_argument(
+        "--field", default=AS_GIVEN.field, metavar="NAME", help="of the records in --data, that holds their text (text)"
+    )
+    loss.add_argument(
+        "--errors", default=AS_GIVEN.errors, choices=ERRORS, help="for bytes in --data that are no UTF-8 (strict)"
+    )
     loss.add_argument(
         "--eval-tokens", type=whole(0), default=16_384, metavar="N", help="its first N (16384); 0: all of it"
     )
@@ -113,6 +123,9 @@ def main() -> None:
     args = parser().parse_args()
     settings = sampling(args, args.finetuned)
     new_tokens = settings.pop("max_new_tokens")
+    how = Reading(args.field, args.errors)
+    if args.data is None and (args.valid is not None or how != AS_GIVEN):
+        raise InputError("--valid, --field and --errors say how to read the text of --data; give that too")
     if run_folder := run_of(args.finetuned):
         try:
             facts = read_sealed(run_folder / "run.json")
@@ -138,7 +151,7 @@ def main() -> None:
     models = {"pretrained": load(args.pretrained), "finetuned": load(args.finetuned)}
     tokenizers = {side: of_folder(folder, models[side][0].vocab_size) for side, folder in folders.items()}
     device = open_device(args.device)
-    folder = prepared(args.data or source, tokenizer=tokenizers["finetuned"])
+    folder = prepared(source if args.data is None else args.data, args.valid, how, tokenizers["finetuned"])
     context = min(config.n_positions for config, _ in models.values())
     seq_len = args.seq_len or seq_len or min(config.context for config, _ in models.values())
     if seq_len > context:

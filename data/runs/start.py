@@ -181,10 +181,16 @@ def refuse_other_tokenizer(folder: Path, tokenizer: Tokenizer, model: str) -> No
     if not made_with(meta, tokenizer) and token_files.holds(folder):
         raise InputError(f"{folder} holds GPT-2's tokens, and {model} has another tokenizer; pass a text as --data")
     if not made_with(meta, tokenizer):
-        theirs, source = meta.get("vocabulary", {"name": "gpt2"})["name"], meta["splits"]["train"]["source"]
+        theirs, given = meta.get("vocabulary", {"name": "gpt2"})["name"], meta.get("given")
+        split = meta["splits"]["train"]
+        command = ["python", "-m", "data.text.prepare", given["source"] if given else "SOURCE", "--out", "DIR"]
+        command += ["--valid", given["valid"]] if given and given["valid"] is not None else []
+        for name, default in vars(Reading()).items():
+            command += [f"--{name}", str(split[name])] if split.get(name, default) != default else []
+        command += ["--special-tokens"] * meta.get("special_tokens", False) + ["--tokenizer", model]
         raise InputError(
-            f"{folder} was prepared with the tokenizer of {theirs}, which is not that of {model}; prepare the text "
-            f"again with `python -m data.text.prepare {shlex.quote(source)} --out DIR --tokenizer {shlex.quote(model)}`"
+            f"{folder} was prepared with the tokenizer of {theirs}, which is not that of {model}; "
+            f"prepare {'the' if given else 'its'} text again with `{shlex.join(command)}`"
         )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from data.cli import InputError
-from data.text.formats import Piece, Place
+from data.text.formats import MANY_RECORDS, Piece, Place, Reading, refuse_textless
 from data.text.shards import SPLITS
 from data.text.sources import Stream
 
@@ -51,16 +51,17 @@ class Cut(NamedTuple):
     documents: int
 
 
-def plan(text: Stream, fraction: float | None) -> Cut | None:
+def plan(text: Stream, fraction: float | None, how: Reading) -> Cut | None:
     """Where to cut `text`; None where a hash chooses documents. Reads until both sides have a document.
 
-    Raises `InputError` for a text that is too short to be cut.
+    Raises `InputError` for a text that is too short to be cut, and where most of many records have no text.
     """
     sides = set()
+    counts = Counter[str]()
     documents = characters = 0
     ended = True
     told = False
-    for pieces, place, _ in text.chunks():
+    for pieces, place, read in text.chunks():
         if not told and place.done > LONG:
             print(f"{text.name} has few documents: reading it to its end, to see where to divide it", file=sys.stderr)
             told = True
@@ -72,6 +73,8 @@ def plan(text: Stream, fraction: float | None) -> Cut | None:
             characters += len(piece.text)
         if len(sides) == len(SPLITS):
             return None
+        counts.update(read)
+        refuse_textless(text.name, counts, how, least=MANY_RECORDS)
     if characters < 2:
         raise InputError(
             f"{text.name} holds a single character, which cannot be both training and validation text; "
@@ -154,7 +157,9 @@ class Batch(NamedTuple):
 
 
 def batches(jobs: list[Job], start: Mark, cut: Cut | None, least: int) -> Iterator[Batch]:
-    """All that follows `start`, in parts of at least so many characters; the last of a job, maybe empty, ends it."""
+    """All that follows `start`, in parts of at least so many characters, or of many records; the last of a job, maybe
+    empty, ends it.
+    """
     for job in range(start.job, len(jobs)):
         mark = start if job == start.job else Mark(job)
         text, fraction = jobs[job]
@@ -167,7 +172,7 @@ def batches(jobs: list[Job], start: Mark, cut: Cut | None, least: int) -> Iterat
                 size += len(piece.text)
             batch.counts.update(counts)
             batch = batch._replace(mark=Mark(job, place, division.within, division.characters))
-            if size >= least:
+            if size >= least or batch.counts["record"] >= MANY_RECORDS:
                 yield batch
                 batch, size = Batch({}, batch.mark, Counter()), 0
         yield batch

@@ -24,6 +24,7 @@ from data.text.tokenizer import EOT_TEXT
 
 BLOCK = 1 << 16  # bytes read at a time; strings of a MiB would fragment the heap, and memory would grow
 PACKED_BLOCK = 1 << 11  # bytes unpacked at a time: those of Zstandard may hold 2^15 times as many
+MANY_RECORDS = 10_000  # read at a time, where they have little or no text
 LONGEST_PIECE = 1 << 16  # characters: some 16,000 tokens, many times the context of any GPT-2
 
 ERRORS = ("strict", "replace")
@@ -232,14 +233,15 @@ def not_utf8(path: Path, start: int, error: UnicodeDecodeError) -> InputError:
     )
 
 
-def told(counts: Counter[str], how: Reading) -> list[str]:
-    """What a user has to know of what was read."""
+def told(counts: Counter[str], how: Reading, ends_at_marker: bool = False) -> list[str]:
+    """What a user has to know of what was read. ends_at_marker: whether `<|endoftext|>` in a record is a token too."""
     told = []
     if "marker" in counts:
         ends = ", each the end of a document" if counts["marker"] else ""
         told.append(f"{counts['marker']:,} {EOT_TEXT} markers{ends}")
     if counts["spelled"]:
-        told.append(f"{counts['spelled']:,} {EOT_TEXT} in records, where it is text and ends nothing")
+        became = "each became the token that ends a document" if ends_at_marker else "where it is text and ends nothing"
+        told.append(f"{counts['spelled']:,} {EOT_TEXT} in records, {became}")
     if counts["skipped"]:
         told.append(f"{counts['skipped']:,} of {counts['record']:,} records have no text in `{how.field}`: left out")
     if counts["replaced"]:

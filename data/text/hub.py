@@ -1,15 +1,16 @@
 """Datasets of the Hugging Face hub, through `huggingface_hub`: which files they have for a split, and these files.
 
 What a dataset's card declares under `configs` decides; without that, the words `train`, `validation`, `test` (and the
-like) in the names of its files. A dataset that has no files that can be read here is taken from `refs/convert/parquet`,
-where the hub keeps a copy of every public one. Files are downloaded one by one, as they are read.
+like) in the names of its files, as in folders. A dataset that has no files that can be read here is taken from
+`refs/convert/parquet`, where the hub keeps a copy of every public one. Files are downloaded one by one, as they are
+read.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
@@ -21,6 +22,8 @@ from huggingface_hub.errors import (
 
 from data.cli import InputError
 from data.text.records import READERS, suffix_of
+
+T = TypeVar("T")
 
 HUB_TIMEOUT = 10  # seconds
 CONVERTED = "refs/convert/parquet"
@@ -81,8 +84,9 @@ def _refusal(what: str, error: Exception) -> InputError:
     )
 
 
-def dataset_files(source: str, split: str) -> list[HubFile]:
-    """The files of the `split` ("train" or "valid") of dataset `OWNER/NAME[:CONFIG]`; of "valid", maybe none.
+def dataset_files(source: str, split: str) -> tuple[list[HubFile], list[str]]:
+    """The files of the `split` ("train" or "valid") of dataset `OWNER/NAME[:CONFIG]`; of "valid", maybe none. And the
+    names of those that are left out, as they are named by no split where others are.
 
     Raises `InputError` where it has several configurations and none was chosen, and where it has nothing to read.
     """
@@ -94,7 +98,7 @@ def dataset_files(source: str, split: str) -> list[HubFile]:
         fault = f"has no configuration {chosen}" if chosen else "has several configurations"
         raise InputError(f"the dataset {repo} {fault}; choose one of {listed}")
     splits = configs[chosen] if chosen else next(iter(configs.values()))
-    return [HubFile(repo, revision, name, sizes[name]) for name in splits.get(split, [])]
+    return [HubFile(repo, revision, name, sizes[name]) for name in splits.get(split, [])], splits.get("", [])
 
 
 def _configurations(repo: str) -> tuple[dict[str, dict[str, list[str]]], dict[str, int], str]:
@@ -114,11 +118,11 @@ def _configurations(repo: str) -> tuple[dict[str, dict[str, list[str]]], dict[st
         card = info.card_data.to_dict() if info.card_data else {}
         if revision == CONVERTED:
             declared = {name.split("/")[0]: None for name in sizes if name.count("/") > 1}
-            configs = {config: splits_of(n for n in sizes if n.startswith(f"{config}/")) for config in declared}
+            configs = {config: splits_of(n for n in sorted(sizes) if n.startswith(f"{config}/")) for config in declared}
         elif isinstance(card.get("configs"), list):
             configs = {str(one.get("config_name")): _declared(one, sorted(sizes)) for one in card["configs"]}
         else:
-            configs = {"default": splits_of(sizes)}
+            configs = {"default": splits_of(sorted(sizes))}
         configs = {config: _of_one_format(splits) for config, splits in configs.items() if splits.get("train")}
         if configs:
             return configs, sizes, info.sha or "main"
@@ -159,16 +163,16 @@ def split_of(name: str) -> str | None:
     return None
 
 
-def splits_of(names: Iterable[str]) -> dict[str, list[str]]:
-    """The files of each split ("train", "valid", "test"), by their names; all are "train" where none speaks of one."""
-    splits: dict[str, list[str]] = {}
-    unnamed = []
-    for name in sorted(names):
-        if split := split_of(name):
-            splits.setdefault(split, []).append(name)
-        else:
-            unnamed.append(name)
-    return splits if "train" in splits or not unnamed else splits | {"train": unnamed}
+def splits_of(files: Iterable[T], name: Callable[[T], str] = str) -> dict[str, list[T]]:
+    """The files of each split ("train", "valid", "test"), by the words in their names, and under "" those of none.
+
+    All are "train" where none is named so, or no other is named by a split.
+    """
+    files = list(files)
+    splits: dict[str, list[T]] = {}
+    for file in files:
+        splits.setdefault(split_of(name(file)) or "", []).append(file)
+    return splits if "train" in splits and splits.keys() & {"valid", "test"} else {"train": files}
 
 
 def _of_one_format(splits: dict[str, list[str]]) -> dict[str, list[str]]:

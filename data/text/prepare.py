@@ -33,9 +33,9 @@ from data.text.division import FRACTION, Batch, Cut, Job, Mark, batches, plan
 from data.text.fineweb import fineweb, is_fineweb
 from data.text.formats import AS_GIVEN, ERRORS, Piece, Place, Reading, refuse_textless, told
 from data.text.hub import HubError
-from data.text.shards import MAX_SHARD_TOKENS, SPLITS, VERSION, ShardWriter, write_meta
-from data.text.sources import ACCEPTED, HUB_FILES, is_dataset, is_text_folder, stream
-from data.text.tokenizer import FILES, RANKS_SHA256, VOCAB_SIZE, Tokenizer, gpt2, of_folder
+from data.text.shards import MAX_SHARD_TOKENS, SPLITS, VERSION, ShardWriter, made_with, write_meta
+from data.text.sources import ACCEPTED, HUB_FILES, is_dataset, is_text_folder, parts, stream
+from data.text.tokenizer import EOT_TEXT, FILES, RANKS_SHA256, VOCAB_SIZE, Tokenizer, gpt2, of_folder
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -65,6 +65,11 @@ class Encoding:
     @property
     def sha256(self) -> str:
         return self.tokenizer.special_sha256 if self.special_tokens else self.tokenizer.sha256
+
+    @property
+    def ends_at_marker(self) -> bool:
+        """Whether `EOT_TEXT` becomes the token that ends a document, wherever it stands."""
+        return self.tokenizer.encode(EOT_TEXT, self.special_tokens) == [self.tokenizer.eot]
 
     def __call__(self, documents: list[str]) -> np.ndarray:
         """The tokens of documents, uint16 of shape (tokens,), each ended by the end-of-text token."""
@@ -115,13 +120,14 @@ def prepare(
     _refuse_taken(out)
 
     jobs, encoding = _jobs(source, valid, how), Encoding(tokenizer or gpt2(), special_tokens)
-    for note in jobs[0].text.notes:
+    for note in dict.fromkeys(note for job in jobs for note in job.text.notes):
         print(note)
     with _partial_folder(out) as folder:
         state = _last_state(folder, jobs, shard_tokens, how, encoding)
         before = _bytes_done(jobs, state.mark)
         splits = _write_splits(folder, jobs, state, workers or os.cpu_count() or 1, shard_tokens, how, encoding)
-        meta = write_meta(folder, splits, encoding.tokenizer, special_tokens)
+        given = {"source": source, "valid": valid if valid is None else str(valid)}
+        meta = write_meta(folder, splits, encoding.tokenizer, special_tokens, given)
         os.rename(folder, out)
         sync_folder(out.parent)
         (out / CHECKPOINT).unlink(missing_ok=True)  # only after the rename: until then a stopped run needs it
@@ -132,7 +138,7 @@ def prepare(
         counts = f"{split['documents']:,} documents, {split['tokens']:,} tokens, {len(split['shards'])} shard(s)"
         print(f"{name}: {counts}, from {split['source']}")
     for job, read in zip(jobs, state.counts, strict=True):
-        for sentence in told(read, how):
+        for sentence in told(read, how, encoding.ends_at_marker):
             print(f"{job.text.name}: {sentence}")
     if state.cut:
         count = state.cut.documents
@@ -157,11 +163,17 @@ def prepared(
         raise InputError(f"{source} is prepared already, so it goes without --valid, --field and --errors")
     if tokens:
         return Path(source)
+    if is_fineweb(source) and not made_with({"tokenizer": RANKS_SHA256}, tokenizer):  # before it is downloaded
+        raise InputError(
+            f"{source} holds GPT-2's tokens, and {tokenizer.name} has another tokenizer; pass a text as --data"
+        )
     if is_fineweb(source):
         return fineweb(source)
     if os.path.isfile(source) and source.endswith(".bin"):
         raise InputError(f"{source} is one file of tokens; give --data the folder with it and its validation tokens")
     identity = _identity(source, "train", how)
+    if valid is None and not _is_named(source) and (own := stream(source, "valid", how)):
+        identity += f"\n{own.identity}"
     if valid is not None or how != AS_GIVEN:
         held_out = valid if valid is None or _fraction(valid) is not None else _identity(valid, "valid", how)
         identity = json.dumps([identity, held_out, how.field, how.errors])
@@ -192,6 +204,11 @@ def _identity(source: str, split: str, how: Reading) -> str:
     text = stream(source, split, how) or stream(source, "train", how)
     assert text
     return text.identity if source == "stories" else f"{text.identity} {READING}"
+
+
+def _is_named(source: str) -> bool:
+    """Whether the name of a source tells its validation text as well: it is made here, or the hub's."""
+    return source == "stories" or source in HUB_FILES or is_dataset(source)
 
 
 def _fraction(valid: str | float) -> float | None:
@@ -264,7 +281,7 @@ def _last_state(folder: Path, jobs: list[Job], shard_tokens: int, how: Reading, 
     texts = [[text.name, text.identity, fraction] for text, fraction in jobs]
     inputs = {"texts": texts, "field": how.field, "errors": how.errors, "reading": READING}
     inputs |= {"shard_tokens": shard_tokens, "tokenizer": encoding.sha256, "version": VERSION}
-    inputs |= {"vocabulary": encoding.tokenizer.vocab_size}
+    inputs |= {"vocabulary": encoding.tokenizer.vocab_size, "special_tokens": encoding.special_tokens}
     if (folder / CHECKPOINT).exists():
         saved = json.loads((folder / CHECKPOINT).read_bytes())
         if saved["inputs"] == inputs:
@@ -277,7 +294,7 @@ def _last_state(folder: Path, jobs: list[Job], shard_tokens: int, how: Reading, 
         print(f"starting anew: {folder} was begun from another text or with other options", file=sys.stderr)
     for name in sorted(os.listdir(folder)):  # the checkpoint first, as it is worth nothing without the others
         os.remove(folder / name)
-    cut = plan(jobs[-1].text, jobs[-1].fraction) if jobs[-1].divided else None
+    cut = plan(jobs[-1].text, jobs[-1].fraction, how) if jobs[-1].divided else None
     counts = [Counter() for _ in jobs]
     return PreparationState(inputs, Mark(), cut, counts, dict.fromkeys(SPLITS, 0), {split: [] for split in SPLITS})
 
@@ -420,10 +437,13 @@ def main() -> None:
         help="the most tokens in one shard (default and maximum: %(default)s)",
     )
     options = parser.parse_args()
+    source = ",".join(options.source)
+    if parts(source) != [part for given in options.source for part in parts(given)]:
+        raise InputError(f"{source} is the name of a file or folder too; rename that, or name the folder of the others")
     how = Reading(options.field, options.errors)
     tokenizer = of_folder(resolve(options.tokenizer)) if options.tokenizer else gpt2()
     prepare(
-        ",".join(options.source),
+        source,
         options.out,
         options.valid,
         options.workers,

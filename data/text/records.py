@@ -20,6 +20,7 @@ from typing import IO, Any
 from data.cli import InputError
 from data.text.formats import (
     BLOCK,
+    MANY_RECORDS,
     Chunk,
     Chunks,
     Piece,
@@ -100,7 +101,7 @@ class _Gathered:
 
     @property
     def full(self) -> bool:
-        return self._size >= BLOCK
+        return self._size >= BLOCK or self._counts["record"] >= MANY_RECORDS
 
     def chunk(self, offset: int, done: int, last: bool = False) -> Chunk:
         """What came since the last chunk. Raises `InputError` where no record to the `last` had the field."""

@@ -18,6 +18,8 @@ A prepared folder holds `train-00000.bin`, ..., `valid-00000.bin`, ... and, writ
                 a list of {"name", "tokens", "sha256"} in order; and of what was prepared since these exist, `field` and
                 `errors` (see `data.text.formats.Reading`) and `read`, what was counted in its source
     vocabulary  of another tokenizer than GPT-2's: {"name", "size", "eot"}; its files lie beside the shards
+    given       the arguments that named the text: {"source", "valid"}; old folders lack it
+    special_tokens  true where what spells a special token in the text became that token
 
 `python -m data.text.shards DIR` reads every token of a folder and checks it against all of this.
 """
@@ -215,10 +217,15 @@ def _open(path: Path, vocabulary: int) -> tuple[np.memmap, str]:
 
 
 def write_meta(
-    folder: Path, splits: dict[str, dict[str, Any]], tokenizer: Tokenizer | None = None, special_tokens: bool = False
+    folder: Path,
+    splits: dict[str, dict[str, Any]],
+    tokenizer: Tokenizer | None = None,
+    special_tokens: bool = False,
+    given: dict[str, str | None] | None = None,
 ) -> dict[str, Any]:
     """Completes a folder whose shards are written: writes the files of its tokenizer, unless that is GPT-2's (None),
     then meta.json, and returns what that holds. special_tokens: whether the tokens may be special ones.
+    given: the arguments that named the text.
     """
     tokenizer = tokenizer or gpt2()
     sha256 = tokenizer.special_sha256 if special_tokens else tokenizer.sha256
@@ -228,6 +235,10 @@ def write_meta(
         for name, text in tokenizer.files().items():
             with atomic_write(folder / name) as f:
                 f.write(text.encode())
+    if given:
+        meta["given"] = given
+    if special_tokens:
+        meta["special_tokens"] = True
     with atomic_write(folder / "meta.json", "w") as f:
         json.dump(meta, f, indent=2)
     return meta
@@ -265,6 +276,9 @@ def _whole(meta: dict[str, Any]) -> bool:
     """Whether the parts of a meta.json agree. Raises KeyError or TypeError where one is missing or of a wrong type."""
     splits = [meta["splits"][name] for name in SPLITS]
     vocabulary = meta.get("vocabulary", {"name": "", "size": VOCAB_SIZE, "eot": EOT})
+    given = meta.get("given", {"source": "", "valid": None})
+    if not isinstance(given["source"], str) or not isinstance(given["valid"], str | None):
+        return False
     if not isinstance(vocabulary["name"], str) or not 0 <= vocabulary["eot"] < vocabulary["size"] <= LARGEST_VOCAB:
         return False
     return meta["checksum"] == _checksum(meta["splits"]) and all(

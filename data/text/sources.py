@@ -7,10 +7,11 @@ OWNER/NAME       any dataset of the hub, with `:CONFIG` where it has several con
 FILE             a text in one of the formats of `data.text.formats` and `data.text.records`, packed or not
 FOLDER           all such files in it, and in its folders, sorted by name
 "PATTERN"        all such files of these names (`*`, `?`, `**`), sorted by name
-FILE,FILE,...    several of these three, one after the other
+FILE,FILE,...    several of these three, one after the other; names with commas in them stay whole
 
-Where every file of a folder or pattern says in its name that it is of the split `train`, `validation` or `test`, only
-those of `train` are trained on, and those of `validation` are the validation text.
+Where files of a folder or pattern, or of a dataset, are named by the split `train`, and others by `validation` or
+`test`, only those of `train` are trained on, and those of `validation` are the validation text. A note names the files
+that say no split, which are left out then.
 """
 
 import glob
@@ -25,7 +26,7 @@ from pathlib import Path
 from data.cli import InputError
 from data.text import stories
 from data.text.formats import AS_GIVEN, Chunk, Chunks, Piece, Place, Reading, extra
-from data.text.hub import NAME, HubFile, dataset_files, download, split_of
+from data.text.hub import NAME, HubFile, dataset_files, download, splits_of
 from data.text.records import READERS, suffix_of
 
 FORMATS = f"{', '.join(READERS)}, or all but .parquet with .gz or .zst behind it"
@@ -107,25 +108,58 @@ def stream(source: str, split: str, how: Reading = AS_GIVEN) -> Stream | None:
         path = download(HUB_REPO, HUB_FILES[source][split])
         return Stream(f"{HUB_REPO}/{path.name}", (_local_file(path, how),))
     if is_dataset(source):
-        files = tuple(_hub_file(file, how) for file in dataset_files(source, split))
-        return Stream(f"the {'validation' if split == 'valid' else split} split of {source}", files) if files else None
-    paths, notes = _paths(source)
-    splits = {} if os.path.isfile(source) or "," in source else _splits(source, paths)
-    if splits:
-        notes += tuple(f"{len(those)} file(s) of {source} are its {name} split" for name, those in splits.items())
-        paths = splits.get(split, [])
-    elif split == "valid":
-        paths = []
+        found, left_out = dataset_files(source, split)
+        files = tuple(_hub_file(file, how) for file in found)
+        name = f"the {'validation' if split == 'valid' else split} split of {source}"
+        return Stream(name, files, _of_no_split(source, left_out)) if files else None
+    paths: list[Path] = []
+    notes: tuple[str, ...] = ()
+    for part in parts(source):
+        found_here, of_part = _paths(part)
+        splits, of_splits = _splits(part, found_here)
+        paths += splits.get(split, [])
+        notes += of_part + of_splits
     return Stream(source, tuple(_local_file(path, how) for path in paths), notes) if paths else None
 
 
-def _splits(source: str, paths: list[Path]) -> dict[str, list[Path]]:
-    """The files of each split, where every name speaks of one, and one of them of "train"; else none."""
-    splits: dict[str, list[Path]] = {}
-    for path in paths:
-        name = path.relative_to(source) if path.is_relative_to(source) else path.name
-        splits.setdefault(split_of(str(name)) or "", []).append(path)
-    return splits if "train" in splits and "" not in splits else {}
+def parts(source: str) -> list[str]:
+    """The files, folders and patterns that a local source names. One that has commas in its name stays whole.
+
+    Raises `InputError` where there is nothing before, between or after commas.
+    """
+    found, rest = [], source.split(",")
+    while rest:
+        together = (n for n in range(len(rest), 1, -1) if _is_there(",".join(rest[:n])))
+        n = next(together, 1)
+        found.append(",".join(rest[:n]))
+        rest = rest[n:]
+    if not all(part.strip() for part in found):
+        fault = f"{source!r} has a comma with no name beside it" if len(found) > 1 else "an empty name is no source"
+        raise InputError(f"{fault}; the sources are {ACCEPTED}")
+    return found
+
+
+def _is_there(name: str) -> bool:
+    return os.path.exists(name) or (glob.has_magic(name) and any(glob.iglob(name, recursive=True)))
+
+
+def _splits(source: str, paths: list[Path]) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
+    """The files of each split of a part of a source, and notes on them. A single file is meant whatever its name."""
+    if os.path.isfile(source):
+        return {"train": paths}, ()
+    splits = splits_of(paths, lambda path: str(path.relative_to(source) if path.is_relative_to(source) else path.name))
+    left_out = splits.pop("", [])
+    notes = tuple(f"{len(those)} file(s) of {source} are its {split} split" for split, those in splits.items())
+    return splits, (*notes, *_of_no_split(source, [path.name for path in left_out])) if len(splits) > 1 else ()
+
+
+def _of_no_split(source: str, names: list[str]) -> tuple[str, ...]:
+    what = f"left out of {source}, as their names say no split and those of others do"
+    return (f"{what}: {_listed(names)}",) if names else ()
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def is_dataset(source: str) -> bool:
@@ -141,7 +175,7 @@ def is_text_folder(source: str) -> bool:
 
 
 def _paths(source: str) -> tuple[list[Path], tuple[str, ...]]:
-    """The files that a local source names, and notes on what it leaves out."""
+    """The files that a part of a local source names, and notes on what it leaves out."""
     path = Path(source)
     if path.is_file():
         if not suffix_of(source):
@@ -160,9 +194,6 @@ def _paths(source: str) -> tuple[list[Path], tuple[str, ...]]:
         found = sorted(Path(name) for name in glob.glob(source, recursive=True) if os.path.isfile(name))
         if not found:
             raise InputError(f"no file matches {source}; the sources are {ACCEPTED}")
-    elif "," in source:
-        parts = [_paths(part) for part in source.split(",")]
-        return [path for paths, _ in parts for path in paths], sum((notes for _, notes in parts), ())
     elif suffix_of(source):
         raise InputError(f"there is no file {source}; the sources are {ACCEPTED}")
     else:
@@ -171,8 +202,7 @@ def _paths(source: str) -> tuple[list[Path], tuple[str, ...]]:
     others = [path.name for path in found if not suffix_of(path.name)]
     if not readable:
         raise InputError(f"{source} holds no file in a format that can be read ({FORMATS})")
-    named = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
-    return readable, (f"left out of {source}, as no text: {named}",) if others else ()
+    return readable, (f"left out of {source}, as no text: {_listed(others)}",) if others else ()
 
 
 def _local_file(path: Path, how: Reading) -> File:

@@ -307,6 +307,18 @@ def test_device_dtype_and_stories(
     assert len(re.findall(r"(?m)^/.*, bfloat16, plain kernels$", result.err)) == 2
 
 
+def test_how_a_text_is_read(quick: Watched, smallest: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "one"}\n{"body": "two"}\n')
+    (tmp_path / "valid.jsonl").write_bytes(b'{"body": "held out \xff"}\n')
+    given = ("--pretrained", smallest, "--finetuned", smallest, "--device", "CPU")
+    options = ("--data", "a.jsonl", "--valid", "valid.jsonl", "--field", "body", "--errors", "replace")
+    assert call(main, *given, *options, cwd=tmp_path).code == 0
+    tokens = np.concatenate(open_split(tmp_path / read_sealed(tmp_path / "compare.json")["data"], "valid"))
+    assert tokenizer().decode(tokens.tolist()) == "held out \ufffd<|endoftext|>"
+    for alone in (options[2:4], options[4:6], options[6:]):
+        refused(call(main, *given, *alone, cwd=tmp_path), "say how to read the text of --data; give that too")
+
+
 def test_out(quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", prepared_folder)
     given = ("--pretrained", smallest, "--finetuned", run, "--device", "CPU")
@@ -334,6 +346,8 @@ def test_out(quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Pa
         (["--html", "nowhere/page.html"], "there is no folder nowhere to write page.html into; name another --html"),
         (["--data", "nowhere.txt"], "there is no file nowhere.txt"),
         (["--data", "."], "no meta.json"),
+        (["--data", ""], "an empty name is no source"),
+        (["--field", "body"], "is prepared already, so it goes without --valid, --field and --errors"),
         (["--finetuned", "./nowhere"], "there is no folder ./nowhere"),
         (["--device", "abacus"], "there is no device 'abacus'"),
     ],

@@ -14,6 +14,7 @@ from data.text.fineweb import fineweb, is_fineweb
 from data.text.prepare import prepared
 from data.text.shards import open_split, read_meta
 from data.text.tests.test_token_files import llm_c
+from data.text.tokenizer import GPT2Tokenizer
 
 COMMIT = "c0ffee" * 6 + "0000"
 
@@ -102,6 +103,14 @@ def test_the_first_shards_are_used_where_they_are(
     hub.files.clear()
     assert prepared(source) == folder  # and the hub is not needed again
     assert capsys.readouterr().out == ""
+
+
+def test_another_tokenizer_is_refused_before_the_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sha256", "special_sha256"):
+        monkeypatch.setattr(GPT2Tokenizer, name, "of another")
+    with pytest.raises(InputError, match=r"fineweb10B:2 holds GPT-2's tokens, and gpt2 has another tokenizer; pass a"):
+        prepared("fineweb10B:2")
+    assert not hub.got
 
 
 def test_other_numbers_of_shards_are_other_data(hub: Hub) -> None:

@@ -133,7 +133,8 @@ def test_files_are_fetched_as_they_are_read(there: Hub) -> None:
         ({"a.jsonl": b'{"text": "a"}', "b.jsonl": b'{"text": "b"}', "dataset_infos.json": b"{}"}, ["a", "b"], None),
         ({"train.csv.gz": b"", "val.csv.gz": b"", "x.csv.gz": b"text\nx"}, None, None),
         ({"My-Train.txt": b"a", "dev/b.txt": b"b", "training-notes.md": b"c"}, ["a"], ["b"]),
-        ({"test.txt": b"a", "rest.txt": b"b"}, ["b"], None),
+        ({"test.txt": b"a", "rest.txt": b"b"}, ["b", "a"], None),
+        ({"train.txt": b"a", "more.txt": b"b"}, ["b", "a"], None),
     ],
 )
 def test_the_split_is_in_the_names(
@@ -141,8 +142,13 @@ def test_the_split_is_in_the_names(
 ) -> None:
     there.add("a/b", files)
     if train is None:
-        assert [file.name for file in hub.dataset_files("a/b", "train")] == ["train.csv.gz"]
-        assert [file.name for file in hub.dataset_files("a/b", "valid")] == ["val.csv.gz"]
+        for split, name in (("train", "train.csv.gz"), ("valid", "val.csv.gz")):
+            found, left_out = hub.dataset_files("a/b", split)
+            assert [file.name for file in found] == [name]
+            assert left_out == ["x.csv.gz"]
+        text = stream("a/b", "train")
+        assert text
+        assert text.notes == ("left out of a/b, as their names say no split and those of others do: x.csv.gz",)
     else:
         assert (read("a/b", "train"), read("a/b", "valid")) == (train, valid)
 

@@ -340,7 +340,7 @@ def test_a_prepared_folder(special: bool, made: Path, own: ModelTokenizer, files
 def test_of_gpt2s_nothing_more_is_said(tmp_path: Path) -> None:
     write_stories(tmp_path / "a.txt")
     assert call(prepare.main, "a.txt", "--out", "plain", cwd=tmp_path).code == 0
-    assert read_meta(tmp_path / "plain").keys() == {"version", "tokenizer", "checksum", "splits"}
+    assert read_meta(tmp_path / "plain").keys() == {"version", "tokenizer", "checksum", "splits", "given"}
     assert {path.suffix for path in (tmp_path / "plain").iterdir()} == {".bin", ".json"}
     assert isinstance(tokenizer_of(tmp_path / "plain"), GPT2Tokenizer)
 

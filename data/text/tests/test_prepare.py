@@ -26,7 +26,7 @@ from data.testing import call
 from data.text import formats, json_values, prepare, records, sources
 from data.text import tokenizer as tokenizer_module
 from data.text.formats import Chunk, Chunks, Piece, Place, Reading
-from data.text.shards import ShardWriter, open_split, verify
+from data.text.shards import SPLITS, ShardWriter, open_split, verify
 from data.text.sources import File, Stream
 from data.text.tokenizer import EOT, EOT_TEXT, GPT2Tokenizer, gpt2, tokenizer
 
@@ -404,6 +404,15 @@ def test_a_text_that_was_edited_is_prepared_again(kept: str, sentences: Path) ->
     assert sorted(decoded(first, "train") + decoded(first, "valid")) == sorted(DOCUMENTS)
 
 
+def test_validation_text_that_was_edited_is_prepared_again(sentences: Path) -> None:
+    """Also that which comes with a folder or a pattern."""
+    Path("set").mkdir()
+    Path("set/train.txt").write_text("Trained on.")
+    for text in ("one", "another"):
+        Path("set/valid.txt").write_text(text)
+        assert [decoded(prepare.prepared(source), "valid") for source in ("set", "set/*.txt")] == [[text], [text]]
+
+
 def test_another_text_of_the_same_name_is_another(sentences: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = tmp_path / "other" / "sentences.txt"
@@ -458,6 +467,17 @@ def test_the_hub_is_not_asked_for_what_is_prepared(sentences: Path, monkeypatch:
         folder = Path("runs", "data", f"{source}-{hashlib.sha256(source.encode()).hexdigest()[:8]}")
         folder.mkdir()
         assert prepare.prepared(source) == folder
+
+
+def test_what_became_of_markers_in_records_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": f"One. {EOT_TEXT} Two."}) + '\n{"text": "Three."}\n')
+    ends = []
+    for special, said in ((False, "where it is text and ends nothing"), (True, "each became the token that ends")):
+        out = tmp_path / str(special)
+        prepare.prepare(str(tmp_path / "a.jsonl"), out, 0.5, special_tokens=special)
+        assert f"1 {EOT_TEXT} in records, {said}" in capsys.readouterr().out
+        ends.append(sum(np.count_nonzero(shard == EOT) for split in SPLITS for shard in open_split(out, split)))
+    assert ends[1] == ends[0] + 1
 
 
 def test_shards_are_full_and_whole(text: Path, tmp_path: Path) -> None:
@@ -639,7 +659,7 @@ def test_what_a_checkpoint_holds_is_not_done_again(
     assert err.count("the same command goes on from") == err.count("going on from") == 2
 
 
-@pytest.mark.parametrize("change", ["text", "shard_tokens", "valid", "version", "tokenizer"])
+@pytest.mark.parametrize("change", ["text", "shard_tokens", "valid", "version", "tokenizer", "special"])
 def test_other_inputs_start_anew(
     change: str,
     tmp_path: Path,
@@ -662,8 +682,9 @@ def test_other_inputs_start_anew(
         valid = 0.4
     elif change == "version":
         monkeypatch.setattr(prepare, "VERSION", 0)
-    else:
+    elif change == "tokenizer":
         monkeypatch.setattr(GPT2Tokenizer, "sha256", "of another")
+    special = change == "special"  # GPT-2's tokenizer has the same checksum with and without
     removed: list[str] = []
     remove = os.remove
 
@@ -672,11 +693,12 @@ def test_other_inputs_start_anew(
         remove(path)
 
     monkeypatch.setattr(os, "remove", noted)
-    prepare.prepare(source, tmp_path / "out", valid, shard_tokens=shard_tokens)
+    meta = prepare.prepare(source, tmp_path / "out", valid, shard_tokens=shard_tokens, special_tokens=special)
+    assert meta.get("special_tokens", False) is special
     assert capsys.readouterr().err.count("starting anew: ") == 1
     assert removed[0] == "checkpoint.json"  # first: it would vouch for what is gone
     assert {"train-00000.bin", "valid-00000.bin"} < set(removed)
-    prepare.prepare(source, tmp_path / "whole", valid, shard_tokens=shard_tokens)
+    prepare.prepare(source, tmp_path / "whole", valid, shard_tokens=shard_tokens, special_tokens=special)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -792,6 +814,7 @@ def bad_inputs(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     Path("full").mkdir()
     Path("full/thesis.tex").touch()
     Path("one.txt").write_text(" a\n")
+    Path("one.txt,text.txt").write_text("both")
     Path("binary.txt").write_bytes(b"\x80abc")
     Path("out2.partial").touch()
     yield
@@ -804,6 +827,10 @@ def bad_inputs(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         ("", "required: SOURCE, --out"),
         ("text.txt --out", "expected one argument; see `"),
         ("nowhere.txt --out out", "no file nowhere.txt"),
+        (", --out out", "',' has a comma with no name beside it"),
+        ("text.txt, --out out", "'text.txt,' has a comma with no name beside it"),
+        ("text.txt --valid one.txt, --out out", "'one.txt,' has a comma with no name beside it"),
+        ("one.txt text.txt --out out", "one.txt,text.txt is the name of a file or folder too; rename that"),
         ("binary.txt --out out", "not UTF-8 at byte 0"),
         ("text.txt --out full", "never overwritten"),
         ("text.txt --out text.txt", "never overwritten"),

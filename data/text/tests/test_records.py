@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data.cli import InputError
-from data.text import formats, json_values, records
+from data.text import division, formats, json_values, prepare, records
 from data.text.formats import Reading, opened
 from data.text.sources import stream
 from data.text.tests.test_sources import counted, documents
@@ -114,6 +114,26 @@ def test_blanks_are_skipped_and_counted(tmp_path: Path) -> None:
     ):
         assert documents(tmp_path / name, content) == ["a"]
         assert counted(tmp_path / name) == {"record": 3, "skipped": 2}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet"])
+def test_blank_records_are_refused_before_all_are_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (records, division):
+        monkeypatch.setattr(module, "MANY_RECORDS", 1000)
+    blank = [""] * 10_000
+    if name == "a.parquet":
+        (tmp_path / name).write_bytes(parquet_of(blank))
+    elif name == "a.csv":
+        (tmp_path / name).write_text("id,text\n" + "".join(f"1,{text}\n" for text in blank))
+    else:
+        (tmp_path / name).write_text("\n".join(json.dumps({"text": text}) for text in blank))
+    (tmp_path / "valid.txt").write_text("held out")
+    for valid in (None, str(tmp_path / "valid.txt")):
+        with pytest.raises(InputError, match=r"1,000 of 1,000 records of .* have no text in `text`"):
+            prepare.prepare(str(tmp_path / name), tmp_path / "out", valid)
+    assert not (tmp_path / "out.partial").exists()
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "list.json", "a.csv", "a.parquet"])

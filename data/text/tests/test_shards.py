@@ -380,6 +380,8 @@ def test_damaged_meta(content: str, prepared: Path) -> None:
     [
         (lambda meta: meta.update(version=2), "has format version 2, this program reads version 1"),
         (lambda meta: meta.update(tokenizer="00"), "another tokenizer"),
+        (lambda meta: meta.update(given={"source": 1, "valid": None}), "damaged"),
+        (lambda meta: meta.update(given="a.txt"), "damaged"),
         (lambda meta: meta.update(checksum="00"), "damaged"),
         (lambda meta: meta["splits"].pop("valid"), "damaged"),
         (lambda meta: meta["splits"]["train"].update(tokens=999), "damaged"),

@@ -227,6 +227,8 @@ def test_line_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("shakespeare", "not a source"),
         ("a.pdf", "not a source"),
         ("*.txt", "no file matches"),
+        ("", "an empty name is no source"),
+        (" ", "an empty name is no source"),
     ],
 )
 def test_bad_sources(source: str, fault: str) -> None:
@@ -289,6 +291,8 @@ def test_what_is_left_out_is_named(folder: Path) -> None:
         ("model", r"model is no folder of texts: it has config\.json, as models, runs, prepared data do"),
         ("texts/*.md", "holds no file in a format that can be read"),
         ("texts/b.txt,gone.txt", "there is no file gone.txt"),
+        ("texts/b.txt,", "'texts/b.txt,' has a comma with no name beside it"),
+        (",texts/b.txt", "',texts/b.txt' has a comma with no name beside it"),
         ("texts/b.txt,stories", "'stories' is not a source of text"),
     ):
         with pytest.raises(InputError, match=fault):
@@ -306,11 +310,48 @@ def test_files_that_are_all_named_by_split(folder: Path) -> None:
         assert (checked(train), checked(valid)) == (["train-1", "train-2"], ["my_val"])
         assert train.notes[-1] == f"2 file(s) of {source} are its train split"
     Path("set", "trains.txt").write_text("of another kind")  # "trains" is no word for a split
+    for source, more in (("set", []), ("set,texts/b.txt", ["b"])):
+        train, valid = stream(source, "train"), stream(source, "valid")
+        assert train
+        assert valid
+        assert (checked(train), checked(valid)) == (["train-1", "train-2", *more], ["my_val"])
+        assert train.notes[-1] == "left out of set, as their names say no split and those of others do: trains.txt"
+    assert stream("set/train-1.txt,set/my_val.txt", "valid") is None  # files that are named are meant
+    for name in ("train-1", "train-2"):
+        Path("set", f"{name}.txt").unlink()
     train = stream("set", "train")
     assert train
-    assert len(checked(train)) == 5
+    assert len(checked(train)) == 3
     assert stream("set", "valid") is None
-    assert stream("set/train-1.txt,set/my_val.txt", "valid") is None  # files that are named are meant
+
+
+def test_files_of_the_same_name_in_several_folders(folder: Path) -> None:
+    for name in ("1/train", "2/train", "2/valid"):
+        Path("set", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("set", f"{name}.txt").write_text(name)
+    for source in ("set", "set/*/*.txt"):
+        train, valid = stream(source, "train"), stream(source, "valid")
+        assert train
+        assert valid
+        assert (checked(train), checked(valid)) == (["1/train", "2/train"], ["2/valid"])
+
+
+def test_names_with_commas(folder: Path) -> None:
+    Path("my,t").mkdir()
+    for name in ("c,d.txt", "c.txt", "my,t/train.txt", "my,t/valid.txt"):
+        Path(name).write_text(name)
+    for source, expected, of_valid in (
+        ("c,d.txt", ["c,d.txt"], None),
+        ("c,d.txt,texts/b.txt", ["c,d.txt", "b"], None),
+        ("texts/b.txt,c,d.txt", ["b", "c,d.txt"], None),
+        ("my,t", ["my,t/train.txt"], ["my,t/valid.txt"]),
+        ("my,t/*.txt,c.txt", ["my,t/train.txt", "c.txt"], ["my,t/valid.txt"]),
+        ("texts/b*,c.*", ["b", "c.txt"], None),
+    ):
+        train, valid = stream(source, "train"), stream(source, "valid")
+        assert train
+        assert checked(train) == expected
+        assert (valid and checked(valid)) == of_valid
 
 
 def test_several_files_together_hold_a_document(folder: Path) -> None:
