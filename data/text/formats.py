@@ -8,6 +8,7 @@ import codecs
 import gzip
 import io
 import re
+import shlex
 import sys
 import zlib
 from collections import Counter
@@ -109,6 +110,8 @@ def opened(path: Path, start: int = 0) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
             faults += (zstandard.ZstdError,)
             text = io.BufferedReader(_Frames(stored, zstandard.ZstdDecompressor()), BLOCK)
         try:
+            if not start:
+                refuse_utf16(path, text.peek(BLOCK)[:BLOCK])
             if text is stored:
                 text.seek(start)
             while text is not stored and start and (skipped := text.read(min(start, BLOCK))):
@@ -117,6 +120,14 @@ def opened(path: Path, start: int = 0) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
         except faults as e:
             reason = str(e).rstrip(".") or type(e).__name__
             raise InputError(f"{path} is damaged or cut short ({reason}); fetch it again, or pack it again") from None
+
+
+def refuse_utf16(path: Path, beginning: bytes) -> None:
+    """Raises `InputError` for a text that begins as UTF-16 does: much of it would pass for UTF-8 with NUL between."""
+    marked = beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if marked or 4 * beginning.count(0) > len(beginning):
+        utf8 = f"iconv -f UTF-16 -t UTF-8 {shlex.quote(str(path))} > utf8{path.suffix}"
+        raise InputError(f"{path} is UTF-16, or no text (it has {beginning.count(0):,} NUL); try `{utf8}`")
 
 
 class _Frames(io.RawIOBase):
@@ -250,8 +261,8 @@ def told(counts: Counter[str], how: Reading, ends_at_marker: bool = False) -> li
 
 
 def refuse_textless(name: str, counts: Counter[str], how: Reading, least: int = 1) -> None:
-    """Raises `InputError` where most records, of at least so many, have no text: another field was meant."""
-    if counts["record"] >= least and 2 * counts["skipped"] > counts["record"]:
+    """Raises `InputError` where a quarter of the records, of at least so many, have none: another field was meant."""
+    if counts["record"] >= least and 4 * counts["skipped"] > counts["record"]:
         raise InputError(
             f"{counts['skipped']:,} of {counts['record']:,} records of {name} have no text in `{how.field}`; "
             "name the field that holds it with --field, or remove these records"

@@ -118,7 +118,10 @@ def no_field(path: Path, field: str, names: Iterable[str]) -> InputError:
 
 
 def _there(names: Iterable[str]) -> str:
-    shown = ["".join(c if c.isprintable() else "?" for c in name[:40]) for name in list(names)[:20]]
+    names = list(names)
+    if len(names) == 1 and set(names[0]) & {";", "\t"}:
+        return f"there is one column, {names[0][:40]!r}: separate columns by commas"
+    shown = ["".join(c if c.isprintable() else "?" for c in name[:40]) for name in names[:20]]
     return f"there is {', '.join(shown) or 'none'}: name the one that holds the text with --field"
 
 

@@ -421,7 +421,7 @@ PLANTED: list[Row] = [
     (
         "a field that most records lack is taken",
         "data/text/formats.py",
-        '2 * counts["skipped"] > counts["record"]',
+        '4 * counts["skipped"] > counts["record"]',
         'counts["skipped"] > counts["record"]',
         PREPARE + "test_a_field_that_most_records_lack_is_refused",
     ),
@@ -578,5 +578,12 @@ PLANTED: list[Row] = [
         "(ValueError, KeyError, TypeError, RecursionError)",
         "(ValueError, KeyError, TypeError)",
         SHARDS + "test_damaged_meta",
+    ),
+    (
+        "UTF-16 without its mark is text with NUL between",
+        "data/text/formats.py",
+        "if marked or 4 * beginning.count(0) > len(beginning):",
+        "if marked:",
+        "data/text/tests/test_records.py::test_utf16_is_not_taken_for_utf8",
     ),
 ]

@@ -41,8 +41,8 @@ PLANTED: list[Row] = [
     (
         "trained longer, a run loses the checkpoint that it had ended with",
         RECORDER,
-        "n in {options.steps, *folder.ends}",
-        "n == options.steps",
+        "ends, cadences = {options.steps, *folder.ends}",
+        "ends, cadences = {options.steps}",
         SCHEDULES + "test_a_run_trained_longer[False]",
     ),
     (

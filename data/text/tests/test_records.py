@@ -247,3 +247,22 @@ def test_a_missing_package_is_named(name: str, module: str, tmp_path: Path, monk
     command = rf"{sys.executable} -m pip install {module}` .*pip install '\.\[{extra}\]'"
     with pytest.raises(InputError, match=command):
         stream(str(tmp_path / name), "train")
+
+
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf16_is_not_taken_for_utf8(encoding: str, errors: str, tmp_path: Path) -> None:
+    """Not where bad bytes are replaced, and not without its mark, which is no bad byte at all."""
+    (tmp_path / "a.txt").write_bytes(("Once upon a time there was a hen.\n" * 9).encode(encoding))
+    text = stream(str(tmp_path / "a.txt"), "train", Reading(errors=errors))
+    assert text
+    with pytest.raises(InputError, match=r"a.txt is UTF-16, or no text .*; try `iconv -f UTF-16 -t UTF-8 "):
+        list(text.chunks())
+
+
+def test_columns_that_commas_do_not_separate(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id;text\n1;Once\n")
+    text = stream(str(tmp_path / "a.csv"), "train")
+    assert text
+    with pytest.raises(InputError, match="there is one column, 'id;text': separate columns by commas"):
+        list(text.chunks())
