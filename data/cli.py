@@ -234,6 +234,7 @@ class Progress(tqdm):
     def close(self) -> None:
         if self.plain and not self.disable:
             self.disable = True  # tqdm's own closing would leave an empty line
+            self._decr_instances(self)  # type: ignore[attr-defined]  # frees its place on the screen for the next
             if not self.part:
                 self.display()
         else:

@@ -235,8 +235,6 @@ def test_a_part_of_something_longer(
     clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a pipe it is there only where it lasts; on a terminal it goes away."""
-    for other in list(getattr(Progress, "_instances", ())):
-        other.close()  # of an earlier test that an error ended: it would have the line above this one
 
     def shown(seconds: float) -> str:
         for _ in Progress(iterable=range(3), total=3, desc="reading", part=True):
