@@ -24,6 +24,7 @@ import tiktoken
 import tokenizers
 from tiktoken_ext.openai_public import r50k_pat_str
 
+from data.checkpoints.tensors import read_json
 from data.cli import InputError
 
 RANKS = Path(__file__).with_name("gpt2.tiktoken")
@@ -140,7 +141,7 @@ def of_folder(folder: Path, vocab_size: int | None = None) -> Tokenizer:
     Raises `InputError` where the files are damaged, of a kind that cannot be loaded, or name no end-of-text token; and
     where the model has fewer tokens than the tokenizer, or no tokenizer and another vocabulary than GPT-2's.
     """
-    config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     rows, files = vocab_size or config.get("vocab_size"), read_files(folder)
     if "tokenizer.json" in files or "vocab.json" in files:
         found = from_files(str(folder), files, config.get("eos_token_id"))
@@ -198,17 +199,6 @@ def read_files(folder: Path) -> dict[str, str]:
             except UnicodeDecodeError as e:
                 raise InputError(f"{folder / name} is damaged ({e}); download or copy it again") from None
     return files
-
-
-def read_object(path: Path) -> dict[str, object]:
-    """The JSON object in a file. Raises `InputError` where there is none in it."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as e:
-        raise InputError(f"{path} is damaged ({e}); download or copy it again") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is damaged (no JSON object); download or copy it again")
-    return value
 
 
 class _OfThread(threading.local):
