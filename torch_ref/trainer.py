@@ -83,7 +83,7 @@ class Trainer:
 
     def _accumulate_own(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         """The same of this rank's batches alone."""
-        self.optimizer.zero_grad()
+        self.model.zero_grad()  # not the optimizer's, which has not all parameters
         self.loss = 0.0
         for x, y in batches:
             with torch.autocast(self.device, self.autocast, enabled=self.autocast is not None):
