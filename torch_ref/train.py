@@ -53,7 +53,7 @@ def train_from(start: Start, device: str) -> None:
         return prompt + "".join(map(following, [*new, None]))
 
     def moments() -> dict[str, np.ndarray]:
-        return {name: np.array(t.cpu()) for name, t in trainer.moments().items()}  # copies, for AdamW goes on
+        return {name: t.cpu().numpy().copy() for name, t in trainer.moments().items()}  # copies, for AdamW goes on
 
     def evaluate(batches: Iterable[Batch]) -> float:
         total, count = trainer.evaluate(batches)
