@@ -82,7 +82,7 @@ def train_from(start: Start, kernels: str, device: str) -> None:
         trainer=trainer,
         moments=trainer.moments,
         learning_rate=learning_rate,
-        evaluate=Evaluator(trainer.model, trainer.backend),
+        evaluate=Evaluator(trainer.model, trainer.backend).sums,
         continue_text=continued,
         device=device,
         device_name=name,

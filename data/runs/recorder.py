@@ -58,6 +58,7 @@ class Recorder:
             **({"kernels": by.kernels} if by.kernels else {}),
             "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
             "source": revision(),
+            **start.machines,
         }
         assert options.out  # `begin` has it
         if options.resume:  # not before now, because it cuts off what came after the checkpoint
