@@ -26,7 +26,10 @@ class Implementation:
 
     package: str
     trainer: Trainer
-    moments: Callable[[], dict[str, np.ndarray]]
+    # copies of the parameters and of AdamW's moments, because they are written while training goes on; all ranks call
+    # them, and those that pass False get {}
+    arrays: Callable[[bool], dict[str, np.ndarray]]
+    moments: Callable[[bool], dict[str, np.ndarray]]
     learning_rate: Callable[[int, int, float, float, int], float]
     evaluate: Callable[[Iterable[Batch]], float]  # the mean loss
     # a prompt with its continuation of at most so many tokens; the last is called after each of them

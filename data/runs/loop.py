@@ -73,14 +73,17 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         compiling=compiling,
         disable=options.quiet,
     )
-    with stop_requests() as stops, bar, recorder.room_on_disk():
+    with stop_requests() as stops, bar, recorder.finished(), recorder.room_on_disk():
         while trainer.steps < options.steps and not stops:
             started = time.perf_counter()
             lr = rate(options, trainer.steps, by.learning_rate)
             place = f"windows {loader.position} to {loader.position + options.grad_accum * B - 1} of the data"
             loss, grad_norm = trainer.step(loader.next_micro_batches(options.grad_accum), lr)
             start.verification.check()
+            if start.ranks.numbers(recorder.failed).any():
+                recorder.end()
             if not math.isfinite(loss + grad_norm):
+                recorder.wait()  # the newest checkpoint is to be named
                 raise InputError(
                     f"the loss is {loss} and the gradient's norm {grad_norm} at step {trainer.steps + 1}, on {place}; "
                     f"the weights were left as they were, and {latest_checkpoint(run.path)} is good; look at the data "

@@ -18,6 +18,7 @@ from data.checkpoints.config import PRESETS, GPT2Config, parameter_count, to_hf
 from data.checkpoints.initialize import initial_weights
 from data.checkpoints.sums import checkpoints
 from data.cli import InputError
+from data.ranks import ALONE, Ranks
 from data.runs.claim import claimed, claimed_new
 from data.runs.options import FREE, RECIPES, SIZES, Given, Options, flag, is_checkpoint, options_of_run
 from data.runs.run_folder import load_checkpoint, read_sealed
@@ -44,6 +45,7 @@ class Start:
     verification: Verification
     tokenizer: Tokenizer
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # options of a run that goes on: before and now
+    ranks: Ranks = ALONE
 
     def described(self) -> dict[str, Any]:
         """What run.json says of what is trained."""

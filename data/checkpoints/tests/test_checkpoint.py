@@ -259,7 +259,7 @@ def test_any_memory_layout_and_any_type_is_written_as_it_reads(tmp_path: Path) -
 def test_the_bytes_are_those_that_the_library_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the names and types, and in however many pieces they are written."""
     monkeypatch.setattr("data.checkpoints.tensors.PIECE", 10)
-    arrays = {f"{kind} \"ü\u2028\\\n\x1f\x7f": np.arange(5).astype(kind) for kind in DTYPES.values()}
+    arrays = {f'{kind} "ü\u2028\\\n\x1f\x7f': np.arange(5).astype(kind) for kind in DTYPES.values()}
     arrays |= {"b": np.zeros((0, 3), np.float32), "a": np.array(2.5, np.float32), "c": np.ones((3, 2), np.float16)}
     for metadata in ({"format": "pt"}, {}):
         digest = write_safetensors(tmp_path / "x.safetensors", arrays, metadata)
