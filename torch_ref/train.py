@@ -52,13 +52,17 @@ def train_from(start: Start, device: str) -> None:
         following = tokenizer.incremental(ids)
         return prompt + "".join(map(following, [*new, None]))
 
-    def moments() -> dict[str, np.ndarray]:
-        return {name: t.cpu().numpy() for name, t in trainer.moments().items()}
+    def arrays(keep: bool) -> dict[str, np.ndarray]:
+        return trainer.model.arrays() if keep else {}
+
+    def moments(keep: bool) -> dict[str, np.ndarray]:
+        return {name: t.cpu().numpy().copy() for name, t in trainer.moments().items()} if keep else {}
 
     threads = f"CPU with {torch.get_num_threads()} threads"
     pytorch = Implementation(
         package="torch_ref",
         trainer=trainer,
+        arrays=arrays,
         moments=moments,
         learning_rate=learning_rate,
         evaluate=trainer.evaluate,

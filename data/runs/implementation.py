@@ -30,7 +30,8 @@ class Implementation:
 
     package: str
     trainer: Trainer
-    # the trainer's, whole; on a rank that only takes part and keeps nothing (False), empty
+    # copies of the parameters and of AdamW's moments, because they are written while training goes on; all ranks call
+    # them, and those that pass False get {}
     arrays: Callable[[bool], dict[str, np.ndarray]]
     moments: Callable[[bool], dict[str, np.ndarray]]
     learning_rate: Callable[[int, int, float, float, int], float]
