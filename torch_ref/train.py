@@ -1,7 +1,7 @@
 """`python -m torch_ref.train`: trains the reference, with the options, loop and files of tinygrad_impl.train."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ import torch
 from data.cli import InputError, run
 from data.gpu import numbered, show_one_gpu
 from data.runs.find_lr import find_learning_rate
-from data.runs.implementation import Batch, Implementation
+from data.runs.implementation import Implementation
 from data.runs.loop import train
 from data.runs.options import parse, parser
 from data.runs.start import Start, begin
@@ -52,20 +52,17 @@ def train_from(start: Start, device: str) -> None:
         following = tokenizer.incremental(ids)
         return prompt + "".join(map(following, [*new, None]))
 
-    def moments() -> dict[str, np.ndarray]:
-        return {name: t.cpu().numpy().copy() for name, t in trainer.moments().items()}  # copies, for AdamW goes on
-
-    def evaluate(batches: Iterable[Batch]) -> float:
-        total, count = trainer.evaluate(batches)
-        return total / count
+    def moments(keep: bool) -> dict[str, np.ndarray]:
+        return {name: t.cpu().numpy().copy() for name, t in trainer.moments(keep).items()}
 
     threads = f"CPU with {torch.get_num_threads()} threads"
     pytorch = Implementation(
         package="torch_ref",
         trainer=trainer,
+        arrays=trainer.arrays,
         moments=moments,
         learning_rate=learning_rate,
-        evaluate=evaluate,
+        evaluate=trainer.evaluate,
         continue_text=continued,
         device=device,
         device_name=torch.cuda.get_device_name() if device == "CUDA" else threads,

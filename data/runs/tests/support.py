@@ -68,7 +68,8 @@ class Stub:
         by = Implementation(
             self.package,
             trainer,
-            trainer.moments,
+            lambda keep: trainer.copies(trainer.parameters) if keep else {},
+            lambda keep: trainer.copies(trainer.state) if keep else {},
             self.learning_rate,
             lambda batches: self.evaluate(trainer.steps, batches),
             lambda prompt, tokens, sampler, tick: self.write(trainer.steps, prompt, tokens, sampler, tick),
@@ -107,11 +108,9 @@ class StubTrainer:
         self.parameters = {name: array.copy() for name, array in arrays.items()}
         self.state = {f"{m}.{name}": 0 * array for m in ("exp_avg", "exp_avg_sq") for name, array in arrays.items()}
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        return self.parameters
-
-    def moments(self) -> dict[str, np.ndarray]:
-        return self.state
+    @staticmethod
+    def copies(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: array.copy() for name, array in arrays.items()}
 
     def restore(self, arrays: Mapping[str, np.ndarray], moments: Mapping[str, np.ndarray], steps: int) -> None:
         self.parameters, self.state, self.steps = dict(arrays), dict(moments), steps
