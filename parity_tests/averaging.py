@@ -89,7 +89,7 @@ class Sent:
     """
 
     def __init__(self, size: int):
-        self.factor = (1 + SENT) ** (size + 1) - 1
+        self.size, self.factor = size, (1 + SENT) ** (size + 1) - 1
         self.contributions: dict[str, float] = {}  # squares of means over ranks of norms, summed over groups
         self.means: dict[str, float] = {}  # squares of norms of means over ranks
 
@@ -97,14 +97,13 @@ class Sent:
         """The mean of the ranks' results, whose norms are noted."""
         total: dict[str, Any] = {}
         norms = dict[str, float]()
-        found = 0
-        for found, share in enumerate(shares, 1):
+        for share in shares:
             for name, value in share.items():
                 total[name] = total[name] + value if name in total else value
                 norms[name] = norms.get(name, 0.0) + float(torch.as_tensor(value).norm())
-        means = {name: value / found for name, value in total.items()}
+        means = {name: value / self.size for name, value in total.items()}
         for name, value in means.items():
-            self.contributions[name] = self.contributions.get(name, 0.0) + (norms[name] / found) ** 2
+            self.contributions[name] = self.contributions.get(name, 0.0) + (norms[name] / self.size) ** 2
             self.means[name] = self.means.get(name, 0.0) + float(torch.as_tensor(value).square().sum())
         return means
 
