@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,14 +13,20 @@ import torch
 
 import tinygrad_impl.trainer
 import torch_ref.trainer
+from data.checkpoints.config import parameter_shapes
+from data.cli import InputError
 from data.ranks import ALONE, Ranks
+from data.testing import write_tokens
 from data.tests.ranks import in_ranks
-from parity_tests import mutants
+from data.text.loader import Loader
+from parity_tests import gate, mutants
 from parity_tests.averaging import SENT
 from parity_tests.checks import AnyTrainer
+from parity_tests.lockstep import Arriving, in_lockstep
 from parity_tests.setting import Batch
 from parity_tests.weights import random_weights
 from tinygrad_impl.device import open_device
+from tinygrad_impl.internals import part_of
 
 CONFIG, T = replace(mutants.CONFIG, n_layer=1), mutants.LENGTH
 WINDOWS, STEPS, HALF = 12, 10, 5  # windows an update, over all ranks; updates
@@ -70,7 +78,7 @@ def share(ranks: Ranks, step: int, accumulated: int) -> list[Batch]:
 
 def state(trainer: AnyTrainer, keep: bool = True) -> Arrays:
     """Parameters and moments, copied."""
-    return {name: np.array(a, copy=True) for name, a in {**trainer.arrays(keep), **trainer.moments(keep)}.items()}
+    return {name: np.asarray(a).copy() for name, a in {**trainer.arrays(keep), **trainer.moments(keep)}.items()}
 
 
 def made(ranks: Ranks, package: str, **options: Any) -> AnyTrainer:
@@ -90,7 +98,7 @@ def take(ranks: Ranks, courses: Sequence[Course]) -> list[Found]:
         if begin is not None:
             trainer.restore(begin, begin, course.first)
         trainer.accumulate(share(ranks, course.first, course.accumulated))
-        gradients = {name: np.array(g) for name, g in trainer.mean_gradients()[1].items()}
+        gradients = {name: np.asarray(g).copy() for name, g in trainer.mean_gradients()[1].items()}
         reported, middle = [], state(trainer)
         for step in range(course.first, course.last):
             if step == HALF:
@@ -139,7 +147,7 @@ def alone(clip: float) -> Found:
 
 def test_two_ranks_are_one_process(alone: Found, clip: float) -> None:
     """Gradients, losses, norms, parameters and moments, with the optimizer divided among ranks and without; each goes
-    on from where the other was.
+    on from where the other was. In one process: test_processes_are_one_process has the same of several.
     """
     courses = [
         Course("tinygrad_impl", 2, options={"clip": clip, "zero": True}),
@@ -147,20 +155,19 @@ def test_two_ranks_are_one_process(alone: Found, clip: float) -> None:
         Course("torch_ref", 3, options={"clip": clip, "zero": True}),
         Course("torch_ref", 1, first=HALF, shared=0, options={"clip": clip, "zero": False}),
     ]
-    for course, found in zip(courses, zip(*in_ranks(2, take, courses), strict=True), strict=True):
+    for course, found in zip(courses, zip(*in_lockstep(2, take, courses), strict=True), strict=True):
         assert_same(found, alone, course.first)
 
 
-@pytest.mark.parametrize("package", ["tinygrad_impl", "torch_ref"])
-def test_gradients_sent_as_bfloat16(package: str, alone: Found) -> None:
+def test_gradients_sent_as_bfloat16(alone: Found) -> None:
     """Their mean is as far off as roundings of numbers that are sent may carry it, and some are seen."""
-    courses = [Course(package, 1, last=1, options={"reduce_dtype": "bfloat16"})]
-    found = in_ranks(2, take, courses)[0][0].gradients
+    courses = [Course("tinygrad_impl", 1, last=1, options={"reduce_dtype": "bfloat16"})]
+    found = in_lockstep(2, take, courses)[0][0].gradients
     shares = []
     for rank in range(2):
         trainer = made(ALONE, "torch_ref")
         trainer.accumulate([(x, y) for x, y in share(place(rank, 2), 0, 1)])
-        shares.append({name: np.abs(np.array(g)) for name, g in trainer.mean_gradients()[1].items()})
+        shares.append({name: np.abs(np.asarray(g)) for name, g in trainer.mean_gradients()[1].items()})
     for name, exact in alone.gradients.items():
         sent = (shares[0][name] + shares[1][name]) / 2
         assert np.all(np.abs(found[name] - exact) <= ((1 + SENT) ** 3 - 1) * sent + 1e-15), name
@@ -205,6 +212,13 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(alone: Found, clip: float) ->
         np.testing.assert_allclose(reported, alone.reported, rtol=1e-12, atol=0)
 
 
+@slow  # what torch.distributed does is in data/tests/test_ranks.py
+@pytest.mark.parametrize("zero", [False, True])
+def test_processes_are_one_process(zero: bool, alone: Found, clip: float) -> None:
+    courses = [Course("tinygrad_impl", 2, options={"clip": clip, "zero": zero})]
+    assert_same([found for [found] in in_ranks(2, take, courses)], alone)
+
+
 @slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_two_jobs_have_the_same_bits(size: int, clip: float) -> None:
@@ -213,3 +227,107 @@ def test_two_jobs_have_the_same_bits(size: int, clip: float) -> None:
     for one, other in zip(first, second, strict=True):
         assert one.reported == other.reported
         assert all(np.array_equal(array, other.end[name]) for name, array in one.end.items())
+
+
+# --- the gate ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared data."""
+    tokens = np.random.default_rng(0).integers(0, CONFIG.vocab_size, 1200)
+    return write_tokens(tmp_path_factory.mktemp("ranks") / "data", tokens[:1000], tokens[1000:])
+
+
+def prove(ranks: Ranks, folder: Path, reduce_dtype: str = "float32", spoil: str = "") -> dict[str, Any]:
+    """The gate's certificate of a trainer of float32 on these ranks, with 2 micro-batches of 2 windows each."""
+    arrays = {name: array.astype(np.float32) for name, array in weights().items()}
+    loader = Loader(folder, "train", 4, T, 1337, ranks.rank, ranks.size)
+    if spoil == "windows":
+        loader.rank = 0
+    options = {"betas": (0.9, 0.95), "weight_decay": 0.1, "clip": 0.5, "lr": 1e-3, "dtype": "float32", "quiet": True}
+    options |= {"batch_size": 2, "seq_len": T, "grad_accum": 2 * ranks.size, "seed": 1337}
+    start: Any = SimpleNamespace(options=SimpleNamespace(**options), config=CONFIG, arrays=arrays, moments=None)
+    vars(start).update(state={"step": 0}, folder=folder, loader=loader, ranks=ranks, micro_batches=2)
+    trainer = tinygrad_impl.trainer.Trainer(CONFIG, arrays, clip=0.5, ranks=ranks, reduce_dtype=reduce_dtype)
+    certificate = gate.prove_graphs(trainer, start, "CPU")
+    assert loader.position == 0
+    assert trainer.steps == 0
+    assert all(np.array_equal(array, arrays[name]) for name, array in trainer.arrays().items())
+    return certificate
+
+
+def test_the_gate(folder: Path) -> None:
+    """It proves the averages of two ranks, as often as it would one process's; all ranks have the same verdict."""
+    one, other = in_lockstep(2, prove, folder)
+    assert (one["verdict"], one["ranks"], one["batches"]) == ("equal", 2, 8)
+    assert one["rows"] == other["rows"]
+    assert {row["name"] for row in one["rows"] if row["check"] == "gradient"} >= {*parameter_shapes(CONFIG), "norm"}
+    assert "16 gradients, averaged over 2 ranks, within" in one["summary"]
+
+
+@slow  # test_what_roundings_of_what_is_sent_may_do has the bound
+def test_the_gate_of_gradients_sent_as_bfloat16(folder: Path) -> None:
+    one, _ = in_lockstep(2, prove, folder, "bfloat16")
+    assert any("bfloat16" in row["reason"] for row in one["rows"])
+
+
+def test_the_gate_looks_at_the_windows(folder: Path) -> None:
+    with pytest.raises(InputError, match="the data of rank 1: not its part"):
+        in_lockstep(2, prove, folder, "float32", "windows")
+
+
+def unsent(self: Any, bucket: str) -> None:
+    """No rank hears of the others' gradients."""
+
+
+def summed(self: Any, bucket: str) -> None:
+    send(self, bucket)
+    arrived = self._sending[-1].wait
+
+    def wait() -> None:
+        arrived()
+        self._sent[bucket][:] *= self.ranks.size
+
+    self._sending[-1] = Arriving(wait)
+
+
+def local_norm(self: Any, lr: float) -> tuple[float, float]:
+    kept, self.shards = self.shards, 1
+    try:
+        return update(self, lr)
+    finally:
+        self.shards = kept
+
+
+def shifted(self: Any, bucket: Any, dtype: Any) -> Any:
+    found = part(self, bucket, dtype)
+    if self.rank == 0 or bucket.name == "rest":
+        return found
+    size = bucket.size // self.shards - 1
+    gradients = part_of(self.gradients.memory[bucket.name], self.rank * (size + 1) - 1, size + 1)
+    return replace(found, gradients=gradients)
+
+
+Port = tinygrad_impl.trainer.Trainer
+send, update, part = Port._send, Port.update, Port._part
+
+
+@slow  # the rows of catalogue/ranks.py plant these in the source, and quick tests catch them
+@pytest.mark.parametrize(
+    ("method", "planted", "words"),
+    [
+        ("_send", unsent, "not averaged over ranks"),
+        ("_send", summed, "the sum over ranks and not the mean"),
+        ("update", local_norm, "norm"),
+        ("_part", shifted, "AdamW|weights"),
+        ("_share", lambda self: None, "AdamW|weights"),
+    ],
+    ids=["not averaged", "summed", "the norm of a part", "a shard late", "weights not gathered"],
+)
+def test_the_gate_names_what_ranks_do_wrong_together(
+    method: str, planted: Any, words: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Port, method, planted)
+    with pytest.raises(InputError, match=words):
+        in_lockstep(2, prove, folder)
