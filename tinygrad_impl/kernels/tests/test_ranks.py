@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data.checkpoints.config import GPT2Config
-from data.ranks import ALONE, Ranks
+from data.ranks import Ranks
 from data.tests.ranks import in_ranks
 from parity_tests.weights import random_weights
 from tinygrad_impl.kernels.tests.support import DEVICE, slow_without_gpu
@@ -19,7 +19,9 @@ STEPS = 2
 def trained(ranks: Ranks, zero: bool) -> dict[str, Any]:
     """Losses and norms of a few steps, the state after them, and what of each bucket a rank has."""
     os.environ["TRITON_INTERPRET"] = "1"  # of a process that has not imported Triton yet
-    launch, support = map(importlib.import_module, ("tinygrad_impl.kernels.launch", "tinygrad_impl.kernels.tests.support"))
+    launch, support = map(
+        importlib.import_module, ("tinygrad_impl.kernels.launch", "tinygrad_impl.kernels.tests.support")
+    )
     launch.program = support.interpreted_program
     from tinygrad_impl.kernels.fused import Fused
     from tinygrad_impl.trainer import Trainer
