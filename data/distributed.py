@@ -70,11 +70,11 @@ class Job(Ranks):
         work: Work = gather(tensor, self._part(tensor), async_op=True)
         return work
 
-    def whole(self, part: Any, keep: bool) -> np.ndarray | None:
+    def whole(self, part: Any, keep: bool = True) -> np.ndarray:
         tensor = tensor_of(part)
         found = tensor.new_empty(self.size * tensor.numel())
         gather(found, tensor)
-        return found.cpu().numpy() if keep else None
+        return found.cpu().numpy() if keep else np.empty(0)
 
     def share(self, whole: Any, source: int) -> Work:
         work: Work = dist.broadcast(tensor_of(whole), src=source, async_op=True)

@@ -1,4 +1,4 @@
-"""Training on several ranks is what one process computes from all of their windows: both implementations, in float64."""
+"""Training on several ranks is what one process computes from all of their windows: both trainers, in float64."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

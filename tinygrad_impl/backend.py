@@ -79,7 +79,7 @@ class Backend(Protocol):
         """The totals, in their memory, after the values have been computed into it."""
 
     def squares(self, parts: Sequence[Part]) -> list[Tensor]:
-        """Sums of squares of pieces of the gradients, some hundreds of them, realized."""
+        """Sums of squares of pieces of the gradients, some hundreds of them, realized; on all ranks equally many."""
 
     def adamw(
         self,
@@ -137,7 +137,10 @@ class Plain:
         return [total.assign(value) for total, value in zip(totals, values, strict=True)]
 
     def squares(self, parts: Sequence[Part]) -> list[Tensor]:
-        pieces = [part_of(part.gradients, s.start, s.size) for part in parts for s in part.segments]
+        pieces = list[Tensor]()
+        for part in parts:  # of equal parts all ranks have equally many sums
+            whole = [part_of(part.gradients, s.start, s.size) for s in part.segments]
+            pieces += whole if part.whole else [part.gradients]
         return [formulas.partial_sums(g.square(), 256).realize() for g in pieces]
 
     def adamw(

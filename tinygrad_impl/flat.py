@@ -6,9 +6,8 @@ With several ranks, each of them updates one part of every bucket (ZeRO-1, Rajbh
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 from tinygrad import Tensor
@@ -18,6 +17,7 @@ from tinygrad.helpers import round_up
 from tinygrad_impl.internals import part_of
 
 ALIGNED = 64  # elements that each range begins at a multiple of, for vectors and for the GPU's copy engine
+LEAST = 1 << 24  # elements of a bucket of layers, but for the last: less is sent at a lower rate
 REST = "rest"  # the bucket of all that is not a layer's matrix
 
 
@@ -60,24 +60,32 @@ class Bucket:
 
 
 def buckets(shapes: Mapping[str, tuple[int, ...]], ranks: int = 1) -> list[Bucket]:
-    """The parameters of these shapes in buckets whose sizes `ranks` divides: the matrices of each layer, from the last
+    """The parameters of these shapes in buckets whose sizes `ranks` divides: the matrices of some layers, from the last
     layer to the first, and then the rest, of which only the embeddings are large and have their gradients last.
     """
+    layers: dict[str, list[str]] = {}
+    rest = []
+    for name in reversed(list(shapes)):  # a layer's gradients come in the opposite of the model's order
+        if name.startswith("h.") and len(shapes[name]) == 2:
+            layers.setdefault(".".join(name.split(".")[:2]), []).append(name)
+        else:
+            rest.append(name)
+    found, names = [], list[str]()
+    for layer, matrices in layers.items():
+        names += matrices
+        if sum(math.prod(shapes[name]) for name in names) >= LEAST or layer == list(layers)[-1]:
+            found.append(_bucket(layer, names, shapes, ranks))
+            names = []
+    return [*found, _bucket(REST, rest, shapes, ranks)]
 
-    def bucket_of(name: str) -> str:
-        return ".".join(name.split(".")[:2]) if name.startswith("h.") and len(shapes[name]) == 2 else REST
 
-    # stable: parameters of a bucket stay in the order of the backward pass, which is the opposite of the model's
-    last_first = sorted(reversed(list(shapes)), key=lambda name: bucket_of(name) == REST)
-    found = []
-    for key, names in groupby(last_first, bucket_of):
-        starts, end = {}, 0
-        for name in names:
-            starts[name] = end
-            end += round_up(math.prod(shapes[name]), ALIGNED)
-        sizes = {name: math.prod(shapes[name]) for name in starts}
-        found.append(Bucket(key, starts, sizes, round_up(end, ALIGNED * ranks)))
-    return found
+def _bucket(name: str, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]], ranks: int) -> Bucket:
+    sizes = {name: math.prod(shapes[name]) for name in names}
+    starts, end = {}, 0
+    for parameter, size in sizes.items():
+        starts[parameter] = end
+        end += round_up(size, ALIGNED)
+    return Bucket(name, starts, sizes, round_up(end, ALIGNED * ranks))
 
 
 class Flat(Mapping[str, Tensor]):

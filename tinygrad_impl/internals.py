@@ -66,14 +66,15 @@ class CUDAMemory:
 
 def memory_of(tensor: Tensor) -> Any:
     """The memory of a realized tensor (elements,), not copied: an array of numpy's, or `CUDAMemory` on a GPU. Its dtype
-    is the tensor's, or for bfloat16, which numpy lacks, int16 of the same bytes. Whoever uses it keeps the tensor.
+    is the tensor's, or for bfloat16, which numpy lacks, that of bytes. Whoever uses it keeps the tensor.
     """
     buffer = tensor.uop.base.buffer.ensure_allocated()
-    dtype = np.dtype(np.int16 if tensor.dtype == dtypes.bfloat16 else tensor.dtype.fmt)
+    dtype = np.dtype(np.uint8 if tensor.dtype == dtypes.bfloat16 else tensor.dtype.fmt)
+    size = buffer.nbytes // dtype.itemsize
     if str(tensor.device).startswith("CUDA"):
         address = getattr(buffer._buf, "va_addr", None) or getattr(buffer._buf, "value", None) or buffer._buf
-        return CUDAMemory(int(address), tensor.shape, dtype.str)
-    raw = (ctypes.c_uint8 * (tensor.numel() * dtype.itemsize)).from_address(buffer._buf.va_addr)
+        return CUDAMemory(int(address), (size,), dtype.str)
+    raw = (ctypes.c_uint8 * buffer.nbytes).from_address(buffer._buf.va_addr)
     return np.frombuffer(raw, dtype)
 
 

@@ -79,7 +79,6 @@ class Trainer:
         self._sending: list[Work] = []
 
         self.steps = self.count = 0
-        self.loss_here = math.nan  # of the last step, of this rank's micro-batches
         self._inputs: dict[str, Tensor] = {}
         self.loss = zeros(1, dtype).reshape(())
         # Compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
@@ -158,10 +157,14 @@ class Trainer:
     def update(self, lr: float) -> tuple[float, float]:
         """AdamW's step from the means, clipped, if they are finite. Returns the mean loss, and the norm from before."""
         self._received()
-        squares = contents(self._squares()).astype(np.float64)
-        self.loss_here = float(squares[0]) / self.count
-        numbers = self.ranks.numbers(self.loss_here, squares[1:].sum())  # (ranks, 2)
-        loss, norm = float(numbers[:, 0].mean()), math.sqrt(numbers[: self.shards, 1].sum()) / self.count
+        found = self._squares()
+        if self.ranks.size == 1:
+            squares = contents(found)[None]
+        else:
+            squares = self.ranks.whole(memory_of(found)).reshape(self.ranks.size, -1)
+        squares = squares.astype(np.float64)  # (ranks, 1 + sums)
+        loss = float(squares[:, 0].mean()) / self.count
+        norm = math.sqrt(squares[: self.shards, 1:].sum()) / self.count
         if not math.isfinite(loss + norm):
             return loss, norm
         self.steps += 1
@@ -248,15 +251,11 @@ class Trainer:
         found = {}
         for part, kept in zip(self.parts, memory, strict=True):
             bucket = part.bucket
-            if kept.numel() == bucket.size:
-                flat: np.ndarray | None = contents(kept) if keep else None
-            else:
-                flat = self.ranks.whole(memory_of(kept), keep)
-            if flat is None:
-                continue
-            for name, start in bucket.starts.items():
+            whole = kept.numel() == bucket.size
+            flat = contents(kept) if whole else self.ranks.whole(memory_of(kept), keep)
+            for name, start in bucket.starts.items() if keep else ():
                 found[name] = flat[start : start + bucket.sizes[name]].reshape(self.parameters[name].shape)
-        return {f"{prefix}{name}": found[name] for name in self.parameters if name in found}
+        return {f"{prefix}{name}": found[name] for name in self.parameters if keep}
 
     def restore(self, arrays: Mapping[str, np.ndarray], moments: Mapping[str, np.ndarray], steps: int) -> None:
         """Goes on from these parameters and `moments()`, of `steps` steps, in the buffers that the graphs know. Every

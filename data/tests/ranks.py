@@ -5,7 +5,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -45,9 +45,13 @@ def in_ranks(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
                         replies[rank] = pipe.recv()
                     except EOFError:
                         replies[rank] = False, f"ended with exit code {processes[rank].exitcode}"
-                    if not replies[rank][0]:  # the others would wait for it
-                        said = [f"rank {r}: {text}" for r, (right, text) in replies.items() if not right]
-                        raise AssertionError("\n".join(said))
+            if not all(right for right, _ in replies.values()):  # the others wait for it, or fail because of it
+                for rank, pipe in enumerate(pipes):
+                    if rank not in replies and pipe.poll(5):
+                        with suppress(EOFError):
+                            replies[rank] = pipe.recv()
+                said = [f"rank {r}: {text}" for r, (right, text) in sorted(replies.items()) if not right]
+                raise AssertionError("\n".join(said))
         return [replies[rank][1] for rank in range(size)]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tinygrad import Tensor, dtypes
 
+from tinygrad_impl import flat as module
 from tinygrad_impl.flat import ALIGNED, Flat, Segment, buckets
 from tinygrad_impl.internals import contents, overwrite
 
@@ -15,6 +16,19 @@ SHAPES = {
     "h.1.attn.c_attn.weight": (ALIGNED + 1, 1),
     "ln_f.bias": (7,),
 }
+
+
+@pytest.fixture(autouse=True)
+def a_bucket_for_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEAST", ALIGNED)
+
+
+def test_small_layers_share_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until they have enough together; what is left for the last is less."""
+    matrices = {f"h.{layer}.mlp.c_fc.weight": (ALIGNED, 1) for layer in range(5)}
+    monkeypatch.setattr(module, "LEAST", 2 * ALIGNED)
+    found = {b.name: [name.split(".")[1] for name in b.starts] for b in buckets(matrices | {"wte.weight": (3, 5)})}
+    assert found == {"h.3": ["4", "3"], "h.1": ["2", "1"], "h.0": ["0"], "rest": ["weight"]}
 
 
 def test_where_they_are() -> None:
