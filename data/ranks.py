@@ -84,19 +84,13 @@ class Ranks:
         """Makes each part of `whole` what it is on the rank whose part it is, in place, on all ranks."""
         return Done()
 
-<<<<<<< HEAD
     def share(self, whole: Any, source: int) -> Work:
         """Makes `whole`, of any shape, what it is on rank `source`, in place, on all ranks."""
         return Done()
 
-    def whole(self, part: Any, keep: bool) -> np.ndarray | None:
-        """All ranks' parts, which are alike in size, one after another; None where a rank does not `keep` them."""
-        return np.array(part) if keep else None
-=======
     def whole(self, part: Any, keep: bool = True) -> np.ndarray:
         """All ranks' parts, which are alike in size, one after another; nothing where a rank does not `keep` them."""
         return np.array(part) if keep else np.empty(0)
->>>>>>> core
 
 
 ALONE = Ranks()

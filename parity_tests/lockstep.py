@@ -82,9 +82,9 @@ class LockstepRanks(Ranks):
         told = self.tell(self.part(whole).copy())
         return Arriving(lambda: np.copyto(whole, np.concatenate(told())))
 
-    def whole(self, part: Any, keep: bool) -> np.ndarray | None:
+    def whole(self, part: Any, keep: bool = True) -> np.ndarray:
         found = np.concatenate(self.tell(np.array(part))())
-        return found if keep else None
+        return found if keep else np.empty(0)
 
     def share(self, whole: Any, source: int) -> Work:
         told = self.tell(np.asarray(whole).copy())
