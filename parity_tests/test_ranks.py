@@ -26,6 +26,7 @@ from parity_tests.lockstep import Arriving, in_lockstep
 from parity_tests.setting import Batch
 from parity_tests.weights import random_weights
 from tinygrad_impl.device import open_device
+from tinygrad_impl.flat import ALIGNED
 from tinygrad_impl.internals import part_of
 
 CONFIG, T = replace(mutants.CONFIG, n_layer=1), mutants.LENGTH
@@ -312,8 +313,8 @@ def shifted(self: Any, bucket: Any, dtype: Any) -> Any:
     found = part(self, bucket, dtype)
     if self.rank == 0 or bucket.name == "rest":
         return found
-    size = bucket.size // self.shards - 1
-    gradients = part_of(self.gradients.memory[bucket.name], self.rank * (size + 1) - 1, size + 1)
+    size = bucket.size // self.shards  # ALIGNED elements late: kernels read vectors
+    gradients = part_of(self.gradients.memory[bucket.name], self.rank * size - ALIGNED, size)
     return replace(found, gradients=gradients)
 
 
