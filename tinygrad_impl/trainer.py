@@ -158,11 +158,8 @@ class Trainer:
         """AdamW's step from the means, clipped, if they are finite. Returns the mean loss, and the norm from before."""
         self._received()
         found = self._squares()
-        if self.ranks.size == 1:
-            squares = contents(found)[None]
-        else:
-            squares = self.ranks.whole(memory_of(found)).reshape(self.ranks.size, -1)
-        squares = squares.astype(np.float64)  # (ranks, 1 + sums)
+        of_all = contents(found) if self.ranks.size == 1 else self.ranks.whole(memory_of(found))
+        squares = of_all.reshape(self.ranks.size, -1).astype(np.float64)  # (ranks, 1 + sums)
         loss = float(squares[:, 0].mean()) / self.count
         norm = math.sqrt(squares[: self.shards, 1:].sum()) / self.count
         if not math.isfinite(loss + norm):

@@ -16,7 +16,7 @@ from tinygrad_impl.internals import part_of
 from tinygrad_impl.kernels import GPU, adamw, joins
 from tinygrad_impl.kernels.decode import Decoder
 from tinygrad_impl.kernels.launch import launch, new
-from tinygrad_impl.kernels.operations import Operations, constant, padded, rounded
+from tinygrad_impl.kernels.operations import Operations, constant, padded
 from tinygrad_impl.model import GPT2
 
 
@@ -63,12 +63,13 @@ class Fused:
         assert self.copies is not None
         for bucket in self.copies.buckets if buckets else self.copies.buckets[-1:]:
             for name in bucket.starts:
-                self.copies[name].assign(rounded(self.matrices[name], name)).realize()
+                matrix = self.matrices[name]
+                Tensor.realize(*launch(adamw.rounding(int(matrix.numel())), [self.copies[name]], matrix))
 
     def round_off(self, parts: Sequence[Part], rank: int) -> None:
         for part in parts:
             if (copy := self._copy(part, rank)) is not None:
-                copy.assign(part.parameters.cast(dtypes.bfloat16)).realize()
+                Tensor.realize(*launch(adamw.rounding(int(copy.numel())), [copy], part.parameters))
 
     def _copy(self, part: Part, rank: int) -> Tensor | None:
         """The memory of the copy of the rank-th part, of a bucket that the copies have as it is."""
