@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from data.cli import InputError, Lost, ending
 from data.ranks import Place, Ranks, Work
-from data.watch import DOUBT, Watch
+from data.watch import Watch
 
 # PyTorch 2.13 has other names for these, and warns of those before
 scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -43,19 +43,28 @@ class Job(Ranks):
         self._calls = 0  # how many times something was asked of all ranks
         self._since: float | None = None  # when this thread began to wait for the others
         self._sent = deque[tuple[float, Any]]()  # what is under way, and since when
-        self._has_store = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        store = connected(point, self._has_store, timeout)
-        self._watch = Watch(place, connected(point, False, timeout), timeout, self._waiting_since, lambda: self._calls)
-        meet(place, store, timeout)
+        has_store = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        self._store, self._timeout = connected(point, has_store, timeout), timeout
+        own = connected(point, False, timeout)
+        self._watch = Watch(place, own, has_store, timeout, self._waiting_since, lambda: self._calls)
+        try:
+            meet(place, self._store, timeout)
+        except InputError:
+            self._watch.linger()
+            raise
         self._watch.start()
+
+    def join(self) -> None:
+        """Connects the ranks; nothing else can be asked of them before."""
+        on_gpu = self.device.type == "cuda"
         with self._together():
             dist.init_process_group(
-                "nccl" if device == "CUDA" else "gloo",
-                store=store,
+                "nccl" if on_gpu else "gloo",
+                store=self._store,
                 rank=self.rank,
                 world_size=self.size,
-                device_id=self.device if device == "CUDA" else None,
-                timeout=timedelta(seconds=timeout + LATER),
+                device_id=self.device if on_gpu else None,
+                timeout=timedelta(seconds=self._timeout + LATER),
             )
 
     def leave(self) -> None:
@@ -69,12 +78,12 @@ class Job(Ranks):
         """Ends this process for an error. One rank tells it: the first that had one, since the others' may follow from
         that.
         """
+        self._watch.leave()
         where = f" on rank {self.rank} ({who()})"
         code, said = ending(e, where) or (1, "".join(traceback.format_exception(e)))
         if self._watch.claim():
             sys.stderr.write(said)
-        if self._has_store:  # until the others have seen that it was told
-            time.sleep(DOUBT + 1)
+        self._watch.linger()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # without waiting for NCCL, which waits for the others
@@ -86,7 +95,7 @@ class Job(Ranks):
         self._since = time.monotonic()
         try:
             yield
-        except RuntimeError as e:  # of gloo or NCCL
+        except RuntimeError:  # of gloo or NCCL
             for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):  # they come because of the same
                 signal.signal(number, signal.SIG_IGN)
             if not self._watch.told() and (missing := self._watch.missing()):

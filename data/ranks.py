@@ -208,15 +208,17 @@ def joined(device: str, timeout: float) -> Iterator[Ranks]:
     if found is None:
         yield ALONE
         return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what is amiss is said below, once
     from data.distributed import Job  # here, because it imports PyTorch
 
     job = Job(found, device, timeout, meeting_point())
     try:
-        yield job
+        job.join()
+        try:
+            yield job
+        except SystemExit:
+            job.leave()
+            raise
+        job.leave()
     except (Exception, KeyboardInterrupt) as e:
         job.fail(e)
-    except SystemExit:
-        job.leave()
-        raise
-    else:
-        job.leave()

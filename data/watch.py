@@ -28,13 +28,20 @@ DEATH = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 class Watch:
     """The thread of one rank. `store` is a connection of its own to what all ranks share (`set`, `get`, `check`,
-    `compare_set`); `since` tells since when (monotonic seconds) the rank has been waiting for others, None: it has not;
+    `compare_set`), and whether this process has it; `since` tells since when (monotonic seconds) the rank has been waiting for others, None: it has not;
     `calls` how many times it has.
     """
 
     def __init__(
-        self, place: Place, store: Any, timeout: float, since: Callable[[], float | None], calls: Callable[[], int]
+        self,
+        place: Place,
+        store: Any,
+        has_store: bool,
+        timeout: float,
+        since: Callable[[], float | None],
+        calls: Callable[[], int],
     ):
+        self.has_store = has_store
         self.place, self.store, self.timeout, self.since, self.calls = place, store, timeout, since, calls
         self.parent = os.getppid()
         self.of_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
@@ -47,6 +54,7 @@ class Watch:
         self._before = signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
         self._leaving = threading.Event()
         self._stopped = threading.Event()
+        self._claimed = threading.Lock()  # for good, by the first thread of this process that claims
         self._beats = 0
         self.beat()
         self.thread = threading.Thread(target=self._run, daemon=True, name="watch")
@@ -83,10 +91,13 @@ class Watch:
                 told = told or (time.monotonic() if self.store.check(["told"]) else None)
             except RuntimeError:
                 if not self._leaving.is_set():
-                    self.end(f"rank 0 or its torchrun was killed, and this job's ranks with it; {REMEDY}")
+                    self.end(
+                        "" if told else f"rank 0 or its torchrun was killed, and this job's ranks with it; {REMEDY}"
+                    )
                 continue
             now, since = time.monotonic(), self.since()
-            if told and now - told > (DOUBT if self.place.rank else PATIENCE):  # rank 0 may have files to write
+            patience = DOUBT if self.place.rank else PATIENCE  # rank 0 may have files to write
+            if told and not self._leaving.is_set() and now - told > patience:
                 self.end("")
             if since is None:
                 continue
@@ -105,7 +116,8 @@ class Watch:
         lost = [rank for rank, beat in enumerate(self._all("beat")) if beat == before[rank] and rank != self.place.rank]
         if not lost:
             return ""
-        return f"{self._named(lost)} {'was' if len(lost) == 1 else 'were'} killed, or stopped for ever; {REMEDY}"
+        were = "was" if len(lost) == 1 else "were"
+        return f"{self._named(lost)} {were} killed (dmesg tells if memory ran out) or stopped; {REMEDY}"
 
     def behind(self) -> str:
         """Which ranks live, but have not come to where the others wait for them."""
@@ -127,14 +139,16 @@ class Watch:
         """Whether this rank is the one that tells why the job ends: the first that asks. Where the store is gone, with
         rank 0 or its torchrun, rank 1 tells.
         """
+        if not self._claimed.acquire(blocking=False):
+            return False
         try:
-            mine = str(self.place.rank).encode()
-            return bool(self.store.compare_set("told", "", mine.decode()) == mine)
+            mine = str(self.place.rank)
+            return bool(self.store.compare_set("told", "", mine).decode() == mine)
         except RuntimeError:
             return self.place.rank == 1
 
     def told(self) -> bool:
-        """Whether a rank has told why the job ends, or nobody can any more."""
+        """Whether a rank has told why the job ends, as far as this one can know."""
         try:
             return bool(self.store.check(["told"]))
         except RuntimeError:
@@ -149,7 +163,13 @@ class Watch:
         for thread in threading.enumerate():
             if not thread.daemon and thread not in (threading.main_thread(), self.thread):
                 thread.join(max(0.0, until - time.monotonic()))
+        self.linger()
         os._exit(1)
+
+    def linger(self) -> None:
+        """Where the store is this process's, until the others have seen why the job ends."""
+        if self.has_store:
+            time.sleep(DOUBT)
 
 
 REMEDY = "what is saved is not lost: go on with --resume RUN"

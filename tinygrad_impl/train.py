@@ -14,7 +14,7 @@ from data.ranks import joined
 from data.runs.find_lr import find_learning_rate
 from data.runs.implementation import Implementation
 from data.runs.loop import train
-from data.runs.options import parse
+from data.runs.options import Given, parse
 from data.runs.start import Start, begin
 from data.text.sampling import Sampler
 from tinygrad_impl.backend import CHOICES, Plain, choose
@@ -52,10 +52,10 @@ def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    given = {"kernels": "auto"} | parse(parser(), sys.argv[1:])
+    given: Given = {"kernels": "auto"} | parse(parser(), sys.argv[1:])
     device = open_device(place_process("tinygrad_impl.train", sys.argv[1:], given, otherwise=DEV.device))
     note_idle_gpus(given, device)
-    with joined(device, given.get("timeout", 600)) as ranks, begin(given, device) as start:
+    with joined(device, given.get("timeout", 600)), begin(given, device) as start:
         train_from(start, given["kernels"], device)
 
 

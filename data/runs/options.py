@@ -18,7 +18,15 @@ from data.runs.run_folder import read_sealed
 from data.text.formats import AS_GIVEN, ERRORS
 
 PORTS = {"parity", "kernels"}  # options of the port alone
-FREE = (*PORTS, "device", "gpus", "timeout", "keep", "quiet", "tensorboard")  # may change from one part of a run to the next
+FREE = (
+    *PORTS,
+    "device",
+    "gpus",
+    "timeout",
+    "keep",
+    "quiet",
+    "tensorboard",
+)  # may change from one part of a run to the next
 # belong to one call, not to the run
 UNRECORDED = ("out", "resume", "config", "find_lr", "rewarm", "quiet", "gpus", "timeout")
 SIZES = ("n_layer", "n_head", "n_embd", "n_positions")  # that may differ from the preset's
@@ -93,10 +101,14 @@ class Options:
     seed: int = option(HOW, "of weights, order of data, and samples (1337)", 1337, type=whole(0), metavar="N")
     device: str | None = option(HOW, "CPU, CUDA, METAL, ...; by default the best there is", None, metavar="NAME")
     gpus: str | None = option(
-        HOW, "train on so many GPUs of this host, or all; with --device CPU processes", None, type=count, metavar="N|all"
+        HOW,
+        "GPUs of this host to train on, or all; of --device CPU: processes",
+        None,
+        type=count,
+        metavar="N|all",
     )
     timeout: int = option(
-        HOW, "seconds after which a rank that is waited for counts as lost (600)", 600, type=whole(1), metavar="SECONDS"
+        HOW, "after which a rank that is waited for counts as lost (600)", 600, type=whole(1), metavar="SECONDS"
     )
     eval_every: int = option(KEEP, "steps between validation losses", **NUMBER)
     eval_tokens: int = option(KEEP, "validate on the first N; 0: the whole split", type=whole(0), metavar="N")
