@@ -23,13 +23,15 @@ BEAT = 0.5  # seconds between two signs of life
 DOUBT = 3.0  # seconds without one, after which a rank is gone or stopped
 PATIENCE = 10.0  # seconds that ranks have to come out of waiting when the job is asked to end
 WRITING = 30.0  # seconds that threads have to finish the files that they write
+REMEDY = "what is saved is not lost: go on with --resume RUN"
+GONE = f"rank 0 or its torchrun was killed, where the ranks of this job meet; {REMEDY}"
 DEATH = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 class Watch:
-    """The thread of one rank. `store` is a connection of its own to what all ranks share (`set`, `get`, `check`,
-    `compare_set`), and whether this process has it; `since` tells since when (monotonic seconds) the rank has been waiting for others, None: it has not;
-    `calls` how many times it has.
+    """The thread of one rank. `store` is a connection of its own to what all ranks share (`set`, `get`, `check` and
+    `compare_set`), and `has_store` tells whether this process keeps that; `since` tells since when (monotonic seconds)
+    the rank has been waiting for others, None: it has not; `calls` how many times it has.
     """
 
     def __init__(
@@ -91,9 +93,7 @@ class Watch:
                 told = told or (time.monotonic() if self.store.check(["told"]) else None)
             except RuntimeError:
                 if not self._leaving.is_set():
-                    self.end(
-                        "" if told else f"rank 0 or its torchrun was killed, and this job's ranks with it; {REMEDY}"
-                    )
+                    self.end("" if told else GONE)
                 continue
             now, since = time.monotonic(), self.since()
             patience = DOUBT if self.place.rank else PATIENCE  # rank 0 may have files to write
@@ -108,12 +108,15 @@ class Watch:
 
     def missing(self) -> str:
         """Which ranks give no sign of life, in a sentence; nothing where all do. Takes `DOUBT` seconds."""
-        before = self._all("beat")
-        time.sleep(DOUBT / 2)
-        self.beat()
-        time.sleep(DOUBT / 2)
-        self.beat()
-        lost = [rank for rank, beat in enumerate(self._all("beat")) if beat == before[rank] and rank != self.place.rank]
+        try:
+            before = self._all("beat")
+            for _ in range(2):
+                time.sleep(DOUBT / 2)
+                self.beat()
+            after = self._all("beat")
+        except RuntimeError:
+            return GONE
+        lost = [rank for rank, beat in enumerate(after) if beat == before[rank] and rank != self.place.rank]
         if not lost:
             return ""
         were = "was" if len(lost) == 1 else "were"
@@ -170,6 +173,3 @@ class Watch:
         """Where the store is this process's, until the others have seen why the job ends."""
         if self.has_store:
             time.sleep(DOUBT)
-
-
-REMEDY = "what is saved is not lost: go on with --resume RUN"

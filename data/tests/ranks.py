@@ -125,6 +125,7 @@ def ended(
         time.sleep(0.02)
     for process in processes:
         process.kill()
+        process.join()
     return [Ended(process.exitcode, file.read_text()) for process, file in zip(processes, files, strict=True)]
 
 
