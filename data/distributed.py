@@ -52,6 +52,8 @@ class Job(Ranks):
         except InputError:
             self._watch.linger()
             raise
+        except RuntimeError:
+            raise InputError("rank 0 or its torchrun ended before all ranks were there; see what it said") from None
         self._watch.start()
 
     def join(self) -> None:
