@@ -162,8 +162,8 @@ def _planned(given: Given, device: str, size: int, held: ExitStack) -> tuple[Pla
         refuse_other_options(given["out"] / "run.json", checkpoint, model.state["options"])
         options = Options(**given)
     else:
-        options, *weights = complete(given, device, size)
-        model = Model(*weights)
+        options, config, arrays = complete(given, device, size)
+        model = Model(config, arrays)
     share_of_a_rank(options, size)
     if size > 1 and options.zero is None:
         options = replace(options, zero=1)
@@ -188,8 +188,8 @@ def _model(plan: Plan, device: str, size: int) -> Model:
     if plan.checkpoint:
         return Model(*load_checkpoint(plan.checkpoint))
     said = {name: value for name, value in vars(plan.options).items() if value is not None}
-    _, *weights = complete(said, device, size)
-    return Model(*weights)
+    _, config, arrays = complete(said, device, size)
+    return Model(config, arrays)
 
 
 def checkpoint_to_resume(path: Path) -> Path | None:

@@ -26,9 +26,9 @@ class Work(Thread, Generic[T]):
 
     def __init__(self, function: Callable[[], T]):
         super().__init__(daemon=True)  # a program that ends does not wait for it
-        self.function, self.value, self.error = function, None, None
-        self.value: T | None
-        self.error: BaseException | None
+        self.function = function
+        self.value: T | None = None
+        self.error: BaseException | None = None
         self.start()
 
     def run(self) -> None:
@@ -60,7 +60,8 @@ def by_rank_0(ranks: Ranks, function: Callable[[], T]) -> T:
     """Rank 0's `function()`, on all ranks. Raises `InputError` on all of them where it raised something."""
     if ranks.size == 1:
         return function()
-    return ranks.broadcast(_together(ranks, function if ranks.rank == 0 else None))  # type: ignore[no-any-return]
+    value: T = ranks.broadcast(_together(ranks, function if ranks.rank == 0 else None))
+    return value
 
 
 def _together(ranks: Ranks, function: Callable[[], T] | None) -> T | None:
