@@ -18,6 +18,7 @@ import data.runs.recorder
 from data.checkpoints.checkpoint import save
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
+from data.ranks import ALONE
 from data.runs.find_lr import find_learning_rate
 from data.runs.implementation import Batch, Implementation
 from data.runs.loop import train
@@ -42,6 +43,7 @@ class Stub:
 
     def __init__(self) -> None:
         self.package = "torch_ref"
+        self.ranks = ALONE
         self.peak_flops: float | None = None
         self.kernels: str | None = None
         self.files: Mapping[str, Any] = {}
@@ -58,7 +60,7 @@ class Stub:
 
     def main(self) -> None:
         given = parse(parser(f"python -m {self.package}.train", "numbers"), sys.argv[1:])
-        with begin(given, self.device) as self.start:
+        with begin(given, self.device, self.ranks) as self.start:
             self.train()
 
     def train(self) -> None:
