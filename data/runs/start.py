@@ -281,8 +281,8 @@ def refuse_other_tokenizer(folder: Path, tokenizer: Tokenizer, model: str) -> No
 
 
 def complete(given: Given, device: str, world_size: int = 1) -> tuple[Options, GPT2Config, dict[str, np.ndarray]]:
-    """Fills in the options that were left out, for `world_size` ranks, checks those that depend on others, and gets the model
-    to begin with.
+    """Fills in the options that were left out, for `world_size` ranks, checks those that depend on others, and gets the
+    model to begin with.
     """
     sizes = {name: given[name] for name in SIZES if name in given}
     if device != "CPU" and sizes and not given.keys() & {"preset", "init"}:

@@ -61,6 +61,7 @@ def defaults(preset: str, lr: float) -> dict[str, Any]:
     found |= {"sample_every": steps // 4, "save_every": steps // 4, "keep": None, "tensorboard": False, "quiet": False}
     found |= {"schedule": None, "rewarm": False, **dict.fromkeys(SIZES)}
     found |= {"resume_if_any": False, "global_batch_tokens": None, "reduce_dtype": None, "zero": None, "timeout": 600}
+    found |= {"gpus": None}
     return found | {"out": None, "resume": None, "config": None, "find_lr": False, "parity": None, "kernels": None}
 
 
@@ -215,7 +216,7 @@ def test_what_is_given_is_not_replaced(narrow: dict[str, GPT2Config]) -> None:
     args = completed(*(word for option, words, _ in ALL for word in (option, *words)), device="CUDA")
     expected = {option[2:].replace("-", "_"): value for option, _, value in ALL}
     expected |= {"rewarm": False, "resume": None, "config": None, "parity": None, "kernels": None}
-    assert vars(args) == expected | {"global_batch_tokens": None, "resume_if_any": False}
+    assert vars(args) == expected | {"global_batch_tokens": None, "resume_if_any": False, "gpus": None}
 
 
 BOUNDS = [
