@@ -55,7 +55,7 @@ def main() -> None:
     given: Given = {"kernels": "auto"} | parse(parser(), sys.argv[1:])
     device = open_device(place_process("tinygrad_impl.train", sys.argv[1:], given, otherwise=DEV.device))
     note_idle_gpus(given, device)
-    with joined(device, given.get("timeout", 600)), begin(given, device) as start:
+    with joined(device, given.get("timeout", 600)) as ranks, begin(given, device, ranks) as start:
         train_from(start, given["kernels"], device)
 
 
@@ -83,9 +83,10 @@ def train_from(start: Start, kernels: str, device: str) -> None:
     tinygrad = Implementation(
         package="tinygrad_impl",
         trainer=trainer,
-        moments=trainer.moments,
+        arrays=lambda keep: trainer.model.arrays() if keep else {},
+        moments=lambda keep: trainer.moments() if keep else {},
         learning_rate=learning_rate,
-        evaluate=Evaluator(trainer.model, trainer.backend),
+        evaluate=Evaluator(trainer.model, trainer.backend).sums,
         continue_text=continued,
         device=device,
         device_name=name,

@@ -30,7 +30,7 @@ def main() -> None:
     if device not in ("CPU", "CUDA") or (device == "CUDA" and not torch.cuda.is_available()):
         raise InputError(f"PyTorch has no device {wanted!r} here; leave --device out for the best there is")
     note_idle_gpus(given, device)
-    with joined(device, given.get("timeout", 600)) as ranks, begin(given, device) as start:
+    with joined(device, given.get("timeout", 600)) as ranks, begin(given, device, ranks) as start:
         if ranks.size > 1 and device == "CPU":
             torch.set_num_threads(len(os.sched_getaffinity(0)))  # torchrun has it begin with one
         train_from(start, device)
@@ -46,6 +46,9 @@ def train_from(start: Start, device: str) -> None:
         clip=options.clip,
         autocast=torch.bfloat16 if options.dtype == "bfloat16" else None,
         device=device.lower(),
+        ranks=start.ranks,
+        zero=options.zero != 0,
+        reduce_dtype=options.reduce_dtype or "float32",
     )
     if start.moments:
         trainer.restore(start.arrays, start.moments, start.state["step"])
@@ -56,13 +59,15 @@ def train_from(start: Start, device: str) -> None:
         following = tokenizer.incremental(ids)
         return prompt + "".join(map(following, [*new, None]))
 
-    def moments() -> dict[str, np.ndarray]:
-        return {name: t.cpu().numpy() for name, t in trainer.moments().items()}
+    def moments(keep: bool) -> dict[str, np.ndarray]:
+        found = trainer.moments(keep)
+        return {name: t.cpu().numpy().copy() for name, t in found.items()}  # copies, for AdamW goes on
 
     threads = f"CPU with {torch.get_num_threads()} threads"
     pytorch = Implementation(
         package="torch_ref",
         trainer=trainer,
+        arrays=trainer.arrays,
         moments=moments,
         learning_rate=learning_rate,
         evaluate=trainer.evaluate,

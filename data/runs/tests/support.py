@@ -18,6 +18,7 @@ import data.runs.recorder
 from data.checkpoints.checkpoint import save
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
+from data.ranks import ALONE, Ranks
 from data.runs.find_lr import find_learning_rate
 from data.runs.implementation import Batch, Implementation
 from data.runs.loop import train
@@ -42,6 +43,7 @@ class Stub:
 
     def __init__(self) -> None:
         self.package = "torch_ref"
+        self.ranks: Ranks = ALONE
         self.peak_flops: float | None = None
         self.kernels: str | None = None
         self.files: Mapping[str, Any] = {}
@@ -58,17 +60,18 @@ class Stub:
 
     def main(self) -> None:
         given = parse(parser(f"python -m {self.package}.train", "numbers"), sys.argv[1:])
-        with begin(given, self.device) as self.start:
+        with begin(given, self.device, self.ranks) as self.start:
             self.train()
 
     def train(self) -> None:
-        trainer = StubTrainer(self, self.start.arrays)
+        trainer = self.trainer(self.start.arrays)
         if self.start.moments:
             trainer.restore(self.start.arrays, self.start.moments, self.start.state["step"])
         by = Implementation(
             self.package,
             trainer,
-            trainer.moments,
+            lambda keep: trainer.copies(trainer.parameters) if keep else {},
+            lambda keep: trainer.copies(trainer.state) if keep else {},
             self.learning_rate,
             lambda batches: self.evaluate(trainer.steps, batches),
             lambda prompt, tokens, sampler, tick: self.write(trainer.steps, prompt, tokens, sampler, tick),
@@ -82,14 +85,17 @@ class Stub:
         else:
             train(self.start, by, self.files)
 
+    def trainer(self, arrays: Mapping[str, np.ndarray]) -> "StubTrainer":
+        return StubTrainer(self, arrays)
+
     def learning_rate(self, step: int, steps: int, peak: float, minimum: float, warmup: int) -> float:
         self.asked.append((step, steps, peak, minimum, warmup))
         return peak / (1 + step)
 
-    def evaluate(self, step: int, batches: Iterable[Batch]) -> float:
+    def evaluate(self, step: int, batches: Iterable[Batch]) -> tuple[float, int]:
         self.validated.append((step, list(batches)))
         self.now += VALIDATE_SECONDS
-        return self.validation(step)
+        return self.validation(step), 1
 
     def write(self, step: int, prompt: str, tokens: int, sampler: Sampler, tick: Callable[[], object]) -> str:
         self.sampled.append((step, prompt, tokens, sampler))
@@ -107,14 +113,15 @@ class StubTrainer:
         self.parameters = {name: array.copy() for name, array in arrays.items()}
         self.state = {f"{m}.{name}": 0 * array for m in ("exp_avg", "exp_avg_sq") for name, array in arrays.items()}
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        return self.parameters
-
-    def moments(self) -> dict[str, np.ndarray]:
-        return self.state
+    @staticmethod
+    def copies(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: array.copy() for name, array in arrays.items()}
 
     def restore(self, arrays: Mapping[str, np.ndarray], moments: Mapping[str, np.ndarray], steps: int) -> None:
         self.parameters, self.state, self.steps = dict(arrays), dict(moments), steps
+
+    def finite(self, batches: Sequence[Batch]) -> bool:
+        raise AssertionError("one process has nobody to ask")
 
     def step(self, batches: Sequence[Batch], lr: float) -> tuple[float, float]:
         stub, number = self.stub, self.steps + 1

@@ -1,0 +1,67 @@
+"""What is saved beside training: a thread writes it, so that the next steps need not wait for the disk."""
+
+import sys
+from collections.abc import Callable
+from threading import Thread
+from typing import TypeVar
+
+from data.ranks import Ranks
+
+PATIENCE = 3.0  # seconds of waiting that need no word
+
+T = TypeVar("T")
+
+
+class Saver:
+    """Saves one thing at a time in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether something could not be saved, which `wait` raises."""
+        return self._error is not None
+
+    def begin(self, save: Callable[[], None]) -> None:
+        """Has `save` run beside what follows, after whatever is still being saved."""
+        self.wait()
+        # a process that is told twice to stop does not wait for it: what it leaves is what one that was killed leaves
+        self._thread = Thread(target=self._run, args=(save,), name="saving", daemon=True)
+        self._thread.start()
+
+    def _run(self, save: Callable[[], None]) -> None:
+        try:
+            save()
+        except BaseException as e:
+            self._error = e
+
+    def wait(self, say: Callable[[], object] = lambda: None) -> None:
+        """Until all is saved; calls `say` where that takes long. Raises what went wrong, once."""
+        if self._thread:
+            self._thread.join(PATIENCE)
+            if self._thread.is_alive():
+                say()
+                self._thread.join()
+            self._thread = None
+        if self._error:
+            error, self._error = self._error, None
+            raise error
+
+
+def on_all(ranks: Ranks, do: Callable[[], T]) -> T:
+    """What `do` returns, once it has returned on all ranks. Where it raises, all of them end, instead of waiting for
+    one that is gone: the first that it raised on raises it again, and the others leave with exit code 2.
+    """
+    error: Exception | None = None
+    try:
+        result = do()
+    except Exception as e:
+        error = e
+    failed = ranks.numbers(error is not None)[:, 0].tolist()
+    if not any(failed):
+        return result
+    if error and ranks.rank == failed.index(True):
+        raise error
+    sys.exit(2)
