@@ -10,6 +10,7 @@ import traceback
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -135,39 +136,60 @@ class Job(Ranks):
         with self._together():
             dist.barrier()
 
-    def average(self, whole: Any) -> Work:
-        return self._send(dist.all_reduce(tensor_of(whole), op=dist.ReduceOp.AVG, async_op=True))
+    def shared(self, memory: Any) -> torch.Tensor:
+        return tensor_of(memory)
 
-    def reduce(self, whole: Any) -> Work:
+    def average(self, whole: Any, dtype: str = "float32") -> Work:
         tensor = tensor_of(whole)
-        return self._send(scatter(self._part(tensor), tensor, op=dist.ReduceOp.AVG, async_op=True))
+        sent = rounded(tensor, dtype)
+        return self._send(dist.all_reduce(sent, op=dist.ReduceOp.AVG, async_op=True), sent, tensor)
+
+    def reduce(self, whole: Any, dtype: str = "float32") -> Work:
+        tensor = tensor_of(whole)
+        sent = rounded(tensor, dtype)
+        own = self._part(sent)
+        return self._send(scatter(own, sent, op=dist.ReduceOp.AVG, async_op=True), own, self._part(tensor))
 
     def collect(self, whole: Any) -> Work:
         tensor = tensor_of(whole)
-        return self._send(gather(tensor, self._part(tensor), async_op=True))
+        return self._send(gather(tensor, self._part(tensor), async_op=True), tensor, tensor)
+
+    def whole(self, part: Any, keep: bool) -> np.ndarray | None:
+        tensor = tensor_of(part)
+        found = tensor.new_empty(self.size * tensor.numel())
+        with self._together():
+            gather(found, tensor)
+            return found.cpu().numpy() if keep else None
 
     def share(self, whole: Any, source: int) -> Work:
-        return self._send(dist.broadcast(tensor_of(whole), src=source, async_op=True))
+        tensor = tensor_of(whole)
+        return self._send(dist.broadcast(tensor, src=source, async_op=True), tensor, tensor)
 
     def _part(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.view(self.size, -1)[self.rank]
 
-    def _send(self, work: Any) -> Work:
-        assert work is not None  # as it is for ranks that take no part
+    def _send(self, work: Any, sent: torch.Tensor, place: torch.Tensor) -> Work:
         self._calls += 1
         self._sent.append((time.monotonic(), work))
-        return Sending(self, work)
+        return Sending(self, work, sent, place)
 
 
+@dataclass
 class Sending:
-    """What is being sent. Waiting for it is waiting for the other ranks."""
+    """What is being sent, for which a rank waits for the others. It arrives in `sent`, and goes into `place` if that is
+    elsewhere.
+    """
 
-    def __init__(self, job: Job, work: Any):
-        self.job, self.work = job, work
+    job: Job
+    work: Any
+    sent: torch.Tensor
+    place: torch.Tensor
 
     def wait(self) -> None:
         with self.job._together():
             self.work.wait()
+        if self.sent.data_ptr() != self.place.data_ptr():
+            self.place.copy_(self.sent)
 
 
 def connected(point: tuple[str, int], serve: bool, timeout: float) -> Any:
@@ -229,6 +251,11 @@ def job_name() -> str:
     """The job that this process belongs to, as whatever started it calls it."""
     names = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID")
     return ".".join(os.environ[name] for name in names if name in os.environ) or "none"
+
+
+def rounded(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
+    """The tensor itself, or a copy in bfloat16."""
+    return tensor.bfloat16() if dtype == "bfloat16" else tensor
 
 
 def tensor_of(memory: Any) -> torch.Tensor:

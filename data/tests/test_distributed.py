@@ -89,7 +89,7 @@ def blocked(ranks: Any) -> None:
         def is_completed(self) -> bool:
             return False
 
-    ranks._send(Never())
+    ranks._send(Never(), None, None)
     threading.Event().wait()
 
 
