@@ -80,7 +80,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
             place = f"windows {loader.position} to {loader.position + options.grad_accum * B - 1} of the data"
             loss, grad_norm = trainer.step(loader.next_micro_batches(options.grad_accum), lr)
             start.verification.check()
-            if start.ranks.numbers(recorder.failed).any():
+            if start.ranks.numbers(recorder.failed).any():  # the checkpoint that the first rank was writing
                 recorder.end()
             if not math.isfinite(loss + grad_norm):
                 recorder.wait()  # the newest checkpoint is to be named

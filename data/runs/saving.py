@@ -25,8 +25,8 @@ class Saver:
         return self._error is not None
 
     def begin(self, save: Callable[[], None]) -> None:
-        """Has `save` run beside what follows, after whatever is still being saved."""
-        self.wait()
+        """Has `save` run beside what follows; `wait` comes first, because of what is still being saved."""
+        assert not self._thread
         # a process that is told twice to stop does not wait for it: what it leaves is what one that was killed leaves
         self._thread = Thread(target=self._run, args=(save,), name="saving", daemon=True)
         self._thread.start()
