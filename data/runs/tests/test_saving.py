@@ -225,20 +225,21 @@ def test_what_could_not_be_saved_is_told_on_the_way_out(
 
 
 def test_nothing_is_named_before_all_tokens_are_verified(
-    stub: Stub, finished: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    held: Held, stub: Stub, finished: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is the thread that waits for that: training goes on."""
-    verified, seen = Event(), list[str]()
+    verified, early = Event(), list[bool]()
+    held.free.set()
     monkeypatch.setattr(shards, "verify_folder", lambda folder: verified.wait(PATIENCE))
 
     def look(step: int) -> None:
         if step == 6:
-            seen.append((tmp_path / "run" / "checkpoints" / "latest").read_text())
+            early.append(held.reached.wait(0.2))  # it has begun to write
             verified.set()
 
     stub.during = look
     trained(stub, finished[0], tmp_path / "run", eval_every=99)
-    assert seen == ["step-0\n"]
+    assert early == [False]
     assert latest_checkpoint(tmp_path / "run").name == "step-13"
 
 
