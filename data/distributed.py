@@ -61,6 +61,9 @@ class Job(Ranks):
         tensor = tensor_of(whole)
         return self._sent(gather(tensor, self._part(tensor), async_op=True))
 
+    def share(self, whole: Any, source: int) -> Work:
+        return self._sent(dist.broadcast(tensor_of(whole), src=source, async_op=True))
+
     def _part(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.view(self.size, -1)[self.rank]
 

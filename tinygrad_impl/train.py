@@ -83,7 +83,7 @@ def train_from(start: Start, kernels: str, device: str) -> None:
         arrays=lambda keep: trainer.model.arrays() if keep else {},
         moments=lambda keep: trainer.moments() if keep else {},
         learning_rate=learning_rate,
-        evaluate=Evaluator(trainer.model, trainer.backend),
+        evaluate=Evaluator(trainer.model, trainer.backend).sums,
         continue_text=continued,
         device=device,
         device_name=name,

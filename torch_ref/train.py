@@ -42,6 +42,9 @@ def train_from(start: Start, device: str) -> None:
         clip=options.clip,
         autocast=torch.bfloat16 if options.dtype == "bfloat16" else None,
         device=device.lower(),
+        ranks=start.ranks,
+        zero=options.zero != 0,
+        reduce_dtype=options.reduce_dtype or "float32",
     )
     if start.moments:
         trainer.restore(start.arrays, start.moments, start.state["step"])
@@ -52,17 +55,15 @@ def train_from(start: Start, device: str) -> None:
         following = tokenizer.incremental(ids)
         return prompt + "".join(map(following, [*new, None]))
 
-    def arrays(keep: bool) -> dict[str, np.ndarray]:
-        return trainer.model.arrays() if keep else {}
-
     def moments(keep: bool) -> dict[str, np.ndarray]:
-        return {name: t.cpu().numpy().copy() for name, t in trainer.moments().items()} if keep else {}
+        found = trainer.moments(keep)
+        return {name: t.cpu().numpy().copy() for name, t in found.items()}  # copies, for AdamW goes on
 
     threads = f"CPU with {torch.get_num_threads()} threads"
     pytorch = Implementation(
         package="torch_ref",
         trainer=trainer,
-        arrays=arrays,
+        arrays=trainer.arrays,
         moments=moments,
         learning_rate=learning_rate,
         evaluate=trainer.evaluate,

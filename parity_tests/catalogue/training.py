@@ -10,7 +10,6 @@ LEARNING_RATES = "data/runs/find_lr.py"
 PLOTS = "data/runs/plots.py"
 RUN_FOLDER = "data/runs/run_folder.py"
 SCHEDULE = "data/runs/schedule.py"
-SAVER = "data/runs/saving.py"
 
 LOOP = "data/runs/tests/test_loop.py::"
 OPTIONS = "data/runs/tests/test_options.py::"
@@ -691,7 +690,7 @@ PLANTED: list[Row] = [
     (
         "training goes on although a checkpoint could not be saved",
         TRAINING_LOOP,
-        "if start.ranks.numbers(recorder.failed).any():",
+        "if unsaved:",
         "if False:",
         SAVING + "test_a_fault_ends_training_at_the_next_step",
     ),
@@ -712,7 +711,7 @@ PLANTED: list[Row] = [
     (
         "the end does not wait for the last checkpoint",
         RECORDER,
-        "            raise\n        on_all(self.start.ranks, self.wait)\n",
+        "            raise\n        self.end()\n",
         "            raise\n",
         SAVING + "test_every_way_out_waits[None-4-0-4]",
     ),
@@ -752,17 +751,17 @@ PLANTED: list[Row] = [
         SAVING + "test_the_first_rank_alone_writes",
     ),
     (
-        "the other ranks end as if all were well",
-        SAVER,
-        "        raise error\n    sys.exit(2)\n",
-        "        raise error\n    sys.exit(0)\n",
+        "the other ranks go on as if all were well",
+        "data/runs/together.py",
+        "    refuse_failed(ranks, took_part, error)\n    return value\n",
+        "    if error:\n        raise error\n    return value\n",
         SAVING + "test_the_first_rank_alone_writes",
     ),
     (
         "the other ranks know nothing of the steps before",
         RECORDER,
-        "_, folder.metrics, folder.samples, folder.ends, folder.cadences = known",
-        "_, _, folder.samples, folder.ends, folder.cadences = known",
+        "        folder.metrics, folder.samples,",
+        "        _, folder.samples,",
         SAVING + "test_the_first_rank_alone_writes",
     ),
     (

@@ -56,7 +56,6 @@ def test_the_options_arrive_in_what_trains(folder: Path, monkeypatch: pytest.Mon
     groups = [(g["betas"], g["eps"], g["weight_decay"]) for g in trainer.optimizer.param_groups]
     assert groups == [((0.6, 0.7), 1e-8, 0.3), ((0.6, 0.7), 1e-8, 0.0)]
     assert (trainer.clip, trainer.autocast, trainer.device, trainer.steps) == (0.7, torch.bfloat16, "cpu", 0)
-    assert by.evaluate.__self__ is trainer  # type: ignore[attr-defined]
     assert (by.package, by.device, by.kernels, by.peak_flops, files) == ("torch_ref", "CPU", None, None, {})
     assert by.device_name == f"CPU with {torch.get_num_threads()} threads"
     for name, array in load(folder / "init")[1].items():

@@ -90,10 +90,10 @@ class Stub:
         self.asked.append((step, steps, peak, minimum, warmup))
         return peak / (1 + step)
 
-    def evaluate(self, step: int, batches: Iterable[Batch]) -> float:
+    def evaluate(self, step: int, batches: Iterable[Batch]) -> tuple[float, int]:
         self.validated.append((step, list(batches)))
         self.now += VALIDATE_SECONDS
-        return self.validation(step)
+        return self.validation(step), 1
 
     def write(self, step: int, prompt: str, tokens: int, sampler: Sampler, tick: Callable[[], object]) -> str:
         self.sampled.append((step, prompt, tokens, sampler))
@@ -117,6 +117,9 @@ class StubTrainer:
 
     def restore(self, arrays: Mapping[str, np.ndarray], moments: Mapping[str, np.ndarray], steps: int) -> None:
         self.parameters, self.state, self.steps = dict(arrays), dict(moments), steps
+
+    def finite(self, batches: Sequence[Batch]) -> bool:
+        raise AssertionError("one process has nobody to ask")
 
     def step(self, batches: Sequence[Batch], lr: float) -> tuple[float, float]:
         stub, number = self.stub, self.steps + 1
