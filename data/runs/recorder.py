@@ -138,7 +138,9 @@ class Recorder:
         and all of them raise why that one could not be saved.
         """
         step = self.by.trainer.steps
-        on_all(self.start.ranks, self._ready)
+        self.wait()
+        if self.start.ranks.size > 1 and step:  # the thread waits for the first rank's own tokens alone
+            on_all(self.start.ranks, partial(self.start.verification.check, timeout=None))
         arrays, moments = self.by.arrays(self.writes), self.by.moments(self.writes)
         self.saved_step = step
         if not self.writes:
@@ -149,11 +151,6 @@ class Recorder:
         self.saver.begin(partial(self._save, arrays, moments, state, *vouched))
         if self.events:
             self.events.flush()
-
-    def _ready(self) -> None:
-        self.wait()
-        if self.start.ranks.size > 1 and self.by.trainer.steps:  # the tokens that the other ranks read count too
-            self.start.verification.check(timeout=None)
 
     def _save(
         self,
@@ -183,15 +180,16 @@ class Recorder:
 
     @property
     def failed(self) -> bool:
-        """Whether a checkpoint could not be saved. Only the first rank knows it; then all have to `end`."""
+        """Whether a checkpoint could not be saved. Only the first rank knows it; then all have to `wait`."""
         return self.saver.failed
 
-    def end(self) -> None:
-        """Raises on all ranks why a checkpoint could not be saved, if one could not."""
-        on_all(self.start.ranks, self.wait, took_part=self.writes)
-
     def wait(self) -> None:
-        """Until the checkpoint that is being written, if one is, is there. Raises why it could not be saved."""
+        """On all ranks, until the checkpoint that is being written, if one is, is there. Raises on all of them why it
+        could not be saved.
+        """
+        on_all(self.start.ranks, self._wait, has_part=self.writes)
+
+    def _wait(self) -> None:
         self.saver.wait(self._say_what_is_awaited)
 
     def _say_what_is_awaited(self) -> None:
@@ -204,9 +202,9 @@ class Recorder:
         try:
             yield
         except BaseException:
-            self.wait()
+            self._wait()
             raise
-        self.end()
+        self.wait()
 
     @contextmanager
     def room_on_disk(self, saving: int | None = None) -> Iterator[None]:

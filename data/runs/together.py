@@ -64,17 +64,14 @@ def by_rank_0(ranks: Ranks, function: Callable[[], T]) -> T:
     return value
 
 
-def on_all(ranks: Ranks, function: Callable[[], T], took_part: bool = True) -> T:
-    """`function()`, once it has returned on all ranks. Raises `InputError` on all of them where it raised something."""
-    error: Exception | None = None
-    try:
-        value = function()
-    except Exception as e:
-        if ranks.size == 1:
-            raise
-        error = e
-    refuse_failed(ranks, took_part, error)
-    return value
+def on_all(ranks: Ranks, function: Callable[[], object], has_part: bool = True) -> None:
+    """Until `function()` has returned on all ranks, or on those that have a part in it. Raises `InputError` on all of
+    them where it raised something.
+    """
+    if ranks.size == 1:
+        function()
+    else:
+        _together(ranks, function if has_part else None)
 
 
 def _together(ranks: Ranks, function: Callable[[], T] | None) -> T | None:
@@ -161,4 +158,4 @@ class SharedVerification:
 
     def check_all(self, timeout: float = 0) -> None:
         """As `check`, but raises on all ranks what any of them has found: `InputError`."""
-        on_all(self._ranks, lambda: self.check(timeout), took_part=self._own is not None)
+        on_all(self._ranks, lambda: self.check(timeout), has_part=self._own is not None)

@@ -683,8 +683,8 @@ PLANTED: list[Row] = [
     (
         "two checkpoints are in memory at once",
         RECORDER,
-        "        on_all(self.start.ranks, self._ready)\n        arrays, moments = self.by.arrays(self.writes), ",
-        "        arrays, moments = self.by.arrays(self.writes), on_all(self.start.ranks, self._ready) or ",
+        "        self.wait()\n        if self.start",
+        "        self.by.arrays(self.writes)\n        self.wait()\n        if self.start",
         SAVING + "test_one_is_saved_at_a_time",
     ),
     (
@@ -704,14 +704,14 @@ PLANTED: list[Row] = [
     (
         "an error leaves half a checkpoint",
         RECORDER,
-        "        except BaseException:\n            self.wait()\n",
+        "        except BaseException:\n            self._wait()\n",
         "        except BaseException:\n",
         SAVING + "test_every_way_out_waits[broken-9-2-3]",
     ),
     (
         "the end does not wait for the last checkpoint",
         RECORDER,
-        "            raise\n        self.end()\n",
+        "            raise\n        self.wait()\n",
         "            raise\n",
         SAVING + "test_every_way_out_waits[None-4-0-4]",
     ),
@@ -746,15 +746,15 @@ PLANTED: list[Row] = [
     (
         "damage that another rank found does not keep a checkpoint from being saved",
         RECORDER,
-        "if self.start.ranks.size > 1 and self.by.trainer.steps:",
+        "if self.start.ranks.size > 1 and step:",
         "if False:",
         SAVING + "test_the_first_rank_alone_writes",
     ),
     (
         "the other ranks go on as if all were well",
         "data/runs/together.py",
-        "    refuse_failed(ranks, took_part, error)\n    return value\n",
-        "    if error:\n        raise error\n    return value\n",
+        "        _together(ranks, function if has_part else None)",
+        "        function()",
         SAVING + "test_the_first_rank_alone_writes",
     ),
     (

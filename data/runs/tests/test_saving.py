@@ -372,7 +372,7 @@ def on_a_rank(ranks: Ranks, folder: Path) -> dict[str, Any]:
     def at_the_next_step() -> None:
         wait_for_saving()
         if ranks.numbers(gone_on.failed).any():
-            gone_on.end()
+            gone_on.wait()
 
     for moment, ends in {
         "step": at_the_next_step,
