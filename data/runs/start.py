@@ -280,9 +280,9 @@ def refuse_other_tokenizer(folder: Path, tokenizer: Tokenizer, model: str) -> No
         )
 
 
-def complete(given: Given, device: str, size: int = 1) -> tuple[Options, GPT2Config, dict[str, np.ndarray]]:
-    """Fills in the options that were left out, for `size` ranks, checks those that depend on others, and gets the model
-    to begin with.
+def complete(given: Given, device: str, world_size: int = 1) -> tuple[Options, GPT2Config, dict[str, np.ndarray]]:
+    """Fills in the options that were left out, for `world_size` ranks, checks those that depend on others, and gets the
+    model to begin with.
     """
     sizes = {name: given[name] for name in SIZES if name in given}
     if device != "CPU" and sizes and not given.keys() & {"preset", "init"}:
@@ -314,7 +314,7 @@ def complete(given: Given, device: str, size: int = 1) -> tuple[Options, GPT2Con
     defaults: Given = {
         "data": "stories",
         "batch_size": recipe.batch_size,
-        "grad_accum": size,
+        "grad_accum": world_size,
         "seq_len": sizes.get("n_positions", min(recipe.seq_len, config.context)),
         "min_lr": lr / 10,
         "warmup": min(recipe.warmup, steps // 5),
@@ -325,10 +325,10 @@ def complete(given: Given, device: str, size: int = 1) -> tuple[Options, GPT2Con
         "sample_every": max(1, steps // 4),
         "save_every": max(1, steps // 4),
     }
-    defaults |= {"reduce_dtype": "float32"} if size > 1 else {}
+    defaults |= {"reduce_dtype": "float32"} if world_size > 1 else {}
     options = Options(**(defaults | given | {"preset": preset, "init": init, "steps": steps, "lr": lr}))
     if tokens := options.global_batch_tokens:
-        grad_accum, batch_size = accumulated(tokens, options.seq_len, options.batch_size, size)
+        grad_accum, batch_size = accumulated(tokens, options.seq_len, options.batch_size, world_size)
         options = replace(options, grad_accum=grad_accum, batch_size=batch_size)
 
     if options.min_lr > options.lr:

@@ -19,6 +19,7 @@ import data.runs.recorder
 from data.checkpoints.checkpoint import save
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
+from data.ranks import ALONE, Ranks
 from data.runs.find_lr import find_learning_rate
 from data.runs.implementation import Batch, Implementation
 from data.runs.loop import train
@@ -45,6 +46,7 @@ class Stub:
 
     def __init__(self) -> None:
         self.package = "torch_ref"
+        self.ranks: Ranks = ALONE
         self.peak_flops: float | None = None
         self.kernels: str | None = None
         self.files: Mapping[str, Any] = {}
@@ -61,11 +63,11 @@ class Stub:
 
     def main(self) -> None:
         given = parse(parser(f"python -m {self.package}.train", "numbers"), sys.argv[1:])
-        with begin(given, self.device) as self.start:
+        with begin(given, self.device, self.ranks) as self.start:
             self.train()
 
     def train(self) -> None:
-        trainer = StubTrainer(self, self.start.arrays)
+        trainer = self.trainer(self.start.arrays)
         if self.start.moments:
             trainer.restore(self.start.arrays, self.start.moments, self.start.state["step"])
         by = Implementation(
@@ -85,6 +87,9 @@ class Stub:
             find_learning_rate(self.start, by)
         else:
             train(self.start, by, self.files)
+
+    def trainer(self, arrays: Mapping[str, np.ndarray]) -> "StubTrainer":
+        return StubTrainer(self, arrays)
 
     def learning_rate(self, step: int, steps: int, peak: float, minimum: float, warmup: int) -> float:
         self.asked.append((step, steps, peak, minimum, warmup))
