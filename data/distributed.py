@@ -1,5 +1,6 @@
 """Ranks on torch.distributed: NCCL between GPUs, gloo between CPUs. Nothing else in the project touches it."""
 
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -50,26 +51,56 @@ class Job(Ranks):
     def barrier(self) -> None:
         dist.barrier()
 
-    def average(self, whole: Any) -> Work:
-        return self._sent(dist.all_reduce(tensor_of(whole), op=dist.ReduceOp.AVG, async_op=True))
+    def shared(self, memory: Any) -> torch.Tensor:
+        return tensor_of(memory)
 
-    def reduce(self, whole: Any) -> Work:
+    def average(self, whole: Any, dtype: str = "float32") -> Work:
         tensor = tensor_of(whole)
-        return self._sent(scatter(self._part(tensor), tensor, op=dist.ReduceOp.AVG, async_op=True))
+        sent = rounded(tensor, dtype)
+        return Mean(dist.all_reduce(sent, op=dist.ReduceOp.AVG, async_op=True), sent, tensor)
+
+    def reduce(self, whole: Any, dtype: str = "float32") -> Work:
+        tensor = tensor_of(whole)
+        sent = rounded(tensor, dtype)
+        own = self._part(sent)
+        return Mean(scatter(own, sent, op=dist.ReduceOp.AVG, async_op=True), own, self._part(tensor))
 
     def collect(self, whole: Any) -> Work:
         tensor = tensor_of(whole)
-        return self._sent(gather(tensor, self._part(tensor), async_op=True))
+        work: Work = gather(tensor, self._part(tensor), async_op=True)
+        return work
+
+    def whole(self, part: Any, keep: bool) -> np.ndarray | None:
+        tensor = tensor_of(part)
+        found = tensor.new_empty(self.size * tensor.numel())
+        gather(found, tensor)
+        return found.cpu().numpy() if keep else None
 
     def share(self, whole: Any, source: int) -> Work:
-        return self._sent(dist.broadcast(tensor_of(whole), src=source, async_op=True))
+        work: Work = dist.broadcast(tensor_of(whole), src=source, async_op=True)
+        return work
 
     def _part(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.view(self.size, -1)[self.rank]
 
-    def _sent(self, work: Any) -> Work:
-        assert work is not None  # as it is for ranks that take no part
-        return work
+
+@dataclass
+class Mean:
+    """A mean on its way. It arrives in `sent`, and goes into `place` if that is elsewhere."""
+
+    work: Any
+    sent: torch.Tensor
+    place: torch.Tensor
+
+    def wait(self) -> None:
+        self.work.wait()
+        if self.sent.data_ptr() != self.place.data_ptr():
+            self.place.copy_(self.sent)
+
+
+def rounded(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
+    """The tensor itself, or a copy in bfloat16."""
+    return tensor.bfloat16() if dtype == "bfloat16" else tensor
 
 
 def tensor_of(memory: Any) -> torch.Tensor:

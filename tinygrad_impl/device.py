@@ -16,7 +16,7 @@ from tinygrad.helpers import DEV
 
 from data.cli import InputError
 from data.gpu import numbered, show_one_gpu
-from tinygrad_impl.internals import KernelCache, gpu_name, share_context, shield_compilers, use_all_cores
+from tinygrad_impl.internals import KernelCache, gpu_name, share_context, shield_compilers, use_all_cores, use_graphs
 
 # Dense peak rates in FLOP/s by what the GPU's name contains, of bfloat16 with float32 sums and of float32 without
 # tensor cores: NVIDIA's datasheets. The first match counts.
@@ -137,6 +137,10 @@ def fault(device: str) -> str | None:
         Device[device]
         if device == "CPU":
             use_all_cores()
+        if device == "CUDA":
+            from tinygrad_impl.kernels.graph import Graph  # here, because only CUDA has such graphs
+
+            use_graphs(device, Graph)
     except Exception as e:  # whatever a missing driver raises
         return str(e).strip().partition("\n")[0] or type(e).__name__
     DEV.value = device
