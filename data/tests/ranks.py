@@ -12,7 +12,8 @@ from typing import Any
 from data.ranks import joined
 
 # Processes are forked from one that has imported these, which takes seconds; not from the tests', which has threads.
-PRELOADED = ["numpy", "torch.distributed", "tinygrad", "data.distributed"]
+# PyTorch imports its _dynamo when the first optimizer is made.
+PRELOADED = ["numpy", "torch.distributed", "torch._dynamo", "tinygrad", "data.distributed"]
 PATIENCE = 120.0  # seconds for all of it, on a busy machine
 
 
