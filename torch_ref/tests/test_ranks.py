@@ -145,6 +145,7 @@ def test_two_jobs_have_the_same_bits_and_a_run_of_one_process_goes_on_in_two(of_
         assert same["told"] == of_two[rank][True, 3]["told"]
         assert_same_bits(same["end"], of_two[rank][True, 3]["end"])
         is_as_alone(resumed, alone)
+        assert resumed["held"] == of_two[rank][True, 3]["held"]
 
 
 @pytest.mark.slow  # the quick tests see the same of two ranks
