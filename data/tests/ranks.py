@@ -19,7 +19,8 @@ from data.cli import run
 from data.ranks import joined
 
 # Processes are forked from one that has imported these, which takes seconds; not from the tests', which has threads.
-PRELOADED = ["numpy", "torch.distributed", "tinygrad", "data.distributed", "data.runs.loop"]
+# PyTorch imports its _dynamo when the first optimizer is made.
+PRELOADED = ["numpy", "torch.distributed", "torch._dynamo", "tinygrad", "data.distributed", "data.runs.loop"]
 PATIENCE = 120.0  # seconds for all of it, on a busy machine
 
 
