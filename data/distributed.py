@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from data.cli import InputError, Lost, ending
 from data.ranks import Place, Ranks, Work
-from data.watch import Watch
+from data.watch import BEAT, Watch
 
 # PyTorch 2.13 has other names for these, and warns of those before
 scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -86,6 +86,8 @@ class Job(Ranks):
         code, said = ending(e, where) or (1, "".join(traceback.format_exception(e)))
         if self._watch.claim():
             sys.stderr.write(said)
+        else:
+            time.sleep(BEAT)  # whatever started the ranks ends them all when the first is gone
         self._watch.linger()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -222,7 +222,9 @@ def joined(device: str, timeout: float) -> Iterator[Ranks]:
     if found is None:
         yield ALONE
         return
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what is amiss is said below, once
+    # what is amiss is said below, once: not by PyTorch, nor by what Python has to tidy up after a sudden end
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     from data.distributed import Job  # here, because it imports PyTorch
 
     job = Job(found, device, timeout, meeting_point())
