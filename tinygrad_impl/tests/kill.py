@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,33 +36,42 @@ from data.text.prepare import prepare
 
 ROOT = Path(__file__).parents[2]
 BEGUN, STEPS = 40, 60
-TRAIN = [sys.executable, "-m", "tinygrad_impl.train"]
-OPTIONS = "--init init --data data --batch-size 2 --seq-len 16 --lr 0.01 --eval-tokens 32 --device CPU --parity off"
+OPTIONS = "--init init --data data --batch-size 2 --seq-len 16 --lr 0.01 --eval-tokens 32 --device CPU"
 OPTIONS += f" --steps {BEGUN} --save-every 1 --keep 2 --eval-every 7 --sample-every 20 --quiet"
 LONGEST = 600  # seconds that a process may take
-TIMEOUT = 20  # after which a rank that is stopped is missed, which is longer than any compiles
+# of a package, the seconds after which a rank that is stopped is missed: longer than its compiling, which ranks wait for
+TIMEOUTS = {"tinygrad_impl": 120, "torch_ref": 20}
 ORPHANS = 20  # seconds in which ranks have to end whose launcher was killed
 
 
-def start(folder: Path, run: Path, ranks: int) -> subprocess.Popen[bytes]:
-    """The run, from where it is."""
-    resumed = (run / "run.json").exists()
-    options = (
-        ["--resume", str(run), "--steps", str(STEPS), "--quiet"] if resumed else [*OPTIONS.split(), "--out", str(run)]
-    )
-    options += ["--gpus", str(ranks), "--device", "CPU", "--timeout", str(TIMEOUT)] if ranks > 1 else []
-    return subprocess.Popen(
-        [*TRAIN, *options],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+@dataclass(frozen=True)
+class Job:
+    """What is killed: the program of a package, in so many processes, in a folder with a model and data."""
+
+    folder: Path
+    package: str
+    ranks: int
+
+    def start(self, run: Path) -> subprocess.Popen[bytes]:
+        """The run, from where it is."""
+        options = [*OPTIONS.split(), "--out", str(run)]
+        options += ["--parity", "off"] * (self.package == "tinygrad_impl")
+        if (run / "run.json").exists():
+            options = ["--resume", str(run), "--steps", str(STEPS), "--quiet"]
+        if self.ranks > 1:
+            options += ["--gpus", str(self.ranks), "--device", "CPU", "--timeout", str(TIMEOUTS[self.package])]
+        return subprocess.Popen(
+            [sys.executable, "-m", f"{self.package}.train", *options],
+            cwd=self.folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
 
 
-def start_twice(folder: Path, run: Path, ranks: int, faults: list[str]) -> subprocess.Popen[bytes]:
+def start_twice(job: Job, run: Path, faults: list[str]) -> subprocess.Popen[bytes]:
     """The one of two that has the run; the other has to have been refused."""
-    both, began = [start(folder, run, ranks), start(folder, run, ranks)], time.monotonic()
+    both, began = [job.start(run), job.start(run)], time.monotonic()
     while all(process.poll() is None for process in both) and time.monotonic() - began < LONGEST:
         time.sleep(0.005)
     refused = min(both, key=lambda process: process.poll() is None)
@@ -124,9 +134,8 @@ def ended(run: Path) -> tuple[list[dict[str, Any]], str]:
 
 
 def torture(
-    folder: Path,
+    job: Job,
     run: Path,
-    ranks: int,
     expected: tuple[list[dict[str, Any]], str],
     kills: int,
     seed: int,
@@ -137,12 +146,12 @@ def torture(
     done, saving, runs, faults = 0, 0, 0, list[str]()
     newest, out, hits = -1, run, Counter[str]()
     while True:
-        process = start(folder, out, ranks) if chance.random() < 0.75 else start_twice(folder, out, ranks, faults)
+        process = job.start(out) if chance.random() < 0.75 else start_twice(job, out, faults)
         began = time.monotonic()
         if done == kills:
             pass
         elif chance.random() < 0.5:
-            delay = chance.uniform(0, 12 * ranks)
+            delay = chance.uniform(0, 12 * job.ranks)
             while process.poll() is None and time.monotonic() - began < delay:
                 time.sleep(0.005)
         else:
@@ -193,16 +202,18 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=whole(1), default=20, metavar="N", help="in all (20)")
     parser.add_argument("--jobs", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="runs at a time")
+    parser.add_argument("--package", choices=TIMEOUTS, default="tinygrad_impl", help="whose program (tinygrad_impl)")
     parser.add_argument("--ranks", type=whole(1), default=1, metavar="N", help="processes of a run (1)")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the moments")
     args = parser.parse_args()
     jobs = min(args.jobs, args.kills)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        job = Job(folder, args.package, args.ranks)
         save_model(folder / "init")
         prepare(str(write_stories(folder / "stories.txt")), folder / "data")
         for _ in (BEGUN, STEPS):
-            alone = start(folder, folder / "alone", args.ranks)
+            alone = job.start(folder / "alone")
             assert alone.stderr
             error = alone.stderr.read().decode()
             assert alone.wait() == 0, error
@@ -211,9 +222,7 @@ def main() -> None:
             shares = [args.kills // jobs + (i < args.kills % jobs) for i in range(jobs)]
             results = list(
                 pool.map(
-                    lambda i: torture(
-                        folder, folder / f"run{i}", args.ranks, expected, shares[i], args.seed * 1000 + i, progress
-                    ),
+                    lambda i: torture(job, folder / f"run{i}", expected, shares[i], args.seed * 1000 + i, progress),
                     range(jobs),
                 )
             )
