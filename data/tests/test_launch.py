@@ -282,7 +282,9 @@ def test_two_processes(tmp_path: Path) -> None:
                 if not place():
                     launch("it", sys.argv[1:], "2", "CPU", 600)
                 with joined("CPU", 60) as ranks:
-                    print(ranks.gather(ranks.rank), sys.argv[1:], flush=True) if ranks.rank == 0 else None
+                    found = ranks.gather(ranks.rank)
+                    if ranks.rank == 0:
+                        print(found, sys.argv[1:], flush=True)
                     ranks.barrier()
                     if ranks.rank == 1 and "fail" in sys.argv:
                         raise InputError("rank 1 fails; mend it")

@@ -39,7 +39,7 @@ BEGUN, STEPS = 40, 60
 OPTIONS = "--init init --data data --batch-size 2 --seq-len 16 --lr 0.01 --eval-tokens 32 --device CPU"
 OPTIONS += f" --steps {BEGUN} --save-every 1 --keep 2 --eval-every 7 --sample-every 20 --quiet"
 LONGEST = 600  # seconds that a process may take
-# of a package, the seconds after which a rank that is stopped is missed: longer than its compiling, which ranks wait for
+# seconds after which a rank that is stopped is missed: longer than a package compiles, for which ranks wait
 TIMEOUTS = {"tinygrad_impl": 120, "torch_ref": 20}
 ORPHANS = 20  # seconds in which ranks have to end whose launcher was killed
 
