@@ -420,9 +420,9 @@ written, restore = "name: arrays[name] for name in", (T.Trainer, "restore")
 first, second = 'moments[f"exp_avg.{name}"]', 'moments[f"exp_avg_sq.{name}"]'
 for name, named, *edits in (
     ("moments not restored", "moments", (*restore, (first, f"0 * {first}")), (*restore, (second, f"0 * {second}"))),
-    ("exp_avg not saved", "moments", (R.RunFolder, "save_checkpoint", ('"optimizer.safetensors", moments,', '"optimizer.safetensors", {n: a * n.startswith("exp_avg_sq") for n, a in moments.items()},'))),
+    ("exp_avg not saved", "moments", (R.RunFolder, "save_checkpoint", ("(optimizer, moments,", '(optimizer, {n: a * n.startswith("exp_avg_sq") for n, a in moments.items()},'))),
     ("exp_avg and exp_avg_sq exchanged", "moments", (*restore, (first, "moments[f'exp_avg_sq.{name}']")), (*restore, (second, "moments[f'exp_avg.{name}']"))),
-    ("moments in float16", "moments", (R.RunFolder, "save_checkpoint", ('"optimizer.safetensors", moments,', '"optimizer.safetensors", {n: a.astype("float16") for n, a in moments.items()},'))),
+    ("moments in float16", "moments", (R.RunFolder, "save_checkpoint", ("(optimizer, moments,", '(optimizer, {n: a.astype("float16") for n, a in moments.items()},'))),
     ("step lost", "step", (*restore, ("self.steps = steps", "self.steps = 0"))),
     ("step saved one early", "step", (R.RunFolder, "save_checkpoint", ("json.dumps(state |", "json.dumps(state | {'step': state['step'] - 1} |"))),
     ("weights saved in the other order", "weights", (R, "save", (written, "name: arrays[name].T.reshape(arrays[name].shape) for name in"))),

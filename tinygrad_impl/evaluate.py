@@ -18,12 +18,17 @@ class Evaluator:
 
     def __call__(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
         """The mean loss a token in nats, over batches (x, y) of `loader.windows`; its exp is the perplexity."""
+        total, tokens = self.sums(batches)
+        return total / tokens
+
+    def sums(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[float, int]:
+        """The sum of the losses, in nats, and of how many tokens it is."""
         total, tokens = 0.0, 0
         for x, y in batches:
             count = int((y >= 0).sum())
             total += self._loss(Tensor(x).realize(), Tensor(y).realize()).item() * count
             tokens += count
-        return total / tokens
+        return total, tokens
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         _, loss = self.model(x, y)

@@ -5,12 +5,16 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from tinygrad.helpers import DEV
+
 import data.runs.options
 from data.cli import ArgumentParser, InputError, run
+from data.launch import note_idle_gpus, place_process
+from data.ranks import joined
 from data.runs.find_lr import find_learning_rate
 from data.runs.implementation import Implementation
 from data.runs.loop import train
-from data.runs.options import parse
+from data.runs.options import Given, parse
 from data.runs.start import Start, begin
 from data.text.sampling import Sampler
 from tinygrad_impl.backend import CHOICES, Plain, choose
@@ -48,11 +52,10 @@ def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    given = {"kernels": "auto"} | parse(parser(), sys.argv[1:])
-    if not given.get("quiet"):
-        print("opening the device, the data and the weights", flush=True)
-    device = open_device(given.get("device"))
-    with begin(given, device) as start:
+    given: Given = {"kernels": "auto"} | parse(parser(), sys.argv[1:])
+    device = open_device(place_process("tinygrad_impl.train", sys.argv[1:], given, otherwise=DEV.device))
+    note_idle_gpus(given, device)
+    with joined(device, given.get("timeout", 600)) as ranks, begin(given, device, ranks) as start:
         train_from(start, given["kernels"], device)
 
 
@@ -80,9 +83,10 @@ def train_from(start: Start, kernels: str, device: str) -> None:
     tinygrad = Implementation(
         package="tinygrad_impl",
         trainer=trainer,
-        moments=trainer.moments,
+        arrays=lambda keep: trainer.model.arrays() if keep else {},
+        moments=lambda keep: trainer.moments() if keep else {},
         learning_rate=learning_rate,
-        evaluate=Evaluator(trainer.model, trainer.backend),
+        evaluate=Evaluator(trainer.model, trainer.backend).sums,
         continue_text=continued,
         device=device,
         device_name=name,

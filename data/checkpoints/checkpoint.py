@@ -85,9 +85,9 @@ def model_weights(config: GPT2Config, arrays: Mapping[str, np.ndarray], where: P
 
 def save(
     folder: str | Path, config: GPT2Config, arrays: Mapping[str, np.ndarray], tokenizer: Tokenizer | None = None
-) -> None:
+) -> dict[str, str]:
     """Writes `arrays`, named and shaped as `parameter_shapes(config)`, `config`, and the files of `tokenizer` (None: of
-    none) to `folder`, making it if need be.
+    none) to `folder`, making it if need be. Returns the SHA-256 of the file of weights, by its name.
 
     Each file is whole or not there. Raises `InputError` when the arrays are not the configuration's.
     """
@@ -99,7 +99,8 @@ def save(
         raise InputError(f"{folder} is a file; name another folder") from None
     sync_folder(folder.parent)
     # transformers before version 5 refuses a file without this note on its format
-    write_safetensors(folder / WEIGHTS, {name: arrays[name] for name in parameter_shapes(config)}, {"format": "pt"})
+    weights = {name: arrays[name] for name in parameter_shapes(config)}
+    digest = write_safetensors(folder / WEIGHTS, weights, {"format": "pt"})
     ends = {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot} if tokenizer else {}
     beside = {CONFIG: json.dumps(to_hf(config) | ends, indent=2) + "\n"}
     if tokenizer:
@@ -108,6 +109,7 @@ def save(
     for name, text in beside.items():
         with atomic_write(folder / name) as f:
             f.write(text.encode())
+    return {WEIGHTS: digest}
 
 
 def generation_settings(config: GPT2Config, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 import hashlib
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from data.checkpoints.tensors import read_json, read_safetensors
@@ -22,9 +23,10 @@ class Fault(NamedTuple):
     may_be_meant: bool = False
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file in `folder` but SHA256SUMS, by name."""
-    return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != SUMS}
+def digests(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """The SHA-256 of every file in `folder` but SHA256SUMS, by name; those that are `known` are not read."""
+    files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name != SUMS)
+    return {path.name: known.get(path.name) or sha256(path) for path in files}
 
 
 def sha256(path: Path) -> str:
@@ -32,9 +34,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def write_sums(folder: Path) -> None:
-    """Writes the SHA-256 of every file in `folder` to SHA256SUMS there."""
-    lines = [f"{digest}  {name}\n" for name, digest in digests(folder).items()]
+def write_sums(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Writes the SHA-256 of every file in `folder` to SHA256SUMS there. Those that are `known`, by name, are not read
+    again.
+    """
+    lines = [f"{digest}  {name}\n" for name, digest in digests(folder, known).items()]
     with atomic_write(folder / SUMS, "w") as f:
         f.writelines(lines)
 

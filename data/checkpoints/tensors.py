@@ -1,5 +1,6 @@
 """Files of named arrays in the safetensors format, and JSON objects: read with one-sentence errors, written whole."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -7,17 +8,19 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, deserialize
-from safetensors.numpy import save as serialize
 
 from data.cli import InputError
 from data.files import atomic_write
 
-# safetensors' names of the element types that numpy has; BF16, which numpy has not, is widened on reading.
+# safetensors' names of the element types that numpy has, in the order in which its files have tensors of them (the
+# widest first, so that each lies at a multiple of its size); BF16, which numpy has not, is widened on reading.
 DTYPES = {
-    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "?"},
-    **{"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1"},
-    **{"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"},
+    **{"U64": "<u8", "I64": "<i8", "F64": "<f8"},
+    **{"F32": "<f4", "U32": "<u4", "I32": "<i4"},
+    **{"F16": "<f2", "U16": "<u2", "I16": "<i2"},
+    **{"I8": "i1", "U8": "u1", "BOOL": "?"},
 }
+PIECE = 1 << 24  # bytes that are hashed and written at a time
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -46,16 +49,33 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Writes named arrays and `metadata` to a safetensors file that is whole or not there.
+def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> str:
+    """Writes named arrays and `metadata` to a safetensors file that is whole or not there. Returns its SHA-256.
 
-    Takes as much memory again as the arrays: the library's own writing to a file neither syncs it nor reports a full
-    disk as an OSError.
+    The bytes are the library's. Its own writing to a file neither syncs it nor reports a full disk as an OSError, and
+    its bytes in memory would take as much again as the arrays, and keep other threads waiting while they are made.
     """
-    # contiguous, because the library writes memory as it lies
-    rows = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    # contiguous and little-endian, because memory is written as it lies
+    rows = {name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in arrays.items()}
+    kinds = {np.dtype(kind): name for name, kind in DTYPES.items()}
+    order = sorted(rows, key=lambda name: (list(kinds).index(rows[name].dtype), name))
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name in order:
+        begin, end = end, end + rows[name].nbytes
+        shape = list(rows[name].shape)
+        header[name] = {"dtype": kinds[rows[name].dtype], "shape": shape, "data_offsets": [begin, end]}
+    words = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    words += b" " * (-len(words) % 8)
+    head = np.frombuffer(len(words).to_bytes(8, "little") + words, np.uint8)
+    sha256 = hashlib.sha256()
     with atomic_write(path) as f:
-        f.write(serialize(rows, metadata))
+        for row in (head, *(rows[name].reshape(-1).view(np.uint8) for name in order)):
+            for at in range(0, len(row), PIECE):
+                piece = row[at : at + PIECE].data
+                sha256.update(piece)
+                f.write(piece)
+    return sha256.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

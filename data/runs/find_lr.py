@@ -27,7 +27,7 @@ def find_learning_rate(start: Start, by: Implementation) -> None:
         total=STEPS, desc="find-lr", unit="step", compiling=min(1, by.compiling), disable=options.quiet
     ) as progress:
         for i, lr in enumerate(rates, 1):
-            loss, _ = by.trainer.step(start.loader.next_micro_batches(options.grad_accum), lr)
+            loss, _ = by.trainer.step(start.loader.next_micro_batches(start.micro_batches), lr)
             if not math.isfinite(loss):
                 break
             mean = 0.9 * mean + 0.1 * loss
@@ -40,6 +40,8 @@ def find_learning_rate(start: Start, by: Implementation) -> None:
     lowest = int(np.argmin(means))
     if lowest < 4:
         raise InputError("the loss does not fall at any learning rate tried; look at the data and the weights")
+    if start.ranks.rank > 0:
+        return
     slopes = np.gradient(np.array(means[: lowest + 1]))  # the rates are evenly spaced in their logarithm
     proposed = float(f"{rates[int(np.argmin(slopes))]:.1e}")
     tried = rates[: len(losses)]

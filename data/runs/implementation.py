@@ -17,7 +17,11 @@ class Trainer(Protocol):
     steps: int
     model: Any
 
-    def step(self, batches: Sequence[Batch], lr: float) -> tuple[float, float]: ...
+    def step(self, batches: Sequence[Batch], lr: float) -> tuple[float, float]:
+        """An update from this rank's micro-batches. The mean loss over all ranks, and the norm of the mean gradient."""
+
+    def finite(self, batches: Sequence[Batch]) -> bool:
+        """Whether this rank's own loss and gradient of these batches are finite."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,12 @@ class Implementation:
 
     package: str
     trainer: Trainer
-    moments: Callable[[], dict[str, np.ndarray]]
+    # copies of the parameters and of AdamW's moments, because they are written while training goes on; all ranks call
+    # them, and those that pass False get {}
+    arrays: Callable[[bool], dict[str, np.ndarray]]
+    moments: Callable[[bool], dict[str, np.ndarray]]
     learning_rate: Callable[[int, int, float, float, int], float]
-    evaluate: Callable[[Iterable[Batch]], float]  # the mean loss
+    evaluate: Callable[[Iterable[Batch]], tuple[float, int]]  # the sum of the losses, and of how many targets
     # a prompt with its continuation of at most so many tokens; the last is called after each of them
     continue_text: Callable[[str, int, Sampler, Callable[[], object]], str]
     device: str

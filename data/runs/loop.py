@@ -3,10 +3,13 @@
 import math
 import os
 import signal
+import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from shlex import quote
 from types import FrameType
@@ -15,6 +18,7 @@ from typing import Any
 from data.checkpoints.checkpoint import latest_checkpoint
 from data.checkpoints.config import flops_a_token, parameter_count
 from data.cli import InputError, Progress, command, leave_lost_terminal
+from data.ranks import Ranks
 from data.runs.implementation import Implementation
 from data.runs.recorder import PROMPT, Recorder
 from data.runs.schedule import bounds, rate, schedule
@@ -22,10 +26,13 @@ from data.runs.start import Start
 from data.text.loader import windows
 from data.text.shards import read_meta
 
+REPEATED = 2.0  # seconds within which a signal to several ranks is taken for the same request
+
 
 def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
     """Trains to the last step, or until asked to stop. `files` are JSON to keep in the run's folder, by name."""
-    options, config, trainer, loader = start.options, start.config, by.trainer, start.loader
+    options, config, trainer, loader, ranks = start.options, start.config, by.trainer, start.loader, start.ranks
+    start = replace(start, machines=machines(start, by))
     B, T = options.batch_size, options.seq_len
     tokens_a_step = options.grad_accum * B * T
     tokens, seconds = start.state["tokens"], start.state["seconds"]
@@ -34,16 +41,21 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
     smoothed = Smoothed(row["loss"] for row in run.metrics[1:])
     say: Callable[[str], None] = (lambda text: None) if options.quiet else partial(print, flush=True)
     targets = read_meta(start.folder)["splits"]["valid"]["tokens"] - 1
-    batches = math.ceil(min(targets, options.eval_tokens or targets) / (B * T))
+    own_batches = range(ranks.rank, math.ceil(min(targets, options.eval_tokens or targets) / (B * T)), ranks.size)
 
     def validation_loss() -> float:
-        parts = windows(start.folder, "valid", B, T, options.eval_tokens or None)
-        return by.evaluate(recorder.progress("validation loss", batches, "batch", iterable=parts))
+        """Each rank measures its batches; a loss of all ranks, and the same on all of them."""
+        parts = windows(start.folder, "valid", B, T, options.eval_tokens or None, ranks.rank, ranks.size)
+        own = by.evaluate(recorder.progress("validation loss", len(own_batches), "batch", iterable=parts))
+        total, tokens = ranks.numbers(*own).sum(axis=0).tolist()
+        return float(total / tokens)
 
     source = f"continuing after step {trainer.steps}" if options.resume else f"from {options.init}"
     computed = f"{by.device_name}, {options.dtype}" + (f", {by.kernels} kernels" if by.kernels else "")
     say(f"{options.preset or 'GPT-2'}, {parameter_count(config) / 1e6:.1f}M parameters, {source}; {computed}")
     say(f"data: {start.folder}, {loader.tokens:,} tokens; {options.steps} steps of {tokens_a_step:,}; run: {run.path}")
+    if start.machines or options.global_batch_tokens:
+        say(sharing(start))
     if "schedule" in start.changed or "steps" in start.changed:
         rises = bounds(schedule(options)[-1])[0] == trainer.steps > 0
         course = f"rises again to {options.lr:.1e}" if rises else "goes on as it was given (--rewarm raises it again)"
@@ -58,7 +70,8 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
                 recorder.sample()
                 recorder.checkpoint(tokens, seconds)
         except KeyboardInterrupt:
-            print(f"stopped before the first step; go on with\n  {recorder.resuming}", file=sys.stderr)
+            if ranks.rank == 0:
+                print(f"stopped before the first step; go on with\n  {recorder.resuming}", file=sys.stderr)
             raise
         taken = f"{time.perf_counter() - started:.0f} s with compiling, a sample and a checkpoint"
         say(f"before training: validation loss {run.metrics[0]['val_loss']:.3f} ({taken})")
@@ -73,16 +86,34 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         compiling=compiling,
         disable=options.quiet,
     )
-    with stop_requests() as stops, bar, recorder.room_on_disk():
-        while trainer.steps < options.steps and not stops:
+    with stop_requests(ranks) as requests, bar, recorder.finished(), recorder.room_on_disk():
+
+        def stop_request() -> int:
+            """The signal with which any rank was asked to stop, or 0: on all ranks after the same step. Ends them all
+            where one has found damaged data, or could not save.
+            """
+            said = ranks.numbers(requests[0] if requests else 0, start.verification.failed, recorder.failed)
+            asked, damaged, unsaved = said.max(axis=0).astype(int).tolist()
+            if damaged:
+                start.verification.check_all()
+            if unsaved:
+                recorder.wait()
+            return int(asked)
+
+        stop = stop_request()
+        while trainer.steps < options.steps and not stop:
             started = time.perf_counter()
             lr = rate(options, trainer.steps, by.learning_rate)
-            place = f"windows {loader.position} to {loader.position + options.grad_accum * B - 1} of the data"
-            loss, grad_norm = trainer.step(loader.next_micro_batches(options.grad_accum), lr)
-            start.verification.check()
+            own, begin = loader.own, loader.position
+            batches = loader.next_micro_batches(start.micro_batches)
+            loss, grad_norm = trainer.step(batches, lr)
+            stop = stop_request()
+            place = f"windows {begin} to {loader.position - 1} of the data"
             if not math.isfinite(loss + grad_norm):
+                recorder.wait()  # the newest checkpoint is to be named
+                where = windows_not_finite(ranks, own, trainer.finite(batches)) if ranks.size > 1 else place
                 raise InputError(
-                    f"the loss is {loss} and the gradient's norm {grad_norm} at step {trainer.steps + 1}, on {place}; "
+                    f"the loss is {loss} and the gradient's norm {grad_norm} at step {trainer.steps + 1}, on {where}; "
                     f"the weights were left as they were, and {latest_checkpoint(run.path)} is good; look at the data "
                     f"there, or begin again with `--config {quote(str(run.path))}` and an --lr below {options.lr}"
                 )
@@ -94,28 +125,36 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
             usual = smoothed.value
             if smoothed.add(loss):
                 row["spike"] = True
-                bar.line(f"step {trainer.steps}: the loss jumped from about {usual:.3f} to {loss:.3f}, on {place}")
+                if ranks.rank == 0:
+                    bar.line(f"step {trainer.steps}: the loss jumped from about {usual:.3f} to {loss:.3f}, on {place}")
             ends, lowest = trainer.steps in {options.steps, *run.ends}, False
-            if ends or trainer.steps % options.eval_every == 0:
+            evaluates, samples = (ends or trainer.steps % n == 0 for n in (options.eval_every, options.sample_every))
+            if evaluates:
                 row["val_loss"] = val_loss = validation_loss()
                 lowest = val_loss < min(r["val_loss"] for r in run.metrics if "val_loss" in r)
             recorder.metrics(row)
-            mfu = f", MFU {flops_a_token(config, T) * speed / by.peak_flops:.1%}" if by.peak_flops else ""
+            peak = (by.peak_flops or 0) * ranks.size
+            mfu = f", MFU {flops_a_token(config, T) * speed / peak:.1%}" if peak else ""
             figures = f"loss {loss:.3f} ({smoothed.value:.3f}), val {val_loss:.3f}, lr {lr:.1e}, {speed:,.0f} tok/s"
             bar.set_postfix_str(figures + mfu, refresh=False)
             bar.update()
-            if ends or trainer.steps % options.sample_every == 0:
+            if samples:
                 recorder.sample()
-            if ends or lowest or trainer.steps % options.save_every == 0:
+            if saves := ends or lowest or trainer.steps % options.save_every == 0:
                 recorder.checkpoint(tokens, seconds)
+            if evaluates or samples or saves:  # which may have taken long
+                stop = stop_request()
         if trainer.steps > recorder.saved_step:  # a request to stop came
             recorder.checkpoint(tokens, seconds)
     recorder.close()
 
     if trainer.steps < options.steps:
         goes_on = f"stopped after step {trainer.steps}, which is saved; go on with\n  {recorder.resuming}"
-        print(goes_on, file=sys.stderr)
-        sys.exit(128 + stops[0])
+        if ranks.rank == 0:
+            print(goes_on, file=sys.stderr)
+        sys.exit(128 + stop)
+    if ranks.rank > 0:
+        return
     for when, (step, text) in (("before training", run.samples[0]), (f"after {trainer.steps} steps", run.samples[-1])):
         say(f"\n--- {when} (step {step}) ---\n{text}")
     first, last = (f"{row['val_loss']:.3f}" for row in (run.metrics[0], run.metrics[-1]))
@@ -146,21 +185,69 @@ class Smoothed:
         return spike
 
 
+def machines(start: Start, by: Implementation) -> dict[str, Any]:
+    """What run.json says of several ranks, and of what they do together; nothing of a process that is alone."""
+    options, ranks = start.options, start.ranks
+    if ranks.size == 1:
+        return {}
+    hosts, cards = zip(*ranks.gather((socket.gethostname(), by.device_name)), strict=True)
+    windows = options.grad_accum * options.batch_size
+    batch = {"global_batch": windows, "global_batch_tokens": windows * options.seq_len}
+    return {"ranks": {"world_size": ranks.size, "hosts": Counter(hosts), "cards": Counter(cards), **batch}}
+
+
+def sharing(start: Start) -> str:
+    """A line on the global batch, and on the ranks that share it."""
+    windows, count = start.loader.world_size * start.loader.batch_size, start.micro_batches
+    each = f"{count} micro-batch{'es' * (count > 1)} of {start.loader.batch_size // count}"
+    batch = f"global batch: {windows:,} windows, {windows * start.options.seq_len:,} tokens"
+    if not start.machines:
+        return f"{batch}, in {each}"
+    said = start.machines["ranks"]
+    cards = ", ".join(f"{count} x {name}" for name, count in said["cards"].items())
+    hosts = f"{len(said['hosts'])} host{'s' * (len(said['hosts']) > 1)}"
+    return f"{said['world_size']} ranks on {hosts}: {cards}; {batch}, {start.loader.batch_size:,} a rank in {each}"
+
+
+def windows_not_finite(ranks: Ranks, own: range, finite: bool) -> str:
+    """Of which ranks the loss or gradient is not finite, by the windows of the data that each had; all where it is none
+    of them, but their mean.
+    """
+    rows = ranks.numbers(own[0], own[-1], finite).astype(int).tolist()
+    culprits = [(rank, first, last) for rank, (first, last, right) in enumerate(rows) if not right]
+    if not culprits:
+        return f"windows {rows[0][0]} to {rows[-1][1]} of the data, though finite on each rank alone"
+    places = " and ".join(f"{first} to {last} (rank {rank})" for rank, first, last in culprits)
+    return f"windows {places} of the data"
+
+
 @contextmanager
-def stop_requests() -> Iterator[list[int]]:
+def stop_requests(ranks: Ranks) -> Iterator[list[int]]:
     """SIGINT, SIGTERM and SIGHUP (the terminal is gone), collected while this lasts instead of acted upon.
 
-    A second SIGINT or SIGTERM acts. A second SIGHUP does not: the shell and the kernel may each send one. One that is
+    A second SIGINT or SIGTERM acts; of several ranks only after a while, because torchrun passes on a signal that the
+    terminal has sent to all of them. A second SIGHUP does not: the shell and the kernel may each send one. One that is
     ignored from the beginning, as with nohup, stays so.
     """
     caught: list[int] = []
+    patience, begin = (REPEATED if ranks.size > 1 else 0.0), 0.0
 
     def request(number: int, frame: FrameType | None) -> None:
+        nonlocal begin
+        if caught and time.monotonic() < begin + patience:
+            return
+        again = bool(caught)
         caught.append(number)
-        for other, handler in previous.items():
-            signal.signal(other, signal.SIG_IGN if other == signal.SIGHUP else handler)
+        begin = time.monotonic()
+        if again or not patience:
+            for other, handler in previous.items():
+                signal.signal(other, signal.SIG_IGN if other == signal.SIGHUP else handler)
+        if again:
+            signal.raise_signal(number)
+            return
         leave_lost_terminal()
-        os.write(2, b"\nstopping after this step; once more to stop at once\n")  # print is not for signal handlers
+        if ranks.rank == 0:
+            os.write(2, b"\nstopping after this step; once more to stop at once\n")  # print is not for signal handlers
 
     numbers = [signal.SIGINT, signal.SIGTERM]
     numbers += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []

@@ -6,6 +6,7 @@ some of which depend on the device and on the weights to begin with. The result 
 
 import argparse
 import re
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -13,14 +14,25 @@ from typing import Any
 
 from data.checkpoints.config import PRESETS, parameter_count
 from data.cli import ArgumentParser, InputError, real, whole
+from data.launch import count
+from data.ranks import place
 from data.runs.run_folder import read_sealed
 from data.text.formats import AS_GIVEN, ERRORS
 
 PORTS = {"parity", "kernels"}  # options of the port alone
-FREE = (*PORTS, "device", "keep", "quiet", "tensorboard")  # may change from one part of a run to the next
-UNRECORDED = ("out", "resume", "config", "find_lr", "rewarm", "quiet")  # belong to one call, not to the run
+# may change from one part of a run to the next
+FREE = (*PORTS, "device", "gpus", "timeout", "zero", "keep", "quiet", "tensorboard")
+UNRECORDED = (  # belong to one call, not to the run
+    *("out", "resume", "resume_if_any", "config", "find_lr", "rewarm", "global_batch_tokens"),
+    *("quiet", "gpus", "timeout"),
+)
+SEVERAL = ("zero", "reduce_dtype")  # recorded where there were several ranks, or where they were given
 SIZES = ("n_layer", "n_head", "n_embd", "n_positions")  # that may differ from the preset's
-GO_WITH = {"data": ("valid", "field", "errors"), "init": ("preset", *SIZES)}  # are of that option, for --config
+GO_WITH = {  # are of that option, for --config
+    "data": ("valid", "field", "errors"),
+    "init": ("preset", *SIZES),
+    "global_batch_tokens": ("grad_accum",),
+}
 LONGER = ("steps", "rewarm", "eval_every", "sample_every", "save_every")  # go with --resume and --steps
 
 Given = dict[str, Any]  # the options that were given, by name: one that was left out is not in it
@@ -28,6 +40,7 @@ Given = dict[str, Any]  # the options that were given, by name: one that was lef
 MODEL, HOW, KEEP = "what to train", "how to train it", "what to measure, keep and show"  # groups in --help
 NUMBER: dict[str, Any] = {"type": whole(1), "metavar": "N"}
 FLAG: dict[str, Any] = {"default": False, "action": "store_true"}
+DTYPES = ("float32", "bfloat16")
 
 
 def option(group: str, help: str, default: Any = MISSING, **settings: Any) -> Any:
@@ -66,11 +79,15 @@ class Options:
     errors: str = option(MODEL, "for bytes that are no UTF-8 (strict)", AS_GIVEN.errors, choices=ERRORS)
     out: Path | None = option(MODEL, "the run's folder; by default a new one in runs/", None, type=Path, metavar="RUN")
     resume: Path | None = option(MODEL, "go on with a run, or from a checkpoint of it", None, type=Path, metavar="RUN")
+    resume_if_any: bool = option(MODEL, "with --out RUN: go on with it if it has begun, as after a restart", **FLAG)
     config: Path | None = option(MODEL, "the options of a run; others change them", None, type=Path, metavar="RUN.JSON")
     steps: int = option(HOW, "updates of the weights; with --resume also more (at --min-lr) or fewer", **NUMBER)
-    batch_size: int = option(HOW, "windows of text in a (micro-)batch", **NUMBER)
+    batch_size: int = option(HOW, "windows of text in a (micro-)batch of one process", **NUMBER)
     seq_len: int = option(HOW, "tokens in a window", **NUMBER)
-    grad_accum: int = option(HOW, "micro-batches an update (1)", 1, **NUMBER)
+    grad_accum: int = option(HOW, "micro-batches an update, over all ranks together (one for each)", 1, **NUMBER)
+    global_batch_tokens: int | None = option(
+        HOW, "tokens an update, over all ranks together; instead of --grad-accum", None, **NUMBER
+    )
     lr: float = option(HOW, "the highest learning rate", type=real(0, closed=False), metavar="X")
     find_lr: bool = option(HOW, "try learning rates and propose one", **FLAG)
     min_lr: float = option(HOW, "the rate the cosine ends in (lr / 10)", type=real(0), metavar="X")
@@ -87,9 +104,27 @@ class Options:
     weight_decay: float = option(HOW, "of matrices; vectors never decay (0.1)", 0.1, type=real(0), metavar="X")
     betas: tuple[float, float] = option(HOW, "AdamW's", type=real(0, 1), nargs=2, metavar=("BETA1", "BETA2"))
     clip: float = option(HOW, "the gradients' largest norm (1)", 1.0, type=real(0, closed=False), metavar="X")
-    dtype: str = option(HOW, "of matmuls; weights stay float32", choices=("float32", "bfloat16"))
+    dtype: str = option(HOW, "of matmuls; weights stay float32", choices=DTYPES)
+    reduce_dtype: str | None = option(HOW, "of gradients on the way between ranks (float32)", None, choices=DTYPES)
+    zero: int | None = option(
+        HOW,
+        "1: the optimizer's state is divided among ranks (ZeRO-1); 0: each has all of it (1)",
+        None,
+        type=int,
+        choices=(0, 1),
+    )
     seed: int = option(HOW, "of weights, order of data, and samples (1337)", 1337, type=whole(0), metavar="N")
     device: str | None = option(HOW, "CPU, CUDA, METAL, ...; by default the best there is", None, metavar="NAME")
+    gpus: str | None = option(
+        HOW,
+        "GPUs of this host to train on, or all; of --device CPU: processes",
+        None,
+        type=count,
+        metavar="N|all",
+    )
+    timeout: int = option(
+        HOW, "seconds after which a rank that is waited for counts as lost (600)", 600, type=whole(1), metavar="SECONDS"
+    )
     eval_every: int = option(KEEP, "steps between validation losses", **NUMBER)
     eval_tokens: int = option(KEEP, "validate on the first N; 0: the whole split", type=whole(0), metavar="N")
     sample_every: int = option(KEEP, "steps between samples", **NUMBER)
@@ -103,6 +138,7 @@ class Options:
     def recorded(self) -> dict[str, Any]:
         """The options that make a run what it is, for run.json and the checkpoints."""
         left_out = {*UNRECORDED, *(PORTS if self.kernels is None else ())}
+        left_out |= {name for name in SEVERAL if getattr(self, name) is None}
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
 
@@ -177,14 +213,25 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
         raise InputError("--resume and --config exclude each other; leave one of them out")
     if "rewarm" in given and not {"resume", "steps"} <= given.keys():
         raise InputError("--rewarm goes with --resume RUN --steps N; give both, or leave it out")
+    if {"global_batch_tokens", "grad_accum"} <= given.keys():
+        raise InputError("--global-batch-tokens works out --grad-accum, so it goes without it; leave one of them out")
+    if "resume_if_any" in given and ("out" not in given or given.keys() & {"resume", "find_lr"}):
+        raise InputError("--resume-if-any goes with --out RUN, and without --resume and --find-lr; give it so")
+    if "resume_if_any" in given and (given["out"] / "run.json").is_file():
+        given = going_on(given)
     if "resume" in given:
         longer = LONGER if "steps" in given else ()
-        if fixed := [name for name in given if name not in (*FREE, *longer, "resume")]:
+        if fixed := [name for name in given if name not in (*FREE, *longer, "resume", "resume_if_any")]:
             raise InputError(f"--resume takes this from the run, so it goes without {flag(fixed[0])}; leave that out")
         resume = given["resume"]
         given["out"] = resume.parent.parent if is_checkpoint(resume) else resume
         file = given["out"] / "run.json"
         if not file.is_file():
+            if (found := place()) and found.rank:
+                raise InputError(
+                    f"rank {found.rank} on {socket.gethostname()} finds no run in {resume} ({file} is missing); all "
+                    "hosts have to read its folder: put it on a disk that they share, or copy it to each of them"
+                )
             raise InputError(f"{resume} holds no run ({file} is missing); pass the folder of one")
     elif "config" in given:
         file = given["config"]
@@ -201,6 +248,25 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
             values = value if isinstance(value, list | tuple) else [value]
             words += [flag(name), *([] if value is True else map(str, values))]
     return without_none(vars(parser.parse_args(words)))
+
+
+def going_on(given: Given) -> Given:
+    """What is meant by the options of a command with --resume-if-any whose run has begun: --resume. Raises `InputError`
+    where the run has others than these.
+    """
+    run = given["out"]
+    had = options_of_run(read_sealed(run / "run.json").get("options"), run / "run.json")
+    asked = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    if "global_batch_tokens" in asked:  # of which these two follow
+        asked.pop("batch_size", None)
+        had["global_batch_tokens"] = had["grad_accum"] * had["batch_size"] * had["seq_len"]
+    for name, value in asked.items():
+        if name in had and name not in FREE and value != had[name]:
+            raise InputError(
+                f"{run} has {flag(name)} {had[name]}, and --resume-if-any goes on with it as it is, so {value} is not "
+                "possible; give the same, or another --out"
+            )
+    return {name: value for name, value in given.items() if name in (*FREE, "resume_if_any")} | {"resume": run}
 
 
 def options_of_run(said: Any, file: Path) -> Given:

@@ -5,27 +5,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from data.files import atomic_write
-
-matplotlib.use("Agg")  # draw to files: a training machine has no screen
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
 
 
 @contextmanager
 def picture(path: Path) -> Iterator[Axes]:
     """Axes to draw on, which are then written to `path` as a PNG."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    try:
-        yield axes
-        axes.grid(alpha=0.3)
-        axes.legend()
-        with atomic_write(path) as f:
-            figure.savefig(f, format="png", dpi=120)
-    finally:
-        plt.close(figure)  # pyplot keeps every figure until it is closed
+    figure = Figure(figsize=(8, 5), layout="constrained")  # not pyplot's, which is for one thread and for screens
+    axes = figure.subplots()
+    yield axes
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_write(path) as f:
+        figure.savefig(f, format="png", dpi=120)
 
 
 def plot_losses(path: Path, title: str, metrics: Sequence[dict[str, Any]]) -> None:

@@ -221,6 +221,10 @@ class RunFolder:
         with open(self.path / "samples.md", "a", encoding="utf-8") as f:
             f.write(section(step, text))
 
+    def metrics_sha256(self) -> str:
+        """The SHA-256 of metrics.jsonl as it is now."""
+        return self._sha256.hexdigest()
+
     def save_checkpoint(
         self,
         config: GPT2Config,
@@ -228,8 +232,12 @@ class RunFolder:
         moments: dict[str, np.ndarray],
         state: dict[str, Any],
         tokenizer: Tokenizer | None = None,
+        metrics: str | None = None,
     ) -> Path:
-        """Writes checkpoints/step-N, N being state["step"], and then names it in `latest`. Whole, or not there."""
+        """Writes checkpoints/step-N, N being state["step"], and then names it in `latest`. Whole, or not there.
+
+        `metrics` is what `metrics_sha256` was then, if lines may have been added since.
+        """
         folder = self.path / "checkpoints" / f"step-{state['step']}"
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while it saved
@@ -237,11 +245,12 @@ class RunFolder:
             partial.mkdir(parents=True)
             with open(self.path / "metrics.jsonl", "ab") as f:  # the checkpoint says what is in it
                 os.fsync(f.fileno())
-            save(partial, config, arrays, tokenizer)
-            write_safetensors(partial / "optimizer.safetensors", moments, {"format": "pt"})
+            written = save(partial, config, arrays, tokenizer)
+            optimizer = partial / "optimizer.safetensors"
+            written[optimizer.name] = write_safetensors(optimizer, moments, {"format": "pt"})
             with atomic_write(partial / "trainer.json", "w") as f:
-                f.write(json.dumps(state | {"metrics": self._sha256.hexdigest()}, indent=2) + "\n")
-            write_sums(partial)
+                f.write(json.dumps(state | {"metrics": metrics or self.metrics_sha256()}, indent=2) + "\n")
+            write_sums(partial, written)
             shutil.rmtree(folder, ignore_errors=True)  # written before, and not named in `latest`
             os.rename(partial, folder)
         except BaseException:

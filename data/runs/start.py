@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shlex
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,15 +19,19 @@ from data.checkpoints.config import PRESETS, GPT2Config, parameter_count, to_hf
 from data.checkpoints.initialize import initial_weights
 from data.checkpoints.sums import checkpoints
 from data.cli import InputError
+from data.ranks import ALONE, Ranks
 from data.runs.claim import claimed, claimed_new
+from data.runs.global_batch import accumulated, micro_batch, share_of_a_rank
 from data.runs.options import FREE, RECIPES, SIZES, Given, Options, flag, is_checkpoint, options_of_run
 from data.runs.run_folder import load_checkpoint, read_sealed
+from data.runs.sameness import refuse_other_programs, refuse_other_starts
 from data.runs.schedule import refuse_disorder, trained_longer
+from data.runs.together import SharedVerification, by_rank_0, in_turns
 from data.text import token_files
 from data.text.formats import Reading
 from data.text.loader import Loader
 from data.text.prepare import prepared
-from data.text.shards import Verification, made_with, read_meta, tokenizer_of
+from data.text.shards import made_with, read_meta, tokenizer_of
 from data.text.tokenizer import VOCAB_SIZE, Tokenizer, gpt2, of_folder
 
 
@@ -41,9 +46,16 @@ class Start:
     state: dict[str, Any]
     folder: Path  # of prepared data
     loader: Loader
-    verification: Verification
+    verification: SharedVerification
     tokenizer: Tokenizer
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # options of a run that goes on: before and now
+    ranks: Ranks = ALONE
+    machines: dict[str, Any] = field(default_factory=dict)  # what run.json says of several ranks
+
+    @property
+    def micro_batches(self) -> int:
+        """How many this rank takes in an update: its part of the global batch, in parts of at most --batch-size."""
+        return self.loader.batch_size // micro_batch(self.loader.batch_size, self.options.batch_size)
 
     def described(self) -> dict[str, Any]:
         """What run.json says of what is trained."""
@@ -58,52 +70,126 @@ class Start:
         }
 
 
-@contextmanager
-def begin(given: Given, device: str) -> Iterator[Start]:
-    """Completes the options, and gets the weights, the data, and the run's folder, for this process alone.
+@dataclass(frozen=True)
+class Model:
+    """What is trained, as it is to begin with; moments and `state`, trainer.json, are those of a run that goes on."""
 
-    Raises `InputError` for whatever is wrong with them.
+    config: GPT2Config
+    arrays: dict[str, np.ndarray]
+    moments: dict[str, np.ndarray] | None = None
+    state: dict[str, Any] = field(default_factory=lambda: {"step": 0, "tokens": 0, "seconds": 0.0})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What rank 0 decides for all ranks."""
+
+    options: Options  # every one of them
+    checkpoint: Path | None  # to go on from
+    changed: dict[str, tuple[Any, Any]]
+    finished: bool
+
+
+@contextmanager
+def begin(given: Given, device: str, ranks: Ranks = ALONE) -> Iterator[Start]:
+    """Completes the options, and gets the weights, the data, and the run's folder, for this process alone; or for its
+    ranks together, of which rank 0 decides and claims the folder, and each reads weights and data itself.
+
+    Raises `InputError` for whatever is wrong with them, on all ranks, be it on one alone.
     """
     with ExitStack() as held:
-        yield _begin(given, device, held)
+        yield _begin(given, device, ranks, held)
 
 
-def _begin(given: Given, device: str, held: ExitStack) -> Start:
+def _begin(given: Given, device: str, ranks: Ranks, held: ExitStack) -> Start:
+    refuse_other_programs(ranks, given)
+    read: list[Model] = []  # by rank 0, in order to decide
+
+    def decide() -> Plan:
+        plan, model = _planned(given, device, ranks.size, held)
+        read.append(model)
+        return plan
+
+    plan = by_rank_0(ranks, decide)
+    options = replace(plan.options, quiet=plan.options.quiet or ranks.rank > 0)
+    if plan.finished:
+        if not options.quiet:
+            print(f"{options.out} is finished, with all its {options.steps} steps")
+        sys.exit(0)
+    model = in_turns(ranks, lambda: read[0] if read else _model(plan, device, ranks.size))
+    config, arrays, state = model.config, model.arrays, model.state
+
+    def prepare() -> tuple[Tokenizer, Path]:
+        tokenizer = tokenizer_to_train_with(plan.checkpoint, options, config)
+        folder = prepared(options.data, options.valid, Reading(options.field, options.errors), tokenizer)
+        refuse_other_tokenizer(folder, tokenizer, "gpt2" if options.init == "random" else options.init)
+        return tokenizer, folder
+
+    def load() -> Loader:
+        if read_meta(folder)["splits"]["valid"]["tokens"] < 2:
+            raise InputError(
+                f"the validation text of {folder} is a single token, which predicts nothing; give more text"
+            )
+        share = share_of_a_rank(options, ranks.size)
+        loader = Loader(folder, "train", share, options.seq_len, options.seed, ranks.rank, ranks.size)
+        if plan.checkpoint:
+            loader.restore(state["loader"])
+        if options.config:
+            refuse_other_inputs(options, read_sealed(options.config), folder, config, arrays)
+        return loader
+
+    tokenizer, folder = in_turns(ranks, prepare)
+    verification = SharedVerification(ranks, folder)  # a damaged token would be trained on in silence
+    verification.check_all(timeout=0.5)  # enough for most data; the rest is verified while it trains
+    loader = in_turns(ranks, load)
+    start = Start(
+        options, config, arrays, model.moments, state, folder, loader, verification, tokenizer, plan.changed, ranks
+    )
+    if ranks.size > 1:
+        sums = {"weights": checksum(arrays), "optimizer state": checksum(model.moments or {})}
+        sums |= {"data": read_meta(folder)["checksum"], "place in the data": str(loader.state())}
+        refuse_other_starts(ranks, options, sums)
+    return start
+
+
+def _planned(given: Given, device: str, size: int, held: ExitStack) -> tuple[Plan, Model]:
+    """What to train on `size` ranks. Claims the run's folder, and gives new runs one."""
     if "out" in given:  # before anything that takes long
         held.enter_context(claimed(given["out"], empty=not given.keys() & {"resume", "find_lr"}))
     checkpoint = checkpoint_to_resume(given["resume"]) if "resume" in given else None
-    moments: dict[str, np.ndarray] | None = None
-    state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0}
     if checkpoint:
-        config, arrays, moments, state = load_checkpoint(checkpoint)
-        refuse_other_options(given["out"] / "run.json", checkpoint, state["options"])
+        model = Model(*load_checkpoint(checkpoint))
+        refuse_other_options(given["out"] / "run.json", checkpoint, model.state["options"])
         options = Options(**given)
     else:
-        options, config, arrays = complete(given, device)
+        options, config, arrays = complete(given, device, size)
+        model = Model(config, arrays)
+    share_of_a_rank(options, size)
+    if size > 1 and options.zero is None:
+        options = replace(options, zero=1)
     changed: dict[str, tuple[Any, Any]] = {}
     if options.resume:
         assert options.out
         before = options_of_run(read_sealed(options.out / "run.json")["options"], options.out / "run.json")
-        refuse_no_steps(options, before["steps"], state["step"])
-        options = trained_longer(options, before, state["step"])
-        now = json.loads(json.dumps(options.recorded()))
+        if options.resume_if_any and model.state["step"] >= options.steps:
+            return Plan(options, checkpoint, changed, finished=True), model
+        refuse_no_steps(options, before["steps"], model.state["step"])
+        options = trained_longer(options, before, model.state["step"])
+        now = before | json.loads(json.dumps(options.recorded()))
         changed = {name: (before[name], now[name]) for name in before if name not in FREE and before[name] != now[name]}
     if not options.out:
         name = f"{'find-lr-' * options.find_lr}{options.preset or 'finetune'}-%Y%m%d-%H%M%S"
         options = replace(options, out=held.enter_context(claimed_new(Path("runs", time.strftime(name)))))
-    tokenizer = tokenizer_to_train_with(checkpoint, options, config)
-    folder = prepared(options.data, options.valid, Reading(options.field, options.errors), tokenizer)
-    refuse_other_tokenizer(folder, tokenizer, "gpt2" if options.init == "random" else options.init)
-    verification = Verification(folder)  # of every token: a damaged one would be trained on in silence
-    verification.check(timeout=0.5)  # enough for most data; the rest is verified while it trains
-    if read_meta(folder)["splits"]["valid"]["tokens"] < 2:
-        raise InputError(f"the validation text of {folder} is a single token, which predicts nothing; give more text")
-    loader = Loader(folder, "train", options.batch_size * options.grad_accum, options.seq_len, options.seed)
-    if checkpoint:
-        loader.restore(state["loader"])
-    if options.config:
-        refuse_other_inputs(options, read_sealed(options.config), folder, config, arrays)
-    return Start(options, config, arrays, moments, state, folder, loader, verification, tokenizer, changed)
+    return Plan(options, checkpoint, changed, finished=False), model
+
+
+def _model(plan: Plan, device: str, size: int) -> Model:
+    """What the plan's weights are, read again by another rank than the one that made it."""
+    if plan.checkpoint:
+        return Model(*load_checkpoint(plan.checkpoint))
+    said = {name: value for name, value in vars(plan.options).items() if value is not None}
+    _, config, arrays = complete(said, device, size)
+    return Model(config, arrays)
 
 
 def checkpoint_to_resume(path: Path) -> Path | None:
@@ -194,8 +280,10 @@ def refuse_other_tokenizer(folder: Path, tokenizer: Tokenizer, model: str) -> No
         )
 
 
-def complete(given: Given, device: str) -> tuple[Options, GPT2Config, dict[str, np.ndarray]]:
-    """Fills in the options that were left out, checks those that depend on others, and gets the model to begin with."""
+def complete(given: Given, device: str, world_size: int = 1) -> tuple[Options, GPT2Config, dict[str, np.ndarray]]:
+    """Fills in the options that were left out, for `world_size` ranks, checks those that depend on others, and gets the
+    model to begin with.
+    """
     sizes = {name: given[name] for name in SIZES if name in given}
     if device != "CPU" and sizes and not given.keys() & {"preset", "init"}:
         given = given | {"preset": "tinystories"}
@@ -226,6 +314,7 @@ def complete(given: Given, device: str) -> tuple[Options, GPT2Config, dict[str, 
     defaults: Given = {
         "data": "stories",
         "batch_size": recipe.batch_size,
+        "grad_accum": world_size,
         "seq_len": sizes.get("n_positions", min(recipe.seq_len, config.context)),
         "min_lr": lr / 10,
         "warmup": min(recipe.warmup, steps // 5),
@@ -236,7 +325,11 @@ def complete(given: Given, device: str) -> tuple[Options, GPT2Config, dict[str, 
         "sample_every": max(1, steps // 4),
         "save_every": max(1, steps // 4),
     }
+    defaults |= {"reduce_dtype": "float32"} if world_size > 1 else {}
     options = Options(**(defaults | given | {"preset": preset, "init": init, "steps": steps, "lr": lr}))
+    if tokens := options.global_batch_tokens:
+        grad_accum, batch_size = accumulated(tokens, options.seq_len, options.batch_size, world_size)
+        options = replace(options, grad_accum=grad_accum, batch_size=batch_size)
 
     if options.min_lr > options.lr:
         raise InputError(f"--min-lr {options.min_lr} is above --lr {options.lr}; give a smaller one")

@@ -13,10 +13,11 @@ from data.tests.ranks import in_ranks
 def tell(ranks: Ranks) -> dict[str, object]:
     """All that there is, once."""
     own = np.arange(8.0) * (ranks.rank + 1)
-    averaged, reduced, collected = own.copy(), own.copy(), own.copy()
+    averaged, reduced, collected, shared = (own.copy() for _ in range(4))
     ranks.average(averaged).wait()
     ranks.reduce(reduced).wait()
     ranks.collect(collected).wait()
+    ranks.share(shared, ranks.size - 1).wait()
     ranks.barrier()
     part = slice(ranks.rank * 8 // ranks.size, (ranks.rank + 1) * 8 // ranks.size)
     return {
@@ -26,6 +27,7 @@ def tell(ranks: Ranks) -> dict[str, object]:
         "averaged": averaged.tolist(),
         "reduced": reduced[part].tolist(),
         "collected": collected.tolist(),
+        "shared": shared.tolist(),
     }
 
 
@@ -39,13 +41,14 @@ def test_what_ranks_tell_each_other() -> None:
         assert told["averaged"] == mean.tolist()
         assert told["reduced"] == mean[rank * 4 : rank * 4 + 4].tolist()
         assert told["collected"] == [0, 1, 2, 3, 8, 10, 12, 14]
+        assert told["shared"] == [0, 2, 4, 6, 8, 10, 12, 14]
 
 
 def test_one_process_is_all_there_is() -> None:
     told = tell(ALONE)
     assert told["gather"] == [{"rank": 0}]
     assert told["numbers"] == [[0, 0.1]]
-    for name in ("averaged", "reduced", "collected"):
+    for name in ("averaged", "reduced", "collected", "shared"):
         assert told[name] == list(range(8))
 
 

@@ -86,10 +86,15 @@ class Loader:
         """The number of times that all windows have been consumed."""
         return self.position // self.windows
 
+    @property
+    def own(self) -> range:
+        """Which windows this rank gets next: their places in the order of the epochs."""
+        first = self.position + self.rank * self.batch_size
+        return range(first, first + self.batch_size)
+
     def next_batch(self) -> tuple[np.ndarray, np.ndarray]:
         """This rank's next inputs and targets: two int32 C-contiguous arrays of shape (batch_size, seq_len)."""
-        first = self.position + self.rank * self.batch_size
-        rows = np.stack([self._window(p) for p in range(first, first + self.batch_size)])  # (B, T+1)
+        rows = np.stack([self._window(p) for p in self.own])  # (B, T+1)
         self.position += self.world_size * self.batch_size
         return rows[:, :-1].copy(), rows[:, 1:].copy()  # copies: whatever the batch size, neither is a view of `rows`
 
@@ -138,16 +143,23 @@ def _order(seed: int, epoch: int, windows: int) -> np.ndarray:
 
 
 def windows(
-    folder: str | Path, split: str, batch_size: int, seq_len: int, max_tokens: int | None = None
+    folder: str | Path,
+    split: str,
+    batch_size: int,
+    seq_len: int,
+    max_tokens: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The windows of a split in order, for evaluation: inputs and targets, int32 of shape (batch_size, seq_len).
 
     Every token but the first is a target exactly once, or the first `max_tokens` of them. What is left over in the last
-    batch is padding: input 0, target `IGNORED`. Raises `InputError` like `Loader`.
+    batch is padding: input 0, target `IGNORED`. Of `world_size` ranks, each gets every world_size-th batch, from the
+    rank-th on: none, where there are fewer. Raises `InputError` like `Loader`.
     """
     data = _Tokens(Path(folder), split)
     targets = len(data) - 1 if max_tokens is None else min(len(data) - 1, max_tokens)
-    yield from _in_order(data.read, targets, batch_size, seq_len)
+    yield from _in_order(data.read, targets, batch_size, seq_len, rank, world_size)
 
 
 def first_tokens(folder: str | Path, split: str, count: int) -> np.ndarray:
@@ -161,11 +173,16 @@ def windows_of(row: np.ndarray, batch_size: int, seq_len: int) -> Iterator[tuple
 
 
 def _in_order(
-    read: Callable[[int, int], np.ndarray], targets: int, batch_size: int, seq_len: int
+    read: Callable[[int, int], np.ndarray],
+    targets: int,
+    batch_size: int,
+    seq_len: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The windows of the row that `read` gives the tokens start to stop - 1 of."""
     step = batch_size * seq_len
-    for start in range(0, targets, step):
+    for start in range(rank * step, targets, world_size * step):
         row = read(start, min(start + step, targets) + 1)
         x = np.zeros(step, np.int32)
         y = np.full(step, IGNORED, np.int32)

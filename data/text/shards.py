@@ -369,6 +369,11 @@ class Verification(Thread):
         except Exception as e:
             self._error = e
 
+    @property
+    def failed(self) -> bool:
+        """Whether `verify_folder` has raised something."""
+        return self._error is not None
+
     def check(self, timeout: float | None = 0) -> None:
         """Raises what `verify_folder` raised. Waits for its end at most `timeout` seconds, or until it comes (None)."""
         self.join(timeout)

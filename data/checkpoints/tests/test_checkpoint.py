@@ -1,4 +1,5 @@
 import contextlib
+import hashlib
 import json
 import shutil
 import socket
@@ -23,7 +24,7 @@ from data.checkpoints import hub as hub_models
 from data.checkpoints.checkpoint import INDEX, WEIGHTS, load, resolve, save
 from data.checkpoints.config import PRESETS, GPT2Config, parameter_shapes, to_hf
 from data.checkpoints.initialize import initial_weights
-from data.checkpoints.tensors import read_safetensors, write_safetensors
+from data.checkpoints.tensors import DTYPES, read_safetensors, write_safetensors
 from data.cli import InputError
 from data.text.tokenizer import VOCAB_SIZE, gpt2
 
@@ -247,11 +248,24 @@ def test_any_memory_layout_and_any_type_is_written_as_it_reads(tmp_path: Path) -
         "flags": grid > 3,
         "bytes": np.arange(3, dtype=np.uint8),
     }
-    write_safetensors(tmp_path / "x.safetensors", arrays, {"format": "np"})
+    digest = write_safetensors(tmp_path / "x.safetensors", arrays, {"format": "np"})
+    assert digest == hashlib.sha256((tmp_path / "x.safetensors").read_bytes()).hexdigest()
     read = read_safetensors(tmp_path / "x.safetensors")
     native = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
     native["swapped"] = grid
     assert_same(dict(sorted(read.items())), dict(sorted(native.items())))
+
+
+def test_the_bytes_are_those_that_the_library_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the names and types, and in however many pieces they are written."""
+    monkeypatch.setattr("data.checkpoints.tensors.PIECE", 10)
+    arrays = {f'{kind} "ü\u2028\\\n\x1f\x7f': np.arange(5).astype(kind) for kind in DTYPES.values()}
+    arrays |= {"b": np.zeros((0, 3), np.float32), "a": np.array(2.5, np.float32), "c": np.ones((3, 2), np.float16)}
+    for metadata in ({"format": "pt"}, {}):
+        digest = write_safetensors(tmp_path / "x.safetensors", arrays, metadata)
+        expected = safetensors.numpy.save(arrays, metadata)
+        assert (tmp_path / "x.safetensors").read_bytes() == expected
+        assert digest == hashlib.sha256(expected).hexdigest()
 
 
 def test_a_save_that_does_not_fit_writes_nothing(tmp_path: Path, arrays: Arrays) -> None:

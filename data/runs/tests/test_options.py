@@ -60,6 +60,8 @@ def defaults(preset: str, lr: float) -> dict[str, Any]:
     found |= {"dtype": "float32", "seed": 1337, "device": None, "eval_every": steps // 10, "eval_tokens": eval_tokens}
     found |= {"sample_every": steps // 4, "save_every": steps // 4, "keep": None, "tensorboard": False, "quiet": False}
     found |= {"schedule": None, "rewarm": False, **dict.fromkeys(SIZES)}
+    found |= {"resume_if_any": False, "global_batch_tokens": None, "reduce_dtype": None, "zero": None, "timeout": 600}
+    found |= {"gpus": None}
     return found | {"out": None, "resume": None, "config": None, "find_lr": False, "parity": None, "kernels": None}
 
 
@@ -194,6 +196,9 @@ ALL = [
     ("--betas", ["0.7", "0.8"], (0.7, 0.8)),
     ("--clip", ["0.3"], 0.3),
     ("--dtype", ["bfloat16"], "bfloat16"),
+    ("--reduce-dtype", ["bfloat16"], "bfloat16"),
+    ("--zero", ["0"], 0),
+    ("--timeout", ["30"], 30),
     ("--seed", ["0"], 0),
     ("--device", ["METAL"], "METAL"),
     ("--eval-every", ["2"], 2),
@@ -210,7 +215,8 @@ def test_what_is_given_is_not_replaced(narrow: dict[str, GPT2Config]) -> None:
     """Every option at a value that is no default, 0 where it may be: it stays what it was."""
     args = completed(*(word for option, words, _ in ALL for word in (option, *words)), device="CUDA")
     expected = {option[2:].replace("-", "_"): value for option, _, value in ALL}
-    assert vars(args) == expected | {"rewarm": False, "resume": None, "config": None, "parity": None, "kernels": None}
+    expected |= {"rewarm": False, "resume": None, "config": None, "parity": None, "kernels": None}
+    assert vars(args) == expected | {"global_batch_tokens": None, "resume_if_any": False, "gpus": None}
 
 
 BOUNDS = [
@@ -233,6 +239,10 @@ BOUNDS = [
     ("--eval-tokens", "-1", "-1 is not a whole number of at least 0", "0"),
     ("--sample-every", "0", "0 is not a whole number of at least 1", "1"),
     ("--save-every", "0", "0 is not a whole number of at least 1", "1"),
+    ("--global-batch-tokens", "0", "0 is not a whole number of at least 1", "1"),
+    ("--timeout", "0", "0 is not a whole number of at least 1", "1"),
+    ("--zero", "2", "invalid choice: 2", "1"),
+    ("--reduce-dtype", "float16", "invalid choice: 'float16'", "bfloat16"),
     ("--keep", "0", "0 is not a whole number of at least 1", "1"),
     ("--dtype", "float16", "invalid choice: 'float16'", "bfloat16"),
     ("--errors", "ignore", "invalid choice: 'ignore'", "replace"),
