@@ -66,31 +66,41 @@ def gradient_rows(
     `nudges`: PyTorch computes from that many sets of nudged weights, and not from the weights as they are.
     """
     reference, own = references
-    arrays = {name: p.detach().cpu().numpy().copy() for name, p in own.parameters.items()}
-    weights = [nudged(arrays, seed) for seed in range(nudges)]
-    comparison = Comparison("gradient", setting.dtype, nudged=nudges > 0)
-
-    def results(trainer: AnyTrainer, batches: Sequence[Batch]) -> Tensors:
-        trainer.accumulate(batches)
-        loss, gradients = trainer.mean_gradients()
-        return {**gradients, "loss": np.array(loss)}
-
-    def draws(batches: Sequence[Batch]) -> Iterator[Tensors]:
-        for changed in weights:
-            own.restore(changed, own.moments(), own.steps)
-            yield results(own, batches)
-        if weights:
-            own.restore(arrays, own.moments(), own.steps)
-        else:
-            yield results(own, batches)
-
+    comparison, starts = Comparison("gradient", setting.dtype, nudged=nudges > 0), beginnings(own, nudges)
     for batches in groups:
         ours = results(port, batches)
-        comparison.add(results(reference, setting.reference_batches(batches)), ours, *draws(batches))
+        comparison.add(results(reference, setting.reference_batches(batches)), ours, *draws(own, starts, batches))
     x, _ = batches[0]
     return comparison.rows(
         summation_excuses(setting.config, x.size) | {"loss": (loss_error(references, batches[0]), ONE_NUMBER)}
     )
+
+
+def results(trainer: AnyTrainer, batches: Sequence[Batch]) -> Tensors:
+    """The micro-batches' mean loss and its gradients."""
+    trainer.accumulate(batches)
+    loss, gradients = trainer.mean_gradients()
+    return {**gradients, "loss": np.array(loss)}
+
+
+def beginnings(own: torch_ref.trainer.Trainer, nudges: int) -> list[dict[str, np.ndarray]]:
+    """PyTorch's weights, copied, and as many sets of them nudged."""
+    arrays = {name: p.detach().cpu().numpy().copy() for name, p in own.parameters.items()}
+    return [arrays, *(nudged(arrays, seed) for seed in range(nudges))]
+
+
+def draws(
+    own: torch_ref.trainer.Trainer, starts: Sequence[Mapping[str, np.ndarray]], batches: Sequence[Batch]
+) -> Iterator[Tensors]:
+    """PyTorch's results from each set of nudged weights, or from the weights as they are where there is none."""
+    arrays, *weights = starts
+    for changed in weights:
+        own.restore(changed, own.moments(), own.steps)
+        yield results(own, batches)
+    if weights:
+        own.restore(arrays, own.moments(), own.steps)
+    else:
+        yield results(own, batches)
 
 
 def micro_batches(batches: Sequence[Batch]) -> list[Sequence[Batch]]:
@@ -132,7 +142,7 @@ def global_norm(gradients: Mapping[str, torch.Tensor]) -> float:
 def state(trainer: AnyTrainer) -> dict[str, Any]:
     """Copies of the parameters and both moments, by name."""
     if isinstance(trainer, Trainer):
-        return trainer.model.arrays() | trainer.moments()
+        return trainer.arrays() | trainer.moments()
     return {name: t.detach().clone() for name, t in (trainer.parameters | trainer.moments()).items()}
 
 

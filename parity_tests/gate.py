@@ -10,6 +10,7 @@ import torch
 
 from data.cli import InputError, Progress
 from data.runs.start import Start
+from parity_tests.averaging import agreed, averaged_rows, culprit_of_ranks, wrong_windows
 from parity_tests.blame import find_culprit
 from parity_tests.bounds import NUDGED, near_miss
 from parity_tests.certificate import certificate
@@ -28,38 +29,43 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
     was made with. Each of the trainer's compiled graphs is captured and then replayed, as in training. Trainer and
     loader are left as they were.
 
+    With several ranks all of them call this, and have the same verdict: what is compared is what the ranks' graphs and
+    their averaging come to (averaging.py).
+
     Returns the certificate, in which "summary" is a line for people, and "batches" how many micro-batches' gradients
     were compared. Raises `InputError`, naming the part that is wrong.
     """
     started = time.perf_counter()
-    args, position = start.options, start.loader.state()
+    args, position, ranks = start.options, start.loader.state(), start.ranks
     asked = {"betas": tuple(args.betas), "eps": EPS, "weight_decay": args.weight_decay, "clip": args.clip}
     setting = Setting(start.config, start.arrays, args.dtype, device, trainer.backend)
     steps, moments = start.state["step"], start.moments
     if moments is None:
         zeros = {name: np.zeros_like(array) for name, array in start.arrays.items()}
         moments = {f"{moment}.{name}": zero for moment in ("exp_avg", "exp_avg_sq") for name, zero in zeros.items()}
-    wrong = difference(trainer, start.arrays | moments, steps, asked)
-    if wrong:
-        raise refusal(args.dtype, device, wrong)
+    wrong = [difference(trainer, start.arrays | moments, steps, asked), wrong_windows(start)]
+    if wrongs := [words for found in ranks.gather(wrong) for words in found if words]:
+        raise refusal(args.dtype, device, wrongs[0])
     references = setting.references(**asked)
     for times in (1, MORE):
-        groups = list(user_steps(start, times * GRAPH_BATCHES))
-        bar = Progress(  # of three steps, and of the groups, whose first three are of every kind
-            total=3 + len(groups),
+        groups, taken = user_steps(start, times * GRAPH_BATCHES)
+        bar = Progress(
+            total=len(taken) + len(groups),
             desc="parity" if times == 1 else "parity again, with more",
             unit="pass",
             compiling=6 if times == 1 else 0,
-            disable=args.quiet,
+            disable=args.quiet or ranks.rank > 0,
         )
-        few = groups[0], groups[1], groups[2]
         # a gradient as it is, one twice as large as clipping lets it be, and one that it leaves alone
         norms = [None, 2 * args.clip, args.clip / 2]
-        taken: list[Step] = [(few[i], rate, rate) for i, rate in enumerate((args.lr, args.lr / 2, args.lr))]
+        nudges = NUDGES if times > 1 else 0
         with bar:
             training = step_rows(setting, trainer, references, counted(taken, bar), norms) + not_finite_rows(trainer)
-            gradients = gradient_rows(setting, trainer, references, counted(groups, bar), NUDGES if times > 1 else 0)
-        rows = gradients + training
+            if ranks.size == 1:
+                gradients = gradient_rows(setting, trainer, references, counted(groups, bar), nudges)
+            else:
+                gradients = averaged_rows(setting, trainer, references, counted(groups, bar), ranks, nudges)
+        rows = agreed(ranks, gradients + training)
         trainer.restore(start.arrays, moments, steps)
         failed = [row for row in rows if not row.passed]
         if not (failed and near_miss(failed, args.dtype)):
@@ -69,15 +75,21 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
     torch.cuda.empty_cache()  # training has all of the memory
 
     if failed:
-        batches = [batch for group in groups for batch in group][:BATCHES]
-        few_rows = [(x[:2], y[:2]) for x, y in batches]  # a sub-layer that is wrong is wrong in two rows
-        raise refusal(args.dtype, device, find_culprit(setting, failed, few_rows, len(few_rows), **asked))
-    ratio = max((row.ratio for row in gradients if row.ratio and row.reason in ("", NUDGED)), default=0.0)
+        shares = ranks.gather(groups[0])
+        name = culprit_of_ranks(setting, trainer, failed, shares, ranks, **asked) if ranks.size > 1 else None
+        if name is None:
+            batches = [batch for group in groups for batch in group][:BATCHES]
+            few_rows = [(x[:2], y[:2]) for x, y in batches]  # a sub-layer that is wrong is wrong in two rows
+            name = find_culprit(setting, failed, few_rows, len(few_rows), **asked)
+        raise refusal(args.dtype, device, ranks.broadcast(name))
+    compared = [row.ratio for row in rows if row.check == "gradient" and row.ratio and row.reason in ("", NUDGED)]
+    ratio = max(compared, default=0.0)
     seconds = time.perf_counter() - started
     count = len(trainer.parameters)
-    summary = f"parity: {count} gradients within {ratio:.1f}x of torch's own {args.dtype} error ({seconds:.0f} s)"
+    over = f", averaged over {ranks.size} ranks," if ranks.size > 1 else ""
+    summary = f"parity: {count} gradients{over} within {ratio:.1f}x of torch's own {args.dtype} error ({seconds:.0f} s)"
     more = {"device": device, "batch_size": args.batch_size, "seq_len": args.seq_len, "grad_accum": args.grad_accum}
-    more |= {"batches": sum(map(len, groups))}
+    more |= {"batches": ranks.size * sum(map(len, groups))} | ({"ranks": ranks.size} if ranks.size > 1 else {})
     return certificate(setting, rows, None, **more, seconds=round(seconds, 1), summary=summary)
 
 
@@ -88,30 +100,37 @@ def counted(items: Iterable[Any], bar: Progress) -> Iterator[Any]:
         bar.update()
 
 
-def user_steps(start: Start, count: int) -> Iterator[list[Batch]]:
-    """The loader's next micro-batches, in groups: as many as a step takes, then one, then two, then single ones until
-    there are `count` in all.
+def user_steps(start: Start, count: int) -> tuple[list[list[Batch]], list[Step]]:
+    """Of the loader's next micro-batches, groups whose gradients to compare, and AdamW's steps of three kinds.
+
+    The groups: as many as a step takes, then one, then two, then single ones until there are `count` in all. With
+    several ranks, this rank's: all as many as its step takes, at least twice, so that what is captured is replayed.
+    The steps, the same on all ranks: from as many micro-batches as a rank's step takes, from one and from two.
     """
-    args = start.options
+    args, ranks = start.options, start.ranks
+    accumulated = start.micro_batches
+    if ranks.size == 1:
+        sizes = [accumulated, 1, 2] + [1] * max(0, count - accumulated - 3)
+    else:
+        sizes = [accumulated] * max(2, count // (accumulated * ranks.size))
 
     def micro_batches() -> Iterator[Batch]:
         while True:
-            x, y = start.loader.next_batch()
-            yield from zip(np.split(x, args.grad_accum), np.split(y, args.grad_accum), strict=True)
+            yield from start.loader.next_micro_batches(accumulated)
 
     endless = micro_batches()
-    for size in (args.grad_accum, 1, 2):
-        yield list(islice(endless, size))
-    for _ in range(max(0, count - args.grad_accum - 3)):
-        yield [next(endless)]
+    groups = [list(islice(endless, size)) for size in sizes]
+    of_all = iter([batch for group in groups for share in ranks.gather(group) for batch in share])
+    kinds = zip((accumulated, 1, 2), (args.lr, args.lr / 2, args.lr), strict=True)
+    return groups, [(list(islice(of_all, size)), rate, rate) for size, rate in kinds]
 
 
 def difference(trainer: Trainer, state: dict[str, np.ndarray], steps: int, asked: dict[str, Any]) -> str | None:
     """The first option, step, weight or moment in which the trainer is not what was asked for, or None."""
+    ours = trainer.arrays() | trainer.moments()  # before anything is returned: all ranks take part in gathering it
     for name, value in (asked | {"steps": steps}).items():
         if getattr(trainer, name) != value:
             return f"{name}: it has {getattr(trainer, name)}, and was asked for {value}"
-    ours = trainer.model.arrays() | trainer.moments()
     for name, array in state.items():
         if not np.array_equal(ours[name], array):
             return f"{name}: it does not begin with those it was given"

@@ -189,8 +189,8 @@ PLANTED: list[Row] = [
     (
         "the gate takes one micro-batch where a step takes more",
         GATE,
-        "for size in (args.grad_accum, 1, 2):",
-        "for size in (1, 1, 2):",
+        "sizes = [accumulated, 1, 2] +",
+        "sizes = [1, 1, 2] +",
         f"{IN_GATE}::test_the_gate_takes_the_batches_that_come",
     ),
     (

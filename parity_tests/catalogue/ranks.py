@@ -1,133 +1,117 @@
-"""Bugs on several ranks: what they compute together, and what they tell each other."""
+"""Bugs of several ranks: in what they send each other, in what each has of AdamW, and in the gate on them."""
 
 from parity_tests.catalogue import Row
 
-REFERENCE = "torch_ref/trainer.py"
-OF_REFERENCE = "torch_ref/tests/test_ranks.py::test_"
-SHARED_OUT = OF_REFERENCE + "two_ranks_are_one_process[variant0]"  # ZeRO-1, three micro-batches
-ON_ALL = OF_REFERENCE + "two_ranks_are_one_process[variant1]"  # every rank does all of AdamW, one micro-batch
-
-SENT = "[self.ranks.average(gradient, self.reduce_dtype) for gradient in gradients]"
-ACCUMULATED = """        self._accumulate_own(batches)
-        if self.ranks.size > 1:
-            self._average()
-        return self.loss
-"""
-# the last micro-batch's gradient of each rank stays its own, though the loss is the mean
-BEFORE_THE_LAST = """        self._accumulate_own(batches)
-        whole = [p.grad.clone() for p in self.parameters.values()]
-        self._accumulate_own(batches[-1:])
-        last = [p.grad / len(batches) for p in self.parameters.values()]
-        for p, total, own in zip(self.parameters.values(), whole, last, strict=True):
-            p.grad.copy_(total - own)
-        if self.ranks.size > 1:
-            self._average()
-        for p, own in zip(self.parameters.values(), last, strict=True):
-            p.grad += own
-        return self.loss
-"""
+TRAINER, FLAT, SENDING = "tinygrad_impl/trainer.py", "tinygrad_impl/flat.py", "data/distributed.py"
+GATE, AVERAGING = "parity_tests/gate.py", "parity_tests/averaging.py"
+TRAINING = "parity_tests/test_ranks.py::test_two_ranks_are_one_process"
+SENT = "data/tests/test_ranks.py::test_what_ranks_tell_each_other"
+IN_AVERAGING = "parity_tests/test_averaging.py::test_"
 
 PLANTED: list[Row] = [
-    ("the reference: gradients are not averaged over ranks", REFERENCE, SENT, "[]", SHARED_OUT),
-    ("the reference: gradients are not averaged over ranks, without ZeRO-1", REFERENCE, SENT, "[]", ON_ALL),
     (
-        "the reference: the sum over ranks for the mean",
-        REFERENCE,
-        "            work.wait()\n\n    def finite(",
-        "            work.wait()\n        torch._foreach_mul_(gradients, self.ranks.size)\n\n    def finite(",
-        SHARED_OUT,
-    ),
-    ("the reference: averaged before the last micro-batch only", REFERENCE, ACCUMULATED, BEFORE_THE_LAST, SHARED_OUT),
-    (
-        "the reference: clipped by the norm of the rank's own gradient",
-        REFERENCE,
-        "        if self.ranks.size > 1:\n",
-        "        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)\n        if self.ranks.size > 1:\n",
-        SHARED_OUT,
+        "ranks: gradients are not averaged",
+        TRAINER,
+        "        if send:\n            for bucket",
+        "        if False:\n            for bucket",
+        TRAINING,
     ),
     (
-        "the reference: the norm of the gradients whose AdamW the rank has",
-        REFERENCE,
-        "clip_grad_norm_(self.model.parameters(), self.clip)",
-        "clip_grad_norm_(self.own.values(), self.clip)",
-        SHARED_OUT,
+        "ranks: the sum of gradients for their mean, of parts",
+        SENDING,
+        "scatter(own, sent, op=dist.ReduceOp.AVG",
+        "scatter(own, sent, op=dist.ReduceOp.SUM",
+        SENT,
     ),
     (
-        "the reference: weights are not gathered for one step",
-        REFERENCE,
-        "            self._share({name: p.data for name, p in self.parameters.items()})",
-        "            if self.steps != 3:\n"
-        "                self._share({name: p.data for name, p in self.parameters.items()})",
-        SHARED_OUT,
+        "ranks: the sum of gradients for their mean",
+        SENDING,
+        "dist.all_reduce(sent, op=dist.ReduceOp.AVG",
+        "dist.all_reduce(sent, op=dist.ReduceOp.SUM",
+        SENT,
     ),
     (
-        "the reference: gradients of parameters whose AdamW is elsewhere go on from the last step's",
-        REFERENCE,
-        "self.model.zero_grad()",
-        "self.optimizer.zero_grad()",
-        SHARED_OUT,
+        "ranks: gradients are averaged before the last micro-batch only",
+        TRAINER,
+        "and i == len(batches):",
+        "and i == 1:",
+        TRAINING,
     ),
     (
-        "the reference: moments are gathered in the wrong order",
-        REFERENCE,
-        "self._share({name: tensor})",
-        "self._share({list(self.parameters)[-1 - list(self.parameters).index(name)]: tensor})",
-        SHARED_OUT,
+        "ranks: the norm of the part of a rank",
+        TRAINER,
+        "squares[: self.shards, 1:].sum()",
+        "squares[self.rank, 1:].sum()",
+        TRAINING,
     ),
     (
-        "the reference: moments that were gathered are lost where a run goes on",
-        REFERENCE,
-        "        for name, p in self.own.items():\n            self.optimizer.state[p] = {",
-        "        for name, p in list(self.own.items())[1:]:\n            self.optimizer.state[p] = {",
-        OF_REFERENCE + "two_jobs_have_the_same_bits_and_a_run_of_one_process_goes_on_in_two",
+        "ranks: the loss of rank 0 is reported for all",
+        TRAINER,
+        "loss = float(squares[:, 0].mean())",
+        "loss = float(squares[0, 0])",
+        TRAINING,
     ),
     (
-        "the reference: where a run goes on, every rank holds all moments",
-        REFERENCE,
-        "        for name, p in self.own.items():\n            self.optimizer.state[p] = {",
-        "        for name, p in self.parameters.items():\n            self.optimizer.state[p] = {",
-        OF_REFERENCE + "two_jobs_have_the_same_bits_and_a_run_of_one_process_goes_on_in_two",
+        "ranks: a part of AdamW begins one element late",
+        FLAT,
+        "begin = rank * size",
+        "begin = rank * size + (rank > 0)",
+        TRAINING,
     ),
     (
-        "the reference: every rank holds all moments",
-        REFERENCE,
-        "if not self.zero or self.owners[n] == ranks.rank}",
-        "}",
-        OF_REFERENCE + "what_a_ranks_adamw_holds[variant0]",
+        "ranks: moments are gathered in the wrong order",
+        TRAINER,
+        "self.ranks.whole(memory_of(kept), keep)",
+        "np.roll(self.ranks.whole(memory_of(kept), keep), bucket.size // 2)",
+        TRAINING,
     ),
     (
-        "the reference: the loss of rank 0 for all",
-        REFERENCE,
-        "float(self.ranks.numbers(self.loss).mean())",
-        "float(self.ranks.numbers(self.loss)[0, 0])",
-        SHARED_OUT,
+        "ranks: weights are not gathered after one of the steps",
+        TRAINER,
+        "        if self.shards == 1:\n            return\n",
+        "        if self.shards == 1 or self.steps == 3:\n            return\n",
+        TRAINING,
     ),
     (
-        "the reference: a rank's loss that is not a number is left out of the mean",
-        REFERENCE,
-        "float(self.ranks.numbers(self.loss).mean())",
-        "float(np.nanmean(self.ranks.numbers(self.loss)))",
-        OF_REFERENCE + "what_is_not_finite_on_one_rank_updates_none",
+        "ranks: gradients are sent in float32 whatever was asked for",
+        TRAINER,
+        "send(self._sent[bucket], self.reduce_dtype)",
+        "send(self._sent[bucket])",
+        "parity_tests/test_ranks.py::test_gradients_sent_as_bfloat16",
     ),
     (
-        "the reference: what is not finite on one rank is told of all",
-        REFERENCE,
-        "        self._accumulate_own(batches)\n        norm",
-        "        self.accumulate(batches)\n        norm",
-        OF_REFERENCE + "what_is_not_finite_on_one_rank_updates_none",
+        "ranks: the gate does not look at the ranks' windows",
+        GATE,
+        "wrong_windows(start)]",
+        "None]",
+        "parity_tests/test_ranks.py::test_the_gate_looks_at_the_windows",
     ),
     (
-        "the reference: gradients are sent in float32 though bfloat16 was asked for",
-        REFERENCE,
-        "self.ranks.average(gradient, self.reduce_dtype)",
-        "self.ranks.average(gradient)",
-        OF_REFERENCE + "gradients_that_are_sent_in_bfloat16",
+        "ranks: the gate proves what each rank has by itself",
+        GATE,
+        "            if ranks.size == 1:\n                gradients",
+        "            if ranks.size > 0:\n                gradients",
+        "parity_tests/test_ranks.py::test_the_gate",
     ),
     (
-        "the reference: ranks have equally many parameters, of whatever size",
-        REFERENCE,
-        "held[owner[name]] += sizes[name]",
-        "held[owner[name]] += 1",
-        OF_REFERENCE + "owners_have_about_as_many_elements_each",
+        "ranks: only the first rank's rows count",
+        AVERAGING,
+        "for found in by_rank if name in found])",
+        "for found in by_rank[:1] if name in found] or [by_rank[1][name]])",
+        f"{IN_AVERAGING}the_worst_rank_counts",
+    ),
+    (
+        "ranks: bfloat16 rounds one bit more",
+        AVERAGING,
+        "SENT = 2.0**-8",
+        "SENT = 2.0**-7",
+        f"{IN_AVERAGING}what_roundings_of_what_is_sent_may_do",
+    ),
+    (
+        "ranks: the mean's size in place of the sizes of what is sent",
+        AVERAGING,
+        "(norms[name] / self.size) ** 2",
+        "float(torch.as_tensor(value).norm()) ** 2",
+        f"{IN_AVERAGING}what_roundings_of_what_is_sent_may_do",
     ),
 ]
