@@ -4,6 +4,7 @@ from parity_tests.catalogue import Row
 
 GENERATE, COMPARE = "tinygrad_impl/generate.py", "tinygrad_impl/compare.py"
 BENCH, PEER = "tinygrad_impl/bench.py", "torch_ref/bench_worker.py"
+TABLES, RANKS = "tinygrad_impl/bench_tables.py", "tinygrad_impl/bench_ranks.py"
 DEVICE, CPU, PRODUCT = "tinygrad_impl/device.py", "tinygrad_impl/cpu.py", "tinygrad_impl/gemm.c"
 IN_GENERATE = "tinygrad_impl/tests/test_generate.py::test_"
 IN_COMPARE = "tinygrad_impl/tests/test_compare.py::test_"
@@ -147,7 +148,7 @@ PLANTED: list[Row] = [
     ),
     (
         "bench: GiB are called GB",
-        BENCH,
+        TABLES,
         'f"{row[k] / 1e9:.2f}"',
         'f"{row[k] / 2**30:.2f}"',
         IN_BENCH + "figures",
