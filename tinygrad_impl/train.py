@@ -5,8 +5,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from tinygrad.helpers import DEV
+
 import data.runs.options
 from data.cli import ArgumentParser, InputError, run
+from data.launch import note_idle_gpus, place_process
+from data.ranks import joined
 from data.runs.find_lr import find_learning_rate
 from data.runs.implementation import Implementation
 from data.runs.loop import train
@@ -49,10 +53,9 @@ def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
 
 def main() -> None:
     given = {"kernels": "auto"} | parse(parser(), sys.argv[1:])
-    if not given.get("quiet"):
-        print("opening the device, the data and the weights", flush=True)
-    device = open_device(given.get("device"))
-    with begin(given, device) as start:
+    device = open_device(place_process("tinygrad_impl.train", sys.argv[1:], given, otherwise=DEV.device))
+    note_idle_gpus(given, device)
+    with joined(device, given.get("timeout", 600)) as ranks, begin(given, device) as start:
         train_from(start, given["kernels"], device)
 
 

@@ -13,12 +13,14 @@ from typing import Any
 
 from data.checkpoints.config import PRESETS, parameter_count
 from data.cli import ArgumentParser, InputError, real, whole
+from data.launch import count
 from data.runs.run_folder import read_sealed
 from data.text.formats import AS_GIVEN, ERRORS
 
 PORTS = {"parity", "kernels"}  # options of the port alone
-FREE = (*PORTS, "device", "keep", "quiet", "tensorboard")  # may change from one part of a run to the next
-UNRECORDED = ("out", "resume", "config", "find_lr", "rewarm", "quiet")  # belong to one call, not to the run
+FREE = (*PORTS, "device", "gpus", "timeout", "keep", "quiet", "tensorboard")  # may change from one part of a run to the next
+# belong to one call, not to the run
+UNRECORDED = ("out", "resume", "config", "find_lr", "rewarm", "quiet", "gpus", "timeout")
 SIZES = ("n_layer", "n_head", "n_embd", "n_positions")  # that may differ from the preset's
 GO_WITH = {"data": ("valid", "field", "errors"), "init": ("preset", *SIZES)}  # are of that option, for --config
 LONGER = ("steps", "rewarm", "eval_every", "sample_every", "save_every")  # go with --resume and --steps
@@ -90,6 +92,12 @@ class Options:
     dtype: str = option(HOW, "of matmuls; weights stay float32", choices=("float32", "bfloat16"))
     seed: int = option(HOW, "of weights, order of data, and samples (1337)", 1337, type=whole(0), metavar="N")
     device: str | None = option(HOW, "CPU, CUDA, METAL, ...; by default the best there is", None, metavar="NAME")
+    gpus: str | None = option(
+        HOW, "train on so many GPUs of this host, or all; with --device CPU processes", None, type=count, metavar="N|all"
+    )
+    timeout: int = option(
+        HOW, "seconds after which a rank that is waited for counts as lost (600)", 600, type=whole(1), metavar="SECONDS"
+    )
     eval_every: int = option(KEEP, "steps between validation losses", **NUMBER)
     eval_tokens: int = option(KEEP, "validate on the first N; 0: the whole split", type=whole(0), metavar="N")
     sample_every: int = option(KEEP, "steps between samples", **NUMBER)

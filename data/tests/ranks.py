@@ -56,8 +56,8 @@ def _run(
 ) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    try:
-        with joined("CPU", PATIENCE) as ranks:
+    with joined("CPU", PATIENCE) as ranks:
+        try:
             replies.send((True, function(ranks, *args)))
-    except BaseException:
-        replies.send((False, traceback.format_exc()))
+        except BaseException:
+            replies.send((False, traceback.format_exc()))
