@@ -27,18 +27,19 @@ from typing import Any
 
 import numpy as np
 from tinygrad import Device
+from tinygrad.helpers import DEV
 
 from data.checkpoints.config import PRESETS, GPT2Config, flops_a_token, parameter_count
 from data.checkpoints.initialize import initial_weights
 from data.cli import ArgumentParser, InputError, Progress, refuse_missing_folder, run, whole
 from data.files import atomic_write
-from data.gpu import show_one_gpu
-from data.ranks import ALONE, Ranks, joined, place
+from data.launch import OPTION, count, launch
+from data.ranks import ALONE, Ranks, joined, place, rank_device
 from data.runs.options import RECIPES
 from data.runs.revision import revision
 from tinygrad_impl import bench_tables as tables
 from tinygrad_impl.backend import CHOICES, Backend, choose
-from tinygrad_impl.bench_peers import Worker, free_port, peers, worker
+from tinygrad_impl.bench_peers import Worker, meeting, peers, worker
 from tinygrad_impl.bench_ranks import MEMORY, of_all, of_one, one_gpu, summed
 from tinygrad_impl.device import device_name, open_device
 from tinygrad_impl.internals import HighWater, compiled_kernels, free_memory, one_by_one
@@ -109,13 +110,13 @@ def compare(
     names = ["tinygrad", *args.against]
     step = ranks.size * B * T  # tokens
     flops = flops_a_token(config, T) * step
-    meetings = ranks.broadcast([free_port() for _ in args.against]) if ranks.size > 1 else [None] * len(args.against)
+    meetings = [meeting(ranks) for _ in args.against]
     with ExitStack() as stack:
         shown: dict[str, Any] = {"desc": "measuring", "unit": "turn", "disable": ranks.rank > 0}
         progress = stack.enter_context(Progress(total=len(names) * (1 + len(rounds)), **shown))
         file = Path(stack.enter_context(tempfile.TemporaryDirectory()), "tokens.npy")
         np.save(file, tokens)
-        workers = {n: stack.enter_context(worker(n, port)) for n, port in zip(args.against, meetings, strict=True)}
+        workers = {n: stack.enter_context(worker(n, where)) for n, where in zip(args.against, meetings, strict=True)}
         begun, contenders = {}, dict[str, Port | Worker]()
         for name, peer in workers.items():  # before tinygrad, which gives none of its memory back
             progress.set_postfix_str(f"{name} begins")
@@ -213,7 +214,8 @@ def command() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m tinygrad_impl.bench",
         description="Measure how fast tinygrad trains, beside PyTorch on the same device.",
-        epilog="example: python -m tinygrad_impl.bench --batch-size 32 --against torch-eager,torch-compile",
+        epilog="example: python -m tinygrad_impl.bench --batch-size 32 --against torch-eager,torch-compile; "
+        "--batch-size is of each GPU",
     )
     parser.add_argument("--preset", choices=PRESETS, default="gpt2", help="the model's size (default: %(default)s)")
     parser.add_argument("--batch-size", type=whole(1), metavar="N", help="windows in a step (default: as train)")
@@ -228,13 +230,19 @@ def command() -> ArgumentParser:
         help="torch-eager, torch-compile, both with a comma, or none (default: torch-compile; on a CPU torch-eager)",
     )
     parser.add_argument("--device", metavar="NAME", help="CPU, CUDA, METAL, ...; by default the best there is")
+    parser.add_argument(
+        OPTION,
+        type=count,
+        metavar="N",
+        help="measure so many GPUs of this host (all: all there are), and one beside them",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--profile", action="store_true", help="show the time of each of tinygrad's kernels too")
     return parser
 
 
 def main() -> None:
-    args, here = command().parse_args(), place()
+    args = command().parse_args()
     config, recipe = PRESETS[args.preset], RECIPES[args.preset]
     refuse_missing_folder(args.json)
     args.seq_len = args.seq_len or min(recipe.seq_len, config.n_positions)
@@ -242,11 +250,13 @@ def main() -> None:
         raise InputError(
             f"--seq-len {args.seq_len} is over the model's context of {config.n_positions} tokens; give fewer"
         )
+    wanted = args.device or DEV.device or None
+    if args.gpus:
+        launch("tinygrad_impl.bench", sys.argv[1:], args.gpus, wanted, TIMEOUT)
+    here = place()
     if here and args.profile:
-        raise InputError("--profile is of one GPU; leave it out, or torchrun")
-    if here and args.device in (None, "CUDA"):
-        show_one_gpu(here.local_rank)
-    device = open_device(args.device)
+        raise InputError("--profile is of one GPU's kernels; leave it out, or start this on one")
+    device = open_device(rank_device(wanted, here) if here else args.device)
     args.batch_size = args.batch_size or recipe.batch_size
     args.dtype = args.dtype or ("bfloat16" if device == "CUDA" else "float32")
     args.steps = args.steps or (10 if device == "CPU" else 100)
@@ -256,8 +266,6 @@ def main() -> None:
         raise InputError(f"PyTorch is measured on CPU and CUDA, not on {device}; pass --against none")
     if args.against and importlib.util.find_spec("torch") is None:
         raise InputError("PyTorch is not installed; `pip install torch`, or pass --against none")
-    if here and device not in TORCH_DEVICES:
-        raise InputError(f"several processes train together on CPU and CUDA, not on {device}; leave torchrun out")
     backend = choose(args.kernels, config, device, bfloat16=args.dtype == "bfloat16")
     said: dict[str, Any] = {
         "command": ["python", "-m", "tinygrad_impl.bench", *sys.argv[1:]],

@@ -1,6 +1,7 @@
 """The processes of PyTorch's that tinygrad_impl.bench measures: each runs torch_ref.bench_worker."""
 
 import argparse
+import ctypes
 import json
 import os
 import signal
@@ -8,16 +9,28 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from data.cli import InputError
+from data.ranks import Ranks, meeting_point
 
 PEERS = ("torch-eager", "torch-compile")
 OURS = ("CC", "ZIG", "DEV", "CUDA_PATH", "NVRTC_PATH")  # variables that tinygrad_impl sets for tinygrad
-STORE = ("TORCHELASTIC_USE_AGENT_STORE",)  # says that it is torchrun's own port where ranks meet
+STARTED = (  # what makes a process a rank, by torchrun or srun, and says that ranks meet at torchrun's own port
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"),
+    "TORCHELASTIC_USE_AGENT_STORE",
+)
+LIBC = ctypes.CDLL(None)
+DEATH = 1  # PR_SET_PDEATHSIG of Linux's prctl
+
+
+def end_with_parent() -> None:
+    """In a new process: it is killed when this one ends, however that ends, and whatever the other is waiting for."""
+    if sys.platform == "linux":
+        LIBC.prctl(DEATH, signal.SIGKILL)
 
 
 def peers(text: str) -> list[str]:
@@ -58,17 +71,16 @@ class Worker:
         return self.ask("run", steps=steps)
 
 
-def environment(without: Sequence[str]) -> dict[str, str]:
-    """Of a process that is to find this project, and nothing that tinygrad_impl has set for tinygrad."""
+def environment() -> dict[str, str]:
+    """Of a process that finds this project, without what tinygrad_impl set for tinygrad, and without what made a rank."""
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    kept = {key: value for key, value in os.environ.items() if key not in (*OURS, *without)}
+    kept = {key: value for key, value in os.environ.items() if key not in (*OURS, *STARTED)}
     return kept | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 @contextmanager
-def worker(name: str, port: int | None = None) -> Iterator[Worker]:
-    """With a `port` it can train with the other ranks' workers, which meet there, on rank 0's host."""
-    meeting = {} if port is None else {"MASTER_PORT": str(port)}
+def worker(name: str, meeting: Mapping[str, str] | None = None) -> Iterator[Worker]:
+    """By a `meeting` it can train with the workers of the other ranks."""
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "torch_ref.bench_worker"],
@@ -76,7 +88,8 @@ def worker(name: str, port: int | None = None) -> Iterator[Worker]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=environment(without=STORE) | meeting,
+            env=environment() | dict(meeting or {}),
+            preexec_fn=end_with_parent,
         )
         try:
             yield Worker(name, process, errors)
@@ -85,8 +98,16 @@ def worker(name: str, port: int | None = None) -> Iterator[Worker]:
             process.communicate()
 
 
-def free_port() -> int:
-    """A port of this host that nothing uses."""
+def meeting(ranks: Ranks) -> dict[str, str]:
+    """The variables by which a process is the rank that this one is, among processes that meet at a port of their own
+    on rank 0's host; none where this one is alone.
+    """
+    if ranks.size == 1:
+        return {}
     with socket.socket() as free:
         free.bind(("", 0))
-        return int(free.getsockname()[1])
+        port = ranks.broadcast(free.getsockname()[1])
+    found: dict[str, Any] = {"RANK": ranks.rank, "WORLD_SIZE": ranks.size}
+    found |= {"LOCAL_RANK": ranks.local_rank, "LOCAL_WORLD_SIZE": ranks.local_size}
+    found |= {"MASTER_ADDR": meeting_point()[0], "MASTER_PORT": port}
+    return {name: str(value) for name, value in found.items()}

@@ -11,10 +11,9 @@ from typing import Any
 
 from data.cli import InputError
 from data.ranks import Ranks
-from tinygrad_impl.bench_peers import STORE, environment
+from tinygrad_impl.bench_peers import end_with_parent, environment
 
 MEMORY = ("allocated_bytes", "held_bytes")
-TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", *STORE)  # what makes a process a rank
 
 
 def of_all(figures: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
@@ -45,7 +44,10 @@ def one_gpu(args: argparse.Namespace, device: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "one.json")
         command = [sys.executable, "-m", "tinygrad_impl.bench", *map(str, options), "--json", str(file)]
-        code = subprocess.run(command, stdout=subprocess.DEVNULL, env=environment(without=TORCHRUN)).returncode
+        started = subprocess.run(
+            command, stdout=subprocess.DEVNULL, env=environment(), preexec_fn=end_with_parent, check=False
+        )
+        code = started.returncode
         if code == 2:
             sys.exit(2)  # it has said why
         if code:

@@ -305,7 +305,7 @@ def scripted(small: None, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(bench, "Port", Port)
 
     @contextmanager
-    def worker(name: str, port: int | None = None) -> Iterator[Figures]:
+    def worker(name: str, meeting: dict[str, str] | None = None) -> Iterator[Figures]:
         yield contenders.get(name, Figures(name, [], [], log))
 
     @contextmanager

@@ -4,7 +4,10 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -55,30 +58,33 @@ class Contender:
         return self.figures
 
 
-def compared(ranks: Ranks, *peers: str) -> tuple[dict[str, Any], list[Any]]:
-    """What `bench.compare` finds on a rank, and what the contenders there were given and asked."""
+def compared(ranks: Ranks, *peers: str) -> tuple[dict[str, Any], list[Any], str | None]:
+    """What `bench.compare` finds on a rank, what the contenders there were given and asked, and the ranks' own port."""
     log: list[Any] = []
 
     @contextmanager
-    def worker(name: str, port: int | None = None) -> Iterator[Contender]:
-        log.append((name, port))
+    def worker(name: str, meeting: dict[str, str] | None = None) -> Iterator[Contender]:
+        log.append((name, meeting))
         yield Contender(name, ranks.rank, log)
 
-    def port(*given: Any) -> Contender:
-        log.append(("Port", *given[1:]))
-        return Contender("tinygrad", ranks.rank, log)
+    class Port:
+        def __new__(cls, *given: Any) -> Contender:  # type: ignore[misc]
+            log.append(("Port", *given[1:]))
+            return Contender("tinygrad", ranks.rank, log)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "worker", worker)
-        patch.setattr(bench, "Port", port)
+        patch.setattr(bench, "Port", Port)
         args = argparse.Namespace(**{**vars(OPTIONS), "against": list(peers)})
         found = bench.compare(args, CONFIG, "CPU", Plain(), ranks)
-    return found, [tuple("ranks" if given is ranks else given for given in entry) for entry in log]
+    log = [tuple("ranks" if given is ranks else given for given in entry) for entry in log]
+    return found, log, os.environ.get("MASTER_PORT")
 
 
 def test_two_ranks() -> None:
     """Each has its own tokens and its own worker, which meets the other; a step takes as long as on the slower one."""
-    (first, log), (second, other) = in_ranks(2, compared, "torch-eager")
+    (first, log, _), (second, other, _) = found = in_ranks(2, compared, "torch-eager")
+    places = [own for *_, own in found]
     assert first["contenders"].keys() == {"tinygrad", "torch-eager"}
     rates = {"tinygrad": 2 * 60 / 3.5, "torch-eager": 2 * 60 / 9.5}  # the medians of 2 and 5, and of 3 and 16
     for found, own in ((first, 1e9), (second, 2e9)):
@@ -91,9 +97,12 @@ def test_two_ranks() -> None:
             assert row["held_bytes_largest"] == 5e9
         assert found["flops_a_step"] == 2 * bench.flops_a_token(CONFIG, 20) * 60
         assert found["ceiling"] == {"n": 768, "flops": 3e9, "bytes": 4e9, "dtype": "float32"}
-    ports = [entry[1] for entry in (log[0], other[0])]
-    assert 0 < ports[0] == ports[1]
+    ports = {entries[0][1].pop("MASTER_PORT") for entries in (log, other)}
+    assert len(ports) == 1  # at which the ranks themselves are not
+    assert ports.isdisjoint({"0", *places})
     for rank, entries in enumerate((log, other)):
+        where = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
+        assert entries[0] == ("torch-eager", {name: str(value) for name, value in where.items()})
         build = next(entry[2] for entry in entries if entry[1] == "build")
         assert build["ranks"] is True
         assert build["config"] == asdict(CONFIG)
@@ -106,8 +115,8 @@ def test_two_ranks() -> None:
 
 def test_alone_nothing_is_exchanged() -> None:
     """As without ranks: no port, no mention of ranks, and no more figures."""
-    found, log = compared(ALONE, "torch-eager")
-    assert log[0] == ("torch-eager", None)
+    found, log, _ = compared(ALONE, "torch-eager")
+    assert log[0] == ("torch-eager", {})
     assert "ranks" not in log[1][2]
     assert not [key for key in found["contenders"]["tinygrad"] if "largest" in key]
 
@@ -153,7 +162,12 @@ def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
 
     def compare(args: argparse.Namespace, config: GPT2Config, device: str, backend: Any, ranks: Ranks) -> Any:
         log.append(("all", ranks.size))
-        row = {"tokens_per_second": 36.0, "step_seconds": 3.5, "step_seconds_10th": 3.0, "step_seconds_90th": 4.0}
+        row: dict[str, Any] = {
+            "tokens_per_second": 36.0,
+            "step_seconds": 3.5,
+            "step_seconds_10th": 3.0,
+            "step_seconds_90th": 4.0,
+        }
         row |= {"flops": 1e9, "share_of_ceiling": None, "first_step_seconds": 1.0, "first_steps_seconds": 2.0}
         row |= {"compiled": 1, "first_loss": 6.5}
         memory = {"allocated_bytes": 2 * 10**9, "allocated_bytes_largest": 3 * 10**9}
@@ -200,26 +214,42 @@ def test_other_ranks_are_silent(job: list[Any], tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.iterdir())
 
 
-def test_each_rank_has_its_gpu(job: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That of its number on its host, before anything opens CUDA."""
-    shown: list[Any] = []
-    monkeypatch.setattr(bench, "show_one_gpu", shown.append)
-    monkeypatch.setattr(bench, "open_device", lambda name: shown.append(name) or "CPU")
+def test_each_rank_has_its_device(job: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is known before one is opened."""
+    asked: list[Any] = []
+
+    def rank_device(wanted: str | None, here: Place) -> str:
+        asked.append((wanted, here.local_rank))
+        return "CUDA"
+
+    def open_device(name: str | None) -> str:
+        asked.append(name)
+        return "CPU"
+
+    monkeypatch.setattr(bench, "rank_device", rank_device)
+    monkeypatch.setattr(bench, "open_device", open_device)
     monkeypatch.setattr(bench, "place", lambda: Place(3, 4, 1, 2))
-    for device in ([], ["--device", "CUDA"], ["--device", "cuda"]):
-        shown.clear()
-        assert call(bench.main, "--preset", "tiny", *device, cwd=tmp_path).code == 0
-        assert shown == [1, *(device[1:] or [None])]
-    shown.clear()
     assert call(bench.main, *TINY, cwd=tmp_path).code == 0
-    assert shown == ["CPU"]
+    assert asked == [("CPU", 1), "CUDA"]
 
 
-def test_what_ranks_refuse(job: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus(job: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--gpus` starts the same command on each of them, and this process ends with that."""
+    asked: list[Any] = []
+
+    def launch(*given: Any) -> None:
+        asked.append(given)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(bench, "launch", launch)
+    assert call(bench.main, *TINY, "--gpus", 4, cwd=tmp_path).code == 0
+    assert asked == [("tinygrad_impl.bench", [*TINY, "--gpus", "4"], "4", "CPU", bench.TIMEOUT)]
+    assert job == []
+
+
+def test_the_kernels_of_ranks_are_not_profiled(job: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "place", lambda: Place(0, 2, 0, 2))
     refused(call(bench.main, *TINY, "--profile", cwd=tmp_path), "--profile is of one GPU")
-    monkeypatch.setattr(bench, "open_device", lambda name: "METAL")
-    refused(call(bench.main, "--preset", "tiny", "--device", "METAL", cwd=tmp_path), "on CPU and CUDA, not on METAL")
     assert job == []
 
 
@@ -232,7 +262,7 @@ def test_one_gpu_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     started: list[Any] = []
     code = 0
 
-    def start(command: list[str], env: dict[str, str], **options: Any) -> Any:
+    def start(command: list[str], env: dict[str, str], **_: Any) -> Any:
         started.append((command, env))
         Path(command[-1]).write_text('{"found": 1}')
         return argparse.Namespace(returncode=code)
@@ -258,15 +288,33 @@ def test_one_gpu_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         bench_ranks.one_gpu(args, "CUDA")
 
 
+def test_a_worker_ends_with_its_rank() -> None:
+    """Killed, the rank cannot end it; and it may be waiting for other ranks, rather than for what its rank asks."""
+    code = "import sys; from tinygrad_impl.bench_peers import worker\n"
+    code += "with worker('torch-eager') as peer: print(peer.process.pid, flush=True); sys.stdin.read()"
+    rank = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert rank.stdout
+    pid = int(rank.stdout.readline())
+    os.kill(pid, signal.SIGSTOP)  # it would see that nobody asks any more
+    rank.kill()
+    rank.communicate()
+    until = time.monotonic() + 30
+    while Path(f"/proc/{pid}/stat").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 def test_workers_meet_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not at torchrun's port, where the ranks themselves are."""
     for name, value in (TORCHRUN | MEETING).items():
         monkeypatch.setenv(name, value)
-    for port in (4321, None):
-        with bench_peers.worker("torch-eager", port) as peer:
+    for meeting in ({"MASTER_PORT": "4321", "RANK": "1"}, None):
+        with bench_peers.worker("torch-eager", meeting) as peer:
             said = Path(f"/proc/{peer.process.pid}/environ").read_bytes().split(b"\0")
         environment = dict(entry.decode().split("=", 1) for entry in said if entry)
+        assert {name: environment.get(name) for name in TORCHRUN} == dict.fromkeys(TORCHRUN) | (
+            {"RANK": "1"} if meeting else {}
+        )
         assert "TORCHELASTIC_USE_AGENT_STORE" not in environment
-        assert environment["MASTER_PORT"] == ("1" if port is None else "4321")
-        assert {name: environment[name] for name in TORCHRUN} == TORCHRUN
+        assert environment["MASTER_PORT"] == ("4321" if meeting else "1")
     assert os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True"
