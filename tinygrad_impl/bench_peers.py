@@ -72,7 +72,7 @@ class Worker:
 
 
 def environment() -> dict[str, str]:
-    """Of a process that finds this project, without what tinygrad_impl set for tinygrad, and without what made a rank."""
+    """Of a process that finds this project, but not what tinygrad_impl set for tinygrad, nor what makes a rank."""
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     kept = {key: value for key, value in os.environ.items() if key not in (*OURS, *STARTED)}
     return kept | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
