@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-import data.runs.loop
+import data.ranks
 import data.runs.recorder
 import data.runs.sameness
 import data.runs.start
@@ -97,6 +97,7 @@ def command(ranks: Ranks, folder: Path, words: Sequence[object], prepare: Prepar
         patch.setattr(data.runs.start, "of_folder", lambda folder, vocab_size: NameOnly({}))
         patch.setattr(Figure, "savefig", lambda figure, file, **_: file.write(b"a picture"))
         patch.setattr(data.runs.recorder, "revision", lambda: SOURCE)
+        patch.setattr(data.ranks, "TURN", 0.0)  # errors are told at once
         prepare(stub, patch)
         result = call(stub.main, *words, cwd=folder)
     sampled = [step for step, *_ in stub.sampled]
