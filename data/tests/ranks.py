@@ -13,15 +13,8 @@ from data.ranks import joined
 
 # Processes are forked from one that has imported these, which takes seconds; not from the tests', which has threads.
 PRELOADED = [
-    "numpy",
-    "torch.distributed",
-    "tinygrad",
-    "data.distributed",
-    "pytest",
-    "matplotlib.figure",
-    "tokenizers",
-    "tiktoken",
-    "huggingface_hub",
+    *("numpy", "torch.distributed", "tinygrad", "data.distributed"),
+    *("pytest", "matplotlib.figure", "tokenizers", "tiktoken", "huggingface_hub"),
 ]
 PATIENCE = 120.0  # seconds for all of it, on a busy machine
 

@@ -1,4 +1,4 @@
-"""Training on several ranks that exchange through gloo: what one process would do, and what ends all of them at once."""
+"""Training on several ranks that exchange through gloo: what one process would do, and what ends them all at once."""
 
 import os
 import re
@@ -262,7 +262,8 @@ def test_rank_0_alone_speaks_and_samples(seen: list[dict[str, Any]]) -> None:
     one, other, _ = (found["run"] for found in seen)
     assert (other.result.out, other.result.err, other.sampled) == ("", "", [])
     assert one.sampled == [0, 3, 6]
-    said = "2 ranks on 1 host: 2 x abacus of 9 beads; global batch: 12 windows, 96 tokens, 6 a rank in 2 micro-batches of 3"
+    said = "2 ranks on 1 host: 2 x abacus of 9 beads; global batch: 12 windows, 96 tokens, 6 a rank in 2 micro-batches"
+    said += " of 3"
     assert said in one.result.out.splitlines()
     assert seen[2]["run"].result.out.count("global batch") == 0
 
@@ -286,7 +287,7 @@ def test_rank_0_names_a_new_run(seen: list[dict[str, Any]], place: Path) -> None
 
 def test_all_stop_after_the_same_step_and_go_on(seen: list[dict[str, Any]], place: Path) -> None:
     """Rank 1 alone is told, twice within a moment, which is no second request."""
-    one, other, alone = seen
+    one, other, _ = seen
     for found in (one, other):
         assert found["stopped"].result.code == 128 + signal.SIGTERM
         assert len(found["stopped"].stepped) == 3
