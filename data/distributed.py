@@ -10,6 +10,7 @@ import traceback
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ import torch.distributed as dist
 
 from data.cli import InputError, Lost, ending
 from data.ranks import Place, Ranks, Work
-from data.watch import DOUBT, Watch
+from data.watch import Watch
 
 # PyTorch 2.13 has other names for these, and warns of those before
 scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -43,19 +44,30 @@ class Job(Ranks):
         self._calls = 0  # how many times something was asked of all ranks
         self._since: float | None = None  # when this thread began to wait for the others
         self._sent = deque[tuple[float, Any]]()  # what is under way, and since when
-        self._has_store = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        store = connected(point, self._has_store, timeout)
-        self._watch = Watch(place, connected(point, False, timeout), timeout, self._waiting_since, lambda: self._calls)
-        meet(place, store, timeout)
+        has_store = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        self._store, self._timeout = connected(point, has_store, timeout), timeout
+        own = connected(point, False, timeout)
+        self._watch = Watch(place, own, has_store, timeout, self._waiting_since, lambda: self._calls)
+        try:
+            meet(place, self._store, timeout)
+        except InputError:
+            self._watch.linger()
+            raise
+        except RuntimeError:
+            raise InputError("rank 0 or its torchrun ended before all ranks were there; see what it said") from None
         self._watch.start()
+
+    def join(self) -> None:
+        """Connects the ranks; nothing else can be asked of them before."""
+        on_gpu = self.device.type == "cuda"
         with self._together():
             dist.init_process_group(
-                "nccl" if device == "CUDA" else "gloo",
-                store=store,
+                "nccl" if on_gpu else "gloo",
+                store=self._store,
                 rank=self.rank,
                 world_size=self.size,
-                device_id=self.device if device == "CUDA" else None,
-                timeout=timedelta(seconds=timeout + LATER),
+                device_id=self.device if on_gpu else None,
+                timeout=timedelta(seconds=self._timeout + LATER),
             )
 
     def leave(self) -> None:
@@ -69,12 +81,12 @@ class Job(Ranks):
         """Ends this process for an error. One rank tells it: the first that had one, since the others' may follow from
         that.
         """
+        self._watch.leave()
         where = f" on rank {self.rank} ({who()})"
         code, said = ending(e, where) or (1, "".join(traceback.format_exception(e)))
         if self._watch.claim():
             sys.stderr.write(said)
-        if self._has_store:  # until the others have seen that it was told
-            time.sleep(DOUBT + 1)
+        self._watch.linger()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # without waiting for NCCL, which waits for the others
@@ -124,39 +136,60 @@ class Job(Ranks):
         with self._together():
             dist.barrier()
 
-    def average(self, whole: Any) -> Work:
-        return self._send(dist.all_reduce(tensor_of(whole), op=dist.ReduceOp.AVG, async_op=True))
+    def shared(self, memory: Any) -> torch.Tensor:
+        return tensor_of(memory)
 
-    def reduce(self, whole: Any) -> Work:
+    def average(self, whole: Any, dtype: str = "float32") -> Work:
         tensor = tensor_of(whole)
-        return self._send(scatter(self._part(tensor), tensor, op=dist.ReduceOp.AVG, async_op=True))
+        sent = rounded(tensor, dtype)
+        return self._send(dist.all_reduce(sent, op=dist.ReduceOp.AVG, async_op=True), sent, tensor)
+
+    def reduce(self, whole: Any, dtype: str = "float32") -> Work:
+        tensor = tensor_of(whole)
+        sent = rounded(tensor, dtype)
+        own = self._part(sent)
+        return self._send(scatter(own, sent, op=dist.ReduceOp.AVG, async_op=True), own, self._part(tensor))
 
     def collect(self, whole: Any) -> Work:
         tensor = tensor_of(whole)
-        return self._send(gather(tensor, self._part(tensor), async_op=True))
+        return self._send(gather(tensor, self._part(tensor), async_op=True), tensor, tensor)
+
+    def whole(self, part: Any, keep: bool) -> np.ndarray | None:
+        tensor = tensor_of(part)
+        found = tensor.new_empty(self.size * tensor.numel())
+        with self._together():
+            gather(found, tensor)
+            return found.cpu().numpy() if keep else None
 
     def share(self, whole: Any, source: int) -> Work:
-        return self._send(dist.broadcast(tensor_of(whole), src=source, async_op=True))
+        tensor = tensor_of(whole)
+        return self._send(dist.broadcast(tensor, src=source, async_op=True), tensor, tensor)
 
     def _part(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.view(self.size, -1)[self.rank]
 
-    def _send(self, work: Any) -> Work:
-        assert work is not None  # as it is for ranks that take no part
+    def _send(self, work: Any, sent: torch.Tensor, place: torch.Tensor) -> Work:
         self._calls += 1
         self._sent.append((time.monotonic(), work))
-        return Sending(self, work)
+        return Sending(self, work, sent, place)
 
 
+@dataclass
 class Sending:
-    """What is being sent. Waiting for it is waiting for the other ranks."""
+    """What is being sent, for which a rank waits for the others. It arrives in `sent`, and goes into `place` if that is
+    elsewhere.
+    """
 
-    def __init__(self, job: Job, work: Any):
-        self.job, self.work = job, work
+    job: Job
+    work: Any
+    sent: torch.Tensor
+    place: torch.Tensor
 
     def wait(self) -> None:
         with self.job._together():
             self.work.wait()
+        if self.sent.data_ptr() != self.place.data_ptr():
+            self.place.copy_(self.sent)
 
 
 def connected(point: tuple[str, int], serve: bool, timeout: float) -> Any:
@@ -218,6 +251,11 @@ def job_name() -> str:
     """The job that this process belongs to, as whatever started it calls it."""
     names = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID")
     return ".".join(os.environ[name] for name in names if name in os.environ) or "none"
+
+
+def rounded(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
+    """The tensor itself, or a copy in bfloat16."""
+    return tensor.bfloat16() if dtype == "bfloat16" else tensor
 
 
 def tensor_of(memory: Any) -> torch.Tensor:

@@ -92,7 +92,8 @@ def launch(module: str, argv: Sequence[str], wanted: str, device: str | None, ti
     if size == 1:
         return
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(timeout)))
-    logging.disable(logging.ERROR)  # what torchrun says of a failure; whichever rank failed has told it
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a rank tells what is wrong; not PyTorch as well
+    logging.disable(logging.ERROR)  # nor torchrun
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

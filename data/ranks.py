@@ -73,12 +73,18 @@ class Ranks:
     def barrier(self) -> None:
         """Until all ranks are here."""
 
-    def average(self, whole: Any) -> Work:
-        """Makes `whole` the mean over ranks, in place, on all of them."""
+    def shared(self, memory: Any) -> Any:
+        """The same memory as what is sent soonest."""
+        return memory
+
+    def average(self, whole: Any, dtype: str = "float32") -> Work:
+        """Makes `whole` the mean over ranks, in place, on all of them. It is sent as it is, or in "bfloat16"."""
         return Done()
 
-    def reduce(self, whole: Any) -> Work:
-        """Makes this rank's part of `whole` the mean over ranks, in place; what the other parts become is undefined."""
+    def reduce(self, whole: Any, dtype: str = "float32") -> Work:
+        """Makes this rank's part of `whole` the mean over ranks, in place; what the other parts become is undefined.
+        It is sent as in `average`.
+        """
         return Done()
 
     def collect(self, whole: Any) -> Work:
@@ -88,6 +94,10 @@ class Ranks:
     def share(self, whole: Any, source: int) -> Work:
         """Makes `whole`, of any shape, what it is on rank `source`, in place, on all ranks."""
         return Done()
+
+    def whole(self, part: Any, keep: bool) -> np.ndarray | None:
+        """All ranks' parts, which are alike in size, one after another; None where a rank does not `keep` them."""
+        return np.array(part) if keep else None
 
 
 ALONE = Ranks()
@@ -212,15 +222,17 @@ def joined(device: str, timeout: float) -> Iterator[Ranks]:
     if found is None:
         yield ALONE
         return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what is amiss is said below, once
     from data.distributed import Job  # here, because it imports PyTorch
 
     job = Job(found, device, timeout, meeting_point())
     try:
-        yield job
+        job.join()
+        try:
+            yield job
+        except SystemExit:
+            job.leave()
+            raise
+        job.leave()
     except (Exception, KeyboardInterrupt) as e:
         job.fail(e)
-    except SystemExit:
-        job.leave()
-        raise
-    else:
-        job.leave()

@@ -23,18 +23,27 @@ BEAT = 0.5  # seconds between two signs of life
 DOUBT = 3.0  # seconds without one, after which a rank is gone or stopped
 PATIENCE = 10.0  # seconds that ranks have to come out of waiting when the job is asked to end
 WRITING = 30.0  # seconds that threads have to finish the files that they write
+REMEDY = "what is saved is not lost: go on with --resume RUN"
+GONE = f"rank 0 or its torchrun was killed, where the ranks of this job meet; {REMEDY}"
 DEATH = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 class Watch:
-    """The thread of one rank. `store` is a connection of its own to what all ranks share (`set`, `get`, `check`,
-    `compare_set`); `since` tells since when (monotonic seconds) the rank has been waiting for others, None: it has not;
-    `calls` how many times it has.
+    """The thread of one rank. `store` is a connection of its own to what all ranks share (`set`, `get`, `check` and
+    `compare_set`), and `has_store` tells whether this process keeps that; `since` tells since when (monotonic seconds)
+    the rank has been waiting for others, None: it has not; `calls` how many times it has.
     """
 
     def __init__(
-        self, place: Place, store: Any, timeout: float, since: Callable[[], float | None], calls: Callable[[], int]
+        self,
+        place: Place,
+        store: Any,
+        has_store: bool,
+        timeout: float,
+        since: Callable[[], float | None],
+        calls: Callable[[], int],
     ):
+        self.has_store = has_store
         self.place, self.store, self.timeout, self.since, self.calls = place, store, timeout, since, calls
         self.parent = os.getppid()
         self.of_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
@@ -47,6 +56,7 @@ class Watch:
         self._before = signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
         self._leaving = threading.Event()
         self._stopped = threading.Event()
+        self._claimed = threading.Lock()  # for good, by the first thread of this process that claims
         self._beats = 0
         self.beat()
         self.thread = threading.Thread(target=self._run, daemon=True, name="watch")
@@ -83,10 +93,11 @@ class Watch:
                 told = told or (time.monotonic() if self.store.check(["told"]) else None)
             except RuntimeError:
                 if not self._leaving.is_set():
-                    self.end(f"rank 0 or its torchrun was killed, and this job's ranks with it; {REMEDY}")
+                    self.end("" if told else GONE)
                 continue
             now, since = time.monotonic(), self.since()
-            if told and now - told > (DOUBT if self.place.rank else PATIENCE):  # rank 0 may have files to write
+            patience = DOUBT if self.place.rank else PATIENCE  # rank 0 may have files to write
+            if told and not self._leaving.is_set() and now - told > patience:
                 self.end("")
             if since is None:
                 continue
@@ -97,15 +108,19 @@ class Watch:
 
     def missing(self) -> str:
         """Which ranks give no sign of life, in a sentence; nothing where all do. Takes `DOUBT` seconds."""
-        before = self._all("beat")
-        time.sleep(DOUBT / 2)
-        self.beat()
-        time.sleep(DOUBT / 2)
-        self.beat()
-        lost = [rank for rank, beat in enumerate(self._all("beat")) if beat == before[rank] and rank != self.place.rank]
+        try:
+            before = self._all("beat")
+            for _ in range(2):
+                time.sleep(DOUBT / 2)
+                self.beat()
+            after = self._all("beat")
+        except RuntimeError:
+            return GONE
+        lost = [rank for rank, beat in enumerate(after) if beat == before[rank] and rank != self.place.rank]
         if not lost:
             return ""
-        return f"{self._named(lost)} {'was' if len(lost) == 1 else 'were'} killed, or stopped for ever; {REMEDY}"
+        were = "was" if len(lost) == 1 else "were"
+        return f"{self._named(lost)} {were} killed (dmesg tells if memory ran out) or stopped; {REMEDY}"
 
     def behind(self) -> str:
         """Which ranks live, but have not come to where the others wait for them."""
@@ -127,14 +142,16 @@ class Watch:
         """Whether this rank is the one that tells why the job ends: the first that asks. Where the store is gone, with
         rank 0 or its torchrun, rank 1 tells.
         """
+        if not self._claimed.acquire(blocking=False):
+            return False
         try:
-            mine = str(self.place.rank).encode()
-            return bool(self.store.compare_set("told", "", mine.decode()) == mine)
+            mine = str(self.place.rank)
+            return bool(self.store.compare_set("told", "", mine).decode() == mine)
         except RuntimeError:
             return self.place.rank == 1
 
     def told(self) -> bool:
-        """Whether a rank has told why the job ends, or nobody can any more."""
+        """Whether a rank has told why the job ends, as far as this one can know."""
         try:
             return bool(self.store.check(["told"]))
         except RuntimeError:
@@ -149,7 +166,10 @@ class Watch:
         for thread in threading.enumerate():
             if not thread.daemon and thread not in (threading.main_thread(), self.thread):
                 thread.join(max(0.0, until - time.monotonic()))
+        self.linger()
         os._exit(1)
 
-
-REMEDY = "what is saved is not lost: go on with --resume RUN"
+    def linger(self) -> None:
+        """Where the store is this process's, until the others have seen why the job ends."""
+        if self.has_store:
+            time.sleep(DOUBT)

@@ -14,8 +14,9 @@ from data.checkpoints.config import GPT2Config
 from data.cli import InputError
 from tinygrad_impl import formulas, functional
 from tinygrad_impl.cached_model import CachedModel, Decoder
-from tinygrad_impl.flat import Flat
-from tinygrad_impl.kernels import gpu_of, obstacle, overlap
+from tinygrad_impl.flat import Bucket, Segment
+from tinygrad_impl.internals import part_of
+from tinygrad_impl.kernels import gpu_of, obstacle
 from tinygrad_impl.model import GPT2
 
 if TYPE_CHECKING:
@@ -24,7 +25,18 @@ if TYPE_CHECKING:
 CHOICES = ("auto", "fused", "plain")
 GEMMS = ("linear", "attention", "lm_head")  # whose formulas take the dtype that they run in
 
-State = tuple[Flat, Flat, Flat, Flat]  # parameters, exp_avg, exp_avg_sq, gradients
+
+@dataclass(frozen=True)
+class Part:
+    """What one rank updates of a bucket of parameters: all of it, or one of equal parts. Tensors are (elements,)."""
+
+    bucket: Bucket
+    segments: Sequence[Segment]  # of parameters
+    whole: bool
+    parameters: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    gradients: Tensor
 
 
 class Backend(Protocol):
@@ -37,11 +49,25 @@ class Backend(Protocol):
     name: str
     dtype: DType | None
 
-    def bind(self, parameters: Mapping[str, Tensor]) -> Backend:
-        """This backend with what it keeps of a model's parameters (copies in bfloat16), up to date."""
+    def bind(self, parameters: Mapping[str, Tensor], ranks: int | None = None) -> Backend:
+        """This backend with what it keeps of a model's parameters (copies in bfloat16), up to date.
 
-    def refresh(self) -> None:
-        """Brings what is kept of the parameters up to date, after they were written from outside."""
+        Not yet up to date for a trainer, which says how many `ranks` there are and writes the parameters itself.
+        """
+
+    def reads(self, bucket: Bucket) -> bool:
+        """Whether kernels read these parameters as they are, not only what is kept of them."""
+
+    def kept(self, bucket: Bucket) -> Tensor | None:
+        """Of parameters that are not read as they are: the memory (bucket.size,) of what is kept of the bucket."""
+
+    def refresh(self, buckets: bool = True) -> None:
+        """Brings what is kept of the parameters up to date, after they were written from outside; without `buckets`
+        only that of parameters which kernels read as they are too.
+        """
+
+    def round_off(self, parts: Sequence[Part], rank: int) -> None:
+        """Brings this rank's part of what is kept up to date, after its parameters were written from outside."""
 
     def lower(self, *tensors: Tensor, loss_of: GPT2Config | None = None) -> list[Tensor]:
         """The tensors, with all nodes of their graphs computed. With `loss_of` it is the loss of such a model."""
@@ -49,21 +75,22 @@ class Backend(Protocol):
     def gradient(self, out: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
         """The gradients of a lowered scalar by these tensors, of their shapes and dtypes."""
 
-    def write(self, totals: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Computes the values into the memory of the totals."""
+    def written(self, totals: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
+        """The totals, in their memory, after the values have been computed into it."""
 
-    def squares(self, gradients: Flat) -> list[Tensor]:
-        """Sums of squares of parts of the gradients, some hundreds of them, realized."""
+    def squares(self, parts: Sequence[Part]) -> list[Tensor]:
+        """Sums of squares of pieces of the gradients, some hundreds of them, realized."""
 
     def adamw(
         self,
-        state: State,
+        parts: Sequence[Part],
+        rank: int,
         scalars: Tensor,
         decays: Mapping[str, float],
         betas: tuple[float, float],
         eps: float,
     ) -> None:
-        """One step of AdamW, in place, on (parameters, exp_avg, exp_avg_sq, gradients), and on what is kept.
+        """One step of AdamW, in place, on the parts, which are the rank-th, and on what is kept of these.
 
         scalars, of the parameters' dtype: the gradients' factor and the rest of it, that its rounding lost; the
         learning rate; 1 - beta1^t; 1 - beta2^t. `decays` has each parameter's weight decay.
@@ -81,10 +108,19 @@ class Plain:
     dtype: DType | None = None
     name: str = "plain"
 
-    def bind(self, parameters: Mapping[str, Tensor]) -> Plain:
+    def bind(self, parameters: Mapping[str, Tensor], ranks: int | None = None) -> Plain:
         return self
 
-    def refresh(self) -> None:
+    def reads(self, bucket: Bucket) -> bool:
+        return True
+
+    def kept(self, bucket: Bucket) -> Tensor | None:
+        return None
+
+    def refresh(self, buckets: bool = True) -> None:
+        pass
+
+    def round_off(self, parts: Sequence[Part], rank: int) -> None:
         pass
 
     def lower(self, *tensors: Tensor, loss_of: GPT2Config | None = None) -> list[Tensor]:
@@ -97,31 +133,34 @@ class Plain:
     def gradient(self, out: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
         return out.gradient(*targets)
 
-    def write(self, totals: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        Tensor.realize(*(total.assign(value) for total, value in zip(totals, values, strict=True)))
+    def written(self, totals: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
+        return [total.assign(value) for total, value in zip(totals, values, strict=True)]
 
-    def squares(self, gradients: Flat) -> list[Tensor]:
-        return [formulas.partial_sums(g.square().flatten(), 256).realize() for g in gradients.values()]
+    def squares(self, parts: Sequence[Part]) -> list[Tensor]:
+        pieces = [part_of(part.gradients, s.start, s.size) for part in parts for s in part.segments]
+        return [formulas.partial_sums(g.square(), 256).realize() for g in pieces]
 
     def adamw(
         self,
-        state: State,
+        parts: Sequence[Part],
+        rank: int,
         scalars: Tensor,
         decays: Mapping[str, float],
         betas: tuple[float, float],
         eps: float,
     ) -> None:
-        parameters, exp_avg, exp_avg_sq, gradients = state
         scale, rest, lr, correction1, correction2 = (scalars[i] for i in range(5))
         beta1, beta2 = betas
         # Realised piece by piece, because tinygrad plans many small graphs, mostly alike, sooner than one large graph.
-        for name, p in parameters.items():
-            total, m, v = gradients[name], exp_avg[name], exp_avg_sq[name]
-            g = total * scale + total * rest
-            m.assign(beta1 * m + (1 - beta1) * g)
-            v.assign(beta2 * v + (1 - beta2) * g * g)
-            p.assign(p * (1 - lr * decays[name]) - (lr / correction1) * m / ((v / correction2).sqrt() + eps))
-            Tensor.realize(m, v, p)
+        for part in parts:
+            for s in part.segments:
+                memory = part.parameters, part.exp_avg, part.exp_avg_sq, part.gradients
+                p, m, v, total = (part_of(t, s.start, s.size) for t in memory)
+                g = total * scale + total * rest
+                m.assign(beta1 * m + (1 - beta1) * g)
+                v.assign(beta2 * v + (1 - beta2) * g * g)
+                p.assign(p * (1 - lr * decays[s.name]) - (lr / correction1) * m / ((v / correction2).sqrt() + eps))
+                Tensor.realize(m, v, p)
 
     def decoder(self, model: GPT2, N: int, chunk: int, V: int) -> Decoder:
         return CachedModel(model, self, N, V)
@@ -147,5 +186,4 @@ def choose(wanted: str, config: GPT2Config, device: str, bfloat16: bool) -> Back
 def fused(device: str, strict: bool) -> Fused:
     from tinygrad_impl.kernels.fused import Fused  # here, because it imports Triton
 
-    overlap(device)
     return Fused(gpu_of(device), strict)

@@ -1,12 +1,16 @@
-"""One buffer for what belongs together: of the gradients, of each moment, of the weights, of their bfloat16 copies.
+"""Flat memory for what belongs together: the gradients, each of AdamW's moments, the weights, their bfloat16 copies.
 
-What is of all parameters (AdamW, the norm, averaging over GPUs) is then of ranges of a few buffers (as in llm.c), and a
-parameter's tensor is one of these ranges.
+What is done with all parameters (AdamW, the norm, sending gradients to other GPUs) is then done with a few buckets.
+Each is one piece of memory (as in llm.c and in PyTorch's DDP), and a parameter's tensor is a range of its bucket.
+With several ranks, each of them updates one part of every bucket (ZeRO-1, Rajbhandari et al. 2020).
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
 
+import numpy as np
 from tinygrad import Tensor
 from tinygrad.dtype import DType
 from tinygrad.helpers import round_up
@@ -14,25 +18,92 @@ from tinygrad.helpers import round_up
 from tinygrad_impl.internals import part_of
 
 ALIGNED = 64  # elements that each range begins at a multiple of, for vectors and for the GPU's copy engine
+REST = "rest"  # the bucket of all that is not a layer's matrix
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What a part of a bucket has of a parameter: `size` elements, from its `first` on; in the part from `start` on."""
+
+    name: str
+    first: int
+    size: int
+    start: int
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Parameters that lie side by side, in the order in which the backward pass finishes their gradients."""
+
+    name: str
+    starts: dict[str, int]  # of each parameter, in elements
+    sizes: dict[str, int]
+    size: int  # with what is between and behind them, which is 0
+
+    def segments(self, rank: int, ranks: int) -> list[Segment]:
+        """What is in the rank-th of equal parts of the bucket."""
+        size = self.size // ranks
+        begin = rank * size
+        found = []
+        for name, start in self.starts.items():
+            first, last = max(start, begin), min(start + self.sizes[name], begin + size)
+            if first < last:
+                found.append(Segment(name, first - start, last - first, first - begin))
+        return found
+
+    def flatten(self, arrays: Mapping[str, np.ndarray], dtype: np.dtype) -> np.ndarray:
+        """The parameters' arrays as they lie in the bucket: (size,)."""
+        flat = np.zeros(self.size, dtype)
+        for name, start in self.starts.items():
+            flat[start : start + self.sizes[name]] = arrays[name].reshape(-1)
+        return flat
+
+
+def buckets(shapes: Mapping[str, tuple[int, ...]], ranks: int = 1) -> list[Bucket]:
+    """The parameters of these shapes in buckets whose sizes `ranks` divides: the matrices of each layer, from the last
+    layer to the first, and then the rest, of which only the embeddings are large and have their gradients last.
+    """
+
+    def bucket_of(name: str) -> str:
+        return ".".join(name.split(".")[:2]) if name.startswith("h.") and len(shapes[name]) == 2 else REST
+
+    # stable: parameters of a bucket stay in the order of the backward pass, which is the opposite of the model's
+    last_first = sorted(reversed(list(shapes)), key=lambda name: bucket_of(name) == REST)
+    found = []
+    for key, names in groupby(last_first, bucket_of):
+        starts, end = {}, 0
+        for name in names:
+            starts[name] = end
+            end += round_up(math.prod(shapes[name]), ALIGNED)
+        sizes = {name: math.prod(shapes[name]) for name in starts}
+        found.append(Bucket(key, starts, sizes, round_up(end, ALIGNED * ranks)))
+    return found
 
 
 class Flat(Mapping[str, Tensor]):
-    """Zeros of these shapes, by a parameter's name, in the order of `shapes`; in memory in the opposite order, which is
-    that in which the backward pass finishes their gradients.
+    """Zeros of these shapes, by a parameter's name, in the order of `shapes`; `memory` has the bytes of each bucket.
+
+    held: the names of buckets that there is memory for. Tensors of others stand for parameters that no kernel reads.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: DType, device: str | None = None):
-        self.starts: dict[str, int] = {}
-        end = 0
-        for name in reversed(list(shapes)):
-            self.starts[name] = end
-            end += round_up(math.prod(shapes[name]), ALIGNED)
-        self.memory = Tensor.zeros(end, dtype=dtype, device=device).contiguous().realize()
-        self.tensors = {
-            name: part_of(self.memory, self.starts[name], math.prod(shape)).reshape(shape)
-            for name, shape in shapes.items()
-        }
-        self._ranges: dict[tuple[str, ...], Tensor] = {}
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: DType,
+        device: str | None = None,
+        ranks: int = 1,
+        held: Collection[str] | None = None,
+    ):
+        self.buckets = buckets(shapes, ranks)
+        self.memory: dict[str, Tensor] = {}
+        found = dict[str, Tensor]()
+        for bucket in self.buckets:
+            if held is None or bucket.name in held:
+                memory = self.memory[bucket.name] = zeros(bucket.size, dtype, device)
+                found |= {n: part_of(memory, s, bucket.sizes[n]).reshape(shapes[n]) for n, s in bucket.starts.items()}
+            else:
+                found |= {name: Tensor.empty(*shapes[name], dtype=dtype, device=device) for name in bucket.starts}
+        self.tensors = {name: found[name] for name in shapes}
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -43,11 +114,7 @@ class Flat(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.tensors)
 
-    def range(self, names: Sequence[str]) -> Tensor:
-        """The memory (elements,) of neighbours, named in the order in which they are in memory."""
-        key = tuple(names)
-        if key not in self._ranges:
-            start = self.starts[names[0]]
-            size = self.starts[names[-1]] + self[names[-1]].numel() - start
-            self._ranges[key] = part_of(self.memory, start, int(size))
-        return self._ranges[key]
+
+def zeros(size: int, dtype: DType, device: str | None = None) -> Tensor:
+    """A tensor (size,) with memory of its own."""
+    return Tensor.zeros(size, dtype=dtype, device=device).contiguous().realize()

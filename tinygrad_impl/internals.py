@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import tinygrad.device
 from tinygrad import Device, Tensor, TinyJit, helpers
+from tinygrad.dtype import dtypes
 from tinygrad.engine import jit, worker
 from tinygrad.engine.realize import ExecContext, estimate_uop, pm_exec, run_linear, runtime_cache
 from tinygrad.helpers import NUM_CPU_THREADS, GlobalCounters, ansistrip
@@ -56,6 +57,27 @@ def part_of(memory: Tensor, start: int, size: int) -> Tensor:
     return Tensor(UOp.from_buffer(part.ensure_allocated()))
 
 
+class CUDAMemory:
+    """Bytes of a GPU as other libraries take them, PyTorch among them, which then use the same memory."""
+
+    def __init__(self, address: int, shape: tuple[int, ...], kind: str):
+        self.__cuda_array_interface__ = {"shape": shape, "typestr": kind, "data": (address, False), "version": 3}
+
+
+def memory_of(tensor: Tensor) -> Any:
+    """The memory of a realized tensor (elements,), not copied: an array of numpy's, or `CUDAMemory` on a GPU. Its dtype
+    is the tensor's, or for bfloat16, which numpy lacks, that of bytes. Whoever uses it keeps the tensor.
+    """
+    buffer = tensor.uop.base.buffer.ensure_allocated()
+    dtype = np.dtype(np.uint8 if tensor.dtype == dtypes.bfloat16 else tensor.dtype.fmt)
+    size = buffer.nbytes // dtype.itemsize
+    if str(tensor.device).startswith("CUDA"):
+        address = getattr(buffer._buf, "va_addr", None) or getattr(buffer._buf, "value", None) or buffer._buf
+        return CUDAMemory(int(address), (size,), dtype.str)
+    raw = (ctypes.c_uint8 * buffer.nbytes).from_address(buffer._buf.va_addr)
+    return np.frombuffer(raw, dtype)
+
+
 # --- compiled graphs --------------------------------------------------------------------------------------------------
 
 
@@ -87,6 +109,39 @@ def program(
 def give_runtime(program: UOp, device: str, runtime: Any) -> None:
     """Has `runtime` called for the program, instead of what tinygrad would load from its binary."""
     runtime_cache[program.key, device] = runtime
+
+
+class HostCall:
+    """Stands for a kernel in a graph: a function that the host calls between those before it and those after it."""
+
+    def __init__(self, function: Callable[[], None]):
+        self.function = function
+
+    def __call__(self, *buffers: Any, **options: Any) -> None:
+        self.function()
+
+    @staticmethod
+    def is_in(call: UOp) -> bool:
+        """Whether a call of a captured graph is one of these, which a CUDA graph cannot have."""
+        return isinstance(runtime_cache.get((call.src[0].key, str(call.src[1].device))), HostCall)
+
+
+def called_after(tensors: Sequence[Tensor], name: str, function: Callable[[], None]) -> list[Tensor]:
+    """The tensors, after the host has called `function`, which it does once the kernels that compute them have been
+    started (on a CPU: have ended). `name` is for profiles.
+    """
+    host = HostCall(function)
+
+    def kernel(*args: UOp) -> UOp:
+        everything = tuple(range(len(args)))
+        info = ProgramInfo(
+            name=name, global_size=(1, 1, 1), local_size=(1, 1, 1), globals=everything, outs=everything, ins=everything
+        )
+        found = program(name, args, info, Estimates(), f"{name} {id(host)}", binary=b"")
+        give_runtime(found, str(tensors[0].device), host)  # which keeps it, so that no other has its id
+        return found
+
+    return tensors[0].custom_kernel(*tensors[1:], fxn=kernel)
 
 
 # --- the CPU device ---------------------------------------------------------------------------------------------------

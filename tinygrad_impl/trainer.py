@@ -1,16 +1,25 @@
-"""One training step: accumulated gradients, clipping by global norm, AdamW. torch_ref/trainer.py is its reference."""
+"""One training step: accumulated gradients, clipping by global norm, AdamW. torch_ref/trainer.py is its reference.
+
+On several ranks each computes the gradients of its own micro-batches. They are averaged over ranks once an update, a
+bucket (flat.py) as soon as the last micro-batch's backward pass has all of it, while that goes on to the others.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from tinygrad import Tensor, nn
+from tinygrad.dtype import DType
 
 from data.checkpoints.config import GPT2Config
-from tinygrad_impl.backend import Backend, Plain
-from tinygrad_impl.flat import Flat
-from tinygrad_impl.internals import captured_at_once, contents, overwrite
+from data.ranks import ALONE, Ranks, Work
+from tinygrad_impl.backend import Backend, Part, Plain
+from tinygrad_impl.flat import Bucket, Flat, zeros
+from tinygrad_impl.internals import called_after, captured_at_once, contents, memory_of, overwrite, part_of
 from tinygrad_impl.model import GPT2
+
+Batch = tuple[np.ndarray, np.ndarray]
 
 
 def learning_rate(step: int, steps: int, peak: float, minimum: float, warmup: int) -> float:
@@ -26,6 +35,10 @@ class Trainer:
 
     `arrays` are the parameters by name; parameters, gradients and moments keep their dtype throughout. `clip` bounds
     the global norm of the gradients. `backend` computes (backend.py); `self.backend` is bound to the parameters.
+
+    With several `ranks`, all call the same methods, each with its own micro-batches, equally many of one shape.
+    Gradients are sent in `reduce_dtype`. `zero`: each rank has and updates only its part of AdamW's moments, and of the
+    weights that kernels read in bfloat16 (ZeRO-1, Rajbhandari et al. 2020); without it each does all of AdamW.
     """
 
     def __init__(
@@ -37,61 +50,118 @@ class Trainer:
         weight_decay: float = 0.1,
         clip: float = 1.0,
         backend: Backend | None = None,
+        ranks: Ranks = ALONE,
+        zero: bool = True,
+        reduce_dtype: str = "float32",
     ):
         self.model = GPT2(config, arrays)
         self.parameters = nn.state.get_state_dict(self.model)
         self.betas, self.eps, self.weight_decay, self.clip = betas, eps, weight_decay, clip
-        shapes = {name: p.shape for name, p in self.parameters.items()}
-        self.weights, self.exp_avg, self.exp_avg_sq, self.gradients = (
-            Flat(shapes, self.model.wte.weight.dtype) for _ in range(4)
-        )
-        for name, p in self.parameters.items():
-            overwrite(self.weights[name], arrays[name])
-            p.replace(self.weights[name])
-        self.backend = (backend or Plain()).bind(self.weights)
-        self.steps = self.count = 0
-        self._inputs: dict[str, Tensor] = {}
-        self.dtype = arrays["wte.weight"].dtype
-        self.loss = Tensor.zeros(dtype=self.model.wte.weight.dtype).contiguous().realize()
-        # Four compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
-        graphs = self.first, self.further, self.squares, self.adamw
-        self._first, self._further, self._squares, self._adamw = map(captured_at_once, graphs)
+        self.ranks, self.reduce_dtype, self.dtype = ranks, reduce_dtype, arrays["wte.weight"].dtype
+        # this rank updates the rank-th of so many equal parts of each bucket
+        self.rank, self.shards = (ranks.rank, ranks.size) if zero else (0, 1)
 
-    def step(self, batches: Sequence[tuple[np.ndarray, np.ndarray]], lr: float) -> tuple[float, float]:
+        shapes, dtype = {name: p.shape for name, p in self.parameters.items()}, self.model.wte.weight.dtype
+        self.gradients = Flat(shapes, dtype, ranks=ranks.size)
+        backend = backend or Plain()
+        read = [bucket.name for bucket in self.gradients.buckets if backend.reads(bucket)]
+        self.weights = Flat(shapes, dtype, ranks=ranks.size, held=None if self.shards == 1 else read)
+        for name, p in self.parameters.items():
+            p.replace(self.weights[name])
+        self.backend = backend.bind(self.weights, ranks.size)
+        self.parts = [self._part(bucket, dtype) for bucket in self.gradients.buckets]
+        # what the ranks tell each other: gradients, and the weights in the dtype in which kernels read them
+        self._read = []
+        for bucket in self.gradients.buckets:
+            kept = self.backend.kept(bucket)
+            self._read.append(ranks.shared(memory_of(self.weights.memory[bucket.name] if kept is None else kept)))
+        self._sent = {name: ranks.shared(memory_of(memory)) for name, memory in self.gradients.memory.items()}
+        self._sending: list[Work] = []
+
+        self.steps = self.count = 0
+        self.loss_here = math.nan  # of the last step, of this rank's micro-batches
+        self._inputs: dict[str, Tensor] = {}
+        self.loss = zeros(1, dtype).reshape(())
+        # Compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
+        self._first, self._further = captured_at_once(self.first), captured_at_once(self.further)
+        self._only, self._last = (captured_at_once(partial(graph, send=True)) for graph in (self.first, self.further))
+        graphs = self.squares, self.adamw, self.refresh_tables
+        self._squares, self._adamw, self._refresh_tables = map(captured_at_once, graphs)
+        self._put(arrays)
+
+    def _part(self, bucket: Bucket, dtype: DType) -> Part:
+        """What this rank updates of a bucket, and its memory."""
+        size = bucket.size // self.shards
+
+        def own(memory: Tensor) -> Tensor:
+            return memory if self.shards == 1 else part_of(memory, self.rank * size, size)
+
+        held = self.weights.memory.get(bucket.name)
+        parameters = zeros(size, dtype) if held is None else own(held)
+        moments = zeros(size, dtype), zeros(size, dtype)
+        gradients = own(self.gradients.memory[bucket.name])
+        return Part(bucket, bucket.segments(self.rank, self.shards), self.shards == 1, parameters, *moments, gradients)
+
+    def step(self, batches: Sequence[Batch], lr: float) -> tuple[float, float]:
         """One update from micro-batches (x, y) of integers (B, T). Returns their mean loss and the gradient's norm,
         both from before the update, the norm from before clipping. If one of them is not finite, nothing is updated.
         """
         self.accumulate(batches)
         return self.update(lr)
 
-    def accumulate(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Leaves the sums of the batches' losses and gradients in `loss` and `gradients`, and in `count` how many."""
+    def accumulate(self, batches: Sequence[Batch], send: bool = True) -> None:
+        """Leaves the sums of the batches' losses and gradients in `loss` and `gradients`, and in `count` how many.
+
+        On several ranks the gradients are on their way to becoming the means over ranks, unless `send` is False.
+        """
+        self._received()  # what was sent before is in the same memory
         self.count = len(batches)
-        (x, y), *more = batches
-        self._first(self._input("x", x), self._input("y", y))
-        for x, y in more:
-            self._further(self._input("x", x), self._input("y", y))
+        for i, (x, y) in enumerate(batches, 1):
+            if send and self.ranks.size > 1 and i == len(batches):
+                graph = self._only if i == 1 else self._last
+            else:
+                graph = self._first if i == 1 else self._further
+            graph(self._input("x", x), self._input("y", y))
+
+    def _received(self) -> None:
+        """Waits until the gradients are means over ranks: all of them, or this rank's parts."""
+        for work in self._sending:
+            work.wait()
+        self._sending.clear()
 
     def mean_gradients(self) -> tuple[float, dict[str, np.ndarray]]:
         """The mean loss and its gradients, as `accumulate` left them: copies, shaped like the parameters, by name, in
-        the arrays' dtype.
+        the arrays' dtype. On several ranks the means over all of them.
         """
+        self._received()
+        if self.shards > 1:
+            for memory in self._sent.values():
+                self.ranks.collect(memory).wait()
         gradients = {name: total.numpy() / self.count for name, total in self.gradients.items()}
-        return float(self.loss.numpy() / self.count), gradients
+        return float(self.ranks.numbers(float(contents(self.loss)) / self.count).mean()), gradients
 
     def load_gradients(self, loss: float, gradients: Mapping[str, np.ndarray], count: int = 1) -> None:
         """As if `accumulate` had found this mean loss and these mean gradients in `count` micro-batches: arrays shaped
         like the parameters, of any float dtype, in which they are multiplied by `count` before they are rounded.
         """
+        self._received()
         self.count = count
         overwrite(self.loss, np.array(loss * count, self.dtype))
         for name, total in self.gradients.items():
             overwrite(total, (gradients[name] * count).astype(self.dtype, copy=False))
 
+    def finite(self, batches: Sequence[Batch]) -> bool:
+        """Whether the loss and the gradients of this rank's own micro-batches are finite; computed again, not sent."""
+        self.accumulate(batches, send=False)
+        return all(np.isfinite(contents(t)).all() for t in (self.loss, *self.gradients.memory.values()))
+
     def update(self, lr: float) -> tuple[float, float]:
         """AdamW's step from the means, clipped, if they are finite. Returns the mean loss, and the norm from before."""
+        self._received()
         squares = contents(self._squares()).astype(np.float64)
-        loss, norm = float(squares[0]) / self.count, math.sqrt(squares[1:].sum()) / self.count
+        self.loss_here = float(squares[0]) / self.count
+        numbers = self.ranks.numbers(self.loss_here, squares[1:].sum())  # (ranks, 2)
+        loss, norm = float(numbers[:, 0].mean()), math.sqrt(numbers[: self.shards, 1].sum()) / self.count
         if not math.isfinite(loss + norm):
             return loss, norm
         self.steps += 1
@@ -100,15 +170,42 @@ class Trainer:
         rest = scale - float(self.dtype.type(scale))  # its rounding, which all gradients would have in common
         scalars = [scale, rest, lr, 1 - beta1**self.steps, 1 - beta2**self.steps]  # in Python's float64
         self._adamw(self._input("scalars", np.array(scalars, self.dtype)))
+        self._share()
         return loss, norm
 
-    def first(self, x: Tensor, y: Tensor) -> None:
-        """Makes the loss and gradients of (x, y) the totals."""
-        self.backend.write(*self._totals(x, y))
+    def _share(self) -> None:
+        """Gives all ranks the parts that each of them has updated, in the dtype in which kernels read them."""
+        if self.shards == 1:
+            return
+        works = [self.ranks.collect(memory) for memory in self._read]
+        for work in works:
+            work.wait()
+        if self.backend.name == "fused":
+            self._refresh_tables()
 
-    def further(self, x: Tensor, y: Tensor) -> None:
+    def first(self, x: Tensor, y: Tensor, send: bool = False) -> None:
+        """Makes the loss and gradients of (x, y) the totals."""
+        totals, values = self._totals(x, y)
+        self._realize(self.backend.written(totals, values), send)
+
+    def further(self, x: Tensor, y: Tensor, send: bool = False) -> None:
         """Adds the loss and gradients of (x, y) to the totals."""
-        Tensor.realize(*(total.assign(total + new) for total, new in zip(*self._totals(x, y), strict=True)))
+        totals, values = self._totals(x, y)
+        self._realize([t.assign(t + new) for t, new in zip(totals, values, strict=True)], send)
+
+    def _realize(self, totals: Sequence[Tensor], send: bool) -> None:
+        """Computes the totals. Each bucket of gradients is sent as soon as it is there."""
+        loss, *found = totals
+        gradients = dict(zip(self.gradients, found, strict=True))
+        if send:
+            for bucket in self.gradients.buckets:
+                after = called_after([gradients[n] for n in bucket.starts], "send", partial(self._send, bucket.name))
+                gradients |= zip(bucket.starts, after, strict=True)
+        Tensor.realize(loss, *gradients.values())
+
+    def _send(self, bucket: str) -> None:
+        send = self.ranks.average if self.shards == 1 else self.ranks.reduce
+        self._sending.append(send(self._sent[bucket], self.reduce_dtype))
 
     def _totals(self, x: Tensor, y: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The totals, and what (x, y) contributes to them."""
@@ -119,36 +216,77 @@ class Trainer:
         return [self.loss, *self.gradients.values()], [loss, *gradients]
 
     def squares(self) -> Tensor:
-        """The totals' loss, and sums of the gradients' squares, a few hundred of each: (1 + all of them,).
+        """The totals' loss, and sums of the squares of the gradients that this rank updates, a few hundred of each
+        bucket: (1 + all of them,).
 
         `update` adds them up in float64: the norm's rounding would be in every clipped gradient.
         """
-        squares = self.backend.squares(self.gradients)
-        return self.loss.reshape(1).cat(*squares).realize()
+        return self.loss.reshape(1).cat(*self.backend.squares(self.parts)).realize()
 
     def adamw(self, scalars: Tensor) -> None:
         """AdamW's step; scalars: the totals' factor and the rest of it, learning rate, 1 - beta1^t, 1 - beta2^t."""
         decays = {name: self.weight_decay if p.ndim == 2 else 0.0 for name, p in self.parameters.items()}
-        state = self.weights, self.exp_avg, self.exp_avg_sq, self.gradients
-        self.backend.adamw(state, scalars, decays, self.betas, self.eps)
+        self.backend.adamw(self.parts, self.rank, scalars, decays, self.betas, self.eps)
 
-    def moments(self) -> dict[str, np.ndarray]:
-        """AdamW's state but for `steps`, copied: exp_avg.NAME and exp_avg_sq.NAME, shaped like parameter NAME."""
-        state = {f"exp_avg.{name}": t for name, t in self.exp_avg.items()}
-        state |= {f"exp_avg_sq.{name}": t for name, t in self.exp_avg_sq.items()}
-        return {name: t.numpy().copy() for name, t in state.items()}
+    def refresh_tables(self) -> None:
+        """Rounds off the weights that kernels read as they are too."""
+        self.backend.refresh(buckets=False)
+
+    def arrays(self, keep: bool = True) -> dict[str, np.ndarray]:
+        """The parameters by name, copied. All ranks take part; those that do not `keep` them get none."""
+        return self._by_name([self.weights.memory.get(p.bucket.name, p.parameters) for p in self.parts], "", keep)
+
+    def moments(self, keep: bool = True) -> dict[str, np.ndarray]:
+        """AdamW's state but for `steps`, copied: exp_avg.NAME and exp_avg_sq.NAME, shaped like parameter NAME. All
+        ranks take part, as in `arrays`.
+        """
+        found = self._by_name([part.exp_avg for part in self.parts], "exp_avg.", keep)
+        return found | self._by_name([part.exp_avg_sq for part in self.parts], "exp_avg_sq.", keep)
+
+    def _by_name(self, memory: Sequence[Tensor], prefix: str, keep: bool) -> dict[str, np.ndarray]:
+        """What is in the memory of each bucket, or in each rank's part of it, shaped like the parameters, by name."""
+        found = {}
+        for part, kept in zip(self.parts, memory, strict=True):
+            bucket = part.bucket
+            if kept.numel() == bucket.size:
+                flat: np.ndarray | None = contents(kept) if keep else None
+            else:
+                flat = self.ranks.whole(memory_of(kept), keep)
+            if flat is None:
+                continue
+            for name, start in bucket.starts.items():
+                found[name] = flat[start : start + bucket.sizes[name]].reshape(self.parameters[name].shape)
+        return {f"{prefix}{name}": found[name] for name in self.parameters if name in found}
 
     def restore(self, arrays: Mapping[str, np.ndarray], moments: Mapping[str, np.ndarray], steps: int) -> None:
-        """Goes on from these parameters and `moments()`, of `steps` steps, in the buffers that the graphs know."""
+        """Goes on from these parameters and `moments()`, of `steps` steps, in the buffers that the graphs know. Every
+        rank is given all of them.
+        """
         self.steps = steps
-        for name, p in self.parameters.items():
-            for t, array in (
-                (p, arrays[name]),
-                (self.exp_avg[name], moments[f"exp_avg.{name}"]),
-                (self.exp_avg_sq[name], moments[f"exp_avg_sq.{name}"]),
-            ):
-                overwrite(t, array.astype(self.dtype, copy=False))
-        self.backend.refresh()
+        self._received()
+        self._put(arrays)
+        for part in self.parts:
+            for moment, memory in (("exp_avg", part.exp_avg), ("exp_avg_sq", part.exp_avg_sq)):
+                of_bucket = {name: moments[f"{moment}.{name}"] for name in part.bucket.starts}
+                overwrite(memory, self._own(part.bucket.flatten(of_bucket, self.dtype)))
+
+    def _put(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes the parameters, and has the backend keep what it keeps of them."""
+        for part in self.parts:
+            flat = part.bucket.flatten(arrays, self.dtype)
+            if (held := self.weights.memory.get(part.bucket.name)) is not None:
+                overwrite(held, flat)
+            else:
+                overwrite(part.parameters, self._own(flat))
+        if self.shards == 1:
+            self.backend.refresh()
+        else:
+            self.backend.round_off(self.parts, self.rank)
+            self._share()
+
+    def _own(self, flat: np.ndarray) -> np.ndarray:
+        """This rank's part of a bucket."""
+        return flat.reshape(self.shards, -1)[self.rank]
 
     def _input(self, name: str, array: np.ndarray) -> Tensor:
         """A tensor with what array has, the same for every array of this name: a new one takes tinygrad far longer."""

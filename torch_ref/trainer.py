@@ -56,8 +56,7 @@ class Trainer:
         self.parameters = dict(self.model.named_parameters())
         self.clip, self.autocast, self.device = clip, autocast, device
         self.steps, self.loss = 0, 0.0
-        self.ranks, self.zero = ranks, zero and ranks.size > 1
-        self.reduce_dtype = torch.bfloat16 if reduce_dtype == "bfloat16" else self.model.wte.weight.dtype
+        self.ranks, self.zero, self.reduce_dtype = ranks, zero and ranks.size > 1, reduce_dtype
         self.owners = owners({name: p.numel() for name, p in self.parameters.items()}, ranks.size)
         # what this rank's AdamW updates
         self.own = {n: p for n, p in self.parameters.items() if not self.zero or self.owners[n] == ranks.rank}
@@ -95,11 +94,8 @@ class Trainer:
         """Makes the loss and its gradients their means over ranks."""
         self.loss = float(self.ranks.numbers(self.loss).mean())
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        sent = [gradient.to(self.reduce_dtype) for gradient in gradients]  # itself, where that is its dtype
-        for work in [self.ranks.average(gradient) for gradient in sent]:
+        for work in [self.ranks.average(gradient, self.reduce_dtype) for gradient in gradients]:
             work.wait()
-        for gradient, mean in zip(gradients, sent, strict=True):
-            gradient.copy_(mean)
 
     def finite(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
         """Whether the loss of this rank's own batches and the norm of its gradient are finite: where those of all

@@ -97,7 +97,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
             if damaged:
                 start.verification.check_all()
             if unsaved:
-                recorder.end()
+                recorder.wait()
             return int(asked)
 
         stop = stop_request()

@@ -117,7 +117,7 @@ class Options:
     device: str | None = option(HOW, "CPU, CUDA, METAL, ...; by default the best there is", None, metavar="NAME")
     gpus: str | None = option(
         HOW,
-        "train on so many GPUs of this host, or all; with --device CPU processes",
+        "GPUs of this host to train on, or all; of --device CPU: processes",
         None,
         type=count,
         metavar="N|all",

@@ -64,6 +64,16 @@ def by_rank_0(ranks: Ranks, function: Callable[[], T]) -> T:
     return value
 
 
+def on_all(ranks: Ranks, function: Callable[[], object], has_part: bool = True) -> None:
+    """Until `function()` has returned on all ranks, or on those that have a part in it. Raises `InputError` on all of
+    them where it raised something.
+    """
+    if ranks.size == 1:
+        function()
+    else:
+        _together(ranks, function if has_part else None)
+
+
 def _together(ranks: Ranks, function: Callable[[], T] | None) -> T | None:
     """`function()` on the ranks that have one; all return once all are done."""
     work, pause = Work(function) if function else None, FIRST_PAUSE
@@ -148,11 +158,4 @@ class SharedVerification:
 
     def check_all(self, timeout: float = 0) -> None:
         """As `check`, but raises on all ranks what any of them has found: `InputError`."""
-        error = None
-        try:
-            self.check(timeout)
-        except Exception as e:
-            error = e
-        if error and self._ranks.size == 1:
-            raise error
-        refuse_failed(self._ranks, self._own is not None, error)
+        on_all(self._ranks, lambda: self.check(timeout), has_part=self._own is not None)

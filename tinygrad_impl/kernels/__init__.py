@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tinygrad import Device
 
 from data.checkpoints.config import GPT2Config
-from tinygrad_impl.internals import gpu_attribute, use_graphs
+from tinygrad_impl.internals import gpu_attribute
 
 OLDEST = 80  # compute capability: Ampere, the first with bfloat16 GEMMs
 
@@ -35,14 +35,6 @@ def capability(device: str) -> int:
 
 def gpu_of(device: str) -> GPU:
     return GPU(capability(device), gpu_attribute(device, "MULTIPROCESSOR_COUNT"))
-
-
-def overlap(device: str) -> None:
-    """Has kernels that can (`Launch.waits`) begin while the ones before them end, if the driver knows how."""
-    from tinygrad_impl.kernels import graph  # here, because only CUDA has such graphs
-
-    if graph.add_dependencies:
-        use_graphs(device, graph.Graph)
 
 
 def obstacle(config: GPT2Config, device: str, bfloat16: bool) -> str | None:

@@ -39,19 +39,13 @@ def adamw_kernel(
 
 
 @triton.jit
-def squares_kernel(
-    sums, gradients, SIZES: tl.constexpr, STARTS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr
-):
-    block = tl.program_id(0)
-    for i in tl.static_range(len(SIZES)):
-        if (block >= 0) & (block < tl.cdiv(SIZES[i], BLOCK * STEPS)):
-            total = tl.zeros((BLOCK,), tl.float32)
-            for step in range(STEPS):
-                element = (block.to(tl.int64) * STEPS + step) * BLOCK + tl.arange(0, BLOCK)
-                g = tl.load(gradients + STARTS[i] + element, mask=element < SIZES[i], other=0.0)
-                total += g * g
-            tl.store(sums + tl.program_id(0), tl.sum(total, 0))
-        block -= tl.cdiv(SIZES[i], BLOCK * STEPS)
+def squares_kernel(sums, gradients, SIZE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
+    total = tl.zeros((BLOCK,), tl.float32)
+    for step in range(STEPS):
+        element = (tl.program_id(0).to(tl.int64) * STEPS + step) * BLOCK + tl.arange(0, BLOCK)
+        g = tl.load(gradients + element, mask=element < SIZE, other=0.0)
+        total += g * g
+    tl.store(sums + tl.program_id(0), tl.sum(total, 0))
 
 
 def step(
@@ -81,11 +75,8 @@ def step(
     return Launch(adamw_kernel, grid, constants | {"BLOCK": BLOCK}, 8, bytes=30 * sum(sizes))
 
 
-def squares(sizes: Sequence[int], starts: Sequence[int], most: int = 512) -> Launch:
-    """sums float32 (programs,) <- gradients float32, a range in which those of these sizes begin at `starts`: their
-    squares, added up in about `most` parts.
-    """
-    steps = max(1, triton.cdiv(sum(sizes), BLOCK * most))
-    grid = (sum(triton.cdiv(size, BLOCK * steps) for size in sizes),)
-    constants = {"SIZES": tuple(sizes), "STARTS": tuple(starts), "BLOCK": BLOCK, "STEPS": steps}
-    return Launch(squares_kernel, grid, constants, 8, bytes=4 * sum(sizes))
+def squares(size: int, most: int = 512) -> Launch:
+    """sums float32 (programs,) <- gradients float32 (size,): their squares, added up in at most `most` pieces."""
+    steps = max(1, triton.cdiv(size, BLOCK * most))
+    grid = (triton.cdiv(size, BLOCK * steps),)
+    return Launch(squares_kernel, grid, {"SIZE": size, "BLOCK": BLOCK, "STEPS": steps}, 8, bytes=4 * size)

@@ -3,19 +3,20 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import Invalid
 from tinygrad.uop.ops import Ops, UOp
 
 from data.checkpoints.config import GPT2Config
-from tinygrad_impl.flat import Flat
+from tinygrad_impl.backend import Part
+from tinygrad_impl.flat import REST, Bucket, Flat, Segment
 from tinygrad_impl.functional import lower
+from tinygrad_impl.internals import part_of
 from tinygrad_impl.kernels import GPU, adamw, joins
 from tinygrad_impl.kernels.decode import Decoder
 from tinygrad_impl.kernels.launch import launch, new
-from tinygrad_impl.kernels.operations import Operations, constant, rounded
+from tinygrad_impl.kernels.operations import Operations, constant, padded, rounded
 from tinygrad_impl.model import GPT2
 
 
@@ -38,20 +39,42 @@ class Fused:
         copies: Mapping[str, Tensor] = self.copies or {}
         return Operations(self.gpu, {self.matrices[name].uop: copy for name, copy in copies.items()})
 
-    def bind(self, parameters: Mapping[str, Tensor]) -> "Fused":
+    def bind(self, parameters: Mapping[str, Tensor], ranks: int | None = None) -> "Fused":
         """With copies of the matrices, which `adamw` keeps up to date. Those of a model that has them are shared."""
         matrices = {name: p for name, p in parameters.items() if p.ndim == 2 and name != "wpe.weight"}
         if self.matrices.keys() == matrices.keys() and all(p.uop is matrices[n].uop for n, p in self.matrices.items()):
             return self
-        shapes = {name: rounded(p, name).shape for name, p in matrices.items()}
+        shapes = {name: padded(p.shape, name) for name, p in matrices.items()}
         device = str(parameters["wte.weight"].device)
-        bound = Fused(self.gpu, self.strict, matrices, Flat(shapes, dtypes.bfloat16, device))
-        bound.refresh()
+        bound = Fused(self.gpu, self.strict, matrices, Flat(shapes, dtypes.bfloat16, device, ranks or 1))
+        if ranks is None:
+            bound.refresh()
         return bound
 
-    def refresh(self) -> None:
-        for name, copy in (self.copies or {}).items():
-            copy.assign(rounded(self.matrices[name], name)).realize()
+    def reads(self, bucket: Bucket) -> bool:
+        return bucket.name == REST
+
+    def kept(self, bucket: Bucket) -> Tensor | None:
+        assert self.copies is not None, "a trainer's backend is bound to its parameters"
+        alike = bucket in self.copies.buckets  # element for element
+        return self.copies.memory[bucket.name] if alike else None
+
+    def refresh(self, buckets: bool = True) -> None:
+        assert self.copies is not None
+        for bucket in self.copies.buckets if buckets else self.copies.buckets[-1:]:
+            for name in bucket.starts:
+                self.copies[name].assign(rounded(self.matrices[name], name)).realize()
+
+    def round_off(self, parts: Sequence[Part], rank: int) -> None:
+        for part in parts:
+            if (copy := self._copy(part, rank)) is not None:
+                copy.assign(part.parameters.cast(dtypes.bfloat16)).realize()
+
+    def _copy(self, part: Part, rank: int) -> Tensor | None:
+        """The memory of the copy of the rank-th part, of a bucket that the copies have as it is."""
+        memory = self.kept(part.bucket)
+        size = int(part.parameters.numel())
+        return memory if memory is None or part.whole else part_of(memory, rank * size, size)
 
     def lower(self, *tensors: Tensor, loss_of: GPT2Config | None = None) -> list[Tensor]:
         graph = joins.joined(UOp.sink(*(t.uop for t in tensors)))
@@ -67,7 +90,7 @@ class Fused:
         graph = joins.joined(UOp.sink(*(g.uop for g in out.gradient(*targets))), joins.GRADIENTS)
         return lower(map(Tensor, graph.src), self.operations)
 
-    def write(self, totals: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    def written(self, totals: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
         """What kernels would write to memory of its own, they write to that of the totals."""
         places, found = {}, []
         for total, value in zip(totals, values, strict=True):
@@ -77,36 +100,40 @@ class Fused:
             else:
                 places[memory] = total.uop.reshape(memory.shape)
             found.append(uop)
-        Tensor.realize(*(Tensor(uop.base) for uop in UOp.sink(*found).substitute(places).src))
+        return [Tensor(uop.base) for uop in UOp.sink(*found).substitute(places).src]
 
-    def squares(self, gradients: Flat) -> list[Tensor]:
+    def squares(self, parts: Sequence[Part]) -> list[Tensor]:
         sums = []
-        for names in by_layer(gradients):
-            kernel = adamw.squares(*places(gradients, names))
-            memory = gradients.range(names)
-            sums += launch(kernel, [new(memory, *kernel.grid, dtype=dtypes.float32)], memory)
+        for part in parts:
+            kernel = adamw.squares(int(part.gradients.numel()))
+            sums += launch(kernel, [new(part.gradients, *kernel.grid, dtype=dtypes.float32)], part.gradients)
         return sums
 
     def adamw(
         self,
-        state: tuple[Flat, Flat, Flat, Flat],
+        parts: Sequence[Part],
+        rank: int,
         scalars: Tensor,
         decays: Mapping[str, float],
         betas: tuple[float, float],
         eps: float,
     ) -> None:
-        *changed, gradients = state
-        assert self.copies is not None, "a trainer's backend is bound to its parameters"
+        assert self.copies is not None
         outs = list[Tensor]()
-        for names in by_layer(gradients):
-            copied = [name for name in names if name in self.copies]
-            starts = dict(zip(copied, places(self.copies, copied)[1], strict=True))
-            of_copies = [starts.get(name) for name in names]
-            sizes = places(gradients, names)
-            kernel = adamw.step(*sizes, [decays[name] for name in names], of_copies, *betas, eps)
-            copies = self.copies.range(copied) if copied else new(scalars, 1)  # which nothing is written to
-            written = [*(flat.range(names) for flat in changed), copies]
-            outs += launch(kernel, written, gradients.range(names), scalars)
+        for part in parts:
+            starts: dict[str, int | None] = dict.fromkeys(part.bucket.starts)  # of the parameters' copies
+            if (copy := self._copy(part, rank)) is not None:
+                starts |= {s.name: s.start for s in part.segments}
+            elif part.whole:  # the last bucket, of which the copies have some only, and rows of padding in between
+                tables = self.copies.buckets[-1]
+                copy = self.copies.memory[tables.name]
+                starts |= tables.starts
+            sizes, places, of_decay, of_copy = joined_segments(part.segments, decays, starts)
+            if not sizes:  # a small bucket may have nothing but padding in a part
+                continue
+            kernel = adamw.step(sizes, places, of_decay, of_copy, *betas, eps)
+            copy = new(scalars, 1) if copy is None else copy  # which nothing is written to
+            outs += launch(kernel, [part.parameters, part.exp_avg, part.exp_avg_sq, copy], part.gradients, scalars)
         Tensor.realize(*outs)
 
     def decoder(self, model: GPT2, N: int, chunk: int, V: int) -> Decoder:
@@ -122,14 +149,23 @@ def written(uop: UOp) -> UOp | None:
     return None
 
 
-def by_layer(flat: Flat) -> list[list[str]]:
-    """Names in the order in which they are in memory, in groups of a layer's, which are alike, so that one compiled
-    kernel serves them all.
+def joined_segments(
+    segments: Sequence[Segment], decays: Mapping[str, float], copies: Mapping[str, int | None]
+) -> tuple[list[int], list[int], list[float], list[int | None]]:
+    """The segments' sizes, where in the part they begin, their decays, and where their copies begin (None: without).
+
+    Neighbours that are alike become one: what lies between them is 0 and stays 0.
     """
-    names = sorted(flat, key=flat.starts.__getitem__)
-    return [list(group) for _, group in groupby(names, lambda name: name.split(".")[:2] if name[:2] == "h." else "")]
-
-
-def places(flat: Flat, names: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Their sizes, and where in the range of all of them they begin."""
-    return [int(flat[name].numel()) for name in names], [flat.starts[name] - flat.starts[names[0]] for name in names]
+    sizes, starts, of_decay, of_copy = list[int](), list[int](), list[float](), list[int | None]()
+    for s in segments:
+        decay, copy = decays[s.name], copies[s.name]
+        if starts and of_decay[-1] == decay:
+            before = of_copy[-1]
+            if copy == (None if before is None else before + s.start - starts[-1]):
+                sizes[-1] = s.start + s.size - starts[-1]
+                continue
+        sizes.append(s.size)
+        starts.append(s.start)
+        of_decay.append(decay)
+        of_copy.append(copy)
+    return sizes, starts, of_decay, of_copy

@@ -16,6 +16,7 @@ from tinygrad.runtime.ops_cuda import check
 from tinygrad.runtime.support.c import init_c_var
 from tinygrad.uop.ops import UOp
 
+from tinygrad_impl.internals import HostCall
 from tinygrad_impl.kernels.launch import Compiled
 
 # CUgraphEdgeData: from_port CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC, to_port, type CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC
@@ -38,7 +39,7 @@ class Graph(CUDAGraph):
         super().__init__(linear, input_uops)
         waits = [isinstance(runtime, Compiled) and runtime.kernel.waits for runtime in self.runtimes]
         pairs = [(*before, i) for i, before in enumerate(self.before) if waits[i] and len(before) == 1]
-        early = [pair for pair in pairs if self.runtimes[pair[0]]]  # not after a copy
+        early = [pair for pair in pairs if add_dependencies and self.runtimes[pair[0]]]  # not after a copy
         for pair in early:
             first, second = ((cuda.CUgraphNode * 1)(self.nodes[i][0]) for i in pair)
             check(cuda.cuGraphRemoveDependencies(self.graph, first, second, 1))
@@ -49,6 +50,10 @@ class Graph(CUDAGraph):
             self.instance = init_c_var(
                 cuda.CUgraphExec, lambda x: check(make(ctypes.byref(x), self.graph, None, None, 0))
             )
+
+    @staticmethod
+    def supports_uop(batch_devs: list[Any], new_call: UOp) -> bool:
+        return CUDAGraph.supports_uop(batch_devs, new_call) and not HostCall.is_in(new_call)
 
     def new_node(self, bufs: list[Any], write: list[int]) -> tuple[Any, Any]:
         node = cuda.CUgraphNode()

@@ -249,9 +249,15 @@ class Operations:
         return dx.uop, dweight.uop, *[None] * (len(dlogits) + 2)
 
 
+def padded(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """A matrix's shape with the rows that tables of tokens have at their end, up to a multiple of VOCAB_TILE."""
+    rows = -shape[0] % VOCAB_TILE if name in ("wte.weight", "lm_head.weight") else 0
+    return shape[0] + rows, shape[1]
+
+
 def rounded(weight: Tensor, name: str) -> Tensor:
-    """A matrix in bfloat16. Tables of tokens have rows of 0 at their end, up to a multiple of VOCAB_TILE."""
-    rows = -weight.shape[0] % VOCAB_TILE if name in ("wte.weight", "lm_head.weight") else 0
+    """A matrix in bfloat16, `padded` with rows of 0."""
+    rows = padded(weight.shape, name)[0] - weight.shape[0]
     return weight.detach().pad(((0, rows), None)).cast(dtypes.bfloat16).contiguous()
 
 

@@ -142,7 +142,7 @@ def test_the_kernels_are_chosen_by_what_was_asked_for(
 class Chosen(Plain):
     """A backend that has copies of what it is bound to."""
 
-    def bind(self, parameters: Any) -> "Chosen":
+    def bind(self, parameters: Any, ranks: int | None = None) -> "Chosen":
         bound = Chosen(self.dtype, self.name)
         bound.parameters = parameters  # type: ignore[attr-defined]
         return bound

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from data.runs.find_lr import find_learning_rate
 from data.runs.implementation import Batch, Implementation
 from data.runs.loop import train
 from data.runs.options import parse, parser
-from data.runs.run_folder import read_metrics
+from data.runs.run_folder import load_checkpoint, read_metrics
 from data.runs.start import begin
 from data.testing import Result, call, write_tokens
 from data.text.sampling import Sampler
@@ -36,6 +37,8 @@ CARD = "abacus of 9 beads"
 SOURCE = {"commit": "c0ffee" * 6 + "0000", "clean": False}
 SAVEFIG = Figure.savefig
 VALIDATE_SECONDS, SAMPLE_SECONDS = 100.0, 50.0
+
+Folders = tuple[Path, Path, Result]  # where commands run, a finished run in it, and what it printed
 
 
 class Stub:
@@ -148,6 +151,14 @@ def clocked(monkeypatch: pytest.MonkeyPatch) -> Stub:
     return stub
 
 
+def noisy(stub: Stub) -> Stub:
+    """Losses, validation losses and seconds of which no two are alike; the best is step 8."""
+    stub.loss = lambda step: 4 - step / 8 + 0.25 * (step % 3)
+    stub.validation = lambda step: 2 + abs(step - 8.0) / 10
+    stub.seconds = lambda step: 0.5 + 0.0104 * step
+    return stub
+
+
 def place_in(folder: Path) -> Path:
     """A folder with weights `init` and tokens `data`, for commands to run in."""
     folder.mkdir(exist_ok=True)
@@ -190,6 +201,29 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def window(i: int, tokens: np.ndarray = TRAIN) -> Batch:
     """Inputs and targets of window i."""
     return tokens[i * T : i * T + T], tokens[i * T + 1 : i * T + T + 1]
+
+
+def assert_same_end(run: Path, expected: Path) -> None:
+    """The same metrics, samples, weights, moments and position."""
+    assert metrics(run) == metrics(expected)
+    assert (run / "samples.md").read_bytes() == (expected / "samples.md").read_bytes()
+    ours, theirs = (load_checkpoint(r / "checkpoints" / f"step-{STEPS}") for r in (run, expected))
+    for found, wanted in zip(ours[1:3], theirs[1:3], strict=True):
+        assert found.keys() == wanted.keys()
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, wanted[name])
+    assert ours[3]["loader"] == theirs[3]["loader"]
+    assert ours[3]["tokens"] == theirs[3]["tokens"] == 48 * STEPS
+    assert ours[3]["seconds"] == pytest.approx(theirs[3]["seconds"], abs=1e-9)
+    for role in ("latest", "best"):
+        assert (run / "checkpoints" / role).read_text() == (expected / "checkpoints" / role).read_text()
+
+
+def wait_for_saving() -> None:
+    """Until the checkpoint is there that a thread of this process writes, if one does."""
+    for thread in enumerate_threads():
+        if thread.name == "saving":
+            thread.join()
 
 
 @dataclass

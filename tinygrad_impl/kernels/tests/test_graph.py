@@ -14,8 +14,7 @@ from tinygrad import Tensor, TinyJit, dtypes
 from tinygrad.device import DepsTracker
 from tinygrad.uop.ops import UOp
 
-from tinygrad_impl import kernels
-from tinygrad_impl.internals import contents, overwrite
+from tinygrad_impl.internals import contents, overwrite, use_graphs
 from tinygrad_impl.kernels.tests.support import DEVICE
 
 from tinygrad_impl.kernels import early, graph, launch  # isort: skip: after the support
@@ -50,12 +49,12 @@ def slow(early: bool, waits: bool = True) -> Callable[[Tensor, Tensor], Tensor]:
 
 def results(compute: Callable[[Tensor], Tensor]) -> list[float]:
     """What a graph makes of 10, 20, ..., 100."""
-    kernels.overlap("CUDA")
+    use_graphs("CUDA", graph.Graph)
     given, found = Tensor.zeros(N).contiguous().realize(), []
-    graph = TinyJit(lambda: compute(given).realize())
+    computed = TinyJit(lambda: compute(given).realize())
     for i in range(10):
         overwrite(given, np.full(N, 10.0 * (i + 1), np.float32))
-        values = set(contents(graph()).tolist())
+        values = set(contents(computed()).tolist())
         found.append(values.pop() if len(values) == 1 else np.nan)
     return found[2:]  # the first two calls are no graph yet
 

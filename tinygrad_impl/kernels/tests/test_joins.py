@@ -106,10 +106,8 @@ def test_how_many_kernels(layers: int) -> None:
     trainer = Trainer(config, random_weights(config, 0), backend=STRICT)
     trainer.step([(X, Y)], 1e-3)
     assert len(names(trainer._first)) == 15 + 23 * layers
-    assert names(trainer._squares)[:-1] == ["squares"] * (
-        layers + 2
-    )  # of ln_f, each layer, embeddings; the last joins them
-    assert names(trainer._adamw) == ["adamw"] * (layers + 2)
+    assert names(trainer._squares)[:-1] == ["squares"] * (layers + 1)  # of each layer and the rest; the last joins them
+    assert names(trainer._adamw) == ["adamw"] * (layers + 1)
 
 
 def left_out(*rules: str) -> Callable[..., UOp]:
