@@ -1,5 +1,6 @@
 """Training on several ranks that exchange through gloo: what one process would do, and what ends them all at once."""
 
+import errno
 import os
 import re
 import signal
@@ -69,7 +70,7 @@ def mean(batches: Sequence[Batch]) -> float:
 
 
 def changed(run: Mapping[str, object]) -> list[object]:
-    return options(**RUN | run)
+    return options(**{**RUN, **run})
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def without_data(stub: RankStub, patch: pytest.MonkeyPatch) -> None:
 
 def without_disk(stub: RankStub, patch: pytest.MonkeyPatch) -> None:
     def missing(*_: object) -> Path:
-        raise PermissionError(13, "Permission denied", "text")
+        raise PermissionError(errno.EACCES, "Permission denied", "text")
 
     patch.setattr(data.runs.start, "prepared", missing)
 
