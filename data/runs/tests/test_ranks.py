@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import numpy as np
@@ -138,10 +140,21 @@ def without_disk(stub: RankStub, patch: pytest.MonkeyPatch) -> None:
 
 
 def damaged(stub: RankStub, patch: pytest.MonkeyPatch) -> None:
+    """Found while the first step is computed."""
+    reached = Event()
+
     def verify(folder: Path) -> None:
+        reached.wait()
         raise InputError("a shard is corrupted")
 
+    def during(step: int) -> None:
+        reached.set()
+        for thread in enumerate_threads():
+            if isinstance(thread, data.text.shards.Verification):
+                thread.join()
+
     patch.setattr(data.text.shards, "verify_folder", verify)
+    stub.during = during
 
 
 def other_weights(stub: RankStub, patch: pytest.MonkeyPatch) -> None:
@@ -322,6 +335,7 @@ def test_the_rank_that_is_not_finite_is_named(seen: list[dict[str, Any]]) -> Non
 def test_damaged_data_ends_all(seen: list[dict[str, Any]]) -> None:
     for found in seen[:2]:
         assert found["damaged"].result.code == 2
+        assert len(found["damaged"].stepped) == 1
         assert re.search(r"error: (rank 0 on \S+: )?a shard is corrupted$", found["damaged"].result.errors[0])
 
 
