@@ -383,7 +383,7 @@ further = "np.concatenate([rows[:, 2:], rows[:, :1]], axis=1)"
 for name, named, *edits in (
     ("targets shifted by two", "targets", (L.Loader, "next_batch", ("rows[:, 1:].copy()", further))),
     ("targets are the inputs", "targets", (L.Loader, "next_batch", ("rows[:, 1:].copy()", "rows[:, :-1].copy()"))),
-    ("a rank sees the first one's rows", "ranks", (L.Loader, "next_batch", (" + self.rank * self.batch_size", ""))),
+    ("a rank sees the first one's rows", "ranks", (L.Loader, "own", (" + self.rank * self.batch_size", ""))),
     ("windows overlap", "windows", (L.Loader, "_window", ("* self.seq_len", "* (self.seq_len - 1)"))),
     (
         "windows skip a token",
@@ -410,7 +410,7 @@ for name, named, *edits in (
     ("last window dropped", "number", (L.Loader, "__init__", ("(self.tokens - 1) // seq_len", "(self.tokens - 1) // seq_len - 1"))),
     ("one window too many", "number", (L.Loader, "__init__", ("(self.tokens - 1) // seq_len", "self.tokens // seq_len"))),
     ("evaluation's padding is scored", "evaluation", (L, "_in_order", ("np.full(step, IGNORED, np.int32)", "np.zeros(step, np.int32)"))),
-    ("evaluation drops the last batch", "evaluation", (L, "_in_order", ("range(0, targets, step)", "range(0, targets - step, step)"))),
+    ("evaluation drops the last batch", "evaluation", (L, "_in_order", ("range(rank * step, targets, ", "range(rank * step, targets - step, "))),
 ):  # fmt: skip
     mutant(name, f"loader: {named}", *edits, where="loader")
 

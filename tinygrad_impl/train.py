@@ -69,6 +69,9 @@ def train_from(start: Start, kernels: str, device: str) -> None:
         weight_decay=options.weight_decay,
         clip=options.clip,
         backend=backend,
+        ranks=start.ranks,
+        zero=options.zero != 0,
+        reduce_dtype=options.reduce_dtype or "float32",
     )
     tokenizer = start.tokenizer
     generating = trainer.backend if backend.name == "fused" else Plain()
@@ -83,8 +86,8 @@ def train_from(start: Start, kernels: str, device: str) -> None:
     tinygrad = Implementation(
         package="tinygrad_impl",
         trainer=trainer,
-        arrays=lambda keep: trainer.model.arrays() if keep else {},
-        moments=lambda keep: trainer.moments() if keep else {},
+        arrays=trainer.arrays,
+        moments=trainer.moments,
         learning_rate=learning_rate,
         evaluate=Evaluator(trainer.model, trainer.backend).sums,
         continue_text=continued,

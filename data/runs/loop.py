@@ -104,7 +104,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         while trainer.steps < options.steps and not stop:
             started = time.perf_counter()
             lr = rate(options, trainer.steps, by.learning_rate)
-            own, begin = loader.own, loader.position
+            own, begin = loader.own(), loader.position
             batches = loader.next_micro_batches(start.micro_batches)
             loss, grad_norm = trainer.step(batches, lr)
             stop = stop_request()

@@ -20,7 +20,10 @@ from data.ranks import joined
 
 # Processes are forked from one that has imported these, which takes seconds; not from the tests', which has threads.
 # PyTorch imports its _dynamo when the first optimizer is made.
-PRELOADED = ["numpy", "torch.distributed", "torch._dynamo", "tinygrad", "data.distributed", "data.runs.loop"]
+PRELOADED = [
+    *("numpy", "torch.distributed", "torch._dynamo", "tinygrad", "data.distributed", "data.runs.loop"),
+    *("pytest", "matplotlib.figure", "tokenizers"),
+]
 PATIENCE = 120.0  # seconds for all of it, on a busy machine
 
 

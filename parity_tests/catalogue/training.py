@@ -147,8 +147,8 @@ PLANTED: list[Row] = [
     (
         "a new best is not saved off schedule",
         TRAINING_LOOP,
-        "if ends or lowest or trainer.steps % options.save_every == 0",
-        "if ends or trainer.steps % options.save_every == 0",
+        "if saves := ends or lowest or trainer.steps % options.save_every == 0",
+        "if saves := ends or trainer.steps % options.save_every == 0",
         LOOP + "test_checkpoints",
     ),
     (
@@ -182,8 +182,8 @@ PLANTED: list[Row] = [
     (
         "samples and checkpoints swap their schedules",
         TRAINING_LOOP,
-        "if ends or trainer.steps % options.sample_every == 0",
-        "if ends or trainer.steps % options.save_every == 0",
+        "for n in (options.eval_every, options.sample_every))",
+        "for n in (options.eval_every, options.save_every))",
         LOOP + "test_samples",
     ),
     (
@@ -241,16 +241,8 @@ PLANTED: list[Row] = [
     (
         "the error names the windows after those of the step",
         TRAINING_LOOP,
-        (
-            "            loss, grad_norm = trainer.step(loader.next_micro_batches(options.grad_accum), lr)\n"
-            "            start.verification.check()\n"
-        ),
-        (
-            "            loss, grad_norm = trainer.step(loader.next_micro_batches(options.grad_accum), lr)\n"
-            '            place = f"windows {loader.position} to {loader.position + options.grad_accum * B - 1} of '
-            'the data"\n'
-            "            start.verification.check()\n"
-        ),
+        'place = f"windows {begin} to {loader.position - 1} of the data"',
+        'place = f"windows {loader.position} to {loader.position + options.grad_accum * B - 1} of the data"',
         LOOP + "test_what_is_not_finite_ends_training",
     ),
     (
@@ -347,8 +339,8 @@ PLANTED: list[Row] = [
     (
         "the exit code of a stop is the signal's number",
         TRAINING_LOOP,
-        "sys.exit(128 + stops[0])",
-        "sys.exit(stops[0])",
+        "sys.exit(128 + stop)",
+        "sys.exit(stop)",
         RESUME + "test_a_request_to_stop_saves_first",
     ),
     (

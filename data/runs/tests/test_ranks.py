@@ -1,18 +1,21 @@
-"""Training on several ranks that exchange through gloo: what one process would do, and what ends all of them at once."""
+"""Training on several ranks that exchange through gloo: what one process would do, and what ends them all at once."""
 
+import errno
 import os
 import re
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-import data.runs.loop
+import data.ranks
 import data.runs.recorder
 import data.runs.sameness
 import data.runs.start
@@ -69,7 +72,7 @@ def mean(batches: Sequence[Batch]) -> float:
 
 
 def changed(run: Mapping[str, object]) -> list[object]:
-    return options(**RUN | run)
+    return options(**{**RUN, **run})
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ def command(ranks: Ranks, folder: Path, words: Sequence[object], prepare: Prepar
         patch.setattr(data.runs.start, "of_folder", lambda folder, vocab_size: NameOnly({}))
         patch.setattr(Figure, "savefig", lambda figure, file, **_: file.write(b"a picture"))
         patch.setattr(data.runs.recorder, "revision", lambda: SOURCE)
+        patch.setattr(data.ranks, "TURN", 0.0)  # errors are told at once
         prepare(stub, patch)
         result = call(stub.main, *words, cwd=folder)
     sampled = [step for step, *_ in stub.sampled]
@@ -130,16 +134,27 @@ def without_data(stub: RankStub, patch: pytest.MonkeyPatch) -> None:
 
 def without_disk(stub: RankStub, patch: pytest.MonkeyPatch) -> None:
     def missing(*_: object) -> Path:
-        raise PermissionError(13, "Permission denied", "text")
+        raise PermissionError(errno.EACCES, "Permission denied", "text")
 
     patch.setattr(data.runs.start, "prepared", missing)
 
 
 def damaged(stub: RankStub, patch: pytest.MonkeyPatch) -> None:
+    """Found while the first step is computed."""
+    reached = Event()
+
     def verify(folder: Path) -> None:
+        reached.wait()
         raise InputError("a shard is corrupted")
 
+    def during(step: int) -> None:
+        reached.set()
+        for thread in enumerate_threads():
+            if isinstance(thread, data.text.shards.Verification):
+                thread.join()
+
     patch.setattr(data.text.shards, "verify_folder", verify)
+    stub.during = during
 
 
 def other_weights(stub: RankStub, patch: pytest.MonkeyPatch) -> None:
@@ -261,7 +276,8 @@ def test_rank_0_alone_speaks_and_samples(seen: list[dict[str, Any]]) -> None:
     one, other, _ = (found["run"] for found in seen)
     assert (other.result.out, other.result.err, other.sampled) == ("", "", [])
     assert one.sampled == [0, 3, 6]
-    said = "2 ranks on 1 host: 2 x abacus of 9 beads; global batch: 12 windows, 96 tokens, 6 a rank in 2 micro-batches of 3"
+    said = "2 ranks on 1 host: 2 x abacus of 9 beads; global batch: 12 windows, 96 tokens, 6 a rank in 2 micro-batches"
+    said += " of 3"
     assert said in one.result.out.splitlines()
     assert seen[2]["run"].result.out.count("global batch") == 0
 
@@ -285,7 +301,7 @@ def test_rank_0_names_a_new_run(seen: list[dict[str, Any]], place: Path) -> None
 
 def test_all_stop_after_the_same_step_and_go_on(seen: list[dict[str, Any]], place: Path) -> None:
     """Rank 1 alone is told, twice within a moment, which is no second request."""
-    one, other, alone = seen
+    one, other, _ = seen
     for found in (one, other):
         assert found["stopped"].result.code == 128 + signal.SIGTERM
         assert len(found["stopped"].stepped) == 3
@@ -302,7 +318,7 @@ def test_all_stop_after_the_same_step_and_go_on(seen: list[dict[str, Any]], plac
 
 
 def test_a_finished_run_is_no_error_for_what_goes_on_by_itself(seen: list[dict[str, Any]]) -> None:
-    one, other, _ = (found.get("finished") for found in seen)
+    one, other = (found["finished"] for found in seen[:2])
     assert one.result.code == other.result.code == 0
     assert one.result.out == "stopped is finished, with all its 6 steps\n"
     assert other.result.out == ""
@@ -319,6 +335,7 @@ def test_the_rank_that_is_not_finite_is_named(seen: list[dict[str, Any]]) -> Non
 def test_damaged_data_ends_all(seen: list[dict[str, Any]]) -> None:
     for found in seen[:2]:
         assert found["damaged"].result.code == 2
+        assert len(found["damaged"].stepped) == 1
         assert re.search(r"error: (rank 0 on \S+: )?a shard is corrupted$", found["damaged"].result.errors[0])
 
 
@@ -329,7 +346,7 @@ def test_ranks_that_cannot_share_equally(seen: list[dict[str, Any]]) -> None:
 
 
 def test_the_learning_rate_finder(seen: list[dict[str, Any]], place: Path) -> None:
-    one, other, _ = (found.get("find-lr") for found in seen)
+    one, other = (found["find-lr"] for found in seen[:2])
     assert one.result.code == other.result.code == 0, one
     assert "the loss falls fastest at" in one.result.out
     assert other.result.out == ""
