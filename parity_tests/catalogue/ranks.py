@@ -130,4 +130,11 @@ PLANTED: list[Row] = [
         "held[owner[name]] += 1",
         OF_REFERENCE + "owners_have_about_as_many_elements_each",
     ),
+    (
+        "bench: the peer's ranks train each by itself",
+        "torch_ref/bench_worker.py",
+        "        if ranks:  #",
+        "        if ranks and compile:  #",
+        "torch_ref/tests/test_bench_worker.py::test_two_ranks_do_the_work_of_one_process",
+    ),
 ]
