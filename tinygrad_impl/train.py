@@ -37,7 +37,8 @@ def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
     """Proves the trainer's graphs on the batches that it is about to see. Returns the files that tell of it."""
     options = start.options
     if options.parity == "off":
-        print("PARITY NOT CHECKED (--parity off): nothing is proven about what this device computes")
+        if start.ranks.rank == 0:
+            print("PARITY NOT CHECKED (--parity off): nothing is proven about what this device computes")
         return {}
     if importlib.util.find_spec("torch") is None:
         raise InputError("the parity check before training needs PyTorch; `pip install torch`, or pass --parity off")

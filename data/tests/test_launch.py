@@ -136,10 +136,10 @@ def test_the_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_rank_has_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpus(monkeypatch, 4)
-    assert rank_device(None, Place(5, 8, 1, 4)) == "CUDA"
+    assert rank_device(None, Place(4, 7, 1, 4)) == "CUDA"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,4,2,0")
-    assert rank_device("CUDA", Place(6, 8, 2, 4)) == "CUDA"
+    assert rank_device("CUDA", Place(5, 7, 2, 4)) == "CUDA"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
 
 

@@ -368,7 +368,7 @@ PLANTED: list[Row] = [
     (
         "CUDA:1 is the second of all GPUs, whichever are visible",
         "data/gpu.py",
-        "gpus[number] if gpus else str(number)",
+        "names[number] if names else str(number)",
         "str(number)",
         IN_DEVICE + "one_gpu_of_several",
     ),

@@ -240,4 +240,11 @@ PLANTED += [
         "if windows >= size:",
         OF_RUNS + "ranks_that_cannot_share_equally",
     ),
+    (
+        "bench: the peer's ranks train each by itself",
+        "torch_ref/bench_worker.py",
+        "        if ranks:  #",
+        "        if ranks and compile:  #",
+        "torch_ref/tests/test_bench_worker.py::test_two_ranks_do_the_work_of_one_process",
+    ),
 ]
