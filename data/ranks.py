@@ -82,8 +82,8 @@ class Ranks:
         return Done()
 
     def reduce(self, whole: Any, dtype: str = "float32") -> Work:
-        """Makes this rank's part of `whole` the mean over ranks, in place; what the other parts become is undefined.
-        It is sent as in `average`.
+        """Makes this rank's part of `whole` the mean over ranks, in place. It is sent as in `average`. The other parts
+        are not to be read; where they are 0, they stay 0.
         """
         return Done()
 

@@ -16,7 +16,7 @@ from tinygrad_impl import formulas, functional
 from tinygrad_impl.cached_model import CachedModel, Decoder
 from tinygrad_impl.flat import Bucket, Segment
 from tinygrad_impl.internals import part_of
-from tinygrad_impl.kernels import gpu_of, obstacle
+from tinygrad_impl.kernels import gpu_of, obstacle, own_graphs
 from tinygrad_impl.model import GPT2
 
 if TYPE_CHECKING:
@@ -176,6 +176,8 @@ def choose(wanted: str, config: GPT2Config, device: str, bfloat16: bool) -> Back
     "auto" is fused where it can be, and says why where an NVIDIA GPU cannot. Raises `InputError` where "fused" is
     wanted and cannot be.
     """
+    if device == "CUDA":
+        own_graphs(device)
     plain = Plain(dtypes.bfloat16 if bfloat16 else None)
     if wanted == "plain":
         return plain

@@ -17,7 +17,7 @@ from tinygrad.helpers import DEV, NUM_CPU_THREADS
 from data.cli import InputError
 from data.gpu import numbered, show_one_gpu
 from data.ranks import place
-from tinygrad_impl.internals import KernelCache, gpu_name, share_context, shield_compilers, use_all_cores, use_graphs
+from tinygrad_impl.internals import KernelCache, gpu_name, share_context, shield_compilers, use_all_cores
 
 # Dense peak rates in FLOP/s by what the GPU's name contains, of bfloat16 with float32 sums and of float32 without
 # tensor cores: NVIDIA's datasheets. The first match counts.
@@ -140,10 +140,6 @@ def fault(device: str) -> str | None:
             use_all_cores()
             if place():  # of several ranks each has a share
                 NUM_CPU_THREADS.value = min(NUM_CPU_THREADS.value, len(os.sched_getaffinity(0)))
-        if device == "CUDA":
-            from tinygrad_impl.kernels.graph import Graph  # here, because only CUDA has such graphs
-
-            use_graphs(device, Graph)
     except Exception as e:  # whatever a missing driver raises
         return str(e).strip().partition("\n")[0] or type(e).__name__
     DEV.value = device

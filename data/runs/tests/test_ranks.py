@@ -169,7 +169,7 @@ def other_weights(stub: RankStub, patch: pytest.MonkeyPatch) -> None:
 
 def other_seed_within(stub: RankStub, patch: pytest.MonkeyPatch) -> None:
     real: Any = data.runs.start.Loader
-    patch.setattr(data.runs.start, "Loader", lambda *args: real(*args[:4], args[4] + 1, *args[5:]))
+    patch.setattr(data.runs.start, "Loader", lambda *args: real(*(*args[:4], args[4] + 1, *args[5:])))
 
 
 def other_versions(stub: RankStub, patch: pytest.MonkeyPatch) -> None:
