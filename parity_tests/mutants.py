@@ -326,9 +326,9 @@ for name, named, *changes in (
     ("clipping scales up too", CLIPPING, (clipped, "self.clip / (norm + 1e-6)")),
     ("clipping without its 1e-6", CLIPPING, ("(norm + 1e-6)", "norm")),
     ("no clipping", CLIPPING, (clipped, "1.0")),
-    ("clipping before the mean over micro-batches", (CLIPPING, "accumulate", "AdamW's norm"), (root, "math.sqrt(sum(squares))")),
-    ("accumulation without 1 / k", "accumulate", (root, "math.sqrt(sum(squares))"), (", 1.0) / self.count", ", 1.0)")),
-    ("reported loss without 1 / k", ("accumulate", "loss"), ("float(squares[0]) / self.count", "float(squares[0])")),
+    ("clipping before the mean over micro-batches", (CLIPPING, "accumulate", "AdamW's norm"), (root, "math.sqrt(squares.sum())")),
+    ("accumulation without 1 / k", "accumulate", (root, "math.sqrt(squares.sum())"), (", 1.0) / self.count", ", 1.0)")),
+    ("reported loss without 1 / k", ("accumulate", "loss"), ("loss = float(squares[:, 0].mean()) / self.count", "loss = float(squares[:, 0].mean())")),
 ):  # fmt: skip
     mutant(name, named, *((*update, change) for change in changes))
 mutant("beta2 0.999", r"AdamW's exp_avg_sq:", (*init, ("(0.9, 0.95)", "(0.9, 0.999)")))

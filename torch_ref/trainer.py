@@ -11,7 +11,7 @@ from data.checkpoints.config import GPT2Config
 from data.ranks import ALONE, Ranks
 from torch_ref.model import GPT2
 
-Batch = tuple[np.ndarray, np.ndarray]
+Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, integers (B, T)
 MOMENTS = ("exp_avg", "exp_avg_sq")  # PyTorch's names
 
 
