@@ -369,10 +369,16 @@ mutant(
 mutant(
     "accumulation is never begun anew",
     ("accumulate", GRAPH),
-    (T.Trainer, "accumulate", ("in more:", "in batches if self.steps else more:")),
+    (
+        T.Trainer,
+        "accumulate",
+        ("enumerate(batches, 1)", "enumerate([*batches, *batches[:1]] if self.steps else batches, 1)"),
+    ),
 )
 mutant(
-    "micro-batches past the second are left out", "accumulate", (T.Trainer, "accumulate", ("in more:", "in more[:1]:"))
+    "micro-batches past the second are left out",
+    "accumulate",
+    (T.Trainer, "accumulate", ("enumerate(batches, 1)", "enumerate(batches[:2], 1)")),
 )
 mutant("replay on the batch that was captured", GRAPH, (T.Trainer, "_input", ("overwrite(tensor, array)", "pass")))
 
@@ -417,11 +423,11 @@ for name, named, *edits in (
 # --- checkpoints ---------------------------------------------------------------------------------------------------
 
 written, restore = "name: arrays[name] for name in", (T.Trainer, "restore")
-first, second = 'moments[f"exp_avg.{name}"]', 'moments[f"exp_avg_sq.{name}"]'
+moment = 'moments[f"{moment}.{name}"]'
 for name, named, *edits in (
-    ("moments not restored", "moments", (*restore, (first, f"0 * {first}")), (*restore, (second, f"0 * {second}"))),
+    ("moments not restored", "moments", (*restore, (moment, f"0 * {moment}"))),
     ("exp_avg not saved", "moments", (R.RunFolder, "save_checkpoint", ("(optimizer, moments,", '(optimizer, {n: a * n.startswith("exp_avg_sq") for n, a in moments.items()},'))),
-    ("exp_avg and exp_avg_sq exchanged", "moments", (*restore, (first, "moments[f'exp_avg_sq.{name}']")), (*restore, (second, "moments[f'exp_avg.{name}']"))),
+    ("exp_avg and exp_avg_sq exchanged", "moments", (*restore, ('(("exp_avg", part.exp_avg), ("exp_avg_sq", part.exp_avg_sq))', '(("exp_avg_sq", part.exp_avg), ("exp_avg", part.exp_avg_sq))'))),
     ("moments in float16", "moments", (R.RunFolder, "save_checkpoint", ("(optimizer, moments,", '(optimizer, {n: a.astype("float16") for n, a in moments.items()},'))),
     ("step lost", "step", (*restore, ("self.steps = steps", "self.steps = 0"))),
     ("step saved one early", "step", (R.RunFolder, "save_checkpoint", ("json.dumps(state |", "json.dumps(state | {'step': state['step'] - 1} |"))),
@@ -430,7 +436,7 @@ for name, named, *edits in (
     ("tensors renamed", "weights", (R, "save", (written, "name.replace('h.', 'layers.'): arrays[name] for name in"))),
     ("weights in float16", "weights", (R, "save", (written, "name: arrays[name].astype('float16') for name in"))),
     ("ln_1 and ln_2 exchanged in the file", "weights", (R, "save", (written, "name: arrays[name.translate({49: 50, 50: 49}) if '.ln_' in name and name[2] == '0' else name] for name in"))),
-    ("weights not restored", "weights", (*restore, ("(p, arrays[name])", "(p, p.numpy())"))),
+    ("weights not restored", "weights", (*restore, ("self._put(arrays)", "pass"))),
     (
         "matrices [out, in] in the file alone",
         "transformers",
