@@ -62,8 +62,7 @@ class Port:
         self.free = free_memory(device)
         self.batches = [(batch[:, :-1].copy(), batch[:, 1:].copy()) for batch in tokens]
         cached, started = compiled(), time.perf_counter()
-        shared: dict[str, Any] = {"ranks": ranks} if ranks.size > 1 else {}
-        self.trainer = Trainer(config, initial_weights(config, SEED), backend=backend, **shared)
+        self.trainer = Trainer(config, initial_weights(config, SEED), backend=backend, ranks=ranks)
         built = time.perf_counter() - started
         self.figures = self.run(WARM_UP)
         self.figures["seconds"][0] += built

@@ -1,20 +1,23 @@
 """What a training step costs on many GPUs, from what was measured on few: `python -m tinygrad_impl.scaling`.
 
 Data parallel with ZeRO-1, as the trainer does it. While the last micro-batch's backward pass computes, the float32
-gradients of each layer are reduce-scattered as soon as they are there, those of the embeddings at its end; then every
-GPU updates its part of the weights, whose bfloat16 copies are all-gathered at once. In seconds and bytes.
+gradients of its layers are reduce-scattered as soon as they are there, those of the embeddings at its end; then every
+GPU updates its part of the weights, which are all-gathered as kernels read them. In seconds and bytes.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import accumulate
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-from data.checkpoints.config import PRESETS, GPT2Config, flops_a_token, parameter_count
+from data.checkpoints.config import PRESETS, GPT2Config, flops_a_token, parameter_count, parameter_shapes
 from data.cli import ArgumentParser, InputError, refuse_missing_folder, run
 from data.files import atomic_write
+from tinygrad_impl.flat import buckets
 
 T = 1024  # tokens in a window
 GLOBAL = 2**19  # tokens in an update where they are the same for any number of GPUs: 0.5M, as GPT-2 was trained
@@ -77,27 +80,39 @@ def collective(network: Network, gpus: int, size: float, hierarchical: bool = Fa
     return network.call + latency + (gpus - 1) / gpus * size / rate
 
 
-def buckets(config: GPT2Config) -> list[tuple[int, float]]:
-    """The parameters in each bucket of gradients, and the share of the backward pass after which they are there."""
-    C, L = config.n_embd, config.n_layer
-    layer = 12 * C * C + 13 * C
-    head = 6 * config.vocab_size * C / flops_a_token(config, T)  # which comes before all layers
-    layers = [(layer, head + (1 - head) * (i + 1) / L) for i in range(L)]
-    return [*layers, (parameter_count(config) - L * layer, 1.0)]
+def sent(config: GPT2Config) -> list[tuple[int, float, int]]:
+    """The trainer's buckets as they are sent: their elements, the share of the backward pass after which the gradients
+    are there, and the bytes of an element as kernels read it.
+    """
+    *layers, rest = buckets(parameter_shapes(config))
+    head = 6 * config.vocab_size * config.n_embd / flops_a_token(config, T)  # which comes before all layers
+    begins = [int(bucket.name.removeprefix("h.")) / config.n_layer for bucket in layers]  # with the layer of its name
+    found = [(bucket.size, 1 - (1 - head) * begin, 2) for bucket, begin in zip(layers, begins, strict=True)]
+    return [*found, (rest.size, 1.0, 4)]
+
+
+def in_turn(ready: Sequence[float], costs: Sequence[float]) -> float:
+    """When all is sent, of which each is ready at some time and none is sent before the one before it is."""
+    end = 0.0
+    for time, cost in zip(ready, costs, strict=True):
+        end = max(end, time) + cost
+    return end
 
 
 def step(work: Work, network: Network, gpus: int, tokens: int, hierarchical: bool = False) -> tuple[float, float]:
     """An update of so many tokens on each GPU, and how long nothing computes in it because something is sent."""
     computing = ceil(tokens / (work.micro * T)) * work.fixed + tokens * work.token
     backward = BACKWARD * (work.fixed + min(tokens, work.micro * T) * work.token)  # of the last micro-batch
-    end = sending = 0.0
-    for parameters, there in buckets(work.config):  # one is sent after another, and none before it is there
-        cost = collective(network, gpus, 4 * parameters, hierarchical)
-        end, sending = max(end, there * backward) + cost, sending + cost
-    late = end - backward
-    norm = 2 * collective(network, gpus, 8, hierarchical)
-    exposed = late + norm + collective(network, gpus, 2 * parameter_count(work.config), hierarchical)
-    return computing + network.contention * (sending - late) + exposed + work.adamw / gpus, exposed
+    cost = partial(collective, network, gpus, hierarchical=hierarchical)
+    sizes, there, read = zip(*sent(work.config), strict=True)
+    costs = [cost(4 * size) for size in sizes]
+    late = in_turn([share * backward for share in there], costs) - backward
+    updating = work.adamw / gpus  # the embeddings first; what is updated is gathered while the rest is
+    updated = [updating * done / sum(sizes) for done in accumulate(reversed(sizes))]
+    back = [cost(size * width) for size, width in zip(reversed(sizes), reversed(read), strict=True)]
+    gathering = in_turn(updated, back) - updating
+    exposed = late + cost(0) + gathering  # the norm's few sums cost no more than any call
+    return computing + network.contention * (sum(costs) - late) + updating + exposed, exposed
 
 
 def efficiency(work: Work, network: Network, gpus: int, strong: bool, hierarchical: bool = False) -> float:
@@ -153,9 +168,10 @@ def table(work: Work, network: Network, strong: bool) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = []
     for gpus in GPUS:
         seconds, exposed = step(work, network, gpus, GLOBAL // gpus if strong else work.micro * T)
-        rows.append({"gpus": gpus, "seconds": seconds, "exposed": exposed})
-        for name, hierarchical in (("ring", False), ("hierarchical", True)):
-            rows[-1][name] = efficiency(work, network, gpus, strong, hierarchical)
+        rings, hierarchical = (efficiency(work, network, gpus, strong, way) for way in (False, True))
+        rows.append(
+            {"gpus": gpus, "seconds": seconds, "exposed": exposed, "rings": rings, "hierarchical": hierarchical}
+        )
     return rows
 
 
@@ -163,10 +179,10 @@ def shown(rows: list[dict[str, float]]) -> str:
     lines = ["  GPUs  ms a step  nothing computes  of N x one: rings  hierarchical"]
     for r in rows:
         lines.append(f"{r['gpus']:6}{r['seconds'] * 1e3:11.2f}{r['exposed'] * 1e3:18.2f}")
-        lines[-1] += f"{r['ring']:19.3f}{r['hierarchical']:14.3f}"
-    for kind in ("ring", "hierarchical"):
-        ends = [next((f"from {r['gpus']} on" for r in rows if r[kind] < share), "nowhere") for share in (0.9, 0.5)]
-        lines.append(f"  {kind}: under 0.9 {ends[0]}, under 0.5 {ends[1]}")
+        lines[-1] += f"{r['rings']:19.3f}{r['hierarchical']:14.3f}"
+    for way in ("rings", "hierarchical"):
+        ends = [next((f"from {r['gpus']} on" for r in rows if r[way] < share), "nowhere") for share in (0.9, 0.5)]
+        lines.append(f"  {way}: under 0.9 {ends[0]}, under 0.5 {ends[1]}")
     return "\n".join(lines)
 
 

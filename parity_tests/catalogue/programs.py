@@ -494,22 +494,22 @@ PLANTED: list[Row] = [
     (
         "scaling: the embeddings are hidden",
         SCALING,
-        "parameter_count(config) - L * layer, 1.0)",
-        "parameter_count(config) - L * layer, 0.0)",
+        "(rest.size, 1.0, 4)",
+        "(rest.size, 0.0, 4)",
         IN_SCALING + "buckets",
     ),
     (
-        "scaling: buckets are sent all at a time",
+        "scaling: all that is sent is sent at a time",
         SCALING,
-        "end, sending = max(end, there * backward) + cost",
-        "end, sending = max(end, there * backward + cost)",
+        "end = max(end, time) + cost",
+        "end = max(end, time + cost)",
         IN_SCALING + "what_is_hidden",
     ),
     (
         "scaling: AdamW is not shared out",
         SCALING,
-        "work.adamw / gpus",
-        "work.adamw",
+        "updating = work.adamw / gpus",
+        "updating = work.adamw",
         IN_SCALING + "what_is_hidden",
     ),
     (
@@ -520,10 +520,10 @@ PLANTED: list[Row] = [
         IN_SCALING + "what_is_hidden",
     ),
     (
-        "scaling: gathered in float32",
+        "scaling: layers are gathered in float32",
         SCALING,
-        "2 * parameter_count(work.config), hierarchical)",
-        "4 * parameter_count(work.config), hierarchical)",
+        "* begin, 2)",
+        "* begin, 4)",
         IN_SCALING + "what_is_hidden",
     ),
     (

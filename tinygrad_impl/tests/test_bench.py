@@ -159,7 +159,7 @@ def test_steps_of_the_port(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Non
     port = bench.Port(CONFIG, TOKENS, "CPU", backend)
     assert taken[0][0] is CONFIG
     np.testing.assert_array_equal(taken[0][1], initial_weights(CONFIG, 1337)["wte.weight"])
-    assert taken[0][2] == {"backend": backend}
+    assert taken[0][2] == {"backend": backend, "ranks": ALONE}
     assert port.figures["seconds"] == [7 + 1, 2, 4]
     assert (port.figures["compiled"], port.figures["first_loss"]) == (3, 5.0)
     assert port.run(2)["seconds"] == [8, 16]

@@ -10,7 +10,7 @@ import pytest
 from data.checkpoints.config import parameter_count
 from data.testing import call, refused
 from tinygrad_impl import scaling
-from tinygrad_impl.scaling import GLOBAL, LARGE, SMALL, Measured, Network, buckets, check, collective, step
+from tinygrad_impl.scaling import GLOBAL, LARGE, SMALL, Measured, Network, check, collective, in_turn, sent, step
 
 FREE = Network(within=1e30, between=1e30, call=0, step_within=0, step_between=0, contention=0)  # sends in no time
 BYTES = 4 * parameter_count(SMALL.config)
@@ -52,38 +52,49 @@ def test_more_gpus_take_longer(hierarchical: bool) -> None:
 
 
 def test_buckets() -> None:
-    """They are all parameters; the layers' come while the backward pass computes, the embeddings' when it has."""
+    """Of 124M three layers each and the embeddings; the layers' gradients come while the backward pass computes."""
+    sizes, there, read = zip(*sent(SMALL.config), strict=True)
+    assert sizes[:-1] == (3 * 12 * 768**2,) * 4
+    assert sizes[-1] == pytest.approx(50257 * 768 + 1024 * 768, rel=0.01)
+    # the head, of 0.27 of the operations, comes first
+    assert there == pytest.approx([*(0.27 + 0.73 * i / 4 for i in (1, 2, 3, 4)), 1], abs=0.01)
+    assert read == (2, 2, 2, 2, 4)  # the embeddings are gathered as they are
     for work in (SMALL, LARGE):
-        sizes, there = zip(*buckets(work.config), strict=True)
-        assert sum(sizes) == parameter_count(work.config)
-        assert list(there) == sorted(there)
-        assert 0 < there[0] < there[-2] == pytest.approx(1)
-    assert [4 * size for size, _ in buckets(SMALL.config)[-2:]] == [28_351_488, 157_541_376]
+        assert sum(size for size, *_ in sent(work.config)) == pytest.approx(parameter_count(work.config), rel=1e-3)
+
+
+def test_what_is_sent_in_turn() -> None:
+    assert in_turn([], []) == 0
+    assert in_turn([1, 2, 9], [3, 1, 2]) == 11
+    assert in_turn([1, 2, 3], [3, 1, 2]) == 7
 
 
 def test_what_is_hidden() -> None:
     """Sending costs nothing in the backward pass, but for the last bucket and what contention takes."""
     tokens, alone = 32 * 1024, step(SMALL, FREE, 1, 32 * 1024)[0]
     assert step(SMALL, FREE, 4, tokens)[0] == pytest.approx(alone - SMALL.adamw * 3 / 4)  # AdamW is shared out
+    sizes, there, read = zip(*sent(SMALL.config), strict=True)
+    gradients, weights = 4 * sum(sizes), sum(size * width for size, width in zip(sizes, read, strict=True))
+    rate = 4 / 3 * 400e9  # bytes of whole buckets a second
     network = replace(FREE, within=400e9)
-    last = buckets(SMALL.config)[-1][0]
     seconds, exposed = step(SMALL, network, 4, tokens)
-    parameters = parameter_count(SMALL.config)
-    # the last layer's and the embeddings' gradients, and the weights
-    sent = 3 / 4 * (4 * last + 28_351_488 + 2 * parameters) / 400e9
-    assert exposed == pytest.approx(sent)
-    assert seconds == pytest.approx(alone - SMALL.adamw * 3 / 4 + sent)
-    hidden = 3 / 4 * 4 * parameters / 400e9 - (sent - 3 / 4 * 2 * parameters / 400e9)
+    late = 4 * sum(sizes[-2:]) / rate  # the last layers' gradients are there no sooner than the embeddings'
+    # AdamW goes on while the embeddings are gathered, which it updates first
+    first = SMALL.adamw / 4 * sizes[-1] / sum(sizes)
+    assert exposed == pytest.approx(late + first + weights / rate - SMALL.adamw / 4)
+    assert seconds == pytest.approx(alone - SMALL.adamw * 3 / 4 + exposed)
     contended, _ = step(SMALL, replace(network, contention=0.5), 4, tokens)
-    assert contended == pytest.approx(seconds + 0.5 * hidden)
+    assert contended == pytest.approx(seconds + 0.5 * (gradients / rate - late))
     # nothing but the last micro-batch hides anything, and what is too slow is not hidden
     slow = replace(FREE, within=1e6)
-    end = 3 / 4 * (4 + 2) * parameters / 1e6
     for micro_batches in (1, 4):
-        _, exposed = step(SMALL, slow, 4, micro_batches * tokens)
-        first = buckets(SMALL.config)[0][1]
+        seconds, exposed = step(SMALL, slow, 4, micro_batches * tokens)
         backward = scaling.BACKWARD * (SMALL.fixed + tokens * SMALL.token)
-        assert exposed == pytest.approx(end - (1 - first) * backward)
+        hidden = (1 - there[0]) * backward + SMALL.adamw / 4 - first
+        assert exposed == pytest.approx((gradients + weights) / (4 / 3 * 1e6) - hidden, abs=1e-6)
+    # by latency: 5 buckets each way, of which 3 are hidden, and the norm
+    _, exposed = step(SMALL, replace(FREE, call=1e-3), 4, tokens)
+    assert exposed == pytest.approx((2 + 5 + 1) * 1e-3 - (SMALL.adamw / 4 - first))
 
 
 def test_efficiency() -> None:
@@ -91,7 +102,9 @@ def test_efficiency() -> None:
     for strong in (False, True):
         assert scaling.efficiency(SMALL, Network(), 1, strong) == 1
         assert scaling.efficiency(shared, FREE, 16, strong) == pytest.approx(1)
-    slow = replace(FREE, within=BYTES / 1e3)  # 1.5 x 1000 s a step
+    sizes, _, read = zip(*sent(SMALL.config), strict=True)
+    whole = 4 * sum(sizes) + sum(size * width for size, width in zip(sizes, read, strict=True))
+    slow = replace(FREE, within=whole / 1500)  # of which two GPUs send a half
     assert scaling.efficiency(shared, slow, 2, strong=False) == pytest.approx(0.06 / 750, rel=0.02)
     assert scaling.efficiency(shared, slow, 2, strong=True) == pytest.approx(0.96 / 2 / 750, rel=0.02)
 
@@ -130,8 +143,8 @@ def test_the_command(tmp_path: Path) -> None:
     assert list(found["tables"]) == ["gpt2, weak", "gpt2, strong", "gpt2-xl, weak", "gpt2-xl, strong"]
     for name, rows in found["tables"].items():
         assert [row["gpus"] for row in rows] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
-        ends = {n: next((f"from {r['gpus']} on" for r in rows if r["ring"] < n), "nowhere") for n in (0.9, 0.5)}
-        assert f"ring: under 0.9 {ends[0.9]}, under 0.5 {ends[0.5]}\n" in result.out, name
+        ends = {n: next((f"from {r['gpus']} on" for r in rows if r["rings"] < n), "nowhere") for n in (0.9, 0.5)}
+        assert f"rings: under 0.9 {ends[0.9]}, under 0.5 {ends[0.5]}\n" in result.out, name
     assert f"   512{found['tables']['gpt2, weak'][-1]['seconds'] * 1e3:11.2f}" in result.out
     assert scaling.measured_in(tmp_path / bench(tmp_path)) == [Measured("gpt2", 1, 1, 32, 0.0625)]
 
