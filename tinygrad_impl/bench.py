@@ -40,7 +40,7 @@ from data.runs.revision import revision
 from tinygrad_impl import bench_tables as tables
 from tinygrad_impl.backend import CHOICES, Backend, choose
 from tinygrad_impl.bench_peers import Worker, meeting, peers, worker
-from tinygrad_impl.bench_ranks import MEMORY, of_all, of_one, one_gpu, summed
+from tinygrad_impl.bench_ranks import MEMORY, of_all, of_one, one_gpu, summed, told_of_its_end
 from tinygrad_impl.device import device_name, open_device
 from tinygrad_impl.internals import HighWater, compiled_kernels, free_memory, one_by_one
 from tinygrad_impl.trainer import Trainer
@@ -50,6 +50,7 @@ SEED, LR, BATCHES = 1337, 1e-4, 4  # of weights and tokens; of AdamW; how many t
 WARM_UP = 3  # steps: compilers, captures and caches are through with their work then
 ROUNDS = 5  # turns of each
 PROFILED = 5  # steps
+ENDING = 30.0  # seconds that ranks have to end
 TIMEOUT = 3600.0  # seconds that a rank waits for another, which may be measuring its one GPU, or compiling
 
 
@@ -251,7 +252,7 @@ def main() -> None:
         )
     wanted = args.device or DEV.device or None
     if args.gpus:
-        launch("tinygrad_impl.bench", sys.argv[1:], args.gpus, wanted, TIMEOUT)
+        launch("tinygrad_impl.bench", sys.argv[1:], args.gpus, wanted, ENDING)
     here = place()
     if here and args.profile:
         raise InputError("--profile is of one GPU's kernels; leave it out, or start this on one")
@@ -286,7 +287,7 @@ def main() -> None:
     if here.rank == 0:
         print(f"{heading(said)}, each of {here.size} ranks", flush=True)
         one = one_gpu(args, device)
-    with joined(device, TIMEOUT) as ranks:
+    with joined(device, TIMEOUT) as ranks, told_of_its_end():
         found = said | compare(args, config, device, backend, ranks)
         hosts = ranks.gather(ranks.local_rank).count(0)
     if here.rank == 0:

@@ -3,13 +3,16 @@
 import argparse
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data.cli import InputError
+from data.cli import InputError, Lost
 from data.ranks import Ranks
 from tinygrad_impl.bench_peers import end_with_parent, environment
 
@@ -34,6 +37,22 @@ def summed(ceiling: dict[str, float], ranks: Ranks) -> dict[str, float]:
     """The rates of all ranks' devices together."""
     flops, moved = ranks.numbers(ceiling["flops"], ceiling["bytes"]).sum(axis=0).tolist()
     return ceiling | {"flops": flops, "bytes": moved}
+
+
+@contextmanager
+def told_of_its_end() -> Iterator[None]:
+    """Has SIGTERM, which torchrun sends to the other ranks where one is gone, end this one with a sentence."""
+
+    def end(*_: Any) -> None:
+        raise Lost(
+            "another rank is gone, or somebody has ended this (SIGTERM); see what is said above, or start it again"
+        )
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def one_gpu(args: argparse.Namespace, device: str) -> dict[str, Any]:

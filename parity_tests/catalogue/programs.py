@@ -524,7 +524,7 @@ PLANTED: list[Row] = [
         SCALING,
         "* begin, 2)",
         "* begin, 4)",
-        IN_SCALING + "what_is_hidden",
+        IN_SCALING + "buckets",
     ),
     (
         "scaling: measured hosts are one",

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from data.checkpoints.config import GPT2Config
-from data.cli import InputError
+from data.cli import InputError, Lost
 from data.ranks import ALONE, Place, Ranks
 from data.testing import call, refused
 from data.tests.ranks import in_ranks
@@ -243,7 +243,7 @@ def test_gpus(job: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(bench, "launch", launch)
     assert call(bench.main, *TINY, "--gpus", 4, cwd=tmp_path).code == 0
-    assert asked == [("tinygrad_impl.bench", [*TINY, "--gpus", "4"], "4", "CPU", bench.TIMEOUT)]
+    assert asked == [("tinygrad_impl.bench", [*TINY, "--gpus", "4"], "4", "CPU", bench.ENDING)]
     assert job == []
 
 
@@ -302,6 +302,14 @@ def test_a_worker_ends_with_its_rank() -> None:
     while Path(f"/proc/{pid}/stat").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+def test_a_rank_that_is_ended_says_so() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Lost, match="another rank is gone"), bench_ranks.told_of_its_end():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_workers_meet_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
