@@ -23,12 +23,18 @@ class InputError(Exception):
     """Bad input, in one sentence: what was wrong, where, and what to do next. Commands end with it and exit code 2."""
 
 
+class Lost(Exception):
+    """Another rank of the job is gone, in one sentence. Commands end with it and exit code 1."""
+
+
 REMEDIES = {  # of what the system refuses
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or name a folder on another disk"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "mend the permissions, or name another folder"),
     errno.ENOTDIR: "a part of that path is a file; name another folder",
     errno.EISDIR: "name a file",
 }
+# on a GPU and in PyTorch it is a RuntimeError that says so
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory", re.IGNORECASE)
 PACKAGES = ("tinygrad", "torch", "triton", "transformers", "tokenizers", "tiktoken", "numpy")  # that compute or read
 
 
@@ -146,39 +152,47 @@ def leave_lost_terminal() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
+def ending(e: BaseException, where: str = "") -> tuple[int, str] | None:
+    """The exit code that an error ends a command with, and what is said of it on stderr: one sentence, or nothing. None
+    for a fault of the program. `where` tells where memory ran out.
+    """
+    if isinstance(e, InputError):
+        return 2, f"error: {runnable(str(e))}\n"
+    if isinstance(e, Lost):
+        return 1, f"error: {runnable(str(e))}\n"
+    if isinstance(e, BrokenPipeError):  # the reader of our output went away (`| head`): nothing is left to say
+        return 141, ""
+    if isinstance(e, OSError) and e.errno in REMEDIES:
+        place = f" at {e.filename}" if e.filename else ""
+        return 2, f"error: {e.strerror}{place}; {REMEDIES[e.errno]}\n"
+    if isinstance(e, MemoryError) or (isinstance(e, RuntimeError) and OUT_OF_MEMORY.search(str(e))):
+        less = "use a smaller model, or --batch-size (--grad-accum makes up for it)"
+        return 2, f"error: out of memory{where}; {less}\n"
+    return (130, "interrupted\n") if isinstance(e, KeyboardInterrupt) else None
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a command: exit code 0, 2 with one sentence on stderr for bad input, or 130 when interrupted.
 
     What stdout's encoding lacks is written as escapes (\\u2019), as Python does on stderr.
     """
+    from data.ranks import wait_for_turn  # here, because it imports this
+
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
         sys.stdout.flush()
         code = 0
-    except InputError as e:
-        print(f"error: {runnable(str(e))}", file=sys.stderr)
-        code = 2
-    except BrokenPipeError:  # the reader of our output went away (`| head`): nothing is left to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
-    except OSError as e:
-        if e.errno not in REMEDIES:
+    except (Exception, KeyboardInterrupt) as e:
+        wait_for_turn()
+        found = ending(e)
+        if found is None:
             raise
-        where = f" at {e.filename}" if e.filename else ""
-        print(f"error: {e.strerror}{where}; {REMEDIES[e.errno]}", file=sys.stderr)
-        code = 2
-    except (MemoryError, RuntimeError) as e:  # out of memory on a GPU is a RuntimeError that says so
-        if not isinstance(e, MemoryError) and "out of memory" not in str(e).lower():
-            raise
-        print(
-            "error: out of memory; use a smaller model, or --batch-size (--grad-accum makes up for it)", file=sys.stderr
-        )
-        code = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
+        code, said = found
+        if isinstance(e, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stderr.write(said)
     sys.exit(code)
 
 

@@ -280,8 +280,8 @@ mutant("last position never trained", LOSS, (M.GPT2, "__call__", (scored, shifte
 DECAY, CLIPPING, UPDATE, GRAPH = "weight decay", "clipping", "AdamW's update", "only the graph that trains"
 adamw, decays = (B.Plain, "adamw"), (T.Trainer, "adamw")
 # where the bug needs what only the trainer knows
-known = (*decays, ("self.backend.adamw(", "self.backend.trainer = self\n    self.backend.adamw("))
-matrices, decayed = "self.weight_decay if p.ndim == 2 else 0.0", "p * (1 - lr * decays[name])"
+known = (*decays, ("for part in", "self.backend.trainer = self\n    for part in"))
+matrices, decayed = "self.weight_decay if p.ndim == 2 else 0.0", "p * (1 - lr * decays[s.name])"
 m_hat, mean = "(lr / correction1) * m", "total / self.trainer.count"
 root_v, scaled = "((v / correction2).sqrt() + eps)", "total * scale + total * rest"
 for name, change in {
@@ -291,12 +291,12 @@ for name, change in {
 }.items():
     mutant(name, DECAY, (*decays, change))
 for name, named, *changes in (
-    ("decay without the learning rate", DECAY, (decayed, "p * (1 - decays[name])")),
-    ("decay after the step", DECAY, (decayed, "(p"), (root_v, f"{root_v}) * (1 - lr * decays[name])")),
+    ("decay without the learning rate", DECAY, (decayed, "p * (1 - decays[s.name])")),
+    ("decay after the step", DECAY, (decayed, "(p"), (root_v, f"{root_v}) * (1 - lr * decays[s.name])")),
     (
         "L2 in the gradient",
         DECAY,
-        (scaled, f"{scaled} + decays[name] * p"),
+        (scaled, f"{scaled} + decays[s.name] * p"),
         (decayed, "p"),
     ),
     ("no bias correction", UPDATE, ("(lr / correction1)", "lr"), ("(v / correction2)", "v")),
@@ -319,16 +319,16 @@ init, update = (T.Trainer, "__init__"), (T.Trainer, "update")
 mutant(
     "norm without wte",
     ("AdamW's norm", CLIPPING),
-    (B.Plain, "squares", ("in gradients.values()]", "in list(gradients.values())[1:]]")),
+    (B.Plain, "squares", ("for s in part.segments]", "for s in part.segments if s.name != 'wte.weight']")),
 )
-clipped, root = "min(self.clip / (norm + 1e-6), 1.0)", "math.sqrt(squares[1:].sum()) / self.count"
+clipped, root = "min(self.clip / (norm + 1e-6), 1.0)", "math.sqrt(squares[: self.shards, 1:].sum()) / self.count"
 for name, named, *changes in (
     ("clipping scales up too", CLIPPING, (clipped, "self.clip / (norm + 1e-6)")),
     ("clipping without its 1e-6", CLIPPING, ("(norm + 1e-6)", "norm")),
     ("no clipping", CLIPPING, (clipped, "1.0")),
-    ("clipping before the mean over micro-batches", (CLIPPING, "accumulate", "AdamW's norm"), (root, "math.sqrt(sum(squares))")),
-    ("accumulation without 1 / k", "accumulate", (root, "math.sqrt(sum(squares))"), (", 1.0) / self.count", ", 1.0)")),
-    ("reported loss without 1 / k", ("accumulate", "loss"), ("float(squares[0]) / self.count", "float(squares[0])")),
+    ("clipping before the mean over micro-batches", (CLIPPING, "accumulate", "AdamW's norm"), (root, "math.sqrt(squares.sum())")),
+    ("accumulation without 1 / k", "accumulate", (root, "math.sqrt(squares.sum())"), (", 1.0) / self.count", ", 1.0)")),
+    ("reported loss without 1 / k", ("accumulate", "loss"), ("loss = float(squares[:, 0].mean()) / self.count", "loss = float(squares[:, 0].mean())")),
 ):  # fmt: skip
     mutant(name, named, *((*update, change) for change in changes))
 mutant("beta2 0.999", r"AdamW's exp_avg_sq:", (*init, ("(0.9, 0.95)", "(0.9, 0.999)")))
@@ -369,10 +369,16 @@ mutant(
 mutant(
     "accumulation is never begun anew",
     ("accumulate", GRAPH),
-    (T.Trainer, "accumulate", ("in more:", "in batches if self.steps else more:")),
+    (
+        T.Trainer,
+        "accumulate",
+        ("enumerate(batches, 1)", "enumerate([*batches, *batches[:1]] if self.steps else batches, 1)"),
+    ),
 )
 mutant(
-    "micro-batches past the second are left out", "accumulate", (T.Trainer, "accumulate", ("in more:", "in more[:1]:"))
+    "micro-batches past the second are left out",
+    "accumulate",
+    (T.Trainer, "accumulate", ("enumerate(batches, 1)", "enumerate(batches[:2], 1)")),
 )
 mutant("replay on the batch that was captured", GRAPH, (T.Trainer, "_input", ("overwrite(tensor, array)", "pass")))
 
@@ -383,7 +389,7 @@ further = "np.concatenate([rows[:, 2:], rows[:, :1]], axis=1)"
 for name, named, *edits in (
     ("targets shifted by two", "targets", (L.Loader, "next_batch", ("rows[:, 1:].copy()", further))),
     ("targets are the inputs", "targets", (L.Loader, "next_batch", ("rows[:, 1:].copy()", "rows[:, :-1].copy()"))),
-    ("a rank sees the first one's rows", "ranks", (L.Loader, "next_batch", (" + self.rank * self.batch_size", ""))),
+    ("a rank sees the first one's rows", "ranks", (L.Loader, "own", (" + self.rank * self.batch_size", ""))),
     ("windows overlap", "windows", (L.Loader, "_window", ("* self.seq_len", "* (self.seq_len - 1)"))),
     (
         "windows skip a token",
@@ -410,18 +416,18 @@ for name, named, *edits in (
     ("last window dropped", "number", (L.Loader, "__init__", ("(self.tokens - 1) // seq_len", "(self.tokens - 1) // seq_len - 1"))),
     ("one window too many", "number", (L.Loader, "__init__", ("(self.tokens - 1) // seq_len", "self.tokens // seq_len"))),
     ("evaluation's padding is scored", "evaluation", (L, "_in_order", ("np.full(step, IGNORED, np.int32)", "np.zeros(step, np.int32)"))),
-    ("evaluation drops the last batch", "evaluation", (L, "_in_order", ("range(0, targets, step)", "range(0, targets - step, step)"))),
+    ("evaluation drops the last batch", "evaluation", (L, "_in_order", ("range(rank * step, targets, ", "range(rank * step, targets - step, "))),
 ):  # fmt: skip
     mutant(name, f"loader: {named}", *edits, where="loader")
 
 # --- checkpoints ---------------------------------------------------------------------------------------------------
 
 written, restore = "name: arrays[name] for name in", (T.Trainer, "restore")
-first, second = 'moments[f"exp_avg.{name}"]', 'moments[f"exp_avg_sq.{name}"]'
+moment = 'moments[f"{moment}.{name}"]'
 for name, named, *edits in (
-    ("moments not restored", "moments", (*restore, (first, f"0 * {first}")), (*restore, (second, f"0 * {second}"))),
+    ("moments not restored", "moments", (*restore, (moment, f"0 * {moment}"))),
     ("exp_avg not saved", "moments", (R.RunFolder, "save_checkpoint", ("(optimizer, moments,", '(optimizer, {n: a * n.startswith("exp_avg_sq") for n, a in moments.items()},'))),
-    ("exp_avg and exp_avg_sq exchanged", "moments", (*restore, (first, "moments[f'exp_avg_sq.{name}']")), (*restore, (second, "moments[f'exp_avg.{name}']"))),
+    ("exp_avg and exp_avg_sq exchanged", "moments", (*restore, ('(("exp_avg", part.exp_avg), ("exp_avg_sq", part.exp_avg_sq))', '(("exp_avg_sq", part.exp_avg), ("exp_avg", part.exp_avg_sq))'))),
     ("moments in float16", "moments", (R.RunFolder, "save_checkpoint", ("(optimizer, moments,", '(optimizer, {n: a.astype("float16") for n, a in moments.items()},'))),
     ("step lost", "step", (*restore, ("self.steps = steps", "self.steps = 0"))),
     ("step saved one early", "step", (R.RunFolder, "save_checkpoint", ("json.dumps(state |", "json.dumps(state | {'step': state['step'] - 1} |"))),
@@ -430,7 +436,7 @@ for name, named, *edits in (
     ("tensors renamed", "weights", (R, "save", (written, "name.replace('h.', 'layers.'): arrays[name] for name in"))),
     ("weights in float16", "weights", (R, "save", (written, "name: arrays[name].astype('float16') for name in"))),
     ("ln_1 and ln_2 exchanged in the file", "weights", (R, "save", (written, "name: arrays[name.translate({49: 50, 50: 49}) if '.ln_' in name and name[2] == '0' else name] for name in"))),
-    ("weights not restored", "weights", (*restore, ("(p, arrays[name])", "(p, p.numpy())"))),
+    ("weights not restored", "weights", (*restore, ("self._put(arrays)", "pass"))),
     (
         "matrices [out, in] in the file alone",
         "transformers",
@@ -539,10 +545,10 @@ def check_checkpoint(_: str, seed: int, __: int) -> str | None:
             trainer.step([pair], 1e-2)
         return trainer
 
-    def differs(ours: T.Trainer, theirs: T.Trainer, *tensors: str) -> str | None:
-        """The first of the trainers' tensors that is not the same bit by bit."""
-        both = ((f"{of} {n}", t, getattr(theirs, of)[n]) for of in tensors for n, t in getattr(ours, of).items())
-        return next((name for name, a, b in both if not np.array_equal(a.numpy(), b.numpy())), None)
+    def differs(ours: T.Trainer, theirs: T.Trainer, *states: str) -> str | None:
+        """The first of the trainers' arrays or moments that is not the same bit by bit."""
+        both = ((f"{of} {n}", a, getattr(theirs, of)()[n]) for of in states for n, a in getattr(ours, of)().items())
+        return next((name for name, a, b in both if not np.array_equal(a, b)), None)
 
     began = random_weights(config, seed, 0.2)
     through = train(T.Trainer(config, began), batches[:2])
@@ -575,13 +581,13 @@ def check_checkpoint(_: str, seed: int, __: int) -> str | None:
     # of other weights than the file's, so that what is not restored shows
     resumed = T.Trainer(config, began)
     resumed.restore(arrays, moments, read["step"])
-    if name := differs(through, resumed, "parameters"):
+    if name := differs(through, resumed, "arrays"):
         return f"checkpoint: weights as restored: {name}"
-    if name := differs(through, resumed, "exp_avg", "exp_avg_sq"):
+    if name := differs(through, resumed, "moments"):
         return f"checkpoint: moments as restored: {name}"
     if resumed.steps != through.steps:
         return f"checkpoint: step {resumed.steps} as restored, not {through.steps}"
-    if name := differs(train(through, batches[2:]), train(resumed, batches[2:]), "parameters", "exp_avg", "exp_avg_sq"):
+    if name := differs(train(through, batches[2:]), train(resumed, batches[2:]), "arrays", "moments"):
         return f"checkpoint: going on is not the same: {name}"
     return None
 

@@ -29,7 +29,10 @@ from parity_tests.catalogue import Row
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("data", "torch_ref", "tinygrad_impl", "parity_tests")
-TABLES = ("data", "tokenizers", "training", "programs", "pages", "weights", "kernels", "proof", "ranks")
+TABLES = (
+    *("data", "tokenizers", "training", "programs", "pages", "weights", "kernels", "proof"),
+    *("ranks", "ranks_reference", "launch"),
+)
 LEFT_OUT = (".git", ".venv", ".mutants", "__pycache__", ".*_cache", "*.egg-info")
 LEFT_OUT_AT_THE_TOP = ("runs", "build")  # what training and packaging write; data/runs is source
 # the conftest first, which says whether Triton is to interpret its kernels: Triton has to know when it is imported

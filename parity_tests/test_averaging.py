@@ -35,9 +35,11 @@ def test_what_roundings_of_what_is_sent_may_do() -> None:
     assert means["w"].tolist() == [1.0, 0.0]
     assert means["loss"] == 1.0
     bound = ((1 + 2**-8) ** 3 - 1) * 4  # the mean of 5 and 3, over 1
-    errors = 1e-3 + 0.99 * bound, 2e-3 + bound, 1e-4, 2e-3, 2e-3
     small, large, right, loss, norm = sent.excused(
-        [row(name, error, 1e-3) for name, error in zip(("w", "w", "w", "loss", "norm"), errors, strict=True)]
+        [
+            *(row("w", 1e-3 + 0.99 * bound, 1e-3), row("w", 2e-3 + bound, 1e-3), row("w", 1e-4, 1e-3)),
+            *(row("loss", 2e-3, 1e-3), row("norm", 2e-3, 1e-3)),
+        ]
     )
     assert small.passed
     assert small.allowed == pytest.approx(1e-3 + bound)

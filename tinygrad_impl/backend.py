@@ -16,7 +16,7 @@ from tinygrad_impl import formulas, functional
 from tinygrad_impl.cached_model import CachedModel, Decoder
 from tinygrad_impl.flat import Bucket, Segment
 from tinygrad_impl.internals import part_of
-from tinygrad_impl.kernels import gpu_of, obstacle
+from tinygrad_impl.kernels import gpu_of, obstacle, own_graphs
 from tinygrad_impl.model import GPT2
 
 if TYPE_CHECKING:
@@ -83,14 +83,15 @@ class Backend(Protocol):
 
     def adamw(
         self,
-        parts: Sequence[Part],
+        part: Part,
         rank: int,
         scalars: Tensor,
         decays: Mapping[str, float],
         betas: tuple[float, float],
         eps: float,
-    ) -> None:
-        """One step of AdamW, in place, on the parts, which are the rank-th, and on what is kept of these.
+    ) -> list[Tensor]:
+        """The tensors that one step of AdamW writes, in place: those of the part, which is the rank-th of its bucket,
+        and what is kept of it.
 
         scalars, of the parameters' dtype: the gradients' factor and the rest of it, that its rounding lost; the
         learning rate; 1 - beta1^t; 1 - beta2^t. `decays` has each parameter's weight decay.
@@ -145,25 +146,25 @@ class Plain:
 
     def adamw(
         self,
-        parts: Sequence[Part],
+        part: Part,
         rank: int,
         scalars: Tensor,
         decays: Mapping[str, float],
         betas: tuple[float, float],
         eps: float,
-    ) -> None:
+    ) -> list[Tensor]:
         scale, rest, lr, correction1, correction2 = (scalars[i] for i in range(5))
         beta1, beta2 = betas
         # Realised piece by piece, because tinygrad plans many small graphs, mostly alike, sooner than one large graph.
-        for part in parts:
-            for s in part.segments:
-                memory = part.parameters, part.exp_avg, part.exp_avg_sq, part.gradients
-                p, m, v, total = (part_of(t, s.start, s.size) for t in memory)
-                g = total * scale + total * rest
-                m.assign(beta1 * m + (1 - beta1) * g)
-                v.assign(beta2 * v + (1 - beta2) * g * g)
-                p.assign(p * (1 - lr * decays[s.name]) - (lr / correction1) * m / ((v / correction2).sqrt() + eps))
-                Tensor.realize(m, v, p)
+        for s in part.segments:
+            memory = part.parameters, part.exp_avg, part.exp_avg_sq, part.gradients
+            p, m, v, total = (part_of(t, s.start, s.size) for t in memory)
+            g = total * scale + total * rest
+            m.assign(beta1 * m + (1 - beta1) * g)
+            v.assign(beta2 * v + (1 - beta2) * g * g)
+            p.assign(p * (1 - lr * decays[s.name]) - (lr / correction1) * m / ((v / correction2).sqrt() + eps))
+            Tensor.realize(m, v, p)
+        return [part.parameters]
 
     def decoder(self, model: GPT2, N: int, chunk: int, V: int) -> Decoder:
         return CachedModel(model, self, N, V)
@@ -175,6 +176,8 @@ def choose(wanted: str, config: GPT2Config, device: str, bfloat16: bool) -> Back
     "auto" is fused where it can be, and says why where an NVIDIA GPU cannot. Raises `InputError` where "fused" is
     wanted and cannot be.
     """
+    if device == "CUDA":
+        own_graphs(device)
     plain = Plain(dtypes.bfloat16 if bfloat16 else None)
     if wanted == "plain":
         return plain

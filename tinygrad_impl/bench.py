@@ -3,6 +3,10 @@
 The same work by turns, on one device in one run: whole steps of the same model from the same random weights, on the
 same random tokens, with forward, backward, clipping and AdamW. tinygrad computes them as `tinygrad_impl.train` does,
 with all that it does on the host; PyTorch as torch_ref/bench_worker.py says, in a process of its own.
+
+Under torchrun rank 0 first measures its one GPU, by this program without the others, which wait and compute nothing;
+when that process is gone, with all of its memory, all ranks measure what they reach together. Each rank has a process
+of PyTorch's, and these train together as well. A step takes as long as on the rank on which it takes longest.
 """
 
 import argparse
@@ -12,52 +16,54 @@ import json
 import math
 import os
 import resource
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from tinygrad import Device
+from tinygrad.helpers import DEV
 
 from data.checkpoints.config import PRESETS, GPT2Config, flops_a_token, parameter_count
 from data.checkpoints.initialize import initial_weights
 from data.cli import ArgumentParser, InputError, Progress, refuse_missing_folder, run, whole
 from data.files import atomic_write
+from data.launch import OPTION, count, launch
+from data.ranks import ALONE, Ranks, joined, place, rank_device
 from data.runs.options import RECIPES
 from data.runs.revision import revision
+from tinygrad_impl import bench_tables as tables
 from tinygrad_impl.backend import CHOICES, Backend, choose
+from tinygrad_impl.bench_peers import Worker, meeting, peers, worker
+from tinygrad_impl.bench_ranks import MEMORY, of_all, of_one, one_gpu, summed, told_of_its_end
 from tinygrad_impl.device import device_name, open_device
 from tinygrad_impl.internals import HighWater, compiled_kernels, free_memory, one_by_one
 from tinygrad_impl.trainer import Trainer
 
-PEERS = ("torch-eager", "torch-compile")
 TORCH_DEVICES = {"CPU": "cpu", "CUDA": "cuda"}  # PyTorch's names of tinygrad's devices
 SEED, LR, BATCHES = 1337, 1e-4, 4  # of weights and tokens; of AdamW; how many the steps take in turn
 WARM_UP = 3  # steps: compilers, captures and caches are through with their work then
 ROUNDS = 5  # turns of each
 PROFILED = 5  # steps
-SHOWN = 25  # kernels of a profile
-OURS = ("CC", "ZIG", "DEV", "CUDA_PATH", "NVRTC_PATH")  # variables that tinygrad_impl sets for tinygrad
+ENDING = 30.0  # seconds that ranks have to end
+TIMEOUT = 3600.0  # seconds that a rank waits for another, which may be measuring its one GPU, or compiling
 
 
 class Port:
     """tinygrad's side: a trainer as `tinygrad_impl.train` has it. `tokens` are integers (batches, B, T + 1)."""
 
-    def __init__(self, config: GPT2Config, tokens: np.ndarray, device: str, backend: Backend):
+    def __init__(self, config: GPT2Config, tokens: np.ndarray, device: str, backend: Backend, ranks: Ranks = ALONE):
         self.device, self.first_loss = device, math.nan
         self.memory = HighWater()
         self.free = free_memory(device)
         self.batches = [(batch[:, :-1].copy(), batch[:, 1:].copy()) for batch in tokens]
         cached, started = compiled(), time.perf_counter()
-        self.trainer = Trainer(config, initial_weights(config, SEED), backend=backend)
+        self.trainer = Trainer(config, initial_weights(config, SEED), backend=backend, ranks=ranks)
         built = time.perf_counter() - started
         self.figures = self.run(WARM_UP)
         self.figures["seconds"][0] += built
@@ -94,77 +100,34 @@ def compiled() -> int:
     return count + sum(1 for _ in triton.glob("*/*.cubin"))
 
 
-class Worker:
-    """A process of torch_ref.bench_worker. `ask` raises `InputError` where it cannot do what it is asked."""
-
-    def __init__(self, name: str, process: "subprocess.Popen[str]", errors: IO[str]):
-        assert process.stdin
-        assert process.stdout
-        self.name, self.process, self.errors = name, process, errors
-        self.requests, self.replies = process.stdin, process.stdout
-
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        with suppress(BrokenPipeError):  # there will be no answer then
-            print(json.dumps({"do": do, **arguments}), file=self.requests, flush=True)
-        line = self.replies.readline()
-        if not line.endswith("\n"):
-            code = self.process.wait()
-            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            self.errors.seek(0)
-            last = (self.errors.read().strip().split("\n")[-1] or "without a word")[:200]
-            raise InputError(f"the process of {self.name} ended with {how} ({last}); leave it out of --against")
-        reply = json.loads(line)
-        if error := reply.get("error"):
-            less = "use a smaller --batch-size, or " if error == "out of memory" else ""
-            raise InputError(f"{self.name} cannot be measured here ({error}); {less}leave it out of --against")
-        return reply
-
-    def run(self, steps: int) -> dict[str, Any]:
-        return self.ask("run", steps=steps)
-
-
-@contextmanager
-def worker(name: str) -> Iterator[Worker]:
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {key: value for key, value in os.environ.items() if key not in OURS}
-    with tempfile.TemporaryFile("w+", errors="replace") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "torch_ref.bench_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        )
-        try:
-            yield Worker(name, process, errors)
-        finally:
-            process.kill()  # whatever it is at: it has nothing to save
-            process.communicate()
-
-
-def compare(args: argparse.Namespace, config: GPT2Config, device: str, backend: Backend) -> dict[str, Any]:
+def compare(
+    args: argparse.Namespace, config: GPT2Config, device: str, backend: Backend, ranks: Ranks = ALONE
+) -> dict[str, Any]:
     """All figures. The contenders take turns, in one order and then in the other, because clocks drift with heat."""
     B, T = args.batch_size, args.seq_len
-    tokens = np.random.default_rng(SEED).integers(0, config.vocab_size, (BATCHES, B, T + 1), np.int32)
+    tokens = np.random.default_rng(SEED + ranks.rank).integers(0, config.vocab_size, (BATCHES, B, T + 1), np.int32)
     rounds = [len(part) for part in np.array_split(range(args.steps), min(ROUNDS, args.steps))]
     names = ["tinygrad", *args.against]
-    flops = flops_a_token(config, T) * B * T
+    step = ranks.size * B * T  # tokens
+    flops = flops_a_token(config, T) * step
+    meetings = [meeting(ranks) for _ in args.against]
     with ExitStack() as stack:
-        progress = stack.enter_context(Progress(total=len(names) * (1 + len(rounds)), desc="measuring", unit="turn"))
+        shown: dict[str, Any] = {"desc": "measuring", "unit": "turn", "disable": ranks.rank > 0}
+        progress = stack.enter_context(Progress(total=len(names) * (1 + len(rounds)), **shown))
         file = Path(stack.enter_context(tempfile.TemporaryDirectory()), "tokens.npy")
         np.save(file, tokens)
-        workers = {name: stack.enter_context(worker(name)) for name in args.against}
+        workers = {n: stack.enter_context(worker(n, where)) for n, where in zip(args.against, meetings, strict=True)}
         begun, contenders = {}, dict[str, Port | Worker]()
         for name, peer in workers.items():  # before tinygrad, which gives none of its memory back
             progress.set_postfix_str(f"{name} begins")
             arguments = {"config": asdict(config), "seed": SEED, "tokens": str(file), "dtype": args.dtype}
             arguments |= {"device": TORCH_DEVICES[device], "compile": name == "torch-compile"}
-            begun[name] = peer.ask("build", warm_up=WARM_UP, **arguments)
+            arguments |= {"ranks": True} if ranks.size > 1 else {}
+            begun[name] = of_all(peer.ask("build", warm_up=WARM_UP, **arguments), ranks)
             progress.update()
         progress.set_postfix_str("tinygrad begins")
-        contenders["tinygrad"] = port = Port(config, tokens, device, backend)
-        begun["tinygrad"] = port.figures
+        contenders["tinygrad"] = port = Port(config, tokens, device, backend, ranks)
+        begun["tinygrad"] = of_all(port.figures, ranks)
         contenders |= workers
         progress.update()
         referee = next(iter(workers.values()), None)
@@ -177,14 +140,15 @@ def compare(args: argparse.Namespace, config: GPT2Config, device: str, backend: 
         for i, steps in enumerate(rounds):
             for name in reversed(names) if i % 2 else names:
                 progress.set_postfix_str(name, refresh=False)
-                turns[name].append(contenders[name].run(1 + steps))  # the first, after another's turn, is not counted
+                figures = contenders[name].run(1 + steps)  # the first, after another's turn, is not counted
+                turns[name].append(of_all(figures, ranks))
                 progress.update()
             if referee:
-                ceilings.append(referee.ask("ceilings", **units))
+                ceilings.append(summed(referee.ask("ceilings", **units), ranks))
         ceiling = {key: statistics.median(c[key] for c in ceilings) for key in ceilings[0]} if ceilings else None
         kernel_rows = profile(port, ceiling) if args.profile else None
 
-    rows = {name: summary(begun[name], turns[name], B * T, flops, ceiling) for name in names}
+    rows = {name: summary(begun[name], turns[name], step, flops, ceiling) for name in names}
     versions = {"tinygrad": importlib.metadata.version("tinygrad")}
     for name in args.against:
         versions |= begun[name]["versions"]
@@ -217,7 +181,7 @@ def summary(
         "compiled": begun["compiled"],
         "first_loss": begun["first_loss"],
     }
-    for kind in ("allocated_bytes", "held_bytes"):
+    for kind in (*MEMORY, *(f"{kind}_largest" for kind in MEMORY)):
         if kind in begun:
             row[kind] = max(figures[kind] for figures in [begun, *turns])
     return row
@@ -246,66 +210,12 @@ def profile(port: Port, ceiling: dict[str, float] | None) -> list[dict[str, Any]
     return sorted(rows.values(), key=lambda row: -row["seconds"])
 
 
-def table(rows: list[list[str]]) -> str:
-    """Columns as wide as they have to be; the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in rows
-    )
-
-
-def tera(value: float) -> str:
-    return f"{value / 1e12:.3g}"
-
-
-def percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
-
-
-def comparison(found: dict[str, Any]) -> str:
-    rows = [["", "tok/s", "ms a step", "(10-90 %)", "TFLOP/s", "of ceiling", "GB allocated", "GB held", "s to step 1"]]
-    rows[0] += [f"to {WARM_UP}", "compiled", "loss", "tinygrad is"]
-    for name, row in found["contenders"].items():
-        ms, low, high = (row[f"step_seconds{which}"] * 1e3 for which in ("", "_10th", "_90th"))
-        rows.append([name, f"{row['tokens_per_second']:,.0f}", f"{ms:.2f}", f"{low:.2f}-{high:.2f}"])
-        rows[-1] += [tera(row["flops"]), percent(row["share_of_ceiling"])]
-        rows[-1] += [f"{row[k] / 1e9:.2f}" if k in row else "-" for k in ("allocated_bytes", "held_bytes")]
-        rows[-1] += [f"{row['first_step_seconds']:.1f}", f"{row['first_steps_seconds']:.1f}", str(row["compiled"])]
-        rows[-1] += [f"{row['first_loss']:.4f}", f"{found['ratios'].get(name, 1.0):.3f} x"]
-    return table(rows)
-
-
-def profile_table(found: dict[str, Any]) -> str:
-    kernels = found["profile"]
-    rows = [["kernel", "count", "ms", "share", "TFLOP/s", "GB/s", "of roofline"]]
-    for row in kernels[:SHOWN]:
-        rates = [tera(row["flops"] / row["seconds"]), f"{row['bytes'] / row['seconds'] / 1e9:,.0f}"]
-        ms = f"{row['seconds'] * 1e3:.3f}"
-        rows.append([row["name"][:48], str(row["count"]), ms, percent(row["share"]), *rates])
-        rows[-1].append(percent(row["share_of_roofline"]))
-    rest, total = kernels[SHOWN:], sum(row["seconds"] for row in kernels)
-    if rest:
-        seconds = sum(row["seconds"] for row in rest)
-        count = str(sum(row["count"] for row in rest))
-        rows.append([f"{len(rest)} others", count, f"{seconds * 1e3:.3f}", percent(seconds / total), "", "", ""])
-    count, step = sum(row["count"] for row in kernels), found["contenders"]["tinygrad"]["step_seconds"]
-    return f"{table(rows)}\n{count} kernels, {total * 1e3:.2f} ms one by one; a whole step takes {step * 1e3:.2f} ms"
-
-
-def peers(text: str) -> list[str]:
-    names = [] if text in ("", "none") else list(dict.fromkeys(text.split(",")))
-    for name in names:
-        if name not in PEERS:
-            raise argparse.ArgumentTypeError(f"there is no {name!r}; name some of {', '.join(PEERS)}, or none")
-    return names
-
-
-def main() -> None:
+def command() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m tinygrad_impl.bench",
         description="Measure how fast tinygrad trains, beside PyTorch on the same device.",
-        epilog="example: python -m tinygrad_impl.bench --batch-size 32 --against torch-eager,torch-compile",
+        epilog="example: python -m tinygrad_impl.bench --batch-size 32 --against torch-eager,torch-compile; "
+        "--batch-size is of each GPU",
     )
     parser.add_argument("--preset", choices=PRESETS, default="gpt2", help="the model's size (default: %(default)s)")
     parser.add_argument("--batch-size", type=whole(1), metavar="N", help="windows in a step (default: as train)")
@@ -320,9 +230,19 @@ def main() -> None:
         help="torch-eager, torch-compile, both with a comma, or none (default: torch-compile; on a CPU torch-eager)",
     )
     parser.add_argument("--device", metavar="NAME", help="CPU, CUDA, METAL, ...; by default the best there is")
+    parser.add_argument(
+        OPTION,
+        type=count,
+        metavar="N",
+        help="measure so many GPUs of this host (all: all there are), and one beside them",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--profile", action="store_true", help="show the time of each of tinygrad's kernels too")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = command().parse_args()
     config, recipe = PRESETS[args.preset], RECIPES[args.preset]
     refuse_missing_folder(args.json)
     args.seq_len = args.seq_len or min(recipe.seq_len, config.n_positions)
@@ -330,7 +250,13 @@ def main() -> None:
         raise InputError(
             f"--seq-len {args.seq_len} is over the model's context of {config.n_positions} tokens; give fewer"
         )
-    device = open_device(args.device)
+    wanted = args.device or DEV.device or None
+    if args.gpus:
+        launch("tinygrad_impl.bench", sys.argv[1:], args.gpus, wanted, ENDING)
+    here = place()
+    if here and args.profile:
+        raise InputError("--profile is of one GPU's kernels; leave it out, or start this on one")
+    device = open_device(rank_device(wanted, here) if here else args.device)
     args.batch_size = args.batch_size or recipe.batch_size
     args.dtype = args.dtype or ("bfloat16" if device == "CUDA" else "float32")
     args.steps = args.steps or (10 if device == "CPU" else 100)
@@ -353,22 +279,43 @@ def main() -> None:
         "card": device_name(device),
         "kernels": backend.name,
     }
-    size = f"{said['parameters'] / 1e6:.1f}M parameters, steps of {args.batch_size} x {args.seq_len} tokens"
-    print(f"{args.preset}, {size}, {args.dtype}, {said['kernels']} kernels; {said['card']}", flush=True)
-    found = said | compare(args, config, device, backend)
+    if here is None:
+        print(heading(said), flush=True)
+        report(args, said | compare(args, config, device, backend))
+        return
+    one = {}
+    if here.rank == 0:
+        print(f"{heading(said)}, each of {here.size} ranks", flush=True)
+        one = one_gpu(args, device)
+    with joined(device, TIMEOUT) as ranks, told_of_its_end():
+        found = said | compare(args, config, device, backend, ranks)
+        hosts = ranks.gather(ranks.local_rank).count(0)
+    if here.rank == 0:
+        found |= {"ranks": here.size, "hosts": hosts, "one": one, "scaling": of_one(found, one, here.size)}
+        report(args, found)
+
+
+def heading(said: dict[str, Any]) -> str:
+    size = f"{said['parameters'] / 1e6:.1f}M parameters, steps of {said['batch_size']} x {said['seq_len']} tokens"
+    return f"{said['preset']}, {size}, {said['dtype']}, {said['kernels']} kernels; {said['card']}"
+
+
+def report(args: argparse.Namespace, found: dict[str, Any]) -> None:
     if args.json:
         with atomic_write(args.json, "w") as f:
             f.write(json.dumps(found, indent=1) + "\n")
     print(", ".join(f"{name} {version}" for name, version in found["versions"].items()), end="")
     if ceiling := found["ceiling"]:
-        product = f"{ceiling['n']:.0f}^3 {ceiling['dtype']} product {tera(ceiling['flops'])} TFLOP/s"
-        print(f"; ceilings: {product}, copy {tera(ceiling['bytes'])} TB/s", end="")
-    print(f"\n\n{comparison(found)}")
+        product = f"{ceiling['n']:.0f}^3 {ceiling['dtype']} product {tables.tera(ceiling['flops'])} TFLOP/s"
+        print(f"; ceilings: {product}, copy {tables.tera(ceiling['bytes'])} TB/s", end="")
+    print(f"\n\n{tables.comparison(found, WARM_UP)}")
     if found["ratios"]:
         fastest = min(found["ratios"], key=lambda name: found["ratios"][name])
         print(f"\ntinygrad trains at {found['ratios'][fastest]:.3f} x the rate of {fastest}, the fastest peer")
+    if "scaling" in found:
+        print(f"\n{tables.scaling(found)}")
     if args.profile:
-        print(f"\n{profile_table(found)}")
+        print(f"\n{tables.profile(found)}")
 
 
 if __name__ == "__main__":

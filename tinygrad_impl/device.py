@@ -12,11 +12,12 @@ from pathlib import Path
 
 from tinygrad import Device
 from tinygrad.device import ALL_DEVICES
-from tinygrad.helpers import DEV
+from tinygrad.helpers import DEV, NUM_CPU_THREADS
 
 from data.cli import InputError
 from data.gpu import numbered, show_one_gpu
-from tinygrad_impl.internals import KernelCache, gpu_name, share_context, shield_compilers, use_all_cores, use_graphs
+from data.ranks import place
+from tinygrad_impl.internals import KernelCache, gpu_name, share_context, shield_compilers, use_all_cores
 
 # Dense peak rates in FLOP/s by what the GPU's name contains, of bfloat16 with float32 sums and of float32 without
 # tensor cores: NVIDIA's datasheets. The first match counts.
@@ -137,10 +138,8 @@ def fault(device: str) -> str | None:
         Device[device]
         if device == "CPU":
             use_all_cores()
-        if device == "CUDA":
-            from tinygrad_impl.kernels.graph import Graph  # here, because only CUDA has such graphs
-
-            use_graphs(device, Graph)
+            if place():  # of several ranks each has a share
+                NUM_CPU_THREADS.value = min(NUM_CPU_THREADS.value, len(os.sched_getaffinity(0)))
     except Exception as e:  # whatever a missing driver raises
         return str(e).strip().partition("\n")[0] or type(e).__name__
     DEV.value = device

@@ -5,12 +5,16 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from tinygrad.helpers import DEV
+
 import data.runs.options
 from data.cli import ArgumentParser, InputError, run
+from data.launch import note_idle_gpus, place_process
+from data.ranks import joined
 from data.runs.find_lr import find_learning_rate
 from data.runs.implementation import Implementation
 from data.runs.loop import train
-from data.runs.options import parse
+from data.runs.options import Given, parse
 from data.runs.start import Start, begin
 from data.text.sampling import Sampler
 from tinygrad_impl.backend import CHOICES, Plain, choose
@@ -33,7 +37,8 @@ def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
     """Proves the trainer's graphs on the batches that it is about to see. Returns the files that tell of it."""
     options = start.options
     if options.parity == "off":
-        print("PARITY NOT CHECKED (--parity off): nothing is proven about what this device computes")
+        if start.ranks.rank == 0:
+            print("PARITY NOT CHECKED (--parity off): nothing is proven about what this device computes")
         return {}
     if importlib.util.find_spec("torch") is None:
         raise InputError("the parity check before training needs PyTorch; `pip install torch`, or pass --parity off")
@@ -48,11 +53,10 @@ def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    given = {"kernels": "auto"} | parse(parser(), sys.argv[1:])
-    if not given.get("quiet"):
-        print("opening the device, the data and the weights", flush=True)
-    device = open_device(given.get("device"))
-    with begin(given, device) as start:
+    given: Given = {"kernels": "auto"} | parse(parser(), sys.argv[1:])
+    device = open_device(place_process("tinygrad_impl.train", sys.argv[1:], given, otherwise=DEV.device))
+    note_idle_gpus(given, device)
+    with joined(device, given.get("timeout", 600)) as ranks, begin(given, device, ranks) as start:
         train_from(start, given["kernels"], device)
 
 
@@ -66,6 +70,9 @@ def train_from(start: Start, kernels: str, device: str) -> None:
         weight_decay=options.weight_decay,
         clip=options.clip,
         backend=backend,
+        ranks=start.ranks,
+        zero=options.zero != 0,
+        reduce_dtype=options.reduce_dtype or "float32",
     )
     tokenizer = start.tokenizer
     generating = trainer.backend if backend.name == "fused" else Plain()
@@ -80,8 +87,8 @@ def train_from(start: Start, kernels: str, device: str) -> None:
     tinygrad = Implementation(
         package="tinygrad_impl",
         trainer=trainer,
-        arrays=lambda keep: trainer.model.arrays() if keep else {},
-        moments=lambda keep: trainer.moments() if keep else {},
+        arrays=trainer.arrays,
+        moments=trainer.moments,
         learning_rate=learning_rate,
         evaluate=Evaluator(trainer.model, trainer.backend).sums,
         continue_text=continued,

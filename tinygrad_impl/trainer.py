@@ -15,7 +15,7 @@ from tinygrad.dtype import DType
 from data.checkpoints.config import GPT2Config
 from data.ranks import ALONE, Ranks, Work
 from tinygrad_impl.backend import Backend, Part, Plain
-from tinygrad_impl.flat import Bucket, Flat, zeros
+from tinygrad_impl.flat import REST, Bucket, Flat, zeros
 from tinygrad_impl.internals import called_after, captured_at_once, contents, memory_of, overwrite, part_of
 from tinygrad_impl.model import GPT2
 
@@ -71,12 +71,14 @@ class Trainer:
         self.backend = backend.bind(self.weights, ranks.size)
         self.parts = [self._part(bucket, dtype) for bucket in self.gradients.buckets]
         # what the ranks tell each other: gradients, and the weights in the dtype in which kernels read them
-        self._read = []
+        self._read = {}
         for bucket in self.gradients.buckets:
             kept = self.backend.kept(bucket)
-            self._read.append(ranks.shared(memory_of(self.weights.memory[bucket.name] if kept is None else kept)))
+            memory = self.weights.memory[bucket.name] if kept is None else kept
+            self._read[bucket.name] = ranks.shared(memory_of(memory))
         self._sent = {name: ranks.shared(memory_of(memory)) for name, memory in self.gradients.memory.items()}
         self._sending: list[Work] = []
+        self._sharing: dict[str, Work] = {}
 
         self.steps = self.count = 0
         self._inputs: dict[str, Tensor] = {}
@@ -158,11 +160,8 @@ class Trainer:
         """AdamW's step from the means, clipped, if they are finite. Returns the mean loss, and the norm from before."""
         self._received()
         found = self._squares()
-        if self.ranks.size == 1:
-            squares = contents(found)[None]
-        else:
-            squares = self.ranks.whole(memory_of(found)).reshape(self.ranks.size, -1)
-        squares = squares.astype(np.float64)  # (ranks, 1 + sums)
+        of_all = contents(found) if self.ranks.size == 1 else self.ranks.whole(memory_of(found))
+        squares = of_all.reshape(self.ranks.size, -1).astype(np.float64)  # (ranks, 1 + sums)
         loss = float(squares[:, 0].mean()) / self.count
         norm = math.sqrt(squares[: self.shards, 1:].sum()) / self.count
         if not math.isfinite(loss + norm):
@@ -173,18 +172,20 @@ class Trainer:
         rest = scale - float(self.dtype.type(scale))  # its rounding, which all gradients would have in common
         scalars = [scale, rest, lr, 1 - beta1**self.steps, 1 - beta2**self.steps]  # in Python's float64
         self._adamw(self._input("scalars", np.array(scalars, self.dtype)))
-        self._share()
+        self._shared()
         return loss, norm
 
-    def _share(self) -> None:
-        """Gives all ranks the parts that each of them has updated, in the dtype in which kernels read them."""
-        if self.shards == 1:
-            return
-        works = [self.ranks.collect(memory) for memory in self._read]
-        for work in works:
+    def _share(self, bucket: str) -> None:
+        """Begins to give all ranks the parts of a bucket that each has updated, in the dtype that kernels read."""
+        self._sharing[bucket] = self.ranks.collect(self._read[bucket])
+
+    def _shared(self) -> None:
+        """Waits until all ranks have all parts."""
+        for bucket, work in self._sharing.items():
             work.wait()
-        if self.backend.name == "fused":
-            self._refresh_tables()
+            if bucket == REST and self.backend.name == "fused":
+                self._refresh_tables()
+        self._sharing.clear()
 
     def first(self, x: Tensor, y: Tensor, send: bool = False) -> None:
         """Makes the loss and gradients of (x, y) the totals."""
@@ -194,7 +195,7 @@ class Trainer:
     def further(self, x: Tensor, y: Tensor, send: bool = False) -> None:
         """Adds the loss and gradients of (x, y) to the totals."""
         totals, values = self._totals(x, y)
-        self._realize([t.assign(t + new) for t, new in zip(totals, values, strict=True)], send)
+        self._realize([total.assign(total + new) for total, new in zip(totals, values, strict=True)], send)
 
     def _realize(self, totals: Sequence[Tensor], send: bool) -> None:
         """Computes the totals. Each bucket of gradients is sent as soon as it is there."""
@@ -229,7 +230,11 @@ class Trainer:
     def adamw(self, scalars: Tensor) -> None:
         """AdamW's step; scalars: the totals' factor and the rest of it, learning rate, 1 - beta1^t, 1 - beta2^t."""
         decays = {name: self.weight_decay if p.ndim == 2 else 0.0 for name, p in self.parameters.items()}
-        self.backend.adamw(self.parts, self.rank, scalars, decays, self.betas, self.eps)
+        for part in reversed(self.parts):  # the embeddings first, which take longest to share
+            written = self.backend.adamw(part, self.rank, scalars, decays, self.betas, self.eps)
+            if self.shards > 1:
+                written = called_after(written, "share", partial(self._share, part.bucket.name))
+            Tensor.realize(*written)
 
     def refresh_tables(self) -> None:
         """Rounds off the weights that kernels read as they are too."""
@@ -281,7 +286,9 @@ class Trainer:
             self.backend.refresh()
         else:
             self.backend.round_off(self.parts, self.rank)
-            self._share()
+            for part in reversed(self.parts):
+                self._share(part.bucket.name)
+            self._shared()
 
     def _own(self, flat: np.ndarray) -> np.ndarray:
         """This rank's part of a bucket."""

@@ -12,6 +12,12 @@ or with {"error": what went wrong}. It ends where stdin does.
 The peer is the reference's model in the fastest way that PyTorch's users know: autocast, fused AdamW, nothing that
 waits for the device within a step, tokens that are on the device already, compiled or not; and nanoGPT's vocabulary of
 50304, of which 47 rows stand for no token, because PyTorch's matmuls with 50257 columns are slow.
+
+With "ranks": true in what is to be built, it is trained with those of other such processes, by
+`DistributedDataParallel`, which averages the gradients while the backward pass still computes. Their environments say
+which rank each is, and where they meet: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, of which the last must be free on
+rank 0's host; each process uses the first GPU that it sees. All of them have to be asked the same at the same time,
+each with tokens of its own. Each replies with its own seconds and memory, and with the loss of its own tokens.
 """
 
 import json
@@ -26,6 +32,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
@@ -41,12 +49,39 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def loss_of(model: GPT2, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    loss = model(x, y)[1]  # without the logits: compiled, they need not be kept
+    assert loss is not None
+    return loss
+
+
+class Loss(torch.nn.Module):
+    """`loss_of` as a module, which DistributedDataParallel asks for."""
+
+    def __init__(self, model: GPT2):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return loss_of(self.model, x, y)
+
+
 class Peer:
     """GPT-2 of the sizes `config` and the weights of `seed`, and its AdamW. `tokens` is a .npy of integers
-    (batches, B, T + 1), which the steps take in turn. `dtype` is that of matmuls.
+    (batches, B, T + 1), which the steps take in turn. `dtype` is that of matmuls. With `ranks`, torch.distributed's
+    process group trains it together.
     """
 
-    def __init__(self, config: dict[str, Any], seed: int, tokens: str, dtype: str, device: str, compile: bool):
+    def __init__(
+        self,
+        config: dict[str, Any],
+        seed: int,
+        tokens: str,
+        dtype: str,
+        device: str,
+        compile: bool,
+        ranks: bool = False,
+    ):
         self.device, self.autocast = device, dtype == "bfloat16"
         if self.autocast:
             torch.set_float32_matmul_precision("high")  # with float32 it would be TensorFloat32 that is compared
@@ -55,7 +90,11 @@ class Peer:
         padding = -sizes.vocab_size % VOCAB_MULTIPLE
         arrays["wte.weight"] = np.pad(arrays["wte.weight"], ((0, padding), (0, 0)))
         self.model = GPT2(replace(sizes, vocab_size=sizes.vocab_size + padding), arrays).to(device)
-        self.loss = torch.compile(self.loss_of) if compile else self.loss_of
+        loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = self.loss_of
+        if ranks:  # before it is compiled, as PyTorch has it: its graphs are then cut where gradients are sent
+            # that the graph never changes is of use where it is not compiled, and not allowed where it is
+            loss = DistributedDataParallel(Loss(self.model), gradient_as_bucket_view=True, static_graph=not compile)
+        self.loss = torch.compile(loss) if compile else loss
         parameters = list(self.model.parameters())
         groups = [
             {"params": [p for p in parameters if p.ndim == 2], "weight_decay": WEIGHT_DECAY},
@@ -67,9 +106,7 @@ class Peer:
         self.steps, self.first_loss = 0, 0.0
 
     def loss_of(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        loss = self.model(x, y)[1]  # without the logits: compiled, they need not be kept
-        assert loss is not None
-        return loss
+        return loss_of(self.model, x, y)
 
     def step(self) -> float:
         """One update of the weights. Returns the seconds that it took."""
@@ -106,6 +143,9 @@ class Peer:
 def build(warm_up: int, **arguments: Any) -> tuple[Peer, dict[str, Any]]:
     """A peer and the figures of its first steps, the first with all that comes before it: `warm_up` of them."""
     started = time.perf_counter()
+    if arguments.get("ranks"):
+        on_gpu = arguments["device"] == "cuda"
+        dist.init_process_group("nccl" if on_gpu else "gloo", device_id=torch.device("cuda", 0) if on_gpu else None)
     peer = Peer(**arguments)
     built = time.perf_counter() - started
     figures = peer.run(warm_up)

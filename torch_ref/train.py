@@ -1,5 +1,6 @@
 """`python -m torch_ref.train`: trains the reference, with the options, loop and files of tinygrad_impl.train."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -8,6 +9,8 @@ import torch
 
 from data.cli import InputError, run
 from data.gpu import numbered, show_one_gpu
+from data.launch import note_idle_gpus, place_process
+from data.ranks import joined
 from data.runs.find_lr import find_learning_rate
 from data.runs.implementation import Implementation
 from data.runs.loop import train
@@ -20,15 +23,16 @@ from torch_ref.trainer import Trainer, learning_rate
 
 def main() -> None:
     given = parse(parser("python -m torch_ref.train", "PyTorch"), sys.argv[1:])
-    if not given.get("quiet"):
-        print("opening the device, the data and the weights", flush=True)
-    wanted = given.get("device")
+    wanted = place_process("torch_ref.train", sys.argv[1:], given)
     device, number = ("CUDA" if torch.cuda.is_available() else "CPU", None) if wanted is None else numbered(wanted)
     if number is not None:
         show_one_gpu(number)
     if device not in ("CPU", "CUDA") or (device == "CUDA" and not torch.cuda.is_available()):
         raise InputError(f"PyTorch has no device {wanted!r} here; leave --device out for the best there is")
-    with begin(given, device) as start:
+    note_idle_gpus(given, device)
+    with joined(device, given.get("timeout", 600)) as ranks, begin(given, device, ranks) as start:
+        if ranks.size > 1 and device == "CPU":
+            torch.set_num_threads(len(os.sched_getaffinity(0)))  # torchrun has it begin with one
         train_from(start, device)
 
 
@@ -42,6 +46,9 @@ def train_from(start: Start, device: str) -> None:
         clip=options.clip,
         autocast=torch.bfloat16 if options.dtype == "bfloat16" else None,
         device=device.lower(),
+        ranks=start.ranks,
+        zero=options.zero != 0,
+        reduce_dtype=options.reduce_dtype or "float32",
     )
     if start.moments:
         trainer.restore(start.arrays, start.moments, start.state["step"])
@@ -53,7 +60,8 @@ def train_from(start: Start, device: str) -> None:
         return prompt + "".join(map(following, [*new, None]))
 
     def moments(keep: bool) -> dict[str, np.ndarray]:
-        return {name: t.cpu().numpy().copy() for name, t in trainer.moments(keep).items()}
+        found = trainer.moments(keep)
+        return {name: t.cpu().numpy().copy() for name, t in found.items()}  # copies, for AdamW goes on
 
     threads = f"CPU with {torch.get_num_threads()} threads"
     pytorch = Implementation(

@@ -11,6 +11,7 @@ from data.checkpoints.config import GPT2Config
 from data.ranks import ALONE, Ranks
 from torch_ref.model import GPT2
 
+Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, integers (B, T)
 MOMENTS = ("exp_avg", "exp_avg_sq")  # PyTorch's names
 
 
@@ -56,8 +57,7 @@ class Trainer:
         self.parameters = dict(self.model.named_parameters())
         self.clip, self.autocast, self.device = clip, autocast, device
         self.steps, self.loss = 0, 0.0
-        self.ranks, self.zero = ranks, zero and ranks.size > 1
-        self.reduce_dtype = torch.bfloat16 if reduce_dtype == "bfloat16" else self.model.wte.weight.dtype
+        self.ranks, self.zero, self.reduce_dtype = ranks, zero and ranks.size > 1, reduce_dtype
         self.owners = owners({name: p.numel() for name, p in self.parameters.items()}, ranks.size)
         # what this rank's AdamW updates
         self.own = {n: p for n, p in self.parameters.items() if not self.zero or self.owners[n] == ranks.rank}
@@ -67,21 +67,21 @@ class Trainer:
         ]
         self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=eps)
 
-    def step(self, batches: Sequence[tuple[np.ndarray, np.ndarray]], lr: float) -> tuple[float, float]:
+    def step(self, batches: Sequence[Batch], lr: float) -> tuple[float, float]:
         """One update from this rank's micro-batches (x, y) of integers (B, T). Returns the mean loss of all ranks' and
         the norm of its gradient, both from before the update, the norm from before clipping. If one of them is not
         finite, nothing is updated, on no rank. Sends.
         """
         return self.accumulate(batches), self.update(lr)
 
-    def accumulate(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    def accumulate(self, batches: Sequence[Batch]) -> float:
         """Leaves the gradients of the mean loss of all ranks' batches, which it returns, in the parameters. Sends."""
         self._accumulate_own(batches)
         if self.ranks.size > 1:
             self._average()
         return self.loss
 
-    def _accumulate_own(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    def _accumulate_own(self, batches: Sequence[Batch]) -> None:
         """The same of this rank's batches alone."""
         self.model.zero_grad()  # not the optimizer's, which has not all parameters
         self.loss = 0.0
@@ -95,13 +95,10 @@ class Trainer:
         """Makes the loss and its gradients their means over ranks."""
         self.loss = float(self.ranks.numbers(self.loss).mean())
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        sent = [gradient.to(self.reduce_dtype) for gradient in gradients]  # itself, where that is its dtype
-        for work in [self.ranks.average(gradient) for gradient in sent]:
+        for work in [self.ranks.average(gradient, self.reduce_dtype) for gradient in gradients]:
             work.wait()
-        for gradient, mean in zip(gradients, sent, strict=True):
-            gradient.copy_(mean)
 
-    def finite(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
+    def finite(self, batches: Sequence[Batch]) -> bool:
         """Whether the loss of this rank's own batches and the norm of its gradient are finite: where those of all
         ranks' are not, this tells which ranks they are not finite on. The gradients of before are lost.
         """
@@ -144,7 +141,7 @@ class Trainer:
                 work.wait()
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[float, int]:
+    def evaluate(self, batches: Iterable[Batch]) -> tuple[float, int]:
         """The sum of the losses in nats of all targets in batches (x, y) of `loader.windows`, and how many there are:
         of this rank's, nothing is sent. Their quotient is the mean loss a token; its exp is the perplexity.
         """

@@ -86,29 +86,31 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         compiling=compiling,
         disable=options.quiet,
     )
-    with stop_requests(ranks) as requests, bar, recorder.room_on_disk():
+    with stop_requests(ranks) as requests, bar, recorder.finished(), recorder.room_on_disk():
 
         def stop_request() -> int:
             """The signal with which any rank was asked to stop, or 0: on all ranks after the same step. Ends them all
-            where one has found damaged data.
+            where one has found damaged data, or could not save.
             """
-            signal_number, damaged = map(
-                int, ranks.numbers(requests[0] if requests else 0, start.verification.failed).max(axis=0)
-            )
+            said = ranks.numbers(requests[0] if requests else 0, start.verification.failed, recorder.failed)
+            asked, damaged, unsaved = said.max(axis=0).astype(int).tolist()
             if damaged:
                 start.verification.check_all()
-            return signal_number
+            if unsaved:
+                recorder.wait()
+            return int(asked)
 
         stop = stop_request()
         while trainer.steps < options.steps and not stop:
             started = time.perf_counter()
             lr = rate(options, trainer.steps, by.learning_rate)
-            own, first = loader.own, loader.position
+            own, begin = loader.own(), loader.position
             batches = loader.next_micro_batches(start.micro_batches)
             loss, grad_norm = trainer.step(batches, lr)
             stop = stop_request()
-            place = f"windows {first} to {loader.position - 1} of the data"
+            place = f"windows {begin} to {loader.position - 1} of the data"
             if not math.isfinite(loss + grad_norm):
+                recorder.wait()  # the newest checkpoint is to be named
                 where = windows_not_finite(ranks, own, trainer.finite(batches)) if ranks.size > 1 else place
                 raise InputError(
                     f"the loss is {loss} and the gradient's norm {grad_norm} at step {trainer.steps + 1}, on {where}; "
@@ -131,9 +133,8 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
                 row["val_loss"] = val_loss = validation_loss()
                 lowest = val_loss < min(r["val_loss"] for r in run.metrics if "val_loss" in r)
             recorder.metrics(row)
-            mfu = (
-                f", MFU {flops_a_token(config, T) * speed / (by.peak_flops * ranks.size):.1%}" if by.peak_flops else ""
-            )
+            peak = (by.peak_flops or 0) * ranks.size
+            mfu = f", MFU {flops_a_token(config, T) * speed / peak:.1%}" if peak else ""
             figures = f"loss {loss:.3f} ({smoothed.value:.3f}), val {val_loss:.3f}, lr {lr:.1e}, {speed:,.0f} tok/s"
             bar.set_postfix_str(figures + mfu, refresh=False)
             bar.update()
@@ -216,9 +217,8 @@ def windows_not_finite(ranks: Ranks, own: range, finite: bool) -> str:
     culprits = [(rank, first, last) for rank, (first, last, right) in enumerate(rows) if not right]
     if not culprits:
         return f"windows {rows[0][0]} to {rows[-1][1]} of the data, though finite on each rank alone"
-    return (
-        "windows " + " and ".join(f"{first} to {last} (rank {rank})" for rank, first, last in culprits) + " of the data"
-    )
+    places = " and ".join(f"{first} to {last} (rank {rank})" for rank, first, last in culprits)
+    return f"windows {places} of the data"
 
 
 @contextmanager

@@ -14,15 +14,17 @@ from typing import Any
 
 from data.checkpoints.config import PRESETS, parameter_count
 from data.cli import ArgumentParser, InputError, real, whole
+from data.launch import count
 from data.ranks import place
 from data.runs.run_folder import read_sealed
 from data.text.formats import AS_GIVEN, ERRORS
 
 PORTS = {"parity", "kernels"}  # options of the port alone
 # may change from one part of a run to the next
-FREE = (*PORTS, "device", "keep", "quiet", "tensorboard", "zero", "timeout")
+FREE = (*PORTS, "device", "gpus", "timeout", "zero", "keep", "quiet", "tensorboard")
 UNRECORDED = (  # belong to one call, not to the run
-    *("out", "resume", "resume_if_any", "config", "find_lr", "rewarm", "quiet", "global_batch_tokens", "timeout"),
+    *("out", "resume", "resume_if_any", "config", "find_lr", "rewarm", "global_batch_tokens"),
+    *("quiet", "gpus", "timeout"),
 )
 SEVERAL = ("zero", "reduce_dtype")  # recorded where there were several ranks, or where they were given
 SIZES = ("n_layer", "n_head", "n_embd", "n_positions")  # that may differ from the preset's
@@ -111,11 +113,18 @@ class Options:
         type=int,
         choices=(0, 1),
     )
+    seed: int = option(HOW, "of weights, order of data, and samples (1337)", 1337, type=whole(0), metavar="N")
+    device: str | None = option(HOW, "CPU, CUDA, METAL, ...; by default the best there is", None, metavar="NAME")
+    gpus: str | None = option(
+        HOW,
+        "GPUs of this host to train on, or all; of --device CPU: processes",
+        None,
+        type=count,
+        metavar="N|all",
+    )
     timeout: int = option(
         HOW, "seconds after which a rank that is waited for counts as lost (600)", 600, type=whole(1), metavar="SECONDS"
     )
-    seed: int = option(HOW, "of weights, order of data, and samples (1337)", 1337, type=whole(0), metavar="N")
-    device: str | None = option(HOW, "CPU, CUDA, METAL, ...; by default the best there is", None, metavar="NAME")
     eval_every: int = option(KEEP, "steps between validation losses", **NUMBER)
     eval_tokens: int = option(KEEP, "validate on the first N; 0: the whole split", type=whole(0), metavar="N")
     sample_every: int = option(KEEP, "steps between samples", **NUMBER)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +19,9 @@ from data.runs.implementation import Implementation
 from data.runs.plots import plot_losses
 from data.runs.revision import revision
 from data.runs.run_folder import RunFolder, sampling_of, write_sealed
-from data.runs.saving import Saver, on_all
+from data.runs.saving import Saver
 from data.runs.start import Start
+from data.runs.together import by_rank_0, on_all
 from data.text.sampling import SAMPLING, Sampler
 
 PROMPT = "Once upon a time"
@@ -45,13 +46,18 @@ class Recorder:
 
     def _open_on_all(self, files: Mapping[str, Any]) -> RunFolder:
         """The folder, which the first rank has opened and cut back; to the others it is what they know of it."""
-        ranks = self.start.ranks
-        opened = on_all(ranks, lambda: self._open(files) if self.writes else None)
-        known = ranks.broadcast(opened and (opened.path, opened.metrics, opened.samples, opened.ends, opened.cadences))
+        opened = list[RunFolder]()
+
+        def open_folder() -> tuple[Any, ...]:
+            folder = self._open(files)
+            opened.append(folder)
+            return folder.path, folder.metrics, folder.samples, folder.ends, folder.cadences
+
+        path, *known = by_rank_0(self.start.ranks, open_folder)
         if opened:
-            return opened
-        folder = RunFolder(known[0])
-        _, folder.metrics, folder.samples, folder.ends, folder.cadences = known
+            return opened[0]
+        folder = RunFolder(path)
+        folder.metrics, folder.samples, folder.ends, folder.cadences = known
         return folder
 
     def _open(self, files: Mapping[str, Any]) -> RunFolder:
@@ -129,10 +135,12 @@ class Recorder:
 
     def checkpoint(self, tokens: int, seconds: float) -> None:
         """Has a checkpoint of this moment saved while training goes on, once the one before it is. All ranks call it,
-        and all of them end where that one could not be saved, which the first raises.
+        and all of them raise why that one could not be saved.
         """
         step = self.by.trainer.steps
-        on_all(self.start.ranks, self._ready)
+        self.wait()
+        if self.start.ranks.size > 1 and step:  # the thread waits for the first rank's own tokens alone
+            on_all(self.start.ranks, partial(self.start.verification.check, timeout=None))
         arrays, moments = self.by.arrays(self.writes), self.by.moments(self.writes)
         self.saved_step = step
         if not self.writes:
@@ -143,11 +151,6 @@ class Recorder:
         self.saver.begin(partial(self._save, arrays, moments, state, *vouched))
         if self.events:
             self.events.flush()
-
-    def _ready(self) -> None:
-        self.wait()
-        if self.start.ranks.size > 1 and self.by.trainer.steps:  # the tokens that the other ranks read count too
-            self.start.verification.check(timeout=None)
 
     def _save(
         self,
@@ -177,16 +180,16 @@ class Recorder:
 
     @property
     def failed(self) -> bool:
-        """Whether a checkpoint could not be saved. Only the first rank knows; then all of them have to `end`."""
+        """Whether a checkpoint could not be saved. Only the first rank knows it; then all have to `wait`."""
         return self.saver.failed
 
-    def end(self) -> NoReturn:
-        """Ends training where a checkpoint could not be saved: the first rank raises why."""
-        self.wait()
-        sys.exit(2)
-
     def wait(self) -> None:
-        """Until the checkpoint that is being written, if one is, is there. Raises why it could not be saved."""
+        """On all ranks, until the checkpoint that is being written, if one is, is there. Raises on all of them why it
+        could not be saved.
+        """
+        on_all(self.start.ranks, self._wait, has_part=self.writes)
+
+    def _wait(self) -> None:
         self.saver.wait(self._say_what_is_awaited)
 
     def _say_what_is_awaited(self) -> None:
@@ -195,13 +198,13 @@ class Recorder:
 
     @contextmanager
     def finished(self) -> Iterator[None]:
-        """However this is left, the checkpoint that was being written is there. All ranks come to its end, or raise."""
+        """However this is left, the checkpoint that was being written is there, or all ranks raise why it is not."""
         try:
             yield
         except BaseException:
-            self.wait()
+            self._wait()
             raise
-        on_all(self.start.ranks, self.wait)
+        self.wait()
 
     @contextmanager
     def room_on_disk(self, saving: int | None = None) -> Iterator[None]:

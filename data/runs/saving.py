@@ -1,15 +1,9 @@
 """What is saved beside training: a thread writes it, so that the next steps need not wait for the disk."""
 
-import sys
 from collections.abc import Callable
 from threading import Thread
-from typing import TypeVar
-
-from data.ranks import Ranks
 
 PATIENCE = 3.0  # seconds of waiting that need no word
-
-T = TypeVar("T")
 
 
 class Saver:
@@ -25,8 +19,8 @@ class Saver:
         return self._error is not None
 
     def begin(self, save: Callable[[], None]) -> None:
-        """Has `save` run beside what follows, after whatever is still being saved."""
-        self.wait()
+        """Has `save` run beside what follows; `wait` comes first, because of what is still being saved."""
+        assert not self._thread
         # a process that is told twice to stop does not wait for it: what it leaves is what one that was killed leaves
         self._thread = Thread(target=self._run, args=(save,), name="saving", daemon=True)
         self._thread.start()
@@ -48,20 +42,3 @@ class Saver:
         if self._error:
             error, self._error = self._error, None
             raise error
-
-
-def on_all(ranks: Ranks, do: Callable[[], T]) -> T:
-    """What `do` returns, once it has returned on all ranks. Where it raises, all of them end, instead of waiting for
-    one that is gone: the first that it raised on raises it again, and the others leave with exit code 2.
-    """
-    error: Exception | None = None
-    try:
-        result = do()
-    except Exception as e:
-        error = e
-    failed = ranks.numbers(error is not None)[:, 0].tolist()
-    if not any(failed):
-        return result
-    if error and ranks.rank == failed.index(True):
-        raise error
-    sys.exit(2)

@@ -162,8 +162,8 @@ def _planned(given: Given, device: str, size: int, held: ExitStack) -> tuple[Pla
         refuse_other_options(given["out"] / "run.json", checkpoint, model.state["options"])
         options = Options(**given)
     else:
-        options, *weights = complete(given, device, size)
-        model = Model(*weights)
+        options, config, arrays = complete(given, device, size)
+        model = Model(config, arrays)
     share_of_a_rank(options, size)
     if size > 1 and options.zero is None:
         options = replace(options, zero=1)
@@ -188,8 +188,8 @@ def _model(plan: Plan, device: str, size: int) -> Model:
     if plan.checkpoint:
         return Model(*load_checkpoint(plan.checkpoint))
     said = {name: value for name, value in vars(plan.options).items() if value is not None}
-    _, *weights = complete(said, device, size)
-    return Model(*weights)
+    _, config, arrays = complete(said, device, size)
+    return Model(config, arrays)
 
 
 def checkpoint_to_resume(path: Path) -> Path | None:
@@ -280,9 +280,9 @@ def refuse_other_tokenizer(folder: Path, tokenizer: Tokenizer, model: str) -> No
         )
 
 
-def complete(given: Given, device: str, size: int = 1) -> tuple[Options, GPT2Config, dict[str, np.ndarray]]:
-    """Fills in the options that were left out, for `size` ranks, checks those that depend on others, and gets the model
-    to begin with.
+def complete(given: Given, device: str, world_size: int = 1) -> tuple[Options, GPT2Config, dict[str, np.ndarray]]:
+    """Fills in the options that were left out, for `world_size` ranks, checks those that depend on others, and gets the
+    model to begin with.
     """
     sizes = {name: given[name] for name in SIZES if name in given}
     if device != "CPU" and sizes and not given.keys() & {"preset", "init"}:
@@ -314,7 +314,7 @@ def complete(given: Given, device: str, size: int = 1) -> tuple[Options, GPT2Con
     defaults: Given = {
         "data": "stories",
         "batch_size": recipe.batch_size,
-        "grad_accum": size,
+        "grad_accum": world_size,
         "seq_len": sizes.get("n_positions", min(recipe.seq_len, config.context)),
         "min_lr": lr / 10,
         "warmup": min(recipe.warmup, steps // 5),
@@ -325,10 +325,10 @@ def complete(given: Given, device: str, size: int = 1) -> tuple[Options, GPT2Con
         "sample_every": max(1, steps // 4),
         "save_every": max(1, steps // 4),
     }
-    defaults |= {"reduce_dtype": "float32"} if size > 1 else {}
+    defaults |= {"reduce_dtype": "float32"} if world_size > 1 else {}
     options = Options(**(defaults | given | {"preset": preset, "init": init, "steps": steps, "lr": lr}))
     if tokens := options.global_batch_tokens:
-        grad_accum, batch_size = accumulated(tokens, options.seq_len, options.batch_size, size)
+        grad_accum, batch_size = accumulated(tokens, options.seq_len, options.batch_size, world_size)
         options = replace(options, grad_accum=grad_accum, batch_size=batch_size)
 
     if options.min_lr > options.lr:

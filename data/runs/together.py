@@ -26,9 +26,9 @@ class Work(Thread, Generic[T]):
 
     def __init__(self, function: Callable[[], T]):
         super().__init__(daemon=True)  # a program that ends does not wait for it
-        self.function, self.value, self.error = function, None, None
-        self.value: T | None
-        self.error: BaseException | None
+        self.function = function
+        self.value: T | None = None
+        self.error: BaseException | None = None
         self.start()
 
     def run(self) -> None:
@@ -60,7 +60,18 @@ def by_rank_0(ranks: Ranks, function: Callable[[], T]) -> T:
     """Rank 0's `function()`, on all ranks. Raises `InputError` on all of them where it raised something."""
     if ranks.size == 1:
         return function()
-    return ranks.broadcast(_together(ranks, function if ranks.rank == 0 else None))  # type: ignore[no-any-return]
+    value: T = ranks.broadcast(_together(ranks, function if ranks.rank == 0 else None))
+    return value
+
+
+def on_all(ranks: Ranks, function: Callable[[], object], has_part: bool = True) -> None:
+    """Until `function()` has returned on all ranks, or on those that have a part in it. Raises `InputError` on all of
+    them where it raised something.
+    """
+    if ranks.size == 1:
+        function()
+    else:
+        _together(ranks, function if has_part else None)
 
 
 def _together(ranks: Ranks, function: Callable[[], T] | None) -> T | None:
@@ -147,11 +158,4 @@ class SharedVerification:
 
     def check_all(self, timeout: float = 0) -> None:
         """As `check`, but raises on all ranks what any of them has found: `InputError`."""
-        error = None
-        try:
-            self.check(timeout)
-        except Exception as e:
-            error = e
-        if error and self._ranks.size == 1:
-            raise error
-        refuse_failed(self._ranks, self._own is not None, error)
+        on_all(self._ranks, lambda: self.check(timeout), has_part=self._own is not None)

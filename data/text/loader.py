@@ -86,7 +86,6 @@ class Loader:
         """The number of times that all windows have been consumed."""
         return self.position // self.windows
 
-    @property
     def own(self) -> range:
         """Which windows this rank gets next: their places in the order of the epochs."""
         first = self.position + self.rank * self.batch_size
@@ -94,7 +93,7 @@ class Loader:
 
     def next_batch(self) -> tuple[np.ndarray, np.ndarray]:
         """This rank's next inputs and targets: two int32 C-contiguous arrays of shape (batch_size, seq_len)."""
-        rows = np.stack([self._window(p) for p in self.own])  # (B, T+1)
+        rows = np.stack([self._window(p) for p in self.own()])  # (B, T+1)
         self.position += self.world_size * self.batch_size
         return rows[:, :-1].copy(), rows[:, 1:].copy()  # copies: whatever the batch size, neither is a view of `rows`
 

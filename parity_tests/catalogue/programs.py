@@ -4,10 +4,13 @@ from parity_tests.catalogue import Row
 
 GENERATE, COMPARE = "tinygrad_impl/generate.py", "tinygrad_impl/compare.py"
 BENCH, PEER = "tinygrad_impl/bench.py", "torch_ref/bench_worker.py"
+TABLES, RANKS = "tinygrad_impl/bench_tables.py", "tinygrad_impl/bench_ranks.py"
+PEERS, SCALING = "tinygrad_impl/bench_peers.py", "tinygrad_impl/scaling.py"
 DEVICE, CPU, PRODUCT = "tinygrad_impl/device.py", "tinygrad_impl/cpu.py", "tinygrad_impl/gemm.c"
 IN_GENERATE = "tinygrad_impl/tests/test_generate.py::test_"
 IN_COMPARE = "tinygrad_impl/tests/test_compare.py::test_"
 IN_BENCH, IN_TRAINER = "tinygrad_impl/tests/test_bench.py::test_", "tinygrad_impl/tests/test_trainer.py::test_"
+IN_RANKS, IN_SCALING = "tinygrad_impl/tests/test_bench_ranks.py::test_", "tinygrad_impl/tests/test_scaling.py::test_"
 IN_DEVICE, IN_CPU = "tinygrad_impl/tests/test_device.py::test_", "tinygrad_impl/tests/test_cpu.py::test_"
 IN_FORMULAS = "tinygrad_impl/tests/test_formulas.py::test_"
 
@@ -147,7 +150,7 @@ PLANTED: list[Row] = [
     ),
     (
         "bench: GiB are called GB",
-        BENCH,
+        TABLES,
         'f"{row[k] / 1e9:.2f}"',
         'f"{row[k] / 2**30:.2f}"',
         IN_BENCH + "figures",
@@ -365,7 +368,7 @@ PLANTED: list[Row] = [
     (
         "CUDA:1 is the second of all GPUs, whichever are visible",
         "data/gpu.py",
-        "gpus[number] if gpus else str(number)",
+        "names[number] if names else str(number)",
         "str(number)",
         IN_DEVICE + "one_gpu_of_several",
     ),
@@ -389,5 +392,145 @@ PLANTED: list[Row] = [
         'sys.stdout.reconfigure(errors="backslashreplace")',
         "pass",
         "data/tests/test_cli.py::test_what_stdout_cannot_encode_is_escaped",
+    ),
+    (
+        "bench on ranks: the steps of the first rank",
+        RANKS,
+        ".max(axis=0)",
+        "[0]",
+        IN_RANKS + "two_ranks",
+    ),
+    (
+        "bench on ranks: the memory of the first rank",
+        RANKS,
+        "int(ranks.numbers(figures[kind]).max())",
+        "int(ranks.numbers(figures[kind])[0, 0])",
+        IN_RANKS + "two_ranks",
+    ),
+    (
+        "bench on ranks: all take the same tokens",
+        BENCH,
+        "default_rng(SEED + ranks.rank)",
+        "default_rng(SEED)",
+        IN_RANKS + "two_ranks",
+    ),
+    (
+        "bench on ranks: the tokens of one",
+        BENCH,
+        "step = ranks.size * B * T",
+        "step = B * T",
+        IN_RANKS + "two_ranks",
+    ),
+    (
+        "bench on ranks: PyTorch's processes train each by itself",
+        BENCH,
+        'arguments |= {"ranks": True} if ranks.size > 1 else {}',
+        "arguments |= {}",
+        IN_RANKS + "two_ranks",
+    ),
+    (
+        "bench on ranks: each rank's worker waits at a port of its own",
+        PEERS,
+        "port = ranks.broadcast(free.getsockname()[1])",
+        "port = free.getsockname()[1]",
+        IN_RANKS + "two_ranks",
+    ),
+    (
+        "bench on ranks: scaling is beside one GPU's rate",
+        RANKS,
+        '(size * alone["tokens_per_second"])',
+        'alone["tokens_per_second"]',
+        IN_RANKS + "the_first_rank_reports",
+    ),
+    (
+        "bench on ranks: the memory's share is rank 0's",
+        RANKS,
+        'row["allocated_bytes_largest"] / alone',
+        'row["allocated_bytes"] / alone',
+        IN_RANKS + "the_first_rank_reports",
+    ),
+    (
+        "bench on ranks: every rank measures its one GPU",
+        BENCH,
+        '    if here.rank == 0:\n        print(f"{heading(said)}, each',
+        '    if here.rank >= 0:\n        print(f"{heading(said)}, each',
+        IN_RANKS + "other_ranks_are_silent",
+    ),
+    (
+        "bench on ranks: one GPU is measured by a rank",
+        PEERS,
+        "not in (*OURS, *STARTED)",
+        "not in OURS",
+        IN_RANKS + "one_gpu_by_itself",
+    ),
+    (
+        "bench on ranks: a worker outlives its rank",
+        PEERS,
+        "        LIBC.prctl(DEATH, signal.SIGKILL)",
+        "        pass",
+        IN_RANKS + "a_worker_ends_with_its_rank",
+    ),
+    (
+        "bench on ranks: workers are sent to torchrun's own port",
+        PEERS,
+        '    "TORCHELASTIC_USE_AGENT_STORE",\n',
+        "",
+        IN_RANKS + "workers_meet_elsewhere",
+    ),
+    (
+        "scaling: all bytes go once around the ring",
+        SCALING,
+        "(gpus - 1) / gpus * size / rate",
+        "size / rate",
+        IN_SCALING + "limits_of_a_collective",
+    ),
+    (
+        "scaling: as many steps as GPUs",
+        SCALING,
+        "latency = (gpus - hosts)",
+        "latency = gpus",
+        IN_SCALING + "limits_of_a_collective",
+    ),
+    (
+        "scaling: the embeddings are hidden",
+        SCALING,
+        "(rest.size, 1.0, 4)",
+        "(rest.size, 0.0, 4)",
+        IN_SCALING + "buckets",
+    ),
+    (
+        "scaling: all that is sent is sent at a time",
+        SCALING,
+        "end = max(end, time) + cost",
+        "end = max(end, time + cost)",
+        IN_SCALING + "what_is_hidden",
+    ),
+    (
+        "scaling: AdamW is not shared out",
+        SCALING,
+        "updating = work.adamw / gpus",
+        "updating = work.adamw",
+        IN_SCALING + "what_is_hidden",
+    ),
+    (
+        "scaling: every micro-batch hides what is sent",
+        SCALING,
+        "min(tokens, work.micro * T) * work.token)",
+        "tokens * work.token)",
+        IN_SCALING + "what_is_hidden",
+    ),
+    (
+        "scaling: layers are gathered in float32",
+        SCALING,
+        "* begin, 2)",
+        "* begin, 4)",
+        IN_SCALING + "buckets",
+    ),
+    (
+        "scaling: measured hosts are one",
+        SCALING,
+        "per_host=row.gpus // row.hosts",
+        "per_host=row.gpus",
+        IN_SCALING + "check",
     ),
 ]

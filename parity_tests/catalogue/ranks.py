@@ -68,8 +68,8 @@ PLANTED: list[Row] = [
     (
         "ranks: weights are not gathered after one of the steps",
         TRAINER,
-        "        if self.shards == 1:\n            return\n",
-        "        if self.shards == 1 or self.steps == 3:\n            return\n",
+        "        self._sharing[bucket] = self.ranks.collect(self._read[bucket])\n",
+        "        if self.steps != 3:\n            self._sharing[bucket] = self.ranks.collect(self._read[bucket])\n",
         TRAINING,
     ),
     (
@@ -113,5 +113,138 @@ PLANTED: list[Row] = [
         "(norms[name] / self.size) ** 2",
         "float(torch.as_tensor(value).norm()) ** 2",
         f"{IN_AVERAGING}what_roundings_of_what_is_sent_may_do",
+    ),
+]
+
+# Training on several ranks: data/runs
+START, LOOP = "data/runs/start.py", "data/runs/loop.py"
+OF_RUNS = "data/runs/tests/test_ranks.py::test_"
+
+PLANTED += [
+    (
+        "rank 0's validation loss counts for all",
+        LOOP,
+        "total, tokens = ranks.numbers(*own).sum(axis=0).tolist()",
+        "total, tokens = ranks.numbers(*own)[0].tolist()",
+        OF_RUNS + "the_files_are_those_of_one_process",
+    ),
+    (
+        "every rank validates on all batches",
+        "data/text/loader.py",
+        "range(rank * step, targets, world_size * step)",
+        "range(0, targets, step)",
+        OF_RUNS + "validation_is_shared_out",
+    ),
+    (
+        "all ranks train on the windows of the first",
+        "data/text/loader.py",
+        "first = self.position + self.rank * self.batch_size",
+        "first = self.position",
+        OF_RUNS + "ranks_share_what_one_process_would_read",
+    ),
+    (
+        "one rank's order of the data is shifted",
+        "data/text/loader.py",
+        "first = self.position + self.rank * self.batch_size",
+        "first = self.position + self.rank * (self.batch_size + 1)",
+        OF_RUNS + "ranks_share_what_one_process_would_read",
+    ),
+    (
+        "each rank takes the whole update's windows",
+        START,
+        "share = share_of_a_rank(options, ranks.size)",
+        "share = options.grad_accum * options.batch_size",
+        OF_RUNS + "ranks_share_what_one_process_would_read",
+    ),
+    (
+        "another rank draws its order of data from another seed",
+        START,
+        "share, options.seq_len, options.seed, ranks.rank",
+        "share, options.seq_len, options.seed + ranks.rank, ranks.rank",
+        OF_RUNS + "ranks_share_what_one_process_would_read",
+    ),
+    (
+        "what stops one rank is not told to the others",
+        LOOP,
+        "asked, damaged, unsaved = said.max(axis=0)",
+        "asked, damaged, unsaved = said[0]",
+        OF_RUNS + "all_stop_after_the_same_step_and_go_on",
+    ),
+    (
+        "a signal that torchrun passes on is a second request",
+        LOOP,
+        "(REPEATED if ranks.size > 1 else 0.0)",
+        "0.0",
+        OF_RUNS + "all_stop_after_the_same_step_and_go_on",
+    ),
+    (
+        "a rank whose loss is a number is named as the culprit",
+        LOOP,
+        "in enumerate(rows) if not right]",
+        "in enumerate(rows) if right]",
+        OF_RUNS + "the_rank_that_is_not_finite_is_named",
+    ),
+    (
+        "ranks' weights are not compared",
+        "data/runs/sameness.py",
+        'refuse_differences(ranks, sums, "copy',
+        'refuse_differences(ranks, {}, "copy',
+        OF_RUNS + "what_one_rank_has_ends_all[weights]",
+    ),
+    (
+        "ranks' options are not compared",
+        "data/runs/sameness.py",
+        'refuse_differences(ranks, options, "give all ranks the same options")',
+        "pass",
+        OF_RUNS + "what_one_rank_has_ends_all[seed]",
+    ),
+    (
+        "ranks' versions are not compared",
+        "data/runs/sameness.py",
+        'refuse_differences(ranks, versions(), "install',
+        'refuse_differences(ranks, {}, "install',
+        OF_RUNS + "what_one_rank_has_ends_all[versions]",
+    ),
+    (
+        "ranks' source code is not compared",
+        "data/runs/sameness.py",
+        '{"source code": source_digest()}',
+        "{}",
+        OF_RUNS + "what_one_rank_has_ends_all[source]",
+    ),
+    (
+        "run.json does not tell of ranks",
+        "data/runs/recorder.py",
+        "            **start.machines,\n",
+        "",
+        OF_RUNS + "run_json_tells_of_ranks",
+    ),
+    (
+        "every rank writes a sample",
+        "data/runs/recorder.py",
+        "        if not self.writes:\n            return\n        step, settings",
+        "        step, settings",
+        OF_RUNS + "rank_0_alone_speaks_and_samples",
+    ),
+    (
+        "damage that another rank has found is overlooked",
+        LOOP,
+        "            if damaged:\n                start.verification.check_all()\n",
+        "",
+        OF_RUNS + "damaged_data_ends_all",
+    ),
+    (
+        "micro-batches that do not share equally are rounded down",
+        "data/runs/global_batch.py",
+        "if windows % size == 0:",
+        "if windows >= size:",
+        OF_RUNS + "ranks_that_cannot_share_equally",
+    ),
+    (
+        "bench: the peer's ranks train each by itself",
+        "torch_ref/bench_worker.py",
+        "        if ranks:  #",
+        "        if ranks and compile:  #",
+        "torch_ref/tests/test_bench_worker.py::test_two_ranks_do_the_work_of_one_process",
     ),
 ]

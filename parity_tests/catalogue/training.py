@@ -22,6 +22,7 @@ REFERENCE = "torch_ref/tests/test_train.py::"
 BOTH = "parity_tests/test_interchange.py::"
 TRAINERS = "tinygrad_impl/tests/test_trainer.py::"
 CLAIM = "data/runs/tests/test_claim.py::"
+SAVING = "data/runs/tests/test_saving.py::"
 
 PLANTED: list[Row] = [
     (
@@ -132,22 +133,22 @@ PLANTED: list[Row] = [
     (
         "the best checkpoint is the last measured",
         RECORDER,
-        'best = min((row for row in folder.metrics if "val_loss" in row), key=lambda row: row["val_loss"])["step"]',
-        'best = [row for row in folder.metrics if "val_loss" in row][-1]["step"]',
+        'best = min((row for row in metrics if "val_loss" in row), key=lambda row: row["val_loss"])["step"]',
+        'best = [row for row in metrics if "val_loss" in row][-1]["step"]',
         LOOP + "test_checkpoints",
     ),
     (
         "of equally good checkpoints the last is best",
         RECORDER,
-        "best = min((row for row in folder.metrics if",
-        "best = min((row for row in reversed(folder.metrics) if",
+        "best = min((row for row in metrics if",
+        "best = min((row for row in reversed(metrics) if",
         LOOP + "test_of_equally_good_ones_the_first_is_best",
     ),
     (
         "a new best is not saved off schedule",
         TRAINING_LOOP,
-        "if ends or lowest or trainer.steps % options.save_every == 0",
-        "if ends or trainer.steps % options.save_every == 0",
+        "if saves := ends or lowest or trainer.steps % options.save_every == 0",
+        "if saves := ends or trainer.steps % options.save_every == 0",
         LOOP + "test_checkpoints",
     ),
     (
@@ -174,15 +175,15 @@ PLANTED: list[Row] = [
     (
         "samples are drawn with a seed of their own",
         RECORDER,
-        'SAMPLING | {"seed": start.options.seed}',
+        'SAMPLING | {"seed": options.seed}',
         "dict(SAMPLING)",
         LOOP + "test_samples",
     ),
     (
         "samples and checkpoints swap their schedules",
         TRAINING_LOOP,
-        "if ends or trainer.steps % options.sample_every == 0",
-        "if ends or trainer.steps % options.save_every == 0",
+        "for n in (options.eval_every, options.sample_every))",
+        "for n in (options.eval_every, options.save_every))",
         LOOP + "test_samples",
     ),
     (
@@ -240,16 +241,8 @@ PLANTED: list[Row] = [
     (
         "the error names the windows after those of the step",
         TRAINING_LOOP,
-        (
-            "            loss, grad_norm = trainer.step(loader.next_micro_batches(options.grad_accum), lr)\n"
-            "            start.verification.check()\n"
-        ),
-        (
-            "            loss, grad_norm = trainer.step(loader.next_micro_batches(options.grad_accum), lr)\n"
-            '            place = f"windows {loader.position} to {loader.position + options.grad_accum * B - 1} of '
-            'the data"\n'
-            "            start.verification.check()\n"
-        ),
+        'place = f"windows {begin} to {loader.position - 1} of the data"',
+        'place = f"windows {loader.position} to {loader.position + options.grad_accum * B - 1} of the data"',
         LOOP + "test_what_is_not_finite_ends_training",
     ),
     (
@@ -262,7 +255,7 @@ PLANTED: list[Row] = [
     (
         "TensorBoard shows what a resumed run cut off",
         RECORDER,
-        'purge_step=start.state["step"] + 1',
+        'purge_step=self.start.state["step"] + 1',
         "purge_step=self.options.steps + 1",
         LOOP + "test_tensorboard",
     ),
@@ -346,8 +339,8 @@ PLANTED: list[Row] = [
     (
         "the exit code of a stop is the signal's number",
         TRAINING_LOOP,
-        "sys.exit(128 + stops[0])",
-        "sys.exit(stops[0])",
+        "sys.exit(128 + stop)",
+        "sys.exit(stop)",
         RESUME + "test_a_request_to_stop_saves_first",
     ),
     (
@@ -589,11 +582,25 @@ PLANTED: list[Row] = [
         "tinygrad_impl/tests/test_flat.py::test_where_they_are",
     ),
     (
-        "a range ends where its last parameter begins",
+        "a part begins one element late",
         "tinygrad_impl/flat.py",
-        "self.starts[names[-1]] + self[names[-1]].numel() - start",
-        "self.starts[names[-1]] - start + 1",
-        "tinygrad_impl/tests/test_flat.py::test_they_share_memory",
+        "begin = rank * size",
+        "begin = rank * size + (rank > 0)",
+        "tinygrad_impl/tests/test_flat.py::test_parts_are_all_of_a_bucket",
+    ),
+    (
+        "a parameter's segment in a part begins at the parameter's beginning",
+        "tinygrad_impl/flat.py",
+        "found.append(Segment(name, first - start, last - first, first - begin))",
+        "found.append(Segment(name, 0, last - first, first - begin))",
+        "tinygrad_impl/tests/test_flat.py::test_parts_are_all_of_a_bucket",
+    ),
+    (
+        "a bucket that the ranks cannot divide into parts that begin at multiples of ALIGNED",
+        "tinygrad_impl/flat.py",
+        "round_up(end, ALIGNED * ranks)",
+        "round_up(end, ranks)",
+        "tinygrad_impl/tests/test_flat.py::test_where_they_are",
     ),
     (
         "a folder that is there is taken for one made now",
@@ -657,5 +664,124 @@ PLANTED: list[Row] = [
         "ends, cadences = {options.steps, *folder.ends}",
         "ends, cadences = folder.ends",
         LOOP + "test_the_last_step_counts_among_the_newest",
+    ),
+    (
+        "a checkpoint is of when it is written",
+        RECORDER,
+        "self.saver.begin(partial(self._save, arrays, moments, state, *vouched))",
+        "self.saver.begin(lambda: self._save(self.by.arrays(True), self.by.moments(True), state, *vouched))",
+        SAVING + "test_a_checkpoint_is_of_its_moment",
+    ),
+    (
+        "a checkpoint vouches for metrics of later steps",
+        RUN_FOLDER,
+        '{"metrics": metrics or self.metrics_sha256()}',
+        '{"metrics": self.metrics_sha256()}',
+        SAVING + "test_a_checkpoint_is_of_its_moment",
+    ),
+    (
+        "the losses are drawn as they are when it is their turn",
+        RECORDER,
+        "list(self.folder.metrics)  # lines",
+        "self.folder.metrics  # lines",
+        SAVING + "test_a_checkpoint_is_of_its_moment",
+    ),
+    (
+        "two checkpoints are in memory at once",
+        RECORDER,
+        "        self.wait()\n        if self.start",
+        "        self.by.arrays(self.writes)\n        self.wait()\n        if self.start",
+        SAVING + "test_one_is_saved_at_a_time",
+    ),
+    (
+        "training goes on although a checkpoint could not be saved",
+        TRAINING_LOOP,
+        "if unsaved:",
+        "if False:",
+        SAVING + "test_a_fault_ends_training_at_the_next_step",
+    ),
+    (
+        "a full disk is said to be of the step that training has come to",
+        RECORDER,
+        "with self.room_on_disk(step):",
+        "with self.room_on_disk():",
+        SAVING + "test_a_fault_ends_training_at_the_next_step",
+    ),
+    (
+        "an error leaves half a checkpoint",
+        RECORDER,
+        "        except BaseException:\n            self._wait()\n",
+        "        except BaseException:\n",
+        SAVING + "test_every_way_out_waits[broken-9-2-3]",
+    ),
+    (
+        "the end does not wait for the last checkpoint",
+        RECORDER,
+        "            raise\n        self.wait()\n",
+        "            raise\n",
+        SAVING + "test_every_way_out_waits[None-4-0-4]",
+    ),
+    (
+        "the checkpoint before the newest is said to be good",
+        TRAINING_LOOP,
+        "                recorder.wait()  # the newest checkpoint is to be named\n",
+        "",
+        SAVING + "test_the_checkpoint_that_an_error_names_is_there",
+    ),
+    (
+        "a checkpoint does not wait for the data to be verified",
+        RECORDER,
+        "check(timeout=None if step else 0)",
+        "check(timeout=0)",
+        SAVING + "test_nothing_is_named_before_all_tokens_are_verified",
+    ),
+    (
+        "a checkpoint without sums is named",
+        RUN_FOLDER,
+        "            write_sums(partial, written)\n",
+        '            self.name("latest", partial.name)\n            write_sums(partial, written)\n',
+        SAVING + "test_a_kill_in_the_middle_of_a_save",
+    ),
+    (
+        "every rank writes the run's files",
+        RECORDER,
+        "self.writes = start.ranks.rank == 0",
+        "self.writes = True",
+        SAVING + "test_the_first_rank_alone_writes",
+    ),
+    (
+        "damage that another rank found does not keep a checkpoint from being saved",
+        RECORDER,
+        "if self.start.ranks.size > 1 and step:",
+        "if False:",
+        SAVING + "test_the_first_rank_alone_writes",
+    ),
+    (
+        "the other ranks go on as if all were well",
+        "data/runs/together.py",
+        "        _together(ranks, function if has_part else None)",
+        "        function()",
+        SAVING + "test_the_first_rank_alone_writes",
+    ),
+    (
+        "the other ranks know nothing of the steps before",
+        RECORDER,
+        "        folder.metrics, folder.samples,",
+        "        _, folder.samples,",
+        SAVING + "test_the_first_rank_alone_writes",
+    ),
+    (
+        "the reference: what is saved goes on changing",
+        "torch_ref/train.py",
+        "t.cpu().numpy().copy()",
+        "t.cpu().numpy()",
+        REFERENCE + "test_what_is_saved_is_copied",
+    ),
+    (
+        "the sum of weights is of their first piece",
+        "data/checkpoints/tensors.py",
+        "                sha256.update(piece)\n",
+        "                if at == 0:\n                    sha256.update(piece)\n",
+        "data/checkpoints/tests/test_checkpoint.py::test_the_bytes_are_those_that_the_library_writes",
     ),
 ]

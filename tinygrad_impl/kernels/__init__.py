@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tinygrad import Device
 
 from data.checkpoints.config import GPT2Config
-from tinygrad_impl.internals import gpu_attribute
+from tinygrad_impl.internals import gpu_attribute, use_graphs
 
 OLDEST = 80  # compute capability: Ampere, the first with bfloat16 GEMMs
 
@@ -35,6 +35,13 @@ def capability(device: str) -> int:
 
 def gpu_of(device: str) -> GPU:
     return GPU(capability(device), gpu_attribute(device, "MULTIPROCESSOR_COUNT"))
+
+
+def own_graphs(device: str) -> None:
+    """Has graphs on CUDA be those of graph.py."""
+    from tinygrad_impl.kernels.graph import Graph  # here, because only CUDA has such graphs
+
+    use_graphs(device, Graph)
 
 
 def obstacle(config: GPT2Config, device: str, bfloat16: bool) -> str | None:

@@ -48,6 +48,13 @@ def squares_kernel(sums, gradients, SIZE: tl.constexpr, BLOCK: tl.constexpr, STE
     tl.store(sums + tl.program_id(0), tl.sum(total, 0))
 
 
+@triton.jit
+def rounding_kernel(copies, ps, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    p = tl.load(ps + element, mask=element < SIZE)
+    tl.store(copies + element, p.to(tl.bfloat16), mask=element < SIZE)
+
+
 def step(
     sizes: Sequence[int],
     starts: Sequence[int],
@@ -73,6 +80,11 @@ def step(
     }
     grid = (sum(triton.cdiv(size, BLOCK) for size in sizes),)
     return Launch(adamw_kernel, grid, constants | {"BLOCK": BLOCK}, 8, bytes=30 * sum(sizes))
+
+
+def rounding(size: int) -> Launch:
+    """The first elements of copies bfloat16 <- p float32 (size,), rounded."""
+    return Launch(rounding_kernel, (triton.cdiv(size, BLOCK),), {"SIZE": size, "BLOCK": BLOCK}, 8, bytes=6 * size)
 
 
 def squares(size: int, most: int = 512) -> Launch:

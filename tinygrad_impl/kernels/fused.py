@@ -16,7 +16,7 @@ from tinygrad_impl.internals import part_of
 from tinygrad_impl.kernels import GPU, adamw, joins
 from tinygrad_impl.kernels.decode import Decoder
 from tinygrad_impl.kernels.launch import launch, new
-from tinygrad_impl.kernels.operations import Operations, constant, padded, rounded
+from tinygrad_impl.kernels.operations import Operations, constant, padded
 from tinygrad_impl.model import GPT2
 
 
@@ -63,12 +63,13 @@ class Fused:
         assert self.copies is not None
         for bucket in self.copies.buckets if buckets else self.copies.buckets[-1:]:
             for name in bucket.starts:
-                self.copies[name].assign(rounded(self.matrices[name], name)).realize()
+                matrix = self.matrices[name]
+                Tensor.realize(*launch(adamw.rounding(int(matrix.numel())), [self.copies[name]], matrix))
 
     def round_off(self, parts: Sequence[Part], rank: int) -> None:
         for part in parts:
             if (copy := self._copy(part, rank)) is not None:
-                copy.assign(part.parameters.cast(dtypes.bfloat16)).realize()
+                Tensor.realize(*launch(adamw.rounding(int(copy.numel())), [copy], part.parameters))
 
     def _copy(self, part: Part, rank: int) -> Tensor | None:
         """The memory of the copy of the rank-th part, of a bucket that the copies have as it is."""
@@ -111,30 +112,28 @@ class Fused:
 
     def adamw(
         self,
-        parts: Sequence[Part],
+        part: Part,
         rank: int,
         scalars: Tensor,
         decays: Mapping[str, float],
         betas: tuple[float, float],
         eps: float,
-    ) -> None:
+    ) -> list[Tensor]:
         assert self.copies is not None
-        outs = list[Tensor]()
-        for part in parts:
-            starts: dict[str, int | None] = dict.fromkeys(part.bucket.starts)  # of the parameters' copies
-            if (copy := self._copy(part, rank)) is not None:
-                starts |= {s.name: s.start for s in part.segments}
-            elif part.whole:  # the last bucket, of which the copies have some only, and rows of padding in between
-                tables = self.copies.buckets[-1]
-                copy = self.copies.memory[tables.name]
-                starts |= tables.starts
-            sizes, places, of_decay, of_copy = joined_segments(part.segments, decays, starts)
-            if not sizes:  # a small bucket may have nothing but padding in a part
-                continue
-            kernel = adamw.step(sizes, places, of_decay, of_copy, *betas, eps)
-            copy = new(scalars, 1) if copy is None else copy  # which nothing is written to
-            outs += launch(kernel, [part.parameters, part.exp_avg, part.exp_avg_sq, copy], part.gradients, scalars)
-        Tensor.realize(*outs)
+        starts: dict[str, int | None] = dict.fromkeys(part.bucket.starts)  # of the parameters' copies
+        if (copy := self._copy(part, rank)) is not None:
+            starts |= {s.name: s.start for s in part.segments}
+        elif part.whole:  # the last bucket, of which the copies have some only, and rows of padding in between
+            tables = self.copies.buckets[-1]
+            copy = self.copies.memory[tables.name]
+            starts |= tables.starts
+        sizes, places, of_decay, of_copy = joined_segments(part.segments, decays, starts)
+        if not sizes:  # a small bucket may have nothing but padding in a part
+            return [part.parameters]
+        kernel = adamw.step(sizes, places, of_decay, of_copy, *betas, eps)
+        copy = new(scalars, 1) if copy is None else copy  # which nothing is written to
+        changed = [part.parameters, part.exp_avg, part.exp_avg_sq, copy]
+        return launch(kernel, changed, part.gradients, scalars)
 
     def decoder(self, model: GPT2, N: int, chunk: int, V: int) -> Decoder:
         return Decoder(model, self, N, chunk, V)

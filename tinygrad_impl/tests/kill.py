@@ -7,6 +7,9 @@ After every kill each checkpoint there is has to be whole, and `latest` has to n
 every run has to end as the same run does that is left alone: with the same metrics and the same weights, bit for bit.
 Half of the kills come at a random time, the other half while a checkpoint is being written. A quarter of the starts are
 two at once, of which one has to be refused.
+
+With `--ranks N` each run is a job of N processes. A kill then hits one of them, which may also be stopped for ever, or
+the launcher; and in the end no process may be left.
 """
 
 import hashlib
@@ -17,7 +20,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,30 +36,42 @@ from data.text.prepare import prepare
 
 ROOT = Path(__file__).parents[2]
 BEGUN, STEPS = 40, 60
-TRAIN = [sys.executable, "-m", "tinygrad_impl.train"]
-OPTIONS = "--init init --data data --batch-size 2 --seq-len 16 --lr 0.01 --eval-tokens 32 --device CPU --parity off"
+OPTIONS = "--init init --data data --batch-size 2 --seq-len 16 --lr 0.01 --eval-tokens 32 --device CPU"
 OPTIONS += f" --steps {BEGUN} --save-every 1 --keep 2 --eval-every 7 --sample-every 20 --quiet"
 LONGEST = 600  # seconds that a process may take
+# seconds after which a rank that is stopped is missed: longer than a package compiles, for which ranks wait
+TIMEOUTS = {"tinygrad_impl": 120, "torch_ref": 20}
+ORPHANS = 20  # seconds in which ranks have to end whose launcher was killed
 
 
-def start(folder: Path, run: Path) -> subprocess.Popen[bytes]:
-    """The run, from where it is."""
-    resumed = (run / "run.json").exists()
-    options = (
-        ["--resume", str(run), "--steps", str(STEPS), "--quiet"] if resumed else [*OPTIONS.split(), "--out", str(run)]
-    )
-    return subprocess.Popen(
-        [*TRAIN, *options],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+@dataclass(frozen=True)
+class Job:
+    """What is killed: the program of a package, in so many processes, in a folder with a model and data."""
+
+    folder: Path
+    package: str
+    ranks: int
+
+    def start(self, run: Path) -> subprocess.Popen[bytes]:
+        """The run, from where it is."""
+        options = [*OPTIONS.split(), "--out", str(run)]
+        options += ["--parity", "off"] * (self.package == "tinygrad_impl")
+        if (run / "run.json").exists():
+            options = ["--resume", str(run), "--steps", str(STEPS), "--quiet"]
+        if self.ranks > 1:
+            options += ["--gpus", str(self.ranks), "--device", "CPU", "--timeout", str(TIMEOUTS[self.package])]
+        return subprocess.Popen(
+            [sys.executable, "-m", f"{self.package}.train", *options],
+            cwd=self.folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
 
 
-def start_twice(folder: Path, run: Path, faults: list[str]) -> subprocess.Popen[bytes]:
+def start_twice(job: Job, run: Path, faults: list[str]) -> subprocess.Popen[bytes]:
     """The one of two that has the run; the other has to have been refused."""
-    both, began = [start(folder, run), start(folder, run)], time.monotonic()
+    both, began = [job.start(run), job.start(run)], time.monotonic()
     while all(process.poll() is None for process in both) and time.monotonic() - began < LONGEST:
         time.sleep(0.005)
     refused = min(both, key=lambda process: process.poll() is None)
@@ -64,6 +82,45 @@ def start_twice(folder: Path, run: Path, faults: list[str]) -> subprocess.Popen[
         refused.kill()
     both.remove(refused)
     return both[0]
+
+
+def ranks_of(launcher: int) -> list[int]:
+    """The processes that torchrun's launcher has started."""
+    try:
+        found = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    except FileNotFoundError:
+        return []
+    return [int(pid) for pid in found if b"train" in command_of(int(pid))]
+
+
+def command_of(pid: int) -> bytes:
+    """A process's command line; nothing where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def hit(process: subprocess.Popen[bytes], chance: random.Random, faults: list[str]) -> str:
+    """Kills the run, or stops or kills one of its ranks, and waits for its end. Returns what it did."""
+    ranks = ranks_of(process.pid)
+    if ranks and chance.random() < 0.75:
+        number = chance.randrange(len(ranks))
+        kind = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+        with suppress(ProcessLookupError):
+            os.kill(ranks[number], kind)
+        done = f"{kind.name} to rank {number}"
+    else:
+        kind = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+        process.send_signal(kind)
+        done = f"{kind.name}"
+    process.wait(LONGEST)
+    until = time.monotonic() + ORPHANS
+    while any(map(command_of, ranks)) and time.monotonic() < until:
+        time.sleep(0.05)
+    if left := [pid for pid in ranks if command_of(pid)]:
+        faults.append(f"{done}: left {left}")
+    return done
 
 
 def ended(run: Path) -> tuple[list[dict[str, Any]], str]:
@@ -77,19 +134,24 @@ def ended(run: Path) -> tuple[list[dict[str, Any]], str]:
 
 
 def torture(
-    folder: Path, run: Path, expected: tuple[list[dict[str, Any]], str], kills: int, seed: int, progress: Progress
+    job: Job,
+    run: Path,
+    expected: tuple[list[dict[str, Any]], str],
+    kills: int,
+    seed: int,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Kills the run `kills` times, then lets it end. One that ends before is followed by another."""
     chance = random.Random(seed)
     done, saving, runs, faults = 0, 0, 0, list[str]()
-    newest, out = -1, run
+    newest, out, hits = -1, run, Counter[str]()
     while True:
-        process = start(folder, out) if chance.random() < 0.75 else start_twice(folder, out, faults)
+        process = job.start(out) if chance.random() < 0.75 else start_twice(job, out, faults)
         began = time.monotonic()
         if done == kills:
             pass
         elif chance.random() < 0.5:
-            delay = chance.uniform(0, 12)
+            delay = chance.uniform(0, 12 * job.ranks)
             while process.poll() is None and time.monotonic() - began < delay:
                 time.sleep(0.005)
         else:
@@ -102,8 +164,7 @@ def torture(
         if done == kills:
             process.wait(LONGEST)
         if process.poll() is None:
-            process.send_signal(chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGHUP]))
-            process.wait(LONGEST)
+            hits[hit(process, chance, faults)] += 1
             done += 1
             progress.update()
             saving += any(out.glob("checkpoints/*.partial"))
@@ -130,7 +191,7 @@ def torture(
         if done == kills:
             break
         newest, out = -1, run.with_name(f"{run.name}-{runs}")
-    return {"kills": done, "while saving": saving, "runs finished": runs, "faults": faults}
+    return {"kills": done, "while saving": saving, "runs finished": runs, "hits": hits, "faults": faults}
 
 
 def main() -> None:
@@ -141,15 +202,18 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=whole(1), default=20, metavar="N", help="in all (20)")
     parser.add_argument("--jobs", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="runs at a time")
+    parser.add_argument("--package", choices=TIMEOUTS, default="tinygrad_impl", help="whose program (tinygrad_impl)")
+    parser.add_argument("--ranks", type=whole(1), default=1, metavar="N", help="processes of a run (1)")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the moments")
     args = parser.parse_args()
     jobs = min(args.jobs, args.kills)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        job = Job(folder, args.package, args.ranks)
         save_model(folder / "init")
         prepare(str(write_stories(folder / "stories.txt")), folder / "data")
         for _ in (BEGUN, STEPS):
-            alone = start(folder, folder / "alone")
+            alone = job.start(folder / "alone")
             assert alone.stderr
             error = alone.stderr.read().decode()
             assert alone.wait() == 0, error
@@ -158,12 +222,14 @@ def main() -> None:
             shares = [args.kills // jobs + (i < args.kills % jobs) for i in range(jobs)]
             results = list(
                 pool.map(
-                    lambda i: torture(folder, folder / f"run{i}", expected, shares[i], args.seed * 1000 + i, progress),
+                    lambda i: torture(job, folder / f"run{i}", expected, shares[i], args.seed * 1000 + i, progress),
                     range(jobs),
                 )
             )
     faults = [fault for result in results for fault in result["faults"]]
     kills, saving, ended_runs = (sum(r[name] for r in results) for name in ("kills", "while saving", "runs finished"))
+    hits = sum((result["hits"] for result in results), Counter[str]())
+    print(*(f"{count} x {what}" for what, count in hits.most_common()), sep=", ")
     print(*faults, sep="\n", end="\n" * bool(faults))
     print(
         f"{kills} kills, {saving} while a checkpoint was being written; {ended_runs} runs ended; {len(faults)} faults"

@@ -33,7 +33,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     for module in (kernels, internals):
         monkeypatch.setattr(module, "Device", {"CUDA": gpu})
     monkeypatch.setattr(graph.cuda, "cuDeviceGetAttribute", attribute)
-    monkeypatch.setattr(graph, "add_dependencies", None)
     return gpu
 
 
@@ -46,20 +45,14 @@ def test_kernels_are_used(
     """For that GPU, and silently. Whoever insists on them is told of rules that do not fire by an error."""
     gpu.renderer.target.arch = arch
     assert backend.choose(wanted, config, "CUDA", bfloat16=True) == Fused(GPU(capability, 46), wanted == "fused")
-    assert gpu.graph == "tinygrad's"  # this driver starts none early
-    assert capsys.readouterr() == ("", "")
-
-
-def test_a_driver_that_starts_kernels_early(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "add_dependencies", lambda *given: 0)
-    backend.choose("auto", SMALLEST, "CUDA", bfloat16=True)
     assert gpu.graph is graph.Graph
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(("bfloat16", "dtype"), [(True, dtypes.bfloat16), (False, None)])
 def test_plain(gpu: Any, bfloat16: bool, dtype: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert backend.choose("plain", SMALLEST, "CUDA", bfloat16) == Plain(dtype)
-    assert gpu.graph == "tinygrad's"
+    assert gpu.graph is graph.Graph  # which may have calls of the host in it
     assert capsys.readouterr() == ("", "")
 
 
@@ -96,7 +89,6 @@ def test_obstacles(
     note = f"note: tinygrad's own kernels compute this, which are slower: {reason}\n"
     assert capsys.readouterr() == ("", note if device == "CUDA" else "")
     assert backend.choose("plain", config, device, bfloat16) == Plain(dtype)
-    assert gpu.graph == "tinygrad's"
 
 
 def test_a_graph_that_no_backend_has_seen() -> None:

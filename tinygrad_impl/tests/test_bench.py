@@ -24,6 +24,7 @@ import torch_ref.model
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
 from data.cli import InputError
+from data.ranks import ALONE
 from data.testing import call, refused
 from tinygrad_impl import bench
 from tinygrad_impl.backend import Plain
@@ -158,7 +159,7 @@ def test_steps_of_the_port(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Non
     port = bench.Port(CONFIG, TOKENS, "CPU", backend)
     assert taken[0][0] is CONFIG
     np.testing.assert_array_equal(taken[0][1], initial_weights(CONFIG, 1337)["wte.weight"])
-    assert taken[0][2] == {"backend": backend}
+    assert taken[0][2] == {"backend": backend, "ranks": ALONE}
     assert port.figures["seconds"] == [7 + 1, 2, 4]
     assert (port.figures["compiled"], port.figures["first_loss"]) == (3, 5.0)
     assert port.run(2)["seconds"] == [8, 16]
@@ -304,7 +305,7 @@ def scripted(small: None, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(bench, "Port", Port)
 
     @contextmanager
-    def worker(name: str) -> Iterator[Figures]:
+    def worker(name: str, meeting: dict[str, str] | None = None) -> Iterator[Figures]:
         yield contenders.get(name, Figures(name, [], [], log))
 
     @contextmanager
@@ -400,8 +401,8 @@ def test_turns(scripted: list[Any], tmp_path: Path) -> None:
         expected += [(name, 1 + steps) for name in (forth[::-1] if i % 2 else forth)]
         expected += [("torch-eager", "ceilings")]
     assert asked[3:] == expected
-    _, config, tokens, device, backend = scripted[2]
-    assert (config, device, backend) == (CONFIG, "CPU", Plain())
+    _, config, tokens, device, backend, ranks = scripted[2]
+    assert (config, device, backend, ranks) == (CONFIG, "CPU", Plain(), ALONE)
     assert tokens.shape == (4, 8, 33)  # as tiny is trained
     np.testing.assert_array_equal(tokens, np.random.default_rng(1337).integers(0, 1024, (4, 8, 33), np.int32))
     for (_, _, build), compile in zip(scripted[:2], (False, True), strict=True):

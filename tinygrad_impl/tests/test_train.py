@@ -24,7 +24,7 @@ from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
 from data.runs.implementation import Implementation
-from data.runs.options import PORTS, UNRECORDED, parser
+from data.runs.options import PORTS, SEVERAL, UNRECORDED, parser
 from data.runs.run_folder import read_metrics
 from data.runs.start import Start
 from data.testing import SMALL, Result, call, refused, save_model, write_tokens
@@ -103,7 +103,7 @@ def test_the_options_arrive_in_what_trains(folder: Path, monkeypatch: pytest.Mon
     start, by, files = prepared_training(folder, monkeypatch, **changed, betas=(0.6, 0.7))
     trainer: Any = by.trainer
     assert (trainer.betas, trainer.weight_decay, trainer.clip, trainer.eps) == ((0.6, 0.7), 0.3, 0.7, 1e-8)
-    evaluate: Any = by.evaluate
+    evaluate: Any = by.evaluate.__self__  # type: ignore[attr-defined]
     assert (trainer.backend.name, trainer.backend.dtype) == ("plain", dtypes.bfloat16)
     assert evaluate.backend is trainer.backend
     assert evaluate.model is trainer.model  # and no copy of it, which would not learn
@@ -117,7 +117,7 @@ def test_the_options_arrive_in_what_trains(folder: Path, monkeypatch: pytest.Mon
 def test_what_is_not_given(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start, by, _ = prepared_training(folder, monkeypatch, betas=None, weight_decay=None)
     trainer: Any = by.trainer
-    evaluate: Any = by.evaluate
+    evaluate: Any = by.evaluate.__self__  # type: ignore[attr-defined]
     assert (trainer.betas, trainer.weight_decay, trainer.clip) == ((0.9, 0.95), 0.1, 1.0)
     assert (trainer.backend.dtype, evaluate.backend.dtype) == (None, None)
     assert start.options.kernels == "auto"
@@ -156,7 +156,7 @@ def test_the_chosen_backend_trains_validates_and_writes(folder: Path, monkeypatc
         monkeypatch.setattr(train, "choose", lambda *_, name=name, **__: Chosen(dtypes.bfloat16, name))
         _, by, _ = prepared_training(folder, monkeypatch, dtype="bfloat16")
         trainer: Any = by.trainer
-        evaluate: Any = by.evaluate
+        evaluate: Any = by.evaluate.__self__  # type: ignore[attr-defined]
         assert trainer.backend.parameters is trainer.weights
         assert (evaluate.backend, by.kernels) == (trainer.backend, name)
         model, backend, *vocabulary = generators.pop()
@@ -200,7 +200,7 @@ def test_a_resumed_trainer_has_the_state_of_the_checkpoint(
 def test_run_json(folder: Path, finished: Result) -> None:
     said = json.loads((folder / "run" / "run.json").read_text(encoding="utf-8"))
     of_both = vars(parser("", "").parse_args([])).keys()
-    assert said["options"].keys() - PORTS == of_both - {*UNRECORDED}
+    assert said["options"].keys() - PORTS == of_both - {*UNRECORDED, *SEVERAL}
     assert (said["options"]["parity"], said["options"]["kernels"]) == ("off", "auto")
     assert said["versions"]["tinygrad"] == version("tinygrad")
     assert (said["device"], said["kernels"], said["config"]["n_layer"]) == ("CPU", "plain", 1)

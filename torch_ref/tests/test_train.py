@@ -104,6 +104,19 @@ def test_a_resumed_trainer_has_the_state_of_the_checkpoint(
             np.testing.assert_array_equal(array, theirs[name])
 
 
+def test_what_is_saved_is_copied(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training goes on while it is written. On a CPU, what PyTorch hands to numpy is the optimizer's own memory."""
+    start, by, _ = prepared_training(folder, monkeypatch, *given(device="CPU"))
+    for _ in range(2):  # before the first step there are no moments yet
+        found = by.arrays(True) | by.moments(True)
+        before = {name: array.copy() for name, array in found.items()}
+        by.trainer.step(start.loader.next_micro_batches(1), 0.1)
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, before[name])
+    assert any(array.any() for name, array in before.items() if name.startswith("exp_avg."))
+    assert (by.arrays(False), by.moments(False)) == ({}, {})
+
+
 def test_find_lr_does_not_train(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Any] = []
     monkeypatch.setattr(train, "find_learning_rate", lambda *given: found.append(given))

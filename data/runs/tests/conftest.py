@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import data.runs.start
-from data.runs.tests.support import Stub, clocked, place_in
+from data.runs.tests.support import Folders, Stub, clocked, noisy, place_in, trained
 from data.text.tokenizer import GPT2Tokenizer
 
 
@@ -34,3 +34,10 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Stub:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights `init` and tokens `data`; tests write their runs to folders of their own."""
     return place_in(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture(scope="package")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    folder = place_in(tmp_path_factory.mktemp("finished"))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return folder, folder / "run", trained(noisy(clocked(monkeypatch)), folder, "run")

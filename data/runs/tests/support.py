@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ import data.runs.recorder
 from data.checkpoints.checkpoint import save
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
+from data.ranks import ALONE, Ranks
 from data.runs.find_lr import find_learning_rate
 from data.runs.implementation import Batch, Implementation
 from data.runs.loop import train
 from data.runs.options import parse, parser
-from data.runs.run_folder import read_metrics
+from data.runs.run_folder import load_checkpoint, read_metrics
 from data.runs.start import begin
 from data.testing import Result, call, write_tokens
 from data.text.sampling import Sampler
@@ -36,12 +38,15 @@ SOURCE = {"commit": "c0ffee" * 6 + "0000", "clean": False}
 SAVEFIG = Figure.savefig
 VALIDATE_SECONDS, SAMPLE_SECONDS = 100.0, 50.0
 
+Folders = tuple[Path, Path, Result]  # where commands run, a finished run in it, and what it printed
+
 
 class Stub:
     """The program. The functions of a step's number are for tests to change; the lists tell what it was asked."""
 
     def __init__(self) -> None:
         self.package = "torch_ref"
+        self.ranks: Ranks = ALONE
         self.peak_flops: float | None = None
         self.kernels: str | None = None
         self.files: Mapping[str, Any] = {}
@@ -58,11 +63,11 @@ class Stub:
 
     def main(self) -> None:
         given = parse(parser(f"python -m {self.package}.train", "numbers"), sys.argv[1:])
-        with begin(given, self.device) as self.start:
+        with begin(given, self.device, self.ranks) as self.start:
             self.train()
 
     def train(self) -> None:
-        trainer = StubTrainer(self, self.start.arrays)
+        trainer = self.trainer(self.start.arrays)
         if self.start.moments:
             trainer.restore(self.start.arrays, self.start.moments, self.start.state["step"])
         by = Implementation(
@@ -83,14 +88,17 @@ class Stub:
         else:
             train(self.start, by, self.files)
 
+    def trainer(self, arrays: Mapping[str, np.ndarray]) -> "StubTrainer":
+        return StubTrainer(self, arrays)
+
     def learning_rate(self, step: int, steps: int, peak: float, minimum: float, warmup: int) -> float:
         self.asked.append((step, steps, peak, minimum, warmup))
         return peak / (1 + step)
 
-    def evaluate(self, step: int, batches: Iterable[Batch]) -> float:
+    def evaluate(self, step: int, batches: Iterable[Batch]) -> tuple[float, int]:
         self.validated.append((step, list(batches)))
         self.now += VALIDATE_SECONDS
-        return self.validation(step)
+        return self.validation(step), 1
 
     def write(self, step: int, prompt: str, tokens: int, sampler: Sampler, tick: Callable[[], object]) -> str:
         self.sampled.append((step, prompt, tokens, sampler))
@@ -115,6 +123,9 @@ class StubTrainer:
     def restore(self, arrays: Mapping[str, np.ndarray], moments: Mapping[str, np.ndarray], steps: int) -> None:
         self.parameters, self.state, self.steps = dict(arrays), dict(moments), steps
 
+    def finite(self, batches: Sequence[Batch]) -> bool:
+        raise AssertionError("one process has nobody to ask")
+
     def step(self, batches: Sequence[Batch], lr: float) -> tuple[float, float]:
         stub, number = self.stub, self.steps + 1
         stub.stepped.append((list(batches), lr))
@@ -137,6 +148,14 @@ def clocked(monkeypatch: pytest.MonkeyPatch) -> Stub:
     monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: file.write(b"a picture"))
     monkeypatch.setattr(time, "perf_counter", lambda: stub.now)
     monkeypatch.setattr(data.runs.recorder, "revision", lambda: SOURCE)
+    return stub
+
+
+def noisy(stub: Stub) -> Stub:
+    """Losses, validation losses and seconds of which no two are alike; the best is step 8."""
+    stub.loss = lambda step: 4 - step / 8 + 0.25 * (step % 3)
+    stub.validation = lambda step: 2 + abs(step - 8.0) / 10
+    stub.seconds = lambda step: 0.5 + 0.0104 * step
     return stub
 
 
@@ -182,6 +201,29 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def window(i: int, tokens: np.ndarray = TRAIN) -> Batch:
     """Inputs and targets of window i."""
     return tokens[i * T : i * T + T], tokens[i * T + 1 : i * T + T + 1]
+
+
+def assert_same_end(run: Path, expected: Path) -> None:
+    """The same metrics, samples, weights, moments and position."""
+    assert metrics(run) == metrics(expected)
+    assert (run / "samples.md").read_bytes() == (expected / "samples.md").read_bytes()
+    ours, theirs = (load_checkpoint(r / "checkpoints" / f"step-{STEPS}") for r in (run, expected))
+    for found, wanted in zip(ours[1:3], theirs[1:3], strict=True):
+        assert found.keys() == wanted.keys()
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, wanted[name])
+    assert ours[3]["loader"] == theirs[3]["loader"]
+    assert ours[3]["tokens"] == theirs[3]["tokens"] == 48 * STEPS
+    assert ours[3]["seconds"] == pytest.approx(theirs[3]["seconds"], abs=1e-9)
+    for role in ("latest", "best"):
+        assert (run / "checkpoints" / role).read_text() == (expected / "checkpoints" / role).read_text()
+
+
+def wait_for_saving() -> None:
+    """Until the checkpoint is there that a thread of this process writes, if one does."""
+    for thread in enumerate_threads():
+        if thread.name == "saving":
+            thread.join()
 
 
 @dataclass

@@ -40,6 +40,7 @@ from data.runs.tests.support import (
     place_in,
     trained,
     training,
+    wait_for_saving,
     window,
     windows_of_step,
 )
@@ -378,7 +379,12 @@ def test_the_last_step_counts_among_the_newest(stub: Stub, place: Path, tmp_path
 def test_keep_while_the_run_goes_on(stub: Stub, place: Path, tmp_path: Path) -> None:
     """After each step: the first, the newest scheduled, and the best; the newest best even where it is off schedule."""
     found: list[set[int]] = []
-    stub.during = lambda step: found.append(kept(tmp_path / "run"))
+
+    def look(step: int) -> None:
+        wait_for_saving()
+        found.append(kept(tmp_path / "run"))
+
+    stub.during = look
     losses = dict(enumerate([9.0, 5.0, 6.0, 4.0, 4.5, 4.5, 4.5, 4.5, 4.5, 4.5, 4.5]))
     stub.validation = losses.__getitem__
     trained(stub, place, tmp_path / "run", steps=10, eval_every=1, save_every=5, keep=1)

@@ -60,6 +60,8 @@ def defaults(preset: str, lr: float) -> dict[str, Any]:
     found |= {"dtype": "float32", "seed": 1337, "device": None, "eval_every": steps // 10, "eval_tokens": eval_tokens}
     found |= {"sample_every": steps // 4, "save_every": steps // 4, "keep": None, "tensorboard": False, "quiet": False}
     found |= {"schedule": None, "rewarm": False, **dict.fromkeys(SIZES)}
+    found |= {"resume_if_any": False, "global_batch_tokens": None, "reduce_dtype": None, "zero": None, "timeout": 600}
+    found |= {"gpus": None}
     return found | {"out": None, "resume": None, "config": None, "find_lr": False, "parity": None, "kernels": None}
 
 
@@ -194,6 +196,9 @@ ALL = [
     ("--betas", ["0.7", "0.8"], (0.7, 0.8)),
     ("--clip", ["0.3"], 0.3),
     ("--dtype", ["bfloat16"], "bfloat16"),
+    ("--reduce-dtype", ["bfloat16"], "bfloat16"),
+    ("--zero", ["0"], 0),
+    ("--timeout", ["30"], 30),
     ("--seed", ["0"], 0),
     ("--device", ["METAL"], "METAL"),
     ("--eval-every", ["2"], 2),
@@ -210,7 +215,8 @@ def test_what_is_given_is_not_replaced(narrow: dict[str, GPT2Config]) -> None:
     """Every option at a value that is no default, 0 where it may be: it stays what it was."""
     args = completed(*(word for option, words, _ in ALL for word in (option, *words)), device="CUDA")
     expected = {option[2:].replace("-", "_"): value for option, _, value in ALL}
-    assert vars(args) == expected | {"rewarm": False, "resume": None, "config": None, "parity": None, "kernels": None}
+    expected |= {"rewarm": False, "resume": None, "config": None, "parity": None, "kernels": None}
+    assert vars(args) == expected | {"global_batch_tokens": None, "resume_if_any": False, "gpus": None}
 
 
 BOUNDS = [
@@ -233,6 +239,10 @@ BOUNDS = [
     ("--eval-tokens", "-1", "-1 is not a whole number of at least 0", "0"),
     ("--sample-every", "0", "0 is not a whole number of at least 1", "1"),
     ("--save-every", "0", "0 is not a whole number of at least 1", "1"),
+    ("--global-batch-tokens", "0", "0 is not a whole number of at least 1", "1"),
+    ("--timeout", "0", "0 is not a whole number of at least 1", "1"),
+    ("--zero", "2", "invalid choice: 2", "1"),
+    ("--reduce-dtype", "float16", "invalid choice: 'float16'", "bfloat16"),
     ("--keep", "0", "0 is not a whole number of at least 1", "1"),
     ("--dtype", "float16", "invalid choice: 'float16'", "bfloat16"),
     ("--errors", "ignore", "invalid choice: 'ignore'", "replace"),
@@ -496,3 +506,90 @@ def test_the_seed_decides_random_weights(narrow: dict[str, GPT2Config]) -> None:
 
 def test_a_word_that_is_no_option(stub: Stub, place: Path) -> None:
     refused(call(stub.main, *options(), "--stepz", 3, cwd=place), "unrecognized arguments: --stepz 3")
+
+
+# Several ranks
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size", "batch_size", "expected"),
+    [
+        (960, 1, 8, (4, 8)),  # 32 windows of 30
+        (960, 4, 8, (4, 8)),
+        (960, 8, 8, (8, 4)),  # no more than a rank's share at a time
+        (900, 2, 8, (6, 5)),  # 15 for each, of which 8 are no part
+        (930, 1, 8, (31, 1)),
+    ],
+)
+def test_the_global_batch_in_tokens(
+    tokens: int, size: int, batch_size: int, expected: tuple[int, int], narrow: dict[str, GPT2Config]
+) -> None:
+    words = given("--preset", "tiny", "--seq-len", 30, "--batch-size", batch_size, "--global-batch-tokens", tokens)
+    options = complete(words, "CPU", size)[0]
+    assert (options.grad_accum, options.batch_size) == expected
+    assert options.grad_accum * options.batch_size * 30 == tokens
+    assert "global_batch_tokens" not in options.recorded()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size", "words"),
+    [
+        (1000, 1, "--global-batch-tokens 1000 is no multiple of --seq-len 30; give 990 or 1020"),
+        (1000, 4, "--global-batch-tokens 1000 is no multiple of --seq-len 30, let alone for 4 ranks; give 960 or 1080"),
+        (990, 4, "990 is 33 windows of --seq-len 30, which 4 ranks cannot share equally; give 960 or 1080"),
+        (20, 1, "--global-batch-tokens 20 is no multiple of --seq-len 30; give 30"),
+    ],
+)
+def test_a_global_batch_that_ranks_cannot_share(
+    tokens: int, size: int, words: str, narrow: dict[str, GPT2Config]
+) -> None:
+    with pytest.raises(InputError) as raised:
+        complete(given("--preset", "tiny", "--seq-len", 30, "--global-batch-tokens", tokens), "CPU", size)
+    assert str(raised.value).endswith(words)
+
+
+def test_the_default_is_a_micro_batch_for_each_rank(narrow: dict[str, GPT2Config]) -> None:
+    options = complete(given("--preset", "tiny"), "CPU", 4)[0]
+    assert (options.grad_accum, options.batch_size) == (4, 8)
+    assert options.recorded()["reduce_dtype"] == "float32"
+    assert not {"zero", "reduce_dtype", "timeout", "gpus"} & completed("--preset", "tiny").recorded().keys()
+
+
+def test_what_does_not_go_with_the_global_batch_and_with_going_on() -> None:
+    for words, said in [
+        (("--global-batch-tokens", 64, "--grad-accum", 2), "--global-batch-tokens works out --grad-accum"),
+        (("--resume-if-any",), "--resume-if-any goes with --out RUN"),
+        (("--resume-if-any", "--out", "run", "--find-lr"), "--resume-if-any goes with --out RUN"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            given(*words)
+
+
+def test_the_same_command_goes_on(stub: Stub, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begun where nothing is there, and continued as it is; another option than it has is refused."""
+    more: dict[str, object] = {"resume_if_any": True, "grad_accum": None, "global_batch_tokens": 48}
+    assert training(stub, place, tmp_path / "run", **more).code == 0
+    again = training(stub, place, tmp_path / "run", **more)
+    assert (again.code, again.out) == (0, f"{tmp_path}/run is finished, with all its 13 steps\n")
+    words = "has --lr 0.02, and --resume-if-any goes on with it as it is, so 0.03 is not possible; give the same, or"
+    refused(training(stub, place, tmp_path / "run", lr=0.03, **more), words)
+    other = training(stub, place, tmp_path / "run", **more | {"global_batch_tokens": 72})
+    refused(other, "has --global-batch-tokens 48, and --resume-if-any")
+
+
+def test_a_repeated_run_keeps_its_global_batch(stub: Stub, place: Path, tmp_path: Path) -> None:
+    """On another number of ranks too; unless it is given."""
+    trained(stub, place, tmp_path / "run", steps=1)
+    again = complete(given("--config", tmp_path / "run") | {"init": str(place / "init")}, "CPU", 3)[0]
+    assert (again.grad_accum, again.batch_size) == (2, 3)
+    other = given("--config", tmp_path / "run", "--global-batch-tokens", 72)
+    assert "grad_accum" not in other
+
+
+def test_a_rank_that_cannot_read_the_run_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": 3, "WORLD_SIZE": 4, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(
+        InputError, match=r"rank 3 on \S+ finds no run in .*: put it on a disk that they share, or copy"
+    ):
+        given("--resume", tmp_path)

@@ -32,42 +32,27 @@ from data.runs.tests.support import (
     TINY,
     TRAIN,
     VALID,
+    Folders,
     Stub,
-    clocked,
+    assert_same_end,
     metrics,
+    noisy,
     options,
     place_in,
     resume,
     trained,
     training,
 )
-from data.testing import Result, call, refused, write_tokens
+from data.testing import call, refused, write_tokens
 from data.text import shards
 
 DAMAGED = b"{"
 FILES = ("metrics.jsonl", "samples.md", "run.json", "checkpoints/latest")
 
-Folders = tuple[Path, Path, Result]  # where commands run, a finished run in it, and what it printed
-
-
-def noisy(stub: Stub) -> Stub:
-    """Losses, validation losses and seconds of which no two are alike; the best is step 8."""
-    stub.loss = lambda step: 4 - step / 8 + 0.25 * (step % 3)
-    stub.validation = lambda step: 2 + abs(step - 8.0) / 10
-    stub.seconds = lambda step: 0.5 + 0.0104 * step
-    return stub
-
 
 @pytest.fixture
 def stub(stub: Stub) -> Stub:
     return noisy(stub)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    folder = place_in(tmp_path_factory.mktemp("finished"))
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        return folder, folder / "run", trained(noisy(clocked(monkeypatch)), folder, "run")
 
 
 def rewind(run: Path, to: Path, step: int) -> Path:
@@ -78,22 +63,6 @@ def rewind(run: Path, to: Path, step: int) -> Path:
         if int(later.name.removeprefix("step-")) > step:
             shutil.rmtree(later)
     return to
-
-
-def assert_same_end(run: Path, expected: Path) -> None:
-    """The same metrics, samples, weights, moments and position."""
-    assert metrics(run) == metrics(expected)
-    assert (run / "samples.md").read_bytes() == (expected / "samples.md").read_bytes()
-    ours, theirs = (load_checkpoint(r / "checkpoints" / f"step-{STEPS}") for r in (run, expected))
-    for found, wanted in zip(ours[1:3], theirs[1:3], strict=True):
-        assert found.keys() == wanted.keys()
-        for name, array in found.items():
-            np.testing.assert_array_equal(array, wanted[name])
-    assert ours[3]["loader"] == theirs[3]["loader"]
-    assert ours[3]["tokens"] == theirs[3]["tokens"] == 48 * STEPS
-    assert ours[3]["seconds"] == pytest.approx(theirs[3]["seconds"], abs=1e-9)
-    for role in ("latest", "best"):
-        assert (run / "checkpoints" / role).read_text() == (expected / "checkpoints" / role).read_text()
 
 
 @pytest.mark.parametrize("step", [0, 3, 6, 8])
@@ -488,7 +457,9 @@ def test_damage_found_late(when: str, stub: Stub, place: Path, tmp_path: Path, m
     assert (result.code, len(result.errors)) == (2, 1)
     assert "is corrupted" in result.errors[0]
     assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["best", "latest", "step-0"]
-    assert len(metrics(tmp_path / "run")) == (1 if when == "in the first step" else 2)
+    assert len(metrics(tmp_path / "run")) in (
+        [1] if when == "in the first step" else [2, 3]
+    )  # the next checkpoint waits
 
 
 # What is damaged or changed in a run

@@ -47,6 +47,7 @@ def training(gpu: GPU) -> Iterator[tuple[Launch, str]]:
     yield from [(to_keys, "i i"), (to_order, "i i"), (runs, "ff iif"), (rest, "f fii")]
     yield adamw.step([C * C, C], [0, C * C], [0.1, 0.0], [0, None], 0.9, 0.95, 1e-8), "fffb ff"
     yield adamw.squares(C * C), "f f"
+    yield adamw.rounding(C * C), "b f"
 
 
 def generating(gpu: GPU) -> Iterator[tuple[Launch, str]]:

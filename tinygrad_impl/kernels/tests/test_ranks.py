@@ -19,9 +19,8 @@ STEPS = 2
 def trained(ranks: Ranks, zero: bool) -> dict[str, Any]:
     """Losses and norms of a few steps, the state after them, and what of each bucket a rank has."""
     os.environ["TRITON_INTERPRET"] = "1"  # of a process that has not imported Triton yet
-    launch, support = map(
-        importlib.import_module, ("tinygrad_impl.kernels.launch", "tinygrad_impl.kernels.tests.support")
-    )
+    launch: Any = importlib.import_module("tinygrad_impl.kernels.launch")
+    support: Any = importlib.import_module("tinygrad_impl.kernels.tests.support")
     launch.program = support.interpreted_program
     from tinygrad_impl.kernels.fused import Fused
     from tinygrad_impl.trainer import Trainer

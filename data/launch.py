@@ -1,0 +1,125 @@
+"""Starting a command on several GPUs of this host, by torchrun's own launcher: `--gpus N|all`.
+
+torchrun is PyTorch's, and starts one process for each GPU. Whoever knows it starts it himself.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data.cli import InputError
+from data.gpu import gpus, numbered
+from data.ranks import place, rank_device, shared_out, started_with_others
+
+OPTION = "--gpus"
+
+
+def count(text: str) -> str:
+    """An argparse type: how many GPUs, or all there are."""
+    if text != "all" and not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1024):
+        raise argparse.ArgumentTypeError(f"{text} is neither a number of GPUs from 1 on nor `all`")
+    return text if text == "all" else str(int(text))
+
+
+def processes(wanted: str, device: str | None) -> int:
+    """How many processes `--gpus WANTED --device DEVICE` asks for. Raises `InputError` where they cannot be had."""
+    if started_with_others():
+        raise InputError(f"{OPTION} starts the processes itself, and here torchrun or srun has; leave {OPTION} out")
+    name, number = numbered(device) if device else ("CUDA", None)
+    if number is not None:
+        raise InputError(f"{OPTION} takes the first GPUs, so it goes without --device {device}; leave out one of them")
+    if name == "CPU":
+        if wanted == "all":
+            raise InputError(f"{OPTION} all counts GPUs; with --device CPU give the number of processes")
+        return int(wanted)
+    if name != "CUDA":
+        raise InputError(f"{OPTION} is for NVIDIA's GPUs, and for --device CPU; leave it out with --device {device}")
+    found = len(gpus())
+    if not found:
+        raise InputError(
+            f"{OPTION} {wanted} finds no GPU here; leave it out"
+            + (f", or try several processes on CPUs: --device CPU {OPTION} {wanted}" if wanted != "all" else "")
+        )
+    if wanted == "all":
+        return found
+    if int(wanted) > found:
+        raise InputError(f"there {are(found)} here, fewer than {OPTION} {wanted}; give {OPTION} {found}")
+    return int(wanted)
+
+
+def are(count: int) -> str:
+    """That there are so many GPUs."""
+    return "is 1 GPU" if count == 1 else f"are {count} GPUs"
+
+
+def place_process(module: str, argv: Sequence[str], given: Mapping[str, Any], otherwise: str = "") -> str | None:
+    """The device that this process is to open; None: the best there is. `otherwise`: that of ranks without --device.
+
+    With --gpus it starts `python -m module` with these arguments on each of them, and this process ends with that. A
+    rank is shown its own GPU, or given its share of the cores. What it says is said once for a host.
+    """
+    device: str | None = given.get("device")
+    if "gpus" in given:
+        launch(module, argv, given["gpus"], device or otherwise or None, given.get("timeout", 600))
+    here = place()
+    if here:
+        device = rank_device(device or otherwise or None, here)
+    if not given.get("quiet") and (here is None or here.rank == 0):
+        if here:
+            print(shared_out(here, device or ""))
+        print("opening the device, the data and the weights", flush=True)
+    return device
+
+
+def note_idle_gpus(given: Mapping[str, Any], device: str) -> None:
+    """Tells of GPUs that training on `device` leaves idle, unless one was asked for."""
+    if device != "CUDA" or place() or given.get("quiet") or "gpus" in given or ":" in given.get("device", ""):
+        return
+    if (found := len(gpus())) > 1:
+        print(f"note: this host has {found} GPUs, and training uses one of them; {OPTION} all uses them all")
+
+
+def launch(module: str, argv: Sequence[str], wanted: str, device: str | None, timeout: float) -> None:
+    """Runs `python -m module` with these arguments in as many processes as asked for, and ends this one with their
+    exit code; returns where that is one process, which then is this.
+
+    timeout: the seconds that they may take to save, once asked to stop.
+    """
+    size = processes(wanted, device)
+    if size == 1:
+        return
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(timeout)))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a rank tells what is wrong; not PyTorch as well
+    logging.disable(logging.ERROR)  # nor torchrun
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=size,
+        run_id=f"{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # a free port
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", module, *without_option(argv))
+    except ChildFailedError as e:
+        code = e.get_first_failure()[1].exitcode
+        sys.exit(code if code > 0 else 1)  # below 0: the signal that killed it
+    except SignalException as e:
+        sys.exit(128 + e.sigval)
+    sys.exit(0)
+
+
+def without_option(argv: Sequence[str]) -> list[str]:
+    """The arguments but for --gpus and its value, which are for the one process that starts the others."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(OPTION)
+    return parser.parse_known_args(argv)[1]

@@ -1,0 +1,304 @@
+"""How processes that train together are started, and what each of them gets of the machine."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import data.gpu
+import data.launch
+import data.ranks
+from data.cli import InputError
+from data.launch import launch, note_idle_gpus, place_process, processes, without_option
+from data.ranks import Place, first_host, meeting_point, place, rank_device, wait_for_turn
+from data.runs.options import parse, parser
+
+EXAMPLES = Path(__file__).parents[1] / "runs" / "examples"
+SET_BY_OTHERS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*SET_BY_OTHERS, *(name for name in os.environ if name.startswith("SLURM_"))):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 3, 5, 7})
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: None)
+    with_gpus(monkeypatch, 0)
+
+
+def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(data.gpu, "installed", lambda: count)
+
+
+def slurm(monkeypatch: pytest.MonkeyPatch, **values: object) -> None:
+    """The environment of rank 6, the third of four on the second host of a step."""
+    default = {"PROCID": 6, "STEP_NUM_TASKS": 7, "LOCALID": 2, "NODEID": 1, "STEP_TASKS_PER_NODE": "4,3"}
+    default |= {"JOB_ID": 77, "STEP_ID": 1, "STEP_NODELIST": "gpu3,gpu4"}
+    for name, value in (default | values).items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+
+
+def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes("3", "CPU") == 3
+    with_gpus(monkeypatch, 4)
+    assert [processes(wanted, device) for wanted, device in (("2", None), ("all", "cuda"), ("4", "CUDA"))] == [2, 4, 4]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3,-1,0")
+    assert processes("all", None) == 2
+
+
+@pytest.mark.parametrize(
+    ("installed", "wanted", "device", "words"),
+    [
+        (0, "2", None, "finds no GPU here; leave it out, or try several processes on CPUs: --device CPU --gpus 2"),
+        (0, "all", None, "finds no GPU here; leave it out"),
+        (1, "2", None, "there is 1 GPU here, fewer than --gpus 2; give --gpus 1"),
+        (2, "3", None, "there are 2 GPUs here, fewer than --gpus 3; give --gpus 2"),
+        (4, "2", "cuda:1", "without --device cuda:1; leave out one of them"),
+        (4, "all", "CPU", "with --device CPU give the number of processes"),
+        (4, "2", "METAL", "leave it out with --device METAL"),
+    ],
+)
+def test_processes_that_cannot_be_had(
+    installed: int, wanted: str, device: str | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpus(monkeypatch, installed)
+    with pytest.raises(InputError, match=re.escape(words)):
+        processes(wanted, device)
+
+
+def test_processes_that_others_have_started_start_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(InputError, match="leave --gpus out"):
+        processes("2", "CPU")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "some", "1.5", "", "٣"])
+def test_what_is_no_number_of_gpus(text: str) -> None:
+    with pytest.raises(InputError, match=r"argument --gpus: .*is neither a number of GPUs from 1 on nor `all`"):
+        parse(parser("python -m it", "it"), [f"--gpus={text}"])
+
+
+def test_the_option_is_not_passed_on() -> None:
+    words = ["--out", "r", "--gpus", "2", "--data", "a", "b", "--quiet"]
+    assert without_option(words) == ["--out", "r", "--data", "a", "b", "--quiet"]
+    assert without_option(["--gpus=all", "--steps", "3"]) == ["--steps", "3"]
+
+
+def test_one_process_is_this_one() -> None:
+    assert launch("it", [], "1", "CPU", 600) is None  # type: ignore[func-returns-value]
+
+
+@pytest.mark.parametrize(
+    ("exitcode", "code"),
+    [(2, 2), (130, 130), (-9, 1), (None, 0), (signal.SIGTERM, 143)],
+)
+def test_the_exit_code_of_a_job(exitcode: int | None, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed.launcher.api as api
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    started: list[Any] = []
+
+    def started_with(config: Any, entrypoint: str) -> Any:
+        def run(*words: str) -> None:
+            started.extend([config.nproc_per_node, entrypoint, *words])
+            if exitcode == signal.SIGTERM:
+                raise SignalException("it", signal.SIGTERM)
+            if exitcode is not None:
+                raise ChildFailedError("it", {1: ProcessFailure(1, 1, exitcode, "")})
+
+        return run
+
+    monkeypatch.setattr(api, "elastic_launch", started_with)
+    monkeypatch.setattr("logging.disable", lambda level: None)
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "1")
+    with pytest.raises(SystemExit) as ended:
+        launch("a.module", ["--gpus", "3", "--steps", "5"], "3", "CPU", 600)
+    assert ended.value.code == code
+    assert started == [3, sys.executable, "-m", "a.module", "--steps", "5"]
+
+
+def test_the_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: kept.append(cores))
+    for local_rank in range(2):
+        assert rank_device("cpu", Place(2 + local_rank, 4, local_rank, 2)) == "CPU"
+    assert rank_device(None, Place(5, 8, 5, 8)) == "CPU"
+    assert kept == [[2, 3], [5, 7], [3]]
+
+
+def test_each_rank_has_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch, 4)
+    assert rank_device(None, Place(4, 7, 1, 4)) == "CUDA"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,4,2,0")
+    assert rank_device("CUDA", Place(5, 7, 2, 4)) == "CUDA"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("installed", "device", "words"),
+    [
+        (2, None, "this host has 2 GPUs for 3 processes; start 2 on it (torchrun --nproc-per-node 2), or give"),
+        (0, "CUDA", "this host has no GPU for its 3 processes; give --device CPU"),
+        (4, "CUDA:1", "there is no --device CUDA:1; give --device CUDA"),
+        (4, "METAL", "not on METAL; give --device CPU"),
+    ],
+)
+def test_devices_that_ranks_cannot_have(
+    installed: int, device: str | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpus(monkeypatch, installed)
+    with pytest.raises(InputError, match=re.escape(words)):
+        rank_device(device, Place(0, 3, 0, 3))
+
+
+def test_a_task_that_srun_shows_one_gpu_takes_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm(monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert rank_device(None, Place(6, 7, 2, 3)) == "CUDA"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+
+
+def test_what_is_said_of_ranks_and_of_idle_gpus(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_gpus(monkeypatch, 4)
+    for given in ({}, {"quiet": True}, {"gpus": "1"}, {"device": "cuda:1"}):
+        note_idle_gpus(given, "CUDA")
+    note_idle_gpus({}, "CPU")
+    said = "note: this host has 4 GPUs, and training uses one of them; --gpus all uses them all\n"
+    assert capsys.readouterr().out == said
+    for name, value in {"RANK": 0, "WORLD_SIZE": 4, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    note_idle_gpus({}, "CUDA")
+    assert place_process("it", [], {"device": "CPU"}) == "CPU"
+    assert capsys.readouterr().out.startswith("4 ranks, 2 of them on this host, on CPUs, 4 cores each\nopening ")
+    monkeypatch.setenv("RANK", "1")
+    place_process("it", [], {"device": "CPU"})
+    assert capsys.readouterr().out == ""
+
+
+def test_tasks_of_srun(monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm(monkeypatch)
+    assert place() == Place(rank=6, size=7, local_rank=2, local_size=3)
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "4(x2)")
+    assert place() == Place(rank=6, size=7, local_rank=2, local_size=4)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert place() is None
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
+    monkeypatch.setenv("SLURM_NTASKS", "7")  # in a script of sbatch's, of the tasks to come
+    assert place() is None
+
+
+def test_torchrun_under_srun_is_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm(monkeypatch)
+    for name, value in {"RANK": 1, "WORLD_SIZE": 4, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    assert place() == Place(rank=1, size=4, local_rank=1, local_size=2)
+
+
+@pytest.mark.parametrize("changed", [{"LOCALID": "x"}, {"STEP_TASKS_PER_NODE": "4"}, {"STEP_TASKS_PER_NODE": "4(2),1"}])
+def test_what_srun_does_not_say(changed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm(monkeypatch, **changed)
+    with pytest.raises(
+        InputError, match=r"srun sets SLURM_PROCID, .* and here are SLURM_PROCID=6, .*; start this with srun"
+    ):
+        place()
+
+
+def test_where_ranks_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="MASTER_ADDR=None and MASTER_PORT=None; export the host of rank 0"):
+        meeting_point()
+    slurm(monkeypatch)
+    host, port = meeting_point()
+    assert host == "gpu3"
+    assert 20000 <= port < 30000
+    monkeypatch.setenv("SLURM_STEP_ID", "2")
+    assert meeting_point()[1] != port
+    monkeypatch.setenv("MASTER_ADDR", "here")
+    monkeypatch.setenv("MASTER_PORT", "80")
+    assert meeting_point() == ("here", 80)
+    monkeypatch.setenv("MASTER_PORT", "80000")
+    with pytest.raises(InputError, match="MASTER_PORT=80000"):
+        meeting_point()
+
+
+def test_the_first_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [first_host(hosts) for hosts in ("gpu7", "gpu7,gpu1", "", "gpu[07-09,12]")] == ["gpu7", "gpu7", None, None]
+    (tmp_path / "scontrol").write_text(
+        '#!/bin/sh\n[ "$1 $2 $3" = "show hostnames gpu[07-09]" ] && echo gpu07\necho gpu08\n'
+    )
+    (tmp_path / "scontrol").chmod(0o755)
+    assert first_host("gpu[07-09]") == "gpu07"
+
+
+def test_the_first_rank_of_a_host_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(data.ranks.time, "sleep", slept.append)
+    wait_for_turn()
+    monkeypatch.setenv("RANK", "4")
+    for local_rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        wait_for_turn()
+    assert slept == [data.ranks.TURN]
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.iterdir()), ids=lambda file: file.name)
+def test_the_examples(file: Path) -> None:
+    """They are scripts that a shell can read, and what they start has these options."""
+    subprocess.run(["bash", "-n", file], check=True)
+    words = shlex.split(file.read_text().replace("\\\n", " "), comments=True)
+    module = words.index("tinygrad_impl.train")
+    given = parse(parser("python -m tinygrad_impl.train", "tinygrad"), words[module + 1 :])
+    assert given["resume_if_any"]
+    if "torchrun" in " ".join(words[:module]):
+        from torch.distributed.run import get_args_parser
+
+        begin = next(i for i, word in enumerate(words) if word.endswith("torchrun")) + 1
+        started = get_args_parser().parse_args([word.replace("$gpus", "4") for word in words[begin:]])
+        assert (started.nnodes, started.module, started.nproc_per_node) == ("2", True, "4")
+        assert started.training_script == "tinygrad_impl.train"
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path: Path) -> None:
+    """As a user starts them: the launcher, two processes, and an error in one of them."""
+    (tmp_path / "it.py").write_text(
+        textwrap.dedent("""
+            import sys
+            from data.cli import InputError, run
+            from data.launch import launch
+            from data.ranks import joined, place
+            def main():
+                if not place():
+                    launch("it", sys.argv[1:], "2", "CPU", 600)
+                with joined("CPU", 60) as ranks:
+                    found = ranks.gather(ranks.rank)
+                    if ranks.rank == 0:
+                        print(found, sys.argv[1:], flush=True)
+                    ranks.barrier()
+                    if ranks.rank == 1 and "fail" in sys.argv:
+                        raise InputError("rank 1 fails; mend it")
+                    ranks.barrier()
+            run(main)
+        """)
+    )
+    for words, code, err in (["fail"], 2, "error: rank 1 fails; mend it\n"), (["well"], 0, ""):
+        result = subprocess.run(
+            [sys.executable, "-m", "it", "--gpus", "2", *words],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (result.returncode, result.stdout, result.stderr) == (code, f"[0, 1] {words}\n", err)

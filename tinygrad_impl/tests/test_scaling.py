@@ -1,0 +1,165 @@
+"""`python -m tinygrad_impl.scaling`: the model of a step on many GPUs at its limits, and how it is compared."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.checkpoints.config import parameter_count
+from data.testing import call, refused
+from tinygrad_impl import scaling
+from tinygrad_impl.scaling import GLOBAL, LARGE, SMALL, Measured, Network, check, collective, in_turn, sent, step
+
+FREE = Network(
+    within=1e30, between=1e30, call=0, step_within=0, step_between=0, contention=0, slowest=0
+)  # sends in no time
+BYTES = 4 * parameter_count(SMALL.config)
+
+
+def test_one_gpu_sends_nothing() -> None:
+    assert collective(Network(), 1, BYTES) == 0
+    for tokens, micro_batches in ((32 * 1024, 1), (GLOBAL, 16), (1024, 1)):
+        seconds, exposed = step(SMALL, Network(), 1, tokens)
+        assert seconds == pytest.approx(micro_batches * SMALL.fixed + tokens * SMALL.token + SMALL.adamw)
+        assert exposed == 0
+
+
+def test_limits_of_a_collective() -> None:
+    """By bandwidth, an all-reduce takes 2 (N - 1) / N of the bytes; by latency, as many steps as a ring has."""
+    rapid = replace(FREE, within=1e9)
+    for gpus in (2, 4, 8):
+        assert 2 * collective(rapid, gpus, BYTES) == pytest.approx(2 * (gpus - 1) / gpus * BYTES / 1e9)
+    # between hosts there are as many rings as GPUs on a host; but none is faster than a GPU
+    assert collective(replace(FREE, between=1e9), 64, BYTES) == pytest.approx(63 / 64 * BYTES / 8e9)
+    assert collective(replace(rapid, between=1e9), 64, BYTES) == pytest.approx(63 / 64 * BYTES / 1e9)
+    assert collective(replace(FREE, between=1e9, per_host=2), 4, BYTES) == pytest.approx(3 / 4 * BYTES / 2e9)
+    slow = replace(FREE, call=1000, step_within=1, step_between=100)
+    assert collective(slow, 8, BYTES) == 1000 + 7
+    assert collective(slow, 32, BYTES) == 1000 + 28 + 3 * 100
+    assert collective(slow, 32, BYTES, hierarchical=True) == 2 * 1000 + 7 + 3 * 100
+    assert collective(slow, 8, BYTES, hierarchical=True) == collective(slow, 8, BYTES)
+    both = collective(replace(FREE, within=1e9, between=1e8), 32, BYTES, hierarchical=True)
+    assert both == pytest.approx(7 / 8 * BYTES / 1e9 + 3 / 4 * BYTES / 8 / 1e8)
+
+
+@pytest.mark.parametrize("hierarchical", [False, True])
+def test_more_gpus_take_longer(hierarchical: bool) -> None:
+    for work in (SMALL, LARGE):
+        costs = [collective(Network(), gpus, BYTES, hierarchical) for gpus in scaling.GPUS]
+        assert costs == sorted(costs)
+        exposed = [step(work, Network(), gpus, 1024, hierarchical)[1] for gpus in scaling.GPUS]
+        assert exposed == sorted(exposed)
+
+
+def test_buckets() -> None:
+    """Of 124M three layers each and the embeddings; the layers' gradients come while the backward pass computes."""
+    sizes, there, read = zip(*sent(SMALL.config), strict=True)
+    assert sizes[:-1] == (3 * 12 * 768**2,) * 4
+    assert sizes[-1] == pytest.approx(50257 * 768 + 1024 * 768, rel=0.01)
+    # the head, of 0.27 of the operations, comes first
+    assert there == pytest.approx([*(0.27 + 0.73 * i / 4 for i in (1, 2, 3, 4)), 1], abs=0.01)
+    assert read == (2, 2, 2, 2, 4)  # the embeddings are gathered as they are
+    for work in (SMALL, LARGE):
+        assert sum(size for size, *_ in sent(work.config)) == pytest.approx(parameter_count(work.config), rel=1e-3)
+
+
+def test_what_is_sent_in_turn() -> None:
+    assert in_turn([], []) == 0
+    assert in_turn([1, 2, 9], [3, 1, 2]) == 11
+    assert in_turn([1, 2, 3], [3, 1, 2]) == 7
+
+
+def test_what_is_hidden() -> None:
+    """Sending costs nothing in the backward pass, but for the last bucket and what contention takes."""
+    tokens, alone = 32 * 1024, step(SMALL, FREE, 1, 32 * 1024)[0]
+    assert step(SMALL, FREE, 4, tokens)[0] == pytest.approx(alone - SMALL.adamw * 3 / 4)  # AdamW is shared out
+    sizes, there, read = zip(*sent(SMALL.config), strict=True)
+    gradients, weights = 4 * sum(sizes), sum(size * width for size, width in zip(sizes, read, strict=True))
+    rate = 4 / 3 * 400e9  # bytes of whole buckets a second
+    network = replace(FREE, within=400e9)
+    seconds, exposed = step(SMALL, network, 4, tokens)
+    late = 4 * sum(sizes[-2:]) / rate  # the last layers' gradients are there no sooner than the embeddings'
+    # AdamW goes on while the embeddings are gathered, which it updates first
+    first = SMALL.adamw / 4 * sizes[-1] / sum(sizes)
+    assert exposed == pytest.approx(late + first + weights / rate - SMALL.adamw / 4)
+    assert seconds == pytest.approx(alone - SMALL.adamw * 3 / 4 + exposed)
+    slower, _ = step(SMALL, replace(network, slowest=0.1), 4, tokens)
+    assert slower == pytest.approx(seconds + 0.1 * (SMALL.fixed + tokens * SMALL.token))
+    contended, _ = step(SMALL, replace(network, contention=0.5), 4, tokens)
+    assert contended == pytest.approx(seconds + 0.5 * (gradients / rate - late))
+    # nothing but the last micro-batch hides anything, and what is too slow is not hidden
+    slow = replace(FREE, within=1e6)
+    for micro_batches in (1, 4):
+        seconds, exposed = step(SMALL, slow, 4, micro_batches * tokens)
+        backward = scaling.BACKWARD * (SMALL.fixed + tokens * SMALL.token)
+        hidden = (1 - there[0]) * backward + SMALL.adamw / 4 - first
+        assert exposed == pytest.approx((gradients + weights) / (4 / 3 * 1e6) - hidden, abs=1e-6)
+    # by latency: 5 buckets each way, of which 3 are hidden, and the norm
+    _, exposed = step(SMALL, replace(FREE, call=1e-3), 4, tokens)
+    assert exposed == pytest.approx((2 + 5 + 1) * 1e-3 - (SMALL.adamw / 4 - first))
+
+
+def test_efficiency() -> None:
+    shared = replace(SMALL, adamw=0.0)
+    for strong in (False, True):
+        assert scaling.efficiency(SMALL, Network(), 1, strong) == 1
+        assert scaling.efficiency(shared, FREE, 16, strong) == pytest.approx(1)
+    sizes, _, read = zip(*sent(SMALL.config), strict=True)
+    whole = 4 * sum(sizes) + sum(size * width for size, width in zip(sizes, read, strict=True))
+    slow = replace(FREE, within=whole / 1500)  # of which two GPUs send a half
+    assert scaling.efficiency(shared, slow, 2, strong=False) == pytest.approx(0.06 / 750, rel=0.02)
+    assert scaling.efficiency(shared, slow, 2, strong=True) == pytest.approx(0.96 / 2 / 750, rel=0.02)
+
+
+def test_check() -> None:
+    """Of the right number of hosts, in one micro-batch, as a share of what was measured."""
+    network = Network(between=5e9)
+    seconds, _ = step(replace(SMALL, micro=64), replace(network, per_host=2), 4, 64 * 1024)
+    rows = [Measured("gpt2", 4, 2, 64, seconds), Measured("gpt2", 4, 2, 64, seconds / 2)]
+    assert check(rows, network) == [pytest.approx(0), pytest.approx(1)]
+    assert check([Measured("gpt2", 4, 1, 64, seconds)], network)[0] < -0.2
+    # the constants against what they come from: 32 and 64 windows, alone
+    assert check([Measured("gpt2", 1, 1, 32, 61.5e-3), Measured("gpt2", 1, 1, 64, 119.6e-3)]) == pytest.approx(
+        [0, 0], abs=0.002
+    )
+
+
+def bench(tmp_path: Path, **more: Any) -> str:
+    rows = {"tinygrad": {"step_seconds": 0.0625}}
+    found = {"preset": "gpt2", "batch_size": 32, "seq_len": 1024, "contenders": rows} | more
+    (tmp_path / "bench.json").write_text(json.dumps(found), encoding="utf-8")
+    return "bench.json"
+
+
+def test_the_command(tmp_path: Path) -> None:
+    one = {"contenders": {"tinygrad": {"step_seconds": 0.061}}}
+    file = bench(tmp_path, ranks=4, hosts=2, one=one)
+    result = call(scaling.main, "--json", "found.json", "--measured", file, cwd=tmp_path)
+    assert result.code == 0, result
+    off = check([Measured("gpt2", 1, 1, 32, 0.061), Measured("gpt2", 4, 2, 32, 0.0625)])
+    assert result.out.splitlines()[-2:] == [
+        f"gpt2, 1 GPUs on 1 hosts, 32 windows each: measured 61.00 ms, model {off[0]:+.1%}",
+        f"gpt2, 4 GPUs on 2 hosts, 32 windows each: measured 62.50 ms, model {off[1]:+.1%}",
+    ]
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert list(found["tables"]) == ["gpt2, weak", "gpt2, strong", "gpt2-xl, weak", "gpt2-xl, strong"]
+    for name, rows in found["tables"].items():
+        assert [row["gpus"] for row in rows] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+        ends = {n: next((f"from {r['gpus']} on" for r in rows if r["rings"] < n), "nowhere") for n in (0.9, 0.5)}
+        assert f"rings: under 0.9 {ends[0.9]}, under 0.5 {ends[0.5]}\n" in result.out, name
+    assert f"   512{found['tables']['gpt2, weak'][-1]['seconds'] * 1e3:11.2f}" in result.out
+    assert scaling.measured_in(tmp_path / bench(tmp_path)) == [Measured("gpt2", 1, 1, 32, 0.0625)]
+
+
+def test_what_it_refuses(tmp_path: Path) -> None:
+    def refuse(file: str, *words: str) -> None:
+        refused(call(scaling.main, "--measured", file, cwd=tmp_path), *words)
+
+    refuse(bench(tmp_path, preset="tiny"), "bench.json is of tiny with windows of 1024; name one of gpt2 or gpt2-xl")
+    refuse(bench(tmp_path, seq_len=256), "with windows of 256")
+    refuse("nowhere.json", "nowhere.json is no file of tinygrad_impl.bench --json")
+    (tmp_path / "other.json").write_text("[]")
+    refuse("other.json", "other.json is no file of")
+    refused(call(scaling.main, "--json", "nowhere/x.json", cwd=tmp_path), "there is no folder nowhere")
