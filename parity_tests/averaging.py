@@ -29,6 +29,7 @@ from parity_tests.setting import Batch, References, Setting
 from tinygrad_impl.trainer import Trainer
 
 SENT = 2.0**-8  # of bfloat16, in which gradients may be sent: relative, half a unit in the last place
+NEVER = 1e9  # a norm that clips nothing
 MOVED = 0.05  # how far weights are moved between comparisons, over the token table's RMS: further than bfloat16 rounds
 
 Shares = Sequence[Sequence[Batch]]  # the micro-batches of each rank
@@ -157,17 +158,23 @@ def culprit_of_ranks(
         return None
     words = f"by itself each of the {ranks.size} ranks is right; {described(worst(failed))}"
     gradients = {row.name for row in failed if row.check == "gradient"}
-    if not gradients:
-        return f"AdamW's step, which the ranks share out: {words}"
-    if gradients == {"norm"}:
-        return f"the norm, which is not that of the average over ranks: {words}"
+    if gradients - {"loss", "norm"}:
+        return f"{mistaken_average(port, setting.references(**asked)[0], shares, ranks)}: {words}"
     if gradients == {"loss"}:
         return f"the loss, which is not the average over ranks: {words}"
-    return f"{mistaken_average(port, setting.references(**asked)[0], shares, ranks)}: {words}"
+    if gradients:
+        port.clip = NEVER  # the norm takes no part then
+        unclipped = setting.references(**asked | {"clip": NEVER})
+        rows = agreed(ranks, step_rows(setting, port, unclipped, [(shares[0][:1], 1e-3, 1e-3)]))
+        if all(row.passed for row in rows if row.name != "norm"):
+            return f"the norm, which is not that of the average over ranks: {words}"
+    return f"AdamW's step, which the ranks share out: {words}"
 
 
 def mistaken_average(port: Trainer, reference: torch_ref.trainer.Trainer, shares: Shares, ranks: Ranks) -> str:
-    """What the port has in place of the mean over ranks of their gradients."""
+    """What the port has in place of the mean over ranks of their gradients. Where each rank has a part of the
+    gradients, it may have some rank's in one part, and another's in another.
+    """
 
     def flat(gradients: Mapping[str, Any]) -> torch.Tensor:
         return torch.cat([torch.as_tensor(gradients[name]).double().flatten().cpu() for name in reference.parameters])
@@ -176,18 +183,26 @@ def mistaken_average(port: Trainer, reference: torch_ref.trainer.Trainer, shares
         reference.accumulate(batches)
         return flat(reference.mean_gradients()[1])
 
+    def mean(i: slice) -> torch.Tensor:
+        return torch.stack([of(share[i]) for share in shares]).mean(0)
+
+    def to_the_nearest(guesses: Iterable[torch.Tensor]) -> float:
+        return float(torch.stack([(found - guess).abs() for guess in guesses]).amin(0).norm())
+
     port.accumulate(shares[ranks.rank])
-    found, own = flat(port.mean_gradients()[1]), of(shares[ranks.rank])
-    mean = sum((of(share) for share in shares), torch.zeros_like(own)) / ranks.size
-    last, count = [of(share[-1:]) for share in shares], len(shares[0])
-    of_last = own + (sum(last, torch.zeros_like(own)) / ranks.size - last[ranks.rank]) / count
-    # the sizes of differences that other roundings would make are far below those of these mistakes
-    guesses = {
-        "the gradients, which are not averaged over ranks": own,
-        "the gradients, which are the sum over ranks and not the mean": mean * ranks.size,
-        "the gradients, of which only the last micro-batch's are averaged over ranks": of_last,
-        "the weights, of which ranks do not have the same after a step": mean,
+    found, right, count = flat(port.mean_gradients()[1]), mean(slice(None)), len(shares[0])
+    distances = {
+        "the gradients, which are not averaged over ranks": to_the_nearest(of(share) for share in shares),
+        "the gradients, which are the sum over ranks and not the mean": to_the_nearest([right * ranks.size]),
+        "the weights, of which ranks do not have the same after a step": to_the_nearest([right]),
     }
-    distances = ranks.numbers(*(float((found - guess).norm()) for guess in guesses.values())).max(0)
-    nearest = list(guesses)[int(distances.argmin())]
-    return nearest if distances.min() < 0.2 * float(mean.norm()) else "the average over ranks"
+    for which, i in (("first", slice(1)), ("last", slice(-1, None))) if count > 1 else ():
+        of_one = mean(i)
+        distances[f"the gradients, of which only the {which} micro-batch's are averaged over ranks"] = to_the_nearest(
+            of(share) + (of_one - of(share[i])) / count for share in shares
+        )
+    of_all_ranks = ranks.numbers(*distances.values()).max(0)
+    # other roundings make differences that are far below those of these mistakes
+    if of_all_ranks.min() > 0.01 * float(right.norm()):
+        return "the average over ranks"
+    return list(distances)[int(of_all_ranks.argmin())]

@@ -60,7 +60,9 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
         norms = [None, 2 * args.clip, args.clip / 2]
         nudges = NUDGES if times > 1 else 0
         with bar:
-            training = step_rows(setting, trainer, references, counted(taken, bar), norms) + not_finite_rows(trainer)
+            training = agreed(ranks, step_rows(setting, trainer, references, counted(taken, bar), norms))
+            if all(row.passed for row in training):  # ranks of different norms would disagree about what is finite
+                training += not_finite_rows(trainer)
             if ranks.size == 1:
                 gradients = gradient_rows(setting, trainer, references, counted(groups, bar), nudges)
             else:
