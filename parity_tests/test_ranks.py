@@ -1,5 +1,9 @@
 """Training on several ranks is what one process computes from all of their windows: both trainers, in float64."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,13 +20,15 @@ import torch_ref.trainer
 from data.checkpoints.config import parameter_shapes
 from data.cli import InputError
 from data.ranks import ALONE, Ranks
-from data.testing import write_tokens
+from data.runs.run_folder import read_metrics
+from data.testing import save_model, write_tokens
 from data.tests.ranks import in_ranks
 from data.text.loader import Loader
 from parity_tests import gate, mutants
 from parity_tests.averaging import SENT
 from parity_tests.checks import AnyTrainer
 from parity_tests.lockstep import Arriving, in_lockstep
+from parity_tests.planted import ROOT
 from parity_tests.setting import Batch
 from parity_tests.weights import random_weights
 from tinygrad_impl.device import open_device
@@ -188,7 +194,7 @@ def place(rank: int, size: int) -> Ranks:
 def test_four_ranks_are_one_process(accumulated: int, zero: bool, alone: Found, clip: float) -> None:
     options = {"clip": clip, "zero": zero}
     courses = [Course(package, accumulated, options=options) for package in ("tinygrad_impl", "torch_ref")]
-    for found in zip(*in_ranks(4, take, courses), strict=True):
+    for found in zip(*in_lockstep(4, take, courses), strict=True):
         assert_same(found, alone)
 
 
@@ -197,7 +203,7 @@ def test_four_ranks_are_one_process(accumulated: int, zero: bool, alone: Found, 
 @pytest.mark.parametrize("zero", [False, True])
 def test_accumulation_on_two_ranks(accumulated: int, zero: bool, alone: Found, clip: float) -> None:
     courses = [Course("tinygrad_impl", accumulated, options={"clip": clip, "zero": zero})]
-    assert_same([found for [found] in in_ranks(2, take, courses)], alone)
+    assert_same([found for [found] in in_lockstep(2, take, courses)], alone)
 
 
 @slow  # test_two_ranks_are_one_process goes on from another course too
@@ -228,6 +234,29 @@ def test_two_jobs_have_the_same_bits(size: int, clip: float) -> None:
     for one, other in zip(first, second, strict=True):
         assert one.reported == other.reported
         assert all(np.array_equal(array, other.end[name]) for name, array in one.end.items())
+
+
+@slow  # data/runs/tests/test_ranks.py has the loop, and the gate is below
+def test_the_command_on_two_ranks(tmp_path: Path) -> None:
+    """Through torchrun, with the gate: the losses and norms of one process with the same global batch."""
+    tokens = np.random.default_rng(0).integers(0, 50257, 1200)
+    write_tokens(tmp_path / "data", tokens[:1000], tokens[1000:])
+    save_model(tmp_path / "init")
+    words = "--init init --data data --steps 4 --batch-size 2 --grad-accum 4 --seq-len 16 --lr 0.01 --warmup 1"
+    words += " --eval-tokens 64 --sample-every 99 --dtype float32 --device CPU --quiet"
+    for name, more in (("one", []), ("two", ["--gpus", "2"])):
+        command = [sys.executable, "-m", "tinygrad_impl.train", *words.split(), "--out", name, *more]
+        ended = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+        assert ended.returncode == 0
+    rows = [read_metrics(tmp_path / name) for name in ("one", "two")]
+    assert len(rows[0]) == len(rows[1]) == 5
+    for one, two in zip(*rows, strict=True):
+        assert one.keys() == two.keys()
+        for name in one.keys() & {"loss", "val_loss", "grad_norm"}:
+            assert two[name] == pytest.approx(one[name], rel=1e-4)
+    proofs = [json.loads((tmp_path / name / "parity.json").read_text()) for name in ("one", "two")]
+    assert [proof["verdict"] for proof in proofs] == ["equal", "equal"]
+    assert [proof.get("ranks") for proof in proofs] == [None, 2]
 
 
 # --- the gate ---------------------------------------------------------------------------------------------------------
