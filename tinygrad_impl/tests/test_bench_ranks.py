@@ -307,8 +307,7 @@ def test_a_worker_ends_with_its_rank() -> None:
 def test_a_rank_that_is_ended_says_so() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Lost, match="another rank is gone"), bench_ranks.told_of_its_end():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
+        signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
 
 
