@@ -60,10 +60,12 @@ class Job(Ranks):
     def join(self) -> None:
         """Connects the ranks; nothing else can be asked of them before."""
         on_gpu = self.device.type == "cuda"
+        timeout = timedelta(seconds=self._timeout + LATER)
         options = None
         if on_gpu:  # what is sent goes first where kernels wait for a place on the GPU
             options = dist.ProcessGroupNCCL.Options()
             options.is_high_priority_stream = True
+            options._timeout = timeout  # another one than below would be warned of
         with self._together():
             dist.init_process_group(
                 "nccl" if on_gpu else "gloo",
@@ -72,7 +74,7 @@ class Job(Ranks):
                 world_size=self.size,
                 device_id=self.device if on_gpu else None,
                 pg_options=options,
-                timeout=timedelta(seconds=self._timeout + LATER),
+                timeout=timeout,
             )
 
     def leave(self) -> None:

@@ -30,12 +30,13 @@ class Network:
     """Between GPUs: bytes a second of a GPU; seconds of a `call` of a collective and of a ring's steps."""
 
     per_host: int = 8
-    within: float = 355e9  # four H200 on NVLink: bus bandwidth of an all-reduce of 498 MB
+    within: float = 320e9  # this and `call`: reduce-scatters of 28, 85 and 157 MB on four H200, within 1 %
     between: float = 50e9  # 400 Gb/s for each GPU: given, not measured
-    call: float = 8.4e-6  # this and the next two: what NCCL itself reckons with (src/graph/tuning.cc: Ring, Simple)
-    step_within: float = 3.4e-6
+    call: float = 25e-6
+    step_within: float = 3.4e-6  # this and the next: what NCCL itself reckons with (src/graph/tuning.cc: Ring, Simple)
     step_between: float = 14e-6
-    contention: float = 0.1  # what computing loses of the time in which something is sent: assumed, not measured
+    contention: float = 0.7  # what computing loses of the time in which something is sent: four H200, 61.9 and 62.2 ms
+    slowest: float = 0.04  # by which the slowest of several GPUs, all of them busy, is slower than one alone: four H200
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def in_turn(ready: Sequence[float], costs: Sequence[float]) -> float:
 def step(work: Work, network: Network, gpus: int, tokens: int, hierarchical: bool = False) -> tuple[float, float]:
     """An update of so many tokens on each GPU, and how long nothing computes in it because something is sent."""
     computing = ceil(tokens / (work.micro * T)) * work.fixed + tokens * work.token
+    computing *= 1 + network.slowest * (gpus > 1)
     backward = BACKWARD * (work.fixed + min(tokens, work.micro * T) * work.token)  # of the last micro-batch
     cost = partial(collective, network, gpus, hierarchical=hierarchical)
     sizes, there, read = zip(*sent(work.config), strict=True)

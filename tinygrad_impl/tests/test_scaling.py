@@ -12,7 +12,9 @@ from data.testing import call, refused
 from tinygrad_impl import scaling
 from tinygrad_impl.scaling import GLOBAL, LARGE, SMALL, Measured, Network, check, collective, in_turn, sent, step
 
-FREE = Network(within=1e30, between=1e30, call=0, step_within=0, step_between=0, contention=0)  # sends in no time
+FREE = Network(
+    within=1e30, between=1e30, call=0, step_within=0, step_between=0, contention=0, slowest=0
+)  # sends in no time
 BYTES = 4 * parameter_count(SMALL.config)
 
 
@@ -83,6 +85,8 @@ def test_what_is_hidden() -> None:
     first = SMALL.adamw / 4 * sizes[-1] / sum(sizes)
     assert exposed == pytest.approx(late + first + weights / rate - SMALL.adamw / 4)
     assert seconds == pytest.approx(alone - SMALL.adamw * 3 / 4 + exposed)
+    slower, _ = step(SMALL, replace(network, slowest=0.1), 4, tokens)
+    assert slower == pytest.approx(seconds + 0.1 * (SMALL.fixed + tokens * SMALL.token))
     contended, _ = step(SMALL, replace(network, contention=0.5), 4, tokens)
     assert contended == pytest.approx(seconds + 0.5 * (gradients / rate - late))
     # nothing but the last micro-batch hides anything, and what is too slow is not hidden
