@@ -44,9 +44,7 @@ def told_of_its_end() -> Iterator[None]:
     """Has SIGTERM, which torchrun sends to the other ranks where one is gone, end this one with a sentence."""
 
     def end(*_: Any) -> None:
-        raise Lost(
-            "another rank is gone, or somebody has ended this (SIGTERM); see what is said above, or start it again"
-        )
+        raise Lost("another rank is gone, or somebody has ended this (SIGTERM); see what is said above")
 
     before = signal.signal(signal.SIGTERM, end)
     try:
