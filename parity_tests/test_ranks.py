@@ -305,7 +305,8 @@ def test_the_gate_looks_at_the_windows(folder: Path, monkeypatch: pytest.MonkeyP
 
     class OfRank0(Loader):
         def __init__(self, *args: Any):
-            super().__init__(*args[:5], 0, *args[6:])
+            super().__init__(*args)
+            self.rank = 0
 
     monkeypatch.setattr("parity_tests.test_ranks.Loader", OfRank0)
     with pytest.raises(InputError, match="the data of rank 1: not its part"):
