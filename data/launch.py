@@ -15,6 +15,7 @@ from data.gpu import gpus, numbered
 from data.ranks import place, rank_device, shared_out, started_with_others
 
 OPTION = "--gpus"
+GIVEN = "GPT2_GPUS"  # the variable that tells processes started for --gpus its value
 
 
 def count(text: str) -> str:
@@ -98,6 +99,7 @@ def launch(module: str, argv: Sequence[str], wanted: str, device: str | None, ti
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    os.environ[GIVEN] = wanted
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -115,7 +117,14 @@ def launch(module: str, argv: Sequence[str], wanted: str, device: str | None, ti
         sys.exit(code if code > 0 else 1)  # below 0: the signal that killed it
     except SignalException as e:
         sys.exit(128 + e.sigval)
+    finally:
+        del os.environ[GIVEN]
     sys.exit(0)
+
+
+def with_option() -> list[str]:
+    """What goes with the command of a process that `launch` has started: --gpus as it was given."""
+    return [OPTION, os.environ[GIVEN]] if GIVEN in os.environ else []
 
 
 def without_option(argv: Sequence[str]) -> list[str]:

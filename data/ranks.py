@@ -119,12 +119,17 @@ def place() -> Place | None:
     except ValueError:
         found = ", ".join(f"{name}={value}" for name, value in zip(names, said, strict=True))
         raise InputError(f"torchrun sets {', '.join(names)}, and here are {found}; start this with torchrun") from None
+    if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
+        raise InputError(
+            f"RANK={rank} of WORLD_SIZE={size} and LOCAL_RANK={local_rank} of LOCAL_WORLD_SIZE={local_size} cannot be: "
+            "each counts from 0 and is below the other; start this with torchrun"
+        )
     return Place(rank, size, local_rank, local_size) if size > 1 else None
 
 
 def slurm_place() -> Place | None:
     """The same of a task of srun's. What sbatch runs is no task, whatever SLURM_NTASKS says of those to come."""
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+    if os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
         return None
     names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_TASKS_PER_NODE")
     try:

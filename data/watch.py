@@ -25,6 +25,7 @@ PATIENCE = 10.0  # seconds that ranks have to come out of waiting when the job i
 WRITING = 30.0  # seconds that threads have to finish the files that they write
 REMEDY = "what is saved is not lost: go on with --resume RUN"
 GONE = f"rank 0 or its torchrun was killed, where the ranks of this job meet; {REMEDY}"
+SAVING = "saving"  # the name of threads that write files
 DEATH = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
@@ -95,16 +96,24 @@ class Watch:
                 if not self._leaving.is_set():
                     self.end("" if told else GONE)
                 continue
-            now, since = time.monotonic(), self.since()
-            patience = DOUBT if self.place.rank else PATIENCE  # rank 0 may have files to write
-            if told and not self._leaving.is_set() and now - told > patience:
-                self.end("")
-            if since is None:
-                continue
-            if now - since > self.timeout:
-                self.end(self.missing() or self.behind())
-            elif asked and now - asked > PATIENCE and now - since > DOUBT and (missing := self.missing()):
-                self.end(missing)
+            try:
+                self._judge(asked, told)
+            except RuntimeError:  # the store went away meanwhile
+                if not self._leaving.is_set():
+                    self.end(GONE)
+
+    def _judge(self, asked: float | None, told: float | None) -> None:
+        """Ends the process where others are gone. `asked` and `told` are since when the job is to end."""
+        now, since = time.monotonic(), self.since()
+        patience = DOUBT if self.place.rank else PATIENCE  # rank 0 may have files to write
+        if told and not self._leaving.is_set() and now - told > patience:
+            self.end("")
+        if since is None:
+            return
+        if now - since > self.timeout:
+            self.end(self.missing() or self.behind())
+        elif asked and now - asked > PATIENCE and now - since > DOUBT and (missing := self.missing()):
+            self.end(missing)
 
     def missing(self) -> str:
         """Which ranks give no sign of life, in a sentence; nothing where all do. Takes `DOUBT` seconds."""
@@ -163,8 +172,9 @@ class Watch:
             sys.stderr.write(f"error: {sentence}\n")
             sys.stderr.flush()
         until = time.monotonic() + WRITING
+        # not all threads: those of pools that compile never end
         for thread in threading.enumerate():
-            if not thread.daemon and thread not in (threading.main_thread(), self.thread):
+            if thread.name == SAVING:
                 thread.join(max(0.0, until - time.monotonic()))
         self.linger()
         os._exit(1)

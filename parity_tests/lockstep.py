@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,7 +133,9 @@ def in_lockstep(size: int, function: Callable[..., Any], *args: Any) -> list[Any
 
     threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(size)]
     # tinygrad's cache of compiled kernels, for any thread: one at a time runs
-    helpers._db_connection = sqlite3.connect(helpers.CACHEDB, 60, 0, "IMMEDIATE", check_same_thread=False)
+    with suppress(sqlite3.Error, OSError):  # where there can be none
+        helpers.db_connection()  # makes the file
+        helpers._db_connection = sqlite3.connect(helpers.CACHEDB, 60, 0, "IMMEDIATE", check_same_thread=False)
     for thread in threads:
         thread.start()
     for thread in threads:

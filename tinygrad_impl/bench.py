@@ -33,7 +33,7 @@ from data.checkpoints.config import PRESETS, GPT2Config, flops_a_token, paramete
 from data.checkpoints.initialize import initial_weights
 from data.cli import ArgumentParser, InputError, Progress, refuse_missing_folder, run, whole
 from data.files import atomic_write
-from data.launch import OPTION, count, launch
+from data.launch import OPTION, count, launch, with_option
 from data.ranks import ALONE, Ranks, joined, place, rank_device
 from data.runs.options import RECIPES
 from data.runs.revision import revision
@@ -268,7 +268,7 @@ def main() -> None:
         raise InputError("PyTorch is not installed; `pip install torch`, or pass --against none")
     backend = choose(args.kernels, config, device, bfloat16=args.dtype == "bfloat16")
     said: dict[str, Any] = {
-        "command": ["python", "-m", "tinygrad_impl.bench", *sys.argv[1:]],
+        "command": ["python", "-m", "tinygrad_impl.bench", *sys.argv[1:], *with_option()],
         "source": revision(),
         "preset": args.preset,
         "parameters": parameter_count(config),

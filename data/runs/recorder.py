@@ -15,6 +15,7 @@ import numpy as np
 from data.checkpoints.config import parameter_count
 from data.checkpoints.sums import checkpoints
 from data.cli import InputError, Progress, command
+from data.launch import with_option
 from data.runs.implementation import Implementation
 from data.runs.plots import plot_losses
 from data.runs.revision import revision
@@ -42,7 +43,9 @@ class Recorder:
         self.saver = Saver()
         self._compiled: set[str] = set()  # of what is shown in a bar of its own
         self.saved_step = -1  # of the last checkpoint that was begun here
-        self.resuming = command(f"{by.package}.train", "--resume", self.folder.path)  # the command that goes on
+        self.resuming = command(
+            f"{by.package}.train", "--resume", self.folder.path, *with_option()
+        )  # the command that goes on
 
     def _open_on_all(self, files: Mapping[str, Any]) -> RunFolder:
         """The folder, which the first rank has opened and cut back; to the others it is what they know of it."""
@@ -81,7 +84,7 @@ class Recorder:
         start, by, options = self.start, self.by, self.options
         packages = ("tinygrad" if by.package == "tinygrad_impl" else "torch", "numpy", "tiktoken", "safetensors")
         origin = {
-            "command": ["python", "-m", f"{by.package}.train", *sys.argv[1:]],
+            "command": ["python", "-m", f"{by.package}.train", *sys.argv[1:], *with_option()],
             "device": by.device,
             "card": by.device_name,
             **({"kernels": by.kernels} if by.kernels else {}),

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from threading import Thread
 
+from data.watch import SAVING
+
 PATIENCE = 3.0  # seconds of waiting that need no word
 
 
@@ -22,7 +24,7 @@ class Saver:
         """Has `save` run beside what follows; `wait` comes first, because of what is still being saved."""
         assert not self._thread
         # a process that is told twice to stop does not wait for it: what it leaves is what one that was killed leaves
-        self._thread = Thread(target=self._run, args=(save,), name="saving", daemon=True)
+        self._thread = Thread(target=self._run, args=(save,), name=SAVING, daemon=True)
         self._thread.start()
 
     def _run(self, save: Callable[[], None]) -> None:

@@ -24,7 +24,7 @@ PRELOADED = [
     *("numpy", "torch.distributed", "torch._dynamo", "tinygrad", "data.distributed", "data.runs.loop"),
     *("pytest", "matplotlib.figure", "tokenizers"),
 ]
-PATIENCE = 120.0  # seconds for all of it, on a busy machine
+PATIENCE = 600.0  # seconds for all of it, on a busy machine
 
 
 def forkserver() -> Any:

@@ -205,7 +205,10 @@ def test_torchrun_under_srun_is_torchruns(monkeypatch: pytest.MonkeyPatch) -> No
     assert place() == Place(rank=1, size=4, local_rank=1, local_size=2)
 
 
-@pytest.mark.parametrize("changed", [{"LOCALID": "x"}, {"STEP_TASKS_PER_NODE": "4"}, {"STEP_TASKS_PER_NODE": "4(2),1"}])
+@pytest.mark.parametrize(
+    "changed",
+    [{"LOCALID": "x"}, {"STEP_NUM_TASKS": "x"}, {"STEP_TASKS_PER_NODE": "4"}, {"STEP_TASKS_PER_NODE": "4(2),1"}],
+)
 def test_what_srun_does_not_say(changed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     slurm(monkeypatch, **changed)
     with pytest.raises(

@@ -74,3 +74,12 @@ def test_the_place_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(InputError, match=r"torchrun sets RANK.* and here are RANK=first"):
         place()
+    for rank, size in ((5, 2), (-1, 2)):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(size))
+        with pytest.raises(InputError, match=rf"RANK={rank} of WORLD_SIZE=2 .* cannot be"):
+            place()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "0")
+    with pytest.raises(InputError, match="LOCAL_WORLD_SIZE=0 cannot be"):
+        place()

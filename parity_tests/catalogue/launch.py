@@ -44,8 +44,8 @@ PLANTED: list[Row] = [
     (
         "a script of sbatch's is taken for one of its tasks",
         "data/ranks.py",
-        'if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) == 1:',
-        'if int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ.get("SLURM_NTASKS", "1"))) == 1:',
+        'if os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":',
+        'if os.environ.get("SLURM_STEP_NUM_TASKS", os.environ.get("SLURM_NTASKS", "1")) == "1":',
         STARTING + "test_tasks_of_srun",
     ),
     (

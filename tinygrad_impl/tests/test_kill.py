@@ -10,7 +10,7 @@ from tinygrad_impl.tests.kill import ROOT
 
 @pytest.mark.slow
 def test_jobs_that_are_killed_lose_nothing() -> None:
-    words = ["--package", "torch_ref", "--ranks", "2", "--kills", "3", "--jobs", "1"]
+    words = ["--package", "torch_ref", "--ranks", "2", "--kills", "2", "--jobs", "1"]
     result = subprocess.run(
         [sys.executable, "-m", "tinygrad_impl.tests.kill", *words],
         cwd=ROOT,
@@ -19,5 +19,5 @@ def test_jobs_that_are_killed_lose_nothing() -> None:
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "3 kills" in result.stdout
+    assert "2 kills" in result.stdout
     assert " 0 faults" in result.stdout
