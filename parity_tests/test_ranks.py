@@ -154,11 +154,12 @@ def alone(clip: float) -> Found:
 
 
 def test_two_ranks_are_one_process(alone: Found, clip: float) -> None:
-    """Gradients, losses, norms, parameters and moments, with the optimizer divided among ranks. The reference also goes
-    on without from where the port was. All in one process: test_processes_are_one_process has several.
+    """Gradients, losses, norms, parameters and moments, with the optimizer divided among ranks and without; each goes
+    on from where the other was. In one process: test_processes_are_one_process has the same of several.
     """
     courses = [
         Course("tinygrad_impl", 2, options={"clip": clip, "zero": True}),
+        Course("tinygrad_impl", 1, first=HALF, shared=0, options={"clip": clip, "zero": False}),
         Course("torch_ref", 3, options={"clip": clip, "zero": True}),
         Course("torch_ref", 1, first=HALF, shared=0, options={"clip": clip, "zero": False}),
     ]
