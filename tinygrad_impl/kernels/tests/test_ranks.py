@@ -10,6 +10,7 @@ from data.checkpoints.config import GPT2Config
 from data.ranks import Ranks
 from data.tests.ranks import in_ranks
 from parity_tests.weights import random_weights
+from tinygrad_impl.device import open_device
 from tinygrad_impl.kernels.tests.support import DEVICE, slow_without_gpu
 
 CONFIG = GPT2Config(vocab_size=300, n_positions=32, n_embd=64, n_layer=1, n_head=2)
@@ -22,6 +23,7 @@ def trained(ranks: Ranks, zero: bool) -> dict[str, Any]:
     launch: Any = importlib.import_module("tinygrad_impl.kernels.launch")
     support: Any = importlib.import_module("tinygrad_impl.kernels.tests.support")
     launch.program = support.interpreted_program
+    open_device("CPU")  # this process may have been forked from one that has not looked for a compiler
     from tinygrad_impl.kernels.fused import Fused
     from tinygrad_impl.trainer import Trainer
 
