@@ -1,7 +1,7 @@
 # make train     sets everything up and trains GPT-2 on this machine
-# make test      sets everything up and runs the tests of everything that people use: five minutes on two cores
+# make test      sets everything up and runs the tests of everything that people use: seven minutes on two cores
 # make check     style, types, and the few tests that notice most breakage: a minute
-# make test-all  every test, the long ones too: twelve minutes
+# make test-all  every test, the long ones too: 22 minutes
 # make test-gpu  the tests of the kernels, on an NVIDIA GPU
 # make mutants   changes the source in one place at a time, and tells which changes no test notices
 # make lint      checks style and types
