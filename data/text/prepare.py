@@ -188,13 +188,14 @@ def prepared(
         try:
             prepare(source, folder, valid, how=how, tokenizer=tokenizer)
         except Taken:
-            with locked(_lock(folder), _say_waiting):
+            with locked(_lock(folder), partial(_say_waiting, folder)):
                 pass
     return folder
 
 
-def _say_waiting(other: str) -> None:
-    print(f"waiting for {other}, which is preparing it already", flush=True)
+def _say_waiting(folder: Path, other: str) -> None:
+    if not folder.exists():  # else `other` waited as well, and has the lock for a moment
+        print(f"waiting for {other}, which is preparing it already", flush=True)
 
 
 def _identity(source: str, split: str, how: Reading) -> str:

@@ -54,8 +54,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     others: list[str] = []
     say = prepare._say_waiting
 
-    def say_waiting(other: str) -> None:
-        say(other)
+    def say_waiting(folder: Path, other: str) -> None:
+        say(folder, other)
         others.append(other)
 
     monkeypatch.setattr(prepare, "_say_waiting", say_waiting)
@@ -101,6 +101,13 @@ def test_three_at_once(
     assert out.count(OURS) == 2
     assert sorted(reads) == list(range(GROUPS))
     assert os.listdir("runs/data") == [folder.name]
+
+
+def test_a_folder_that_is_there_is_not_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of several who waited for it, each has the lock for a moment."""
+    prepare._say_waiting(tmp_path / "not yet", "process 1 on a host")
+    prepare._say_waiting(tmp_path, "process 2 on a host")
+    assert capfd.readouterr().out == "waiting for process 1 on a host, which is preparing it already\n"
 
 
 def test_where_the_first_is_killed_the_second_goes_on(
