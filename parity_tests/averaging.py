@@ -72,7 +72,7 @@ def averaged_rows(
     of_all = math.sqrt(sum(t.own for t in tallies) / sum(t.reference for t in tallies)) if tallies else 0.0
     excuses = summation_excuses(setting.config, x.size) | {"norm": (of_all, ONE_NUMBER)}
     rows = comparison.rows(excuses | {"loss": (loss_error(references, batches[0]), ONE_NUMBER)})
-    return sent.excused(rows) if port.reduce_dtype == "bfloat16" else rows
+    return sent.excused(rows) if port.exchange.dtype == "bfloat16" else rows
 
 
 def with_norm(found: Tensors) -> Tensors:

@@ -16,6 +16,7 @@ from parity_tests.edges import Flow, flow_in_tinygrad, flow_in_torch
 from tinygrad_impl.backend import Backend, Plain
 
 NUDGES = 8  # sets of nudged weights: how far PyTorch's results scatter over them shows how well conditioned they are
+REFERENCE_TOKENS = 1024  # at a time, on a GPU: with far fewer, starting kernels takes longer than their work
 # of these edges the kernels store bfloat16, to which PyTorch's autocast rounds them when its matmuls read them
 ROUNDED = (
     "ln_1",
@@ -69,14 +70,19 @@ class Setting:
         return tinygrad_impl.model.GPT2(self.config, self.arrays)
 
     def reference_batches(self, batches: Sequence[Batch]) -> Sequence[Batch]:
-        """Micro-batches of the same mean loss for the float64 reference: on a GPU a row each, since float64 takes
+        """Micro-batches of the same mean loss for the float64 reference: on a GPU of few rows each, since float64 takes
         several times the memory that training does. Not where some rows score fewer targets than others: these would
         weigh too much in a mean of means.
         """
         scored = {int(count) for _, y in batches for count in (y != IGNORED).sum(1)}
         if self.torch_device == "cpu" or len(scored) > 1:
             return batches
-        return [(x[i : i + 1], y[i : i + 1]) for x, y in batches for i in range(len(x))]
+        found = []
+        for x, y in batches:
+            B, T = x.shape
+            rows = max(n for n in range(1, B + 1) if B % n == 0 and n * T <= max(T, REFERENCE_TOKENS))
+            found += [(x[i : i + rows], y[i : i + rows]) for i in range(0, B, rows)]
+        return found
 
     def reference_flow(self, batch: Batch) -> Flow:
         """The float64 reference's activations and gradients at every edge."""

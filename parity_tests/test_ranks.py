@@ -32,6 +32,7 @@ from parity_tests.planted import ROOT
 from parity_tests.setting import Batch
 from parity_tests.weights import random_weights
 from tinygrad_impl.device import open_device
+from tinygrad_impl.exchange import Exchange
 from tinygrad_impl.flat import ALIGNED
 from tinygrad_impl.internals import part_of
 
@@ -320,13 +321,13 @@ def unsent(self: Any, bucket: str) -> None:
 
 def summed(self: Any, bucket: str) -> None:
     send(self, bucket)
-    arrived = self._sending[-1].wait
+    arrived = self.averaging[-1].wait
 
     def wait() -> None:
         arrived()
-        self._sent[bucket][:] *= self.ranks.size
+        self.gradients[bucket][:] *= self.ranks.size
 
-    self._sending[-1] = Arriving(wait)
+    self.averaging[-1] = Arriving(wait)
 
 
 def local_norm(self: Any, lr: float) -> tuple[float, float]:
@@ -357,32 +358,32 @@ def shifted(self: Any, bucket: Any, dtype: Any) -> Any:
 def early(self: Any, batches: Sequence[Batch], send: bool = True) -> None:
     """Averages the first micro-batch's gradients, and adds to them what is this rank's own."""
     accumulate(self, batches[:1], send)
-    self._received()
+    self.exchange.wait_for_gradients()
     self.count = len(batches)
     for x, y in batches[1:]:
         self._further(self._input("x", x), self._input("y", y))
 
 
 Port = tinygrad_impl.trainer.Trainer
-accumulate, send, update, part = Port.accumulate, Port._send, Port.update, Port._part
+accumulate, send, update, part = Port.accumulate, Exchange.average, Port.update, Port._part
 
 
 @slow  # the rows of catalogue/ranks.py plant these in the source, and quick tests catch them
 @pytest.mark.parametrize(
-    ("method", "planted", "words"),
+    ("of", "method", "planted", "words"),
     [
-        ("_send", unsent, "not averaged over ranks"),
-        ("_send", summed, "the sum over ranks and not the mean"),
-        ("accumulate", early, "only the first micro-batch's"),
-        ("update", local_norm, "the norm, which is not that of the average"),
-        ("_part", shifted, "AdamW's step, which the ranks share out"),
-        ("_share", lambda self, bucket: None, "AdamW's step, which|the weights, of which"),
+        (Exchange, "average", unsent, "not averaged over ranks"),
+        (Exchange, "average", summed, "the sum over ranks and not the mean"),
+        (Port, "accumulate", early, "only the first micro-batch's"),
+        (Port, "update", local_norm, "the norm, which is not that of the average"),
+        (Port, "_part", shifted, "AdamW's step, which the ranks share out"),
+        (Exchange, "gather", lambda self, bucket: None, "AdamW's step, which|the weights, of which"),
     ],
     ids=["not averaged", "summed", "early", "the norm of a part", "a shard late", "weights not gathered"],
 )
 def test_the_gate_names_what_ranks_do_wrong_together(
-    method: str, planted: Any, words: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    of: Any, method: str, planted: Any, words: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Port, method, planted)
+    monkeypatch.setattr(of, method, planted)
     with pytest.raises(InputError, match=words):
         in_lockstep(2, prove, folder)

@@ -13,8 +13,9 @@ from tinygrad import Tensor, nn
 from tinygrad.dtype import DType
 
 from data.checkpoints.config import GPT2Config
-from data.ranks import ALONE, Ranks, Work
+from data.ranks import ALONE, Ranks
 from tinygrad_impl.backend import Backend, Part, Plain
+from tinygrad_impl.exchange import Exchange
 from tinygrad_impl.flat import REST, Bucket, Flat, zeros
 from tinygrad_impl.internals import called_after, captured_at_once, contents, memory_of, overwrite, part_of
 from tinygrad_impl.model import GPT2
@@ -57,7 +58,7 @@ class Trainer:
         self.model = GPT2(config, arrays)
         self.parameters = nn.state.get_state_dict(self.model)
         self.betas, self.eps, self.weight_decay, self.clip = betas, eps, weight_decay, clip
-        self.ranks, self.reduce_dtype, self.dtype = ranks, reduce_dtype, arrays["wte.weight"].dtype
+        self.ranks, self.dtype = ranks, arrays["wte.weight"].dtype
         # this rank updates the rank-th of so many equal parts of each bucket
         self.rank, self.shards = (ranks.rank, ranks.size) if zero else (0, 1)
 
@@ -70,15 +71,11 @@ class Trainer:
             p.replace(self.weights[name])
         self.backend = backend.bind(self.weights, ranks.size)
         self.parts = [self._part(bucket, dtype) for bucket in self.gradients.buckets]
-        # what the ranks tell each other: gradients, and the weights in the dtype in which kernels read them
-        self._read = {}
+        as_read = {}  # the weights in the dtype in which kernels read them
         for bucket in self.gradients.buckets:
             kept = self.backend.kept(bucket)
-            memory = self.weights.memory[bucket.name] if kept is None else kept
-            self._read[bucket.name] = ranks.shared(memory_of(memory))
-        self._sent = {name: ranks.shared(memory_of(memory)) for name, memory in self.gradients.memory.items()}
-        self._sending: list[Work] = []
-        self._sharing: dict[str, Work] = {}
+            as_read[bucket.name] = self.weights.memory[bucket.name] if kept is None else kept
+        self.exchange = Exchange(ranks, self.gradients.memory, as_read, self.shards > 1, reduce_dtype)
 
         self.steps = self.count = 0
         self._inputs: dict[str, Tensor] = {}
@@ -115,7 +112,7 @@ class Trainer:
 
         On several ranks the gradients are on their way to becoming the means over ranks, unless `send` is False.
         """
-        self._received()  # what was sent before is in the same memory
+        self.exchange.wait_for_gradients()  # of before, which are in the same memory
         self.count = len(batches)
         for i, (x, y) in enumerate(batches, 1):
             if send and self.ranks.size > 1 and i == len(batches):
@@ -124,20 +121,11 @@ class Trainer:
                 graph = self._first if i == 1 else self._further
             graph(self._input("x", x), self._input("y", y))
 
-    def _received(self) -> None:
-        """Waits until the gradients are means over ranks: all of them, or this rank's parts."""
-        for work in self._sending:
-            work.wait()
-        self._sending.clear()
-
     def mean_gradients(self) -> tuple[float, dict[str, np.ndarray]]:
         """The mean loss and its gradients, as `accumulate` left them: copies, shaped like the parameters, by name, in
         the arrays' dtype. On several ranks the means over all of them.
         """
-        self._received()
-        if self.shards > 1:
-            for memory in self._sent.values():
-                self.ranks.collect(memory).wait()
+        self.exchange.complete_gradients()
         gradients = {name: total.numpy() / self.count for name, total in self.gradients.items()}
         return float(self.ranks.numbers(float(contents(self.loss)) / self.count).mean()), gradients
 
@@ -145,7 +133,7 @@ class Trainer:
         """As if `accumulate` had found this mean loss and these mean gradients in `count` micro-batches: arrays shaped
         like the parameters, of any float dtype, in which they are multiplied by `count` before they are rounded.
         """
-        self._received()
+        self.exchange.wait_for_gradients()
         self.count = count
         overwrite(self.loss, np.array(loss * count, self.dtype))
         for name, total in self.gradients.items():
@@ -158,7 +146,7 @@ class Trainer:
 
     def update(self, lr: float) -> tuple[float, float]:
         """AdamW's step from the means, clipped, if they are finite. Returns the mean loss, and the norm from before."""
-        self._received()
+        self.exchange.wait_for_gradients()
         found = self._squares()
         of_all = contents(found) if self.ranks.size == 1 else self.ranks.whole(memory_of(found))
         squares = of_all.reshape(self.ranks.size, -1).astype(np.float64)  # (ranks, 1 + sums)
@@ -172,20 +160,13 @@ class Trainer:
         rest = scale - float(self.dtype.type(scale))  # its rounding, which all gradients would have in common
         scalars = [scale, rest, lr, 1 - beta1**self.steps, 1 - beta2**self.steps]  # in Python's float64
         self._adamw(self._input("scalars", np.array(scalars, self.dtype)))
-        self._shared()
+        self.exchange.wait_for_weights(self._gathered)
         return loss, norm
 
-    def _share(self, bucket: str) -> None:
-        """Begins to give all ranks the parts of a bucket that each has updated, in the dtype that kernels read."""
-        self._sharing[bucket] = self.ranks.collect(self._read[bucket])
-
-    def _shared(self) -> None:
-        """Waits until all ranks have all parts."""
-        for bucket, work in self._sharing.items():
-            work.wait()
-            if bucket == REST and self.backend.name == "fused":
-                self._refresh_tables()
-        self._sharing.clear()
+    def _gathered(self, bucket: str) -> None:
+        """All parts of a bucket's weights are here."""
+        if bucket == REST and self.backend.name == "fused":
+            self._refresh_tables()
 
     def first(self, x: Tensor, y: Tensor, send: bool = False) -> None:
         """Makes the loss and gradients of (x, y) the totals."""
@@ -203,13 +184,10 @@ class Trainer:
         gradients = dict(zip(self.gradients, found, strict=True))
         if send:
             for bucket in self.gradients.buckets:
-                after = called_after([gradients[n] for n in bucket.starts], "send", partial(self._send, bucket.name))
+                average = partial(self.exchange.average, bucket.name)
+                after = called_after([gradients[n] for n in bucket.starts], "average", average)
                 gradients |= zip(bucket.starts, after, strict=True)
         Tensor.realize(loss, *gradients.values())
-
-    def _send(self, bucket: str) -> None:
-        send = self.ranks.average if self.shards == 1 else self.ranks.reduce
-        self._sending.append(send(self._sent[bucket], self.reduce_dtype))
 
     def _totals(self, x: Tensor, y: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The totals, and what (x, y) contributes to them."""
@@ -230,10 +208,10 @@ class Trainer:
     def adamw(self, scalars: Tensor) -> None:
         """AdamW's step; scalars: the totals' factor and the rest of it, learning rate, 1 - beta1^t, 1 - beta2^t."""
         decays = {name: self.weight_decay if p.ndim == 2 else 0.0 for name, p in self.parameters.items()}
-        for part in reversed(self.parts):  # the embeddings first, which take longest to share
+        for part in reversed(self.parts):  # the embeddings first, which take longest to gather
             written = self.backend.adamw(part, self.rank, scalars, decays, self.betas, self.eps)
             if self.shards > 1:
-                written = called_after(written, "share", partial(self._share, part.bucket.name))
+                written = called_after(written, "gather", partial(self.exchange.gather, part.bucket.name))
             Tensor.realize(*written)
 
     def refresh_tables(self) -> None:
@@ -267,7 +245,7 @@ class Trainer:
         rank is given all of them.
         """
         self.steps = steps
-        self._received()
+        self.exchange.wait_for_gradients()
         self._put(arrays)
         for part in self.parts:
             for moment, memory in (("exp_avg", part.exp_avg), ("exp_avg_sq", part.exp_avg_sq)):
@@ -287,8 +265,8 @@ class Trainer:
         else:
             self.backend.round_off(self.parts, self.rank)
             for part in reversed(self.parts):
-                self._share(part.bucket.name)
-            self._shared()
+                self.exchange.gather(part.bucket.name)
+            self.exchange.wait_for_weights(self._gathered)
 
     def _own(self, flat: np.ndarray) -> np.ndarray:
         """This rank's part of a bucket."""

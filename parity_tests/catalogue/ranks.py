@@ -4,6 +4,7 @@ from parity_tests.catalogue import Row
 
 TRAINER, FLAT, SENDING = "tinygrad_impl/trainer.py", "tinygrad_impl/flat.py", "data/distributed.py"
 GATE, AVERAGING = "parity_tests/gate.py", "parity_tests/averaging.py"
+ADAMW = 'self._adamw(self._input("scalars", np.array(scalars, self.dtype)))'
 TRAINING = "parity_tests/test_ranks.py::test_two_ranks_are_one_process"
 SENT = "data/tests/test_ranks.py::test_what_ranks_tell_each_other"
 IN_AVERAGING = "parity_tests/test_averaging.py::test_"
@@ -68,15 +69,17 @@ PLANTED: list[Row] = [
     (
         "ranks: weights are not gathered after one of the steps",
         TRAINER,
-        "        self._sharing[bucket] = self.ranks.collect(self._read[bucket])\n",
-        "        if self.steps != 3:\n            self._sharing[bucket] = self.ranks.collect(self._read[bucket])\n",
+        f"        {ADAMW}\n",
+        "        weights = self.exchange.weights\n"
+        '        self.exchange.weights = __import__("copy").deepcopy(weights) if self.steps == 3 else weights\n'
+        f"        {ADAMW}\n        self.exchange.weights = weights\n",
         TRAINING,
     ),
     (
         "ranks: gradients are sent in float32 whatever was asked for",
-        TRAINER,
-        "send(self._sent[bucket], self.reduce_dtype)",
-        "send(self._sent[bucket])",
+        "tinygrad_impl/exchange.py",
+        "send(self.gradients[bucket], self.dtype)",
+        "send(self.gradients[bucket])",
         "parity_tests/test_ranks.py::test_gradients_sent_as_bfloat16",
     ),
     (
