@@ -13,7 +13,6 @@ from tinygrad_impl import trainer
 
 STEPS = 3
 CHEAP = ("loader", "checkpoint", "generation")
-QUICK = {"config.json has another epsilon", "a stale slot seen"}
 FEW = {
     "softmax in bfloat16": "float32",
     "decay of biases and gains too": "float64",
@@ -23,6 +22,11 @@ FEW = {
     "micro-batches past the second are left out": "float64",
     "an infinite norm updates the weights": "float32",
 }
+
+
+def slow_but_for_the_loader(where: str) -> list[pytest.MarkDecorator]:
+    """The others compile graphs of their own. test_interchange.py and test_generation_check.py guard the same."""
+    return [] if where == "loader" else [pytest.mark.slow]
 
 
 def test_every_mutant_can_be_planted() -> None:
@@ -42,7 +46,7 @@ def test_an_edit_of_words_that_are_not_there() -> None:
         edited(trainer.learning_rate, ("warmup", "steps"))
 
 
-@pytest.mark.parametrize("where", CHEAP)
+@pytest.mark.parametrize("where", [pytest.param(where, marks=slow_but_for_the_loader(where)) for where in CHEAP])
 def test_no_false_alarm(where: str) -> None:
     """Of the checks here; test_model.py has those of the proof."""
     assert checked(where, "", 0, STEPS) is None
@@ -51,10 +55,7 @@ def test_no_false_alarm(where: str) -> None:
 @pytest.mark.parametrize(
     "mutant",
     [
-        # each of the others compiles graphs of its own
-        pytest.param(
-            m, id=f"{m.where}: {m.name}", marks=[] if m.where == "loader" or m.name in QUICK else pytest.mark.slow
-        )
+        pytest.param(m, id=f"{m.where}: {m.name}", marks=slow_but_for_the_loader(m.where))
         for m in MUTANTS
         if m.where in CHEAP
     ],
