@@ -19,8 +19,8 @@ from data.runs.start import Start, begin
 from data.text.sampling import Sampler
 from tinygrad_impl.backend import CHOICES, Plain, choose
 from tinygrad_impl.device import device_name, open_device, peak_flops
-from tinygrad_impl.evaluate import Evaluator
 from tinygrad_impl.generate import COMPILING, Generator, continue_texts
+from tinygrad_impl.losses import Evaluator
 from tinygrad_impl.trainer import Trainer, learning_rate
 
 

@@ -527,7 +527,7 @@ PLANTED: list[Row] = [
     ),
     (
         "the port: batches weigh alike in a validation loss",
-        "tinygrad_impl/evaluate.py",
+        "tinygrad_impl/losses.py",
         ".item() * count\n            tokens += count",
         ".item()\n            tokens += 1",
         TRAINERS + "test_evaluation_counts_every_token_once[tinygrad]",
