@@ -129,9 +129,13 @@ class Tasks:
 
     def __call__(self, subject: Subject, limit: int | None, **show: Any) -> dict[str, Any]:
         """The harness's results of the first `limit` documents of each task (None: of all). `show`: of `Progress`."""
+        return self.by(Harness(subject, show), limit)
+
+    def by(self, model: Any, limit: int | None) -> dict[str, Any]:
+        """The same of a model of the harness's."""
         for task in self.loaded["tasks"].values():
             task._instances = None  # those of the time before have answers
-        found = lm_eval.evaluator.evaluate(Harness(subject, show), task_dict=self.loaded, limit=limit)
+        found = lm_eval.evaluator.evaluate(model, task_dict=self.loaded, limit=limit)
         assert found is not None
         return dict(found)
 
