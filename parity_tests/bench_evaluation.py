@@ -31,13 +31,17 @@ def compared(ours: Sequence[Any], theirs: Sequence[Any]) -> dict[str, Any]:
     choices differ, how near the best two of them are to each other, in nats (a tie, if it is as little as rounding).
     """
     values = [[[response[0] for response in question] for question in side] for side in (ours, theirs)]
-    apart = [abs(a - b) / max(abs(b), 1e-9) for x, y in zip(*values, strict=True) for a, b in zip(x, y, strict=True)]
     differing = [(x, y) for x, y in zip(*values, strict=True) if np.argmax(x) != np.argmax(y)]
     gaps = [sorted(y)[-1] - sorted(y)[-2] for _, y in differing]
-    greedy = sum(a[1] == b[1] for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True))
+    pairs = [pair for x, y in zip(ours, theirs, strict=True) for pair in zip(x, y, strict=True)]
+    apart = [abs(a[0] - b[0]) / max(abs(b[0]), 1e-9) for a, b in pairs]
     return {
         **{"questions": len(ours), "same_choices": len(ours) - len(differing), "answers": len(apart)},
-        **{"same_greedy": greedy, "furthest_apart": max(apart), "gaps_where_choices_differ": gaps},
+        **{
+            "same_greedy": sum(a[1] == b[1] for a, b in pairs),
+            "furthest_apart": max(apart),
+            "gaps_where_choices_differ": gaps,
+        },
     }
 
 
@@ -51,19 +55,15 @@ def main() -> None:
         prog="python -m parity_tests.bench_evaluation",
         description="Measure how fast tinygrad evaluates, beside the harness's own `hf` model on the same device, and "
         "compare the answers. The harness's whole work is timed: questions to tokens, scores, metrics.",
-        epilog="example: python -m parity_tests.bench_evaluation --model gpt2 --tasks hellaswag --data-file val.jsonl.gz",
+        epilog="example: python -m parity_tests.bench_evaluation --model gpt2 --tasks hellaswag --data-file val.jsonl",
     )
     parser.add_argument("--model", metavar="MODEL", help="a run, a folder or gpt2, instead of random weights")
     parser.add_argument("--preset", choices=PRESETS, default="gpt2", help="the size of random weights (%(default)s)")
     parser.add_argument("--tasks", default="stories", metavar="TASK", help="one, as evaluate's (%(default)s)")
     parser.add_argument("--data-file", type=Path, metavar="FILE", help="as evaluate's")
     parser.add_argument("--limit", type=whole(1), metavar="N", help="the first N questions (all)")
-    parser.add_argument(
-        "--batch-size", type=whole(1), action="append", metavar="N", help="of hf; may be given many times"
-    )
-    parser.add_argument(
-        "--turns", type=whole(1), default=2, metavar="N", help="of each; the first compiles (%(default)s)"
-    )
+    parser.add_argument("--batch-size", type=whole(1), action="append", metavar="N", help="of hf; may be repeated")
+    parser.add_argument("--turns", type=whole(1), default=2, metavar="N", help="of each; the first compiles")
     parser.add_argument("--device", help="CPU or CUDA; by default the best there is")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="as evaluate's")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")

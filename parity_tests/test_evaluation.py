@@ -31,14 +31,16 @@ pytestmark = [
 CONFIG = GPT2Config(vocab_size=50257, n_positions=64, n_embd=16, n_layer=2, n_head=2)
 DATA = "dataset_path: json\ndataset_kwargs: {data_files: {validation: questions.jsonl}}\nvalidation_split: validation\n"
 TASKS = {  # of every kind of request
-    "choices": 'output_type: multiple_choice\ndoc_to_text: "{{question}}"\ndoc_to_choice: choices\ndoc_to_target: label\n'
+    "choices": 'output_type: multiple_choice\ndoc_to_text: "{{question}}"\ndoc_to_choice: choices\n'
+    "doc_to_target: label\n"
     "metric_list: [{metric: acc}, {metric: acc_norm}]\n",
     "last_words": 'output_type: loglikelihood\ndoc_to_text: "{{question}}"\ndoc_to_target: " {{choices[0]}}"\n'
     "metric_list: [{metric: acc}]\n",
     "texts": 'output_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{text}}"\n'
     "metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]\n",
     "written": 'output_type: generate_until\ndoc_to_text: "{{question}} once"\ndoc_to_target: "{{text}}"\n'
-    "generation_kwargs: {until: ['e', 'ing'], max_gen_toks: 36, do_sample: false}\nmetric_list: [{metric: exact_match}]\n",
+    "generation_kwargs: {until: ['e', 'ing'], max_gen_toks: 36, do_sample: false}\n"
+    "metric_list: [{metric: exact_match}]\n",
 }
 ENDINGS = ["He went home and slept until the sun was up", "dog", "naïve — 猫<|endoftext|>"]
 

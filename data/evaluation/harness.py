@@ -2,14 +2,17 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lm_eval.api.task
 import lm_eval.evaluator
 import lm_eval.utils
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
+from tqdm import tqdm
 
 from data.cli import InputError, Progress
 from data.evaluation.packing import Request, score
@@ -17,6 +20,7 @@ from data.evaluation.subject import Subject
 from data.evaluation.tasks import Spec, load_tasks
 from data.text.sampling import Sampler
 
+lm_eval.api.task.tqdm = partial(tqdm, disable=True)  # its bar of a moment's work, whatever stderr is
 ROWS = 16  # texts written at once
 PIECE = 32  # tokens written before it is looked whether a text may stop
 

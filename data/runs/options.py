@@ -27,6 +27,7 @@ UNRECORDED = (  # belong to one call, not to the run
     *("quiet", "gpus", "timeout"),
 )
 SEVERAL = ("zero", "reduce_dtype")  # recorded where there were several ranks, or where they were given
+EVALUATION = ("eval_tasks", "eval_limit")  # recorded where there are tasks
 SIZES = ("n_layer", "n_head", "n_embd", "n_positions")  # that may differ from the preset's
 GO_WITH = {  # are of that option, for --config
     "data": ("valid", "field", "errors"),
@@ -143,6 +144,7 @@ class Options:
         """The options that make a run what it is, for run.json and the checkpoints."""
         left_out = {*UNRECORDED, *(PORTS if self.kernels is None else ())}
         left_out |= {name for name in SEVERAL if getattr(self, name) is None}
+        left_out |= {*EVALUATION} if self.eval_tasks is None else set()
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
 

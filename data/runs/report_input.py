@@ -29,11 +29,8 @@ COMPARISON: dict[str, Any] = {
     **{"texts": [{"prompt": str, "pretrained": TOKENS, "finetuned": TOKENS}]},
 }
 
-SCORES: dict[str, Any] = {
-    "rows": [
-        {"task": str, "metric": str, "value": NUMBER, "stderr": NUMBER, "questions": int | None, "step": int | None}
-    ]
-}
+SCORE = {"task": str, "metric": str, "value": NUMBER, "stderr": NUMBER, "questions": int | None, "step": int | None}
+SCORES: dict[str, Any] = {"rows": [SCORE]}
 
 AXES = ["step", "tokens", "seconds"]
 SERIES = ["loss", "val_loss", "lr", "grad_norm", "tokens_per_second"]  # columns of metrics.jsonl

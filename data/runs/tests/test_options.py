@@ -61,7 +61,7 @@ def defaults(preset: str, lr: float) -> dict[str, Any]:
     found |= {"sample_every": steps // 4, "save_every": steps // 4, "keep": None, "tensorboard": False, "quiet": False}
     found |= {"schedule": None, "rewarm": False, **dict.fromkeys(SIZES)}
     found |= {"resume_if_any": False, "global_batch_tokens": None, "reduce_dtype": None, "zero": None, "timeout": 600}
-    found |= {"gpus": None}
+    found |= {"gpus": None, "eval_tasks": None, "eval_limit": 100}
     return found | {"out": None, "resume": None, "config": None, "find_lr": False, "parity": None, "kernels": None}
 
 
