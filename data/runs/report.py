@@ -177,7 +177,7 @@ def tasks(run: Run) -> str:
         rows = [[f"{row['step']:,.0f}", *(number(row.get(name)) for name in names)] for row in run.scored]
         limit = run.facts["options"].get("eval-limit", run.facts["options"].get("eval_limit", "?"))
         said += f"<p>While it was trained, on the first {limit} questions of each task:</p>"
-        said += table(["step", *map(breakable, names)], rows, "scores on tasks through time")
+        said += table(["step", *names], rows, "scores on tasks through time")
     return f"<h3>Evaluation</h3>\n{said}" if said else ""
 
 
