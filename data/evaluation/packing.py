@@ -41,7 +41,7 @@ def lengths(sizes: Sequence[int], context: int, tokens: int) -> list[int]:
         length *= 2
     steps = [length for length in steps if length < context] + [context]
     counts = Counter(next(length for length in steps if size <= length) for size in sizes)
-    kept, waiting = [], 0
+    kept, waiting = list[int](), 0
     for length in sorted(counts):
         waiting += counts[length]
         if waiting >= rows_of(length, tokens) or length == max(counts):

@@ -14,7 +14,7 @@ PLANTED: list[Row] = [
         "evaluation: the continuation is off by one",
         PACKING,
         "inputs, targets = tokens[:-1], tokens[1:]",
-        "inputs, targets = tokens[:-1], tokens[:-1]",
+        "inputs, targets = tokens[1:], tokens[1:]",
         SCORES,
     ),
     (
@@ -118,8 +118,8 @@ PLANTED: list[Row] = [
     (
         "the kernel's argmax is the last of equal logits",
         KERNEL,
-        "(start + columns < label)",
-        "(start + columns > label)",
+        "(start + columns < token)",
+        "(start + columns > token)",
         IN_KERNEL,
     ),
     (

@@ -81,9 +81,9 @@ def token_loss_kernel(loss, likeliest, logits, target, FIRST: tl.constexpr, V: t
     BLOCK: tl.constexpr = LANES * WIDTH
     r = tl.program_id(0)
     row = logits + r.to(tl.int64) * STRIDE
-    label = tl.load(target + FIRST + r)
-    scored = label != IGNORED
-    chosen = tl.load(row + tl.where(scored, label, 0)).to(tl.float32)
+    token = tl.load(target + (FIRST + r))
+    scored = token != IGNORED
+    chosen = tl.load(row + tl.where(scored, token, 0)).to(tl.float32)
     columns = tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     lse = logsumexp(row, columns, V, STRIDE, LANES)
     tl.store(loss + FIRST + r, tl.where(scored, (lse - chosen * LOG2E) * LN2, 0.0))
@@ -91,7 +91,7 @@ def token_loss_kernel(loss, likeliest, logits, target, FIRST: tl.constexpr, V: t
     ahead = tl.zeros((LANES,), tl.int32)
     for start in tl.static_range(0, V, BLOCK):
         x = load(row, start + columns, V, STRIDE, start + BLOCK > V)
-        ahead = tl.maximum(ahead, tl.max(((x > chosen) | ((x == chosen) & (start + columns < label))).to(tl.int32), 1))
+        ahead = tl.maximum(ahead, tl.max(((x > chosen) | ((x == chosen) & (start + columns < token))).to(tl.int32), 1))
     tl.store(likeliest + FIRST + r, tl.where(scored & (tl.max(ahead, 0) == 0), 1, 0))
 
 

@@ -566,7 +566,7 @@ def test_tasks_are_scored_with_each_validation(
 
     monkeypatch.setitem(sys.modules, "data.evaluation.harness", SimpleNamespace(Tasks=Tasks))
     monkeypatch.setattr(data.runs.start, "require_harness", lambda: None)
-    stub.subject = Subject(*[None] * 3, context=7, batch_tokens=1)  # type: ignore[arg-type]
+    stub.subject = Subject(None, None, None, context=7, batch_tokens=1)  # type: ignore[arg-type]
     trained(stub, place, tmp_path / "run", eval_tasks="stories", eval_limit=5, eval_every=4, steps=9, tensorboard=True)
     assert asked == [["stories"], *[(7, 5)] * 4]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
