@@ -96,7 +96,7 @@ def test_loss_alone_and_argmax(R: int, V: int, stride: int, lanes: int) -> None:
     """The logits stay as they are. Of equally large ones, which bfloat16 has many of, the first is the argmax."""
     logits = torch.randn(R, stride, generator=torch.Generator().manual_seed(V)).to(DEVICE, torch.bfloat16)
     logits[:, V:] = float("nan")
-    logits[0, 7] = logits[0, V - 1] = logits[1, 7] = logits[1, V - 1] = 9.0
+    logits[0, 7] = logits[0, V - 1] = logits[1, 7] = logits[1, V - 1] = logits[2, 0] = 9.0
     target = logits[:, :V].float().argmax(1).int()
     target[1], target[2], target[3] = V - 1, IGNORED, (target[3] + 1) % V
     loss, likeliest = torch.full((R,), float("nan"), device=DEVICE), torch.full((R,), -1, device=DEVICE).int()
