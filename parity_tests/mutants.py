@@ -257,10 +257,10 @@ mutant(
 )
 mutant("head scaled by 1 / sqrt(C)", HEAD, (*head, ("F.lm_head(x,", "F.lm_head(x / x.shape[-1]**0.5,")))
 
-mean = "long_sum(scored.where(nll, 0).flatten()) / scored.sum()"
+mean = "long_sum(losses.flatten()) / scored.sum()"
 for name, change in {
     "loss in bfloat16": ("at_least_float32(logits)", "logits.cast('bfloat16')"),
-    "loss averaged by sequence": (mean, "(scored.where(nll, 0).sum(-1) / scored.sum(-1)).mean()"),
+    "loss averaged by sequence": (mean, "(losses.sum(-1) / scored.sum(-1)).mean()"),
     "loss's mean counts ignored targets": ("/ scored.sum()", "/ scored.numel()"),
     "loss summed": ("/ scored.sum()", ""),
     "ignored targets scored": ("targets != ignore_index", "targets == targets"),

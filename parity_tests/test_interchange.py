@@ -31,7 +31,7 @@ from parity_tests.assertions import assert_passed
 from parity_tests.bounds import judge
 from parity_tests.setting import Setting, random_batches
 from parity_tests.weights import random_weights
-from tinygrad_impl.evaluate import Evaluator
+from tinygrad_impl.losses import Evaluator
 from tinygrad_impl.model import GPT2
 from torch_ref.testing import hugging_face
 

@@ -22,7 +22,6 @@ from data.text.sampling import Sampler
 from data.text.shards import made_with, read_meta, tokenizer_of
 from data.text.tokenizer import Tokenizer, of_folder
 from tinygrad_impl.device import open_device
-from tinygrad_impl.evaluate import Evaluator
 from tinygrad_impl.generate import (
     COMPILING,
     Generator,
@@ -33,6 +32,7 @@ from tinygrad_impl.generate import (
     sampling,
     setup,
 )
+from tinygrad_impl.losses import Evaluator
 from tinygrad_impl.model import GPT2
 
 PROMPTS = ["Once upon a time", "One day, a little girl named Lily", "The dog was sad because"]

@@ -1,37 +1,34 @@
-"""The loss of a model over a stretch of text."""
+"""`python -m tinygrad_impl.evaluate`: a model on the tasks of lm-evaluation-harness, by the port's graphs."""
 
-from collections.abc import Iterable
+from argparse import Namespace
 
 import numpy as np
-from tinygrad import Tensor, TinyJit
 
-from tinygrad_impl.backend import Backend, Plain
+from data.checkpoints.config import GPT2Config
+from data.cli import run
+from data.evaluation.command import Opened, evaluate, parser
+from data.evaluation.subject import Subject, batch_tokens
+from data.text.tokenizer import Tokenizer
+from tinygrad_impl.device import device_name, open_device
+from tinygrad_impl.generate import Generator, backend_for, setup
+from tinygrad_impl.losses import Evaluator
 from tinygrad_impl.model import GPT2
 
 
-class Evaluator:
-    """Measures a model's loss on a backend, with one compiled graph for all batches of one shape."""
+def opened(args: Namespace, config: GPT2Config, arrays: dict[str, np.ndarray], tokenizer: Tokenizer) -> Opened:
+    device = open_device(args.device)
+    model, backend = GPT2(config, arrays), backend_for(args.dtype, config, device)
+    generator = Generator(model, backend, tokenizer.vocab_size, tokenizer.eot)
+    losses = Evaluator(model, backend).of_tokens
+    dtype = "bfloat16" if backend.dtype else "float32"
+    facts = {"device": device_name(device), "dtype": dtype, "kernels": backend.name}
+    subject = Subject(losses, generator, tokenizer, config.context, batch_tokens(device))
+    return subject, facts, setup("tinygrad", config, device, backend)
 
-    def __init__(self, model: GPT2, backend: Backend | None = None):
-        self.model, self.backend = model, backend or Plain()
-        self._loss = TinyJit(self.loss)
 
-    def __call__(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-        """The mean loss a token in nats, over batches (x, y) of `loader.windows`; its exp is the perplexity."""
-        total, tokens = self.sums(batches)
-        return total / tokens
+def main() -> None:
+    evaluate(parser("python -m tinygrad_impl.evaluate", "tinygrad").parse_args(), "tinygrad_impl", opened)
 
-    def sums(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[float, int]:
-        """The sum of the losses, in nats, and of how many tokens it is."""
-        total, tokens = 0.0, 0
-        for x, y in batches:
-            count = int((y >= 0).sum())
-            total += self._loss(Tensor(x).realize(), Tensor(y).realize()).item() * count
-            tokens += count
-        return total, tokens
 
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        _, loss = self.model(x, y)
-        assert loss is not None
-        [loss] = self.backend.lower(loss, loss_of=self.model.config)
-        return loss.realize()
+if __name__ == "__main__":
+    run(main)

@@ -260,12 +260,25 @@ def lm_head(x: Tensor, weight: Tensor, dtype: DType | None = None) -> Tensor:
     return real.where(logits.contiguous_backward(), -math.inf)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
-    """logits (B, T, any), targets (B, T) -> mean of -log softmax(logits)[target] over the targets but ignore_index."""
+def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int, reduction: str = "mean") -> Tensor:
+    """logits (B, T, any), targets (B, T) -> -log softmax(logits)[target]: its mean over the targets but ignore_index,
+    or with the reduction "none" of each target (B, T), 0 where that is ignore_index.
+    """
     logits = at_least_float32(logits)
     index = Tensor.arange(logits.shape[-1])
     chosen = (index == targets.unsqueeze(-1)).where(logits, 0).sum(-1)  # (B, T)
     largest = logits.max(-1, keepdim=True).detach()  # (B, T, 1)
     nll = long_sum((logits - largest).exp()).log() + largest.squeeze(-1) - chosen  # (B, T)
     scored = targets != ignore_index
-    return long_sum(scored.where(nll, 0).flatten()) / scored.sum()
+    losses = scored.where(nll, 0)
+    return losses if reduction == "none" else long_sum(losses.flatten()) / scored.sum()
+
+
+def is_argmax(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    """logits (B, T, any), targets (B, T) -> whether argmax(logits) is the target, bool (B, T); of several equally large
+    ones argmax is the first. False where the target is ignore_index.
+    """
+    index, target = Tensor.arange(logits.shape[-1]), targets.unsqueeze(-1)
+    chosen = (index == target).where(logits, 0).sum(-1, keepdim=True)  # (B, T, 1)
+    ahead = (logits > chosen) | ((logits == chosen) & (index < target))
+    return ahead.any(-1).logical_not() & (targets != ignore_index)

@@ -130,6 +130,13 @@ def lm_head(x: Tensor, weight: Tensor) -> Tensor:
     return operation("lm_head", x, weight)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
-    """logits (B, T, any), targets (B, T) -> mean of -log softmax(logits)[target] over the targets but ignore_index."""
-    return operation("cross_entropy", logits, targets, ignore_index=ignore_index)
+def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int, reduction: str = "mean") -> Tensor:
+    """logits (B, T, any), targets (B, T) -> -log softmax(logits)[target]: its mean over the targets but ignore_index,
+    or with the reduction "none" of each target (B, T), 0 where that is ignore_index.
+    """
+    return operation("cross_entropy", logits, targets, ignore_index=ignore_index, reduction=reduction)
+
+
+def is_argmax(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    """logits (B, T, any), targets (B, T) -> logits.argmax(-1) == targets, bool (B, T); False for ignore_index."""
+    return operation("is_argmax", logits, targets, ignore_index=ignore_index)

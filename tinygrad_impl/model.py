@@ -145,6 +145,14 @@ class GPT2:
         loss = F.cross_entropy(logits, targets, ignore_index=-100)
         return logits[:, :, : self.config.vocab_size], loss
 
+    def losses(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens, targets: integers (B, T), T <= n_positions. Gives -log p(target) in nats of each target, (B, T), 0
+        where it is -100; and whether the target is the likeliest token, bool (B, T).
+        """
+        logits = self.head(self.hidden(tokens))
+        losses = F.cross_entropy(logits, targets, ignore_index=-100, reduction="none")
+        return losses, F.is_argmax(logits, targets, ignore_index=-100)
+
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """tokens (B, T) -> the residual stream after the last layer, normalised: (B, T, C). With a cache they are the
         next T tokens of each row, after the `cache.lengths` that it has already.

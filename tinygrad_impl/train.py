@@ -9,6 +9,7 @@ from tinygrad.helpers import DEV
 
 import data.runs.options
 from data.cli import ArgumentParser, InputError, run
+from data.evaluation.subject import Subject, batch_tokens
 from data.launch import note_idle_gpus, place_process
 from data.ranks import joined
 from data.runs.find_lr import find_learning_rate
@@ -19,8 +20,8 @@ from data.runs.start import Start, begin
 from data.text.sampling import Sampler
 from tinygrad_impl.backend import CHOICES, Plain, choose
 from tinygrad_impl.device import device_name, open_device, peak_flops
-from tinygrad_impl.evaluate import Evaluator
 from tinygrad_impl.generate import COMPILING, Generator, continue_texts
+from tinygrad_impl.losses import Evaluator
 from tinygrad_impl.trainer import Trainer, learning_rate
 
 
@@ -83,20 +84,21 @@ def train_from(start: Start, kernels: str, device: str) -> None:
     def continued(prompt: str, tokens: int, sampler: Sampler, tick: Callable[[], object]) -> str:
         return continue_texts(generator, tokenizer, [prompt], tokens, sampler, tick)[0]
 
-    name = device_name(device)
+    evaluator, name = Evaluator(trainer.model, trainer.backend), device_name(device)
     tinygrad = Implementation(
         package="tinygrad_impl",
         trainer=trainer,
         arrays=trainer.arrays,
         moments=trainer.moments,
         learning_rate=learning_rate,
-        evaluate=Evaluator(trainer.model, trainer.backend).sums,
+        evaluate=evaluator.sums,
         continue_text=continued,
         device=device,
         device_name=name,
         peak_flops=peak_flops(name, options.dtype == "bfloat16"),
         kernels=backend.name,
         compiling=COMPILING,
+        subject=Subject(evaluator.of_tokens, generator, tokenizer, start.config.context, batch_tokens(device)),
     )
     if options.find_lr:
         find_learning_rate(start, tinygrad)

@@ -17,6 +17,7 @@ from data.runs.loop import train
 from data.runs.options import parse, parser
 from data.runs.start import Start, begin
 from data.text.sampling import Sampler
+from torch_ref.evaluate import subject_of
 from torch_ref.generate import generate
 from torch_ref.trainer import Trainer, learning_rate
 
@@ -74,6 +75,7 @@ def train_from(start: Start, device: str) -> None:
         continue_text=continued,
         device=device,
         device_name=torch.cuda.get_device_name() if device == "CUDA" else threads,
+        subject=subject_of(trainer.model, tokenizer, device, trainer.autocast),
     )
     if options.find_lr:
         find_learning_rate(start, pytorch)

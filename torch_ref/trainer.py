@@ -9,6 +9,7 @@ import torch
 
 from data.checkpoints.config import GPT2Config
 from data.ranks import ALONE, Ranks
+from torch_ref.losses import Evaluator
 from torch_ref.model import GPT2
 
 Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, integers (B, T)
@@ -140,19 +141,11 @@ class Trainer:
             for work in [self.ranks.share(tensor, self.owners[name]) for name, tensor in tensors.items()]:
                 work.wait()
 
-    @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> tuple[float, int]:
         """The sum of the losses in nats of all targets in batches (x, y) of `loader.windows`, and how many there are:
         of this rank's, nothing is sent. Their quotient is the mean loss a token; its exp is the perplexity.
         """
-        total, tokens = 0.0, 0
-        for x, y in batches:
-            with torch.autocast(self.device, self.autocast, enabled=self.autocast is not None):
-                _, loss = self.model(torch.tensor(x, device=self.device), torch.tensor(y, device=self.device))
-            count = int((y >= 0).sum())
-            total += loss.item() * count
-            tokens += count
-        return total, tokens
+        return Evaluator(self.model, self.autocast).sums(batches)
 
     def arrays(self, keep: bool = True) -> dict[str, np.ndarray]:
         """The parameters by name, copied; {} where they are not to be kept."""

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from data.evaluation.subject import Subject
 from data.text.sampling import Sampler
 
 Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, integers (B, T)
@@ -43,3 +44,4 @@ class Implementation:
     peak_flops: float | None = None  # a second
     kernels: str | None = None  # whose, where there is a choice
     compiling: int = 0  # how many of the first batches or tokens compile what the others use
+    subject: Subject | None = None  # of evaluation

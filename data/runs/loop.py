@@ -18,11 +18,14 @@ from typing import Any
 from data.checkpoints.checkpoint import latest_checkpoint
 from data.checkpoints.config import flops_a_token, parameter_count
 from data.cli import InputError, Progress, command, leave_lost_terminal
+from data.evaluation.scores import columns, score_rows
+from data.evaluation.tasks import specs_of
 from data.ranks import Ranks
 from data.runs.implementation import Implementation
 from data.runs.recorder import PROMPT, Recorder
 from data.runs.schedule import bounds, rate, schedule
 from data.runs.start import Start
+from data.runs.together import in_turns
 from data.text.loader import windows
 from data.text.shards import read_meta
 
@@ -36,6 +39,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
     B, T = options.batch_size, options.seq_len
     tokens_a_step = options.grad_accum * B * T
     tokens, seconds = start.state["tokens"], start.state["seconds"]
+    task_scores = scoring(start, by)  # before the run's folder is written to: a task may be refused
     recorder = Recorder(start, by, files)
     run = recorder.folder
     smoothed = Smoothed(row["loss"] for row in run.metrics[1:])
@@ -66,7 +70,8 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         started = time.perf_counter()
         try:
             with recorder.room_on_disk():
-                recorder.metrics({"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": validation_loss()})
+                row = {"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": validation_loss()}
+                recorder.metrics(row | task_scores())
                 recorder.sample()
                 recorder.checkpoint(tokens, seconds)
         except KeyboardInterrupt:
@@ -131,6 +136,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
             evaluates, samples = (ends or trainer.steps % n == 0 for n in (options.eval_every, options.sample_every))
             if evaluates:
                 row["val_loss"] = val_loss = validation_loss()
+                row |= task_scores()
                 lowest = val_loss < min(r["val_loss"] for r in run.metrics if "val_loss" in r)
             recorder.metrics(row)
             peak = (by.peak_flops or 0) * ranks.size
@@ -183,6 +189,25 @@ class Smoothed:
         self.count += 1
         self._sum = 0.98 * self._sum + 0.02 * loss
         return spike
+
+
+def scoring(start: Start, by: Implementation) -> Callable[[], dict[str, float]]:
+    """A function that scores the model as it is on --eval-tasks: columns for metrics.jsonl, the same on all ranks."""
+    options = start.options
+    if not options.eval_tasks:
+        return dict
+    if not options.quiet:
+        print(f"loading the tasks {options.eval_tasks}", flush=True)
+    from data.evaluation.harness import Tasks  # here, because it imports PyTorch, which takes long
+
+    assert by.subject
+    tasks, subject = in_turns(start.ranks, lambda: Tasks(specs_of(options.eval_tasks or ""))), by.subject
+
+    def scores() -> dict[str, float]:
+        results = tasks(replace(subject, ranks=start.ranks), options.eval_limit, part=True, disable=options.quiet)
+        return columns(score_rows(results))
+
+    return scores
 
 
 def machines(start: Start, by: Implementation) -> dict[str, Any]:

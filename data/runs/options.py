@@ -21,12 +21,13 @@ from data.text.formats import AS_GIVEN, ERRORS
 
 PORTS = {"parity", "kernels"}  # options of the port alone
 # may change from one part of a run to the next
-FREE = (*PORTS, "device", "gpus", "timeout", "zero", "keep", "quiet", "tensorboard")
+FREE = (*PORTS, "device", "gpus", "timeout", "zero", "keep", "quiet", "tensorboard", "eval_tasks", "eval_limit")
 UNRECORDED = (  # belong to one call, not to the run
     *("out", "resume", "resume_if_any", "config", "find_lr", "rewarm", "global_batch_tokens"),
     *("quiet", "gpus", "timeout"),
 )
 SEVERAL = ("zero", "reduce_dtype")  # recorded where there were several ranks, or where they were given
+EVALUATION = ("eval_tasks", "eval_limit")  # recorded where there are tasks
 SIZES = ("n_layer", "n_head", "n_embd", "n_positions")  # that may differ from the preset's
 GO_WITH = {  # are of that option, for --config
     "data": ("valid", "field", "errors"),
@@ -127,6 +128,10 @@ class Options:
     )
     eval_every: int = option(KEEP, "steps between validation losses", **NUMBER)
     eval_tokens: int = option(KEEP, "validate on the first N; 0: the whole split", type=whole(0), metavar="N")
+    eval_tasks: str | None = option(
+        KEEP, "score these tasks with each validation loss, as `evaluate` does (none)", None, metavar="TASK,..."
+    )
+    eval_limit: int = option(KEEP, "of each of these tasks the first N questions (100)", 100, **NUMBER)
     sample_every: int = option(KEEP, "steps between samples", **NUMBER)
     save_every: int = option(KEEP, "steps between checkpoints, besides the last", **NUMBER)
     keep: int | None = option(KEEP, "only the N newest of these, the first and the best", None, **NUMBER)
@@ -139,6 +144,7 @@ class Options:
         """The options that make a run what it is, for run.json and the checkpoints."""
         left_out = {*UNRECORDED, *(PORTS if self.kernels is None else ())}
         left_out |= {name for name in SEVERAL if getattr(self, name) is None}
+        left_out |= {*EVALUATION} if self.eval_tasks is None else set()
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
 

@@ -109,6 +109,7 @@ def section(run: Run, named: bool) -> str:
     left_out = f"<p>Not drawn: {run.left_out:,} values of metrics.jsonl that are no finite numbers.</p>"
     return f"""<section>{f"<h2>{breakable(run.name)}</h2>" if named else ""}{left_out if run.left_out else ""}
 {samples(run.samples)}
+{tasks(run)}
 {comparison(run.comparison) if run.comparison else ""}
 {parity(run.parity)}
 <h3>How to repeat this</h3>
@@ -155,6 +156,29 @@ def samples(written: list[tuple[int, str]]) -> str:
     return f"""<h3>Samples through time{few}</h3>
 <div class="samples"><label class="live">earlier <input type="range" max="{count - 1}" value="{count - 1}"
 autocomplete="off" aria-label="which sample"> later</label>{articles}</div>"""
+
+
+def tasks(run: Run) -> str:
+    """Scores on tasks: those of `evaluate`, and those that were measured while it was trained."""
+    said = ""
+    if run.scores:
+        heads = ["task", "metric", "score", "standard error", "questions", "after step", "by"]
+        rows = [
+            [
+                *(breakable(row["task"]), row["metric"], number(row["value"])),
+                *(number(row["stderr"]), "–" if row["questions"] is None else f"{row['questions']:,}"),
+                *("–" if row["step"] is None else f"{row['step']:,}", str(row.get("by", "–"))),
+            ]
+            for row in run.scores
+        ]
+        said += table(heads, rows, "scores on tasks")
+    if run.scored:
+        names = sorted({name for row in run.scored for name in row} - {"step"})
+        rows = [[f"{row['step']:,.0f}", *(number(row.get(name)) for name in names)] for row in run.scored]
+        limit = run.facts["options"].get("eval-limit", run.facts["options"].get("eval_limit", "?"))
+        said += f"<p>While it was trained, on the first {limit} questions of each task:</p>"
+        said += table(["step", *names], rows, "scores on tasks through time")
+    return f"<h3>Evaluation</h3>\n{said}" if said else ""
 
 
 def without_gaps(text: str) -> str:

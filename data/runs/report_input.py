@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.cli import InputError
+from data.evaluation.scores import FILE
 from data.runs.run_folder import read_metrics, read_samples, read_sealed
 
 # what the files of a run have to hold for the report, at least; see `fits`
@@ -28,6 +29,9 @@ COMPARISON: dict[str, Any] = {
     **{"texts": [{"prompt": str, "pretrained": TOKENS, "finetuned": TOKENS}]},
 }
 
+SCORE = {"task": str, "metric": str, "value": NUMBER, "stderr": NUMBER, "questions": int | None, "step": int | None}
+SCORES: dict[str, Any] = {"rows": [SCORE]}
+
 AXES = ["step", "tokens", "seconds"]
 SERIES = ["loss", "val_loss", "lr", "grad_norm", "tokens_per_second"]  # columns of metrics.jsonl
 
@@ -44,6 +48,8 @@ class Run:
     samples: list[tuple[int, str]]  # (step, text)
     parity: dict[str, Any] | None
     comparison: dict[str, Any] | None
+    scores: list[dict[str, Any]]  # of tasks: the rows of evaluation.json
+    scored: list[dict[str, float]]  # of tasks, while it was trained: "step", and columns such as "stories/acc"
 
 
 def fits(value: Any, shape: Any) -> bool:
@@ -72,6 +78,7 @@ def load_run(folder: Path) -> Run:
         return value
 
     facts, parity, comparison = read("run.json", RUN), read("parity.json", PARITY), read("compare.json", COMPARISON)
+    scores = read(FILE, SCORES) or {"rows": []}
     assert facts
     whole = fits(facts.setdefault("continued", []), CONTINUED)
     if not whole or not all(fits(part["source"], SOURCE) for part in [facts, *facts["continued"]] if "source" in part):
@@ -106,7 +113,14 @@ def load_run(folder: Path) -> Run:
         samples=read_samples(samples) if samples.exists() else [],
         parity=parity,
         comparison=comparison,
+        scores=scores["rows"],
+        scored=[row for row in map(task_columns, rows) if len(row) > 1],
     )
+
+
+def task_columns(row: dict[str, Any]) -> dict[str, float]:
+    """The step, and the scores of tasks that were measured at it."""
+    return {key: value for key, value in row.items() if key == "step" or ("/" in key and fits(value, int | float))}
 
 
 def drawable(value: float | None) -> bool:

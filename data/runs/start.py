@@ -19,6 +19,7 @@ from data.checkpoints.config import PRESETS, GPT2Config, parameter_count, to_hf
 from data.checkpoints.initialize import initial_weights
 from data.checkpoints.sums import checkpoints
 from data.cli import InputError
+from data.evaluation.tasks import require_harness, specs_of
 from data.ranks import ALONE, Ranks
 from data.runs.claim import claimed, claimed_new
 from data.runs.global_batch import accumulated, micro_batch, share_of_a_rank
@@ -103,6 +104,9 @@ def begin(given: Given, device: str, ranks: Ranks = ALONE) -> Iterator[Start]:
 
 def _begin(given: Given, device: str, ranks: Ranks, held: ExitStack) -> Start:
     refuse_other_programs(ranks, given)
+    if given.get("eval_tasks"):
+        require_harness()
+        specs_of(given["eval_tasks"])
     read: list[Model] = []  # by rank 0, in order to decide
 
     def decide() -> Plan:

@@ -240,13 +240,6 @@ PLANTED: list[Row] = [
         IN_TRAINER + "what_is_not_finite_changes_nothing",
     ),
     (
-        "the reference's evaluation is a mean over batches",
-        "torch_ref/trainer.py",
-        "count = int((y >= 0).sum())",
-        "count = 1",
-        IN_TRAINER + "evaluation_counts_every_token_once",
-    ),
-    (
         "device: the float32 rate for bfloat16",
         DEVICE,
         "rates[not bfloat16]",

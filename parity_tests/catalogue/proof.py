@@ -230,7 +230,7 @@ PLANTED: list[Row] = [
     ),
     (
         "the port imports the proof",
-        "tinygrad_impl/evaluate.py",
+        "tinygrad_impl/losses.py",
         "import numpy as np\n",
         "import numpy as np\n\nimport parity_tests.bounds\n",
         "parity_tests/test_mirror.py::test_packages_stand_alone",

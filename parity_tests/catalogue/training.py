@@ -526,18 +526,11 @@ PLANTED: list[Row] = [
         PORT + "test_the_peak_is_that_of_the_dtype",
     ),
     (
-        "the port: batches weigh alike in a validation loss",
-        "tinygrad_impl/evaluate.py",
-        ".item() * count\n            tokens += count",
-        ".item()\n            tokens += 1",
+        "batches weigh alike in a validation loss",
+        "data/evaluation/losses.py",
+        "total += float(found.sum(dtype=np.float64))\n        tokens += int((y >= 0).sum())",
+        "total += float(found.sum(dtype=np.float64)) / int((y >= 0).sum())\n        tokens += 1",
         TRAINERS + "test_evaluation_counts_every_token_once[tinygrad]",
-    ),
-    (
-        "the reference: batches weigh alike in a validation loss",
-        "torch_ref/trainer.py",
-        "            total += loss.item() * count\n            tokens += count",
-        "            total += loss.item()\n            tokens += 1",
-        TRAINERS + "test_evaluation_counts_every_token_once[torch]",
     ),
     (
         "the reference: an infinite norm is no reason to leave the weights",

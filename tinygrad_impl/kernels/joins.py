@@ -12,6 +12,7 @@ A rule is a pattern of nodes, and the node that takes their place. Two kinds of 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import Ops, PatternMatcher, UOp, UPat, graph_rewrite
 
 from data.checkpoints.config import GPT2Config
@@ -78,8 +79,22 @@ def embedding_layer_norm(
 
 
 def head_loss(x: UOp, w: UOp, targets: UOp, call: UOp) -> UOp:
-    """The mean loss, for which the logits are computed by parts of the rows and not kept."""
-    return node("head_loss", [declared(x, 3)], (x, w, targets), **settings_of(call))[0]
+    """The mean loss, or that of each target, for which the logits are computed by parts of the rows and not kept."""
+    settings = settings_of(call)
+    if settings["reduction"] == "none":
+        return head_losses(x, w, targets, settings["ignore_index"])[0]
+    return node("head_loss", [declared(x, 3)], (x, w, targets), **settings)[0]
+
+
+def head_argmax(x: UOp, w: UOp, targets: UOp, call: UOp) -> UOp:
+    """Whether each target is the likeliest token, out of the same node as its loss."""
+    return head_losses(x, w, targets, settings_of(call)["ignore_index"])[1]
+
+
+def head_losses(x: UOp, w: UOp, targets: UOp, ignore_index: int) -> list[UOp]:
+    """Outputs: the loss of each target, and whether it is the likeliest token."""
+    outs = [declared(x, 3, *targets.shape), UOp.param(4, dtypes.bool, targets.shape, x.device)]
+    return node("head_loss", outs, (x, w, targets), ignore_index=ignore_index, reduction="none")
 
 
 def embedding_gradient_onto_head(head: UOp, tokens: UOp, rows: UOp) -> UOp:
@@ -151,7 +166,8 @@ RULES = {  # by the name of the node that a rule makes
         pattern("cross_entropy", pattern("lm_head", X, W), UPat.var("targets"), call="call"), head_loss, lambda c: 1
     ),
 }
-LOSS = PatternMatcher([(rule.pattern, rule.join) for rule in RULES.values()])
+ARGMAX = pattern("is_argmax", pattern("lm_head", X, W), UPat.var("targets"), call="call")
+LOSS = PatternMatcher([*((rule.pattern, rule.join) for rule in RULES.values()), (ARGMAX, head_argmax)])
 GRADIENTS = PatternMatcher(
     [
         (

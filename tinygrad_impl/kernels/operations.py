@@ -39,8 +39,8 @@ class Operations:
         """A node's outputs. Those that are not joined with others, and have no kernel by themselves, are formulas."""
         if name in ("gelu", "gelu_erf", "relu"):
             return [getattr(formulas, name)(*sources)]
-        if name == "cross_entropy":
-            return [formulas.cross_entropy(*sources, **settings)]
+        if name in ("cross_entropy", "is_argmax"):
+            return [getattr(formulas, name)(*sources, **settings)]
         if name == "attention":
             return [formulas.attention(*sources, **settings | {"dtype": dtypes.bfloat16})]
         compute: Callable[..., list[Tensor]] = getattr(self, name)
@@ -221,11 +221,14 @@ class Operations:
             first += r
         return dx, dweight
 
-    def head_loss(self, x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> list[Tensor]:
-        """The mean of -log softmax(x @ weight.T)[target] over the targets but ignore_index.
+    def head_loss(self, x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, reduction: str) -> list[Tensor]:
+        """The mean of -log softmax(x @ weight.T)[target] over the targets but ignore_index; or, with the reduction
+        "none", that of each target and whether it is the argmax, both (B, T), without gradients.
 
         The gradient of logits takes their place, and that of other rows the place of the gradient, once it was used.
         """
+        if reduction == "none":
+            return self.head_losses(x, weight, targets, ignore_index)
         rows, table = bfloat16(x).reshape(-1, x.shape[-1]), self.matrix(weight, "lm_head.weight")
         (R, C), V = rows.shape, table.shape[0]
         target = targets.reshape(R).cast(dtypes.int32)
@@ -240,6 +243,20 @@ class Operations:
             dlogits.append(part)
         mean = long_sum(losses) * scale.reshape(())
         return differentiable([mean], self._loss_gradient, [rows, weight], table, *dlogits)
+
+    def head_losses(self, x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> list[Tensor]:
+        """-log softmax(x @ weight.T)[target] of each target, 0 for ignore_index, and whether it is the argmax."""
+        rows, table = bfloat16(x).reshape(-1, x.shape[-1]), self.matrix(weight, "lm_head.weight")
+        (R, C), V = rows.shape, table.shape[0]
+        target = targets.reshape(R).cast(dtypes.int32)
+        logits = new(rows, min(R, HEAD_ROWS), V)
+        losses, likeliest = new(rows, R, dtype=dtypes.float32), new(rows, R, dtype=dtypes.int32)
+        for first in range(0, R, HEAD_ROWS):
+            r = min(HEAD_ROWS, R - first)
+            [logits] = launch(matmul.head(self.gpu, r, C, V, first), [logits], rows, table)
+            kernel = cross_entropy.of_tokens(r, weight.shape[0], V, ignore_index, first)
+            losses, likeliest, logits = launch(kernel, [losses, likeliest, logits], target)
+        return [losses.reshape(targets.shape), (likeliest == 1).reshape(targets.shape)]
 
     def _loss_gradient(self, gradient: UOp, call: UOp) -> Gradients:
         rows, weight, table, *dlogits, _ = map(Tensor, call.src[1:])

@@ -180,6 +180,21 @@ def test_cross_entropy_leaves_out_ignored_targets() -> None:
     assert (gradient[scored] != 0).all()
 
 
+def test_losses_of_tokens_and_argmax() -> None:
+    """Of two equally large logits the first is the argmax, as in PyTorch."""
+    logits = RANDOM.standard_normal((2, 4, 9)).astype(np.float32)
+    logits[0, :2, [3, 5]] = 7.0
+    targets = logits.argmax(-1).astype(np.int32)
+    targets[0, 1], targets[1, 1], targets[1, 2] = 5, (targets[1, 1] + 1) % 9, -100
+    losses = F.cross_entropy(Tensor(logits), Tensor(targets), ignore_index=-100, reduction="none").numpy()
+    expected = torch.nn.functional.cross_entropy(
+        torch.tensor(logits).double().flatten(0, 1), torch.tensor(targets).long().flatten(), reduction="none"
+    )
+    np.testing.assert_allclose(losses, expected.reshape(2, 4).numpy(), rtol=1e-5, atol=1e-7)
+    likeliest = F.is_argmax(Tensor(logits), Tensor(targets), ignore_index=-100).numpy()
+    assert likeliest.tolist() == [[True, False, True, True], [True, False, False, True]]
+
+
 @pytest.mark.parametrize("shift", [-1000.0, 1000.0])
 def test_cross_entropy_of_shifted_logits(shift: float) -> None:
     logits = (RANDOM.integers(-40, 40, (1, 4, 9)) / 8).astype(np.float32)  # exact when shifted

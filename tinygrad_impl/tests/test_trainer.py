@@ -20,9 +20,9 @@ from data.checkpoints.initialize import initial_weights
 from data.testing import write_tokens
 from data.text.loader import IGNORED, windows
 from data.text.sampling import Sampler
-from tinygrad_impl.evaluate import Evaluator
 from tinygrad_impl.generate import Generator
 from tinygrad_impl.internals import overwrite
+from tinygrad_impl.losses import Evaluator
 from torch_ref.generate import generate
 
 CONFIG = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=1, n_head=2, layer_norm_epsilon=1e-2)

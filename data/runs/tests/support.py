@@ -49,6 +49,7 @@ class Stub:
         self.ranks: Ranks = ALONE
         self.peak_flops: float | None = None
         self.kernels: str | None = None
+        self.subject: Any = None
         self.files: Mapping[str, Any] = {}
         self.loss: Callable[[int], float] = lambda step: 4.0 - step / 8
         self.norm: Callable[[int], float] = lambda step: 1.0 + step / 4
@@ -82,6 +83,7 @@ class Stub:
             CARD,
             self.peak_flops,
             self.kernels,
+            subject=self.subject,
         )
         if self.start.options.find_lr:
             find_learning_rate(self.start, by)

@@ -4,9 +4,11 @@ import json
 import math
 import re
 import struct
+import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,10 @@ import pytest
 import tensorboardX
 from tensorboardX.proto import event_pb2
 
+import data.runs.start
 from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import PRESETS, GPT2Config
+from data.evaluation.subject import Subject
 from data.runs.loop import Smoothed
 from data.runs.run_folder import load_checkpoint, read_sealed
 from data.runs.start import checksum
@@ -543,3 +547,32 @@ def test_too_few_windows(stub: Stub, place: Path, tmp_path: Path) -> None:
     words = "the train split of data has 62 windows of 8 tokens, fewer than the 64 of a batch"
     refused(training(stub, place, tmp_path / "other", batch_size=32), words)
     assert len(TRAIN) == 500
+
+
+def test_tasks_are_scored_with_each_validation(
+    stub: Stub, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the weights of that step; the columns are in metrics.jsonl and in TensorBoard."""
+    asked: list[Any] = []
+
+    class Tasks:
+        def __init__(self, specs: Any):
+            asked.append([spec.name for spec in specs])
+
+        def __call__(self, subject: Any, limit: int, **show: Any) -> Any:
+            asked.append((subject.context, limit))
+            score = {"acc,none": len(asked) / 100, "acc_stderr,none": 0.5, "alias": "stories"}
+            return {"results": {"stories": score}, "n-samples": {}}
+
+    monkeypatch.setitem(sys.modules, "data.evaluation.harness", SimpleNamespace(Tasks=Tasks))
+    monkeypatch.setattr(data.runs.start, "require_harness", lambda: None)
+    stub.subject = Subject(None, None, None, context=7, batch_tokens=1)  # type: ignore[arg-type]
+    trained(stub, place, tmp_path / "run", eval_tasks="stories", eval_limit=5, eval_every=4, steps=9, tensorboard=True)
+    assert asked == [["stories"], *[(7, 5)] * 4]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {r["step"]: r["stories/acc"] for r in rows if "stories/acc" in r} == {0: 0.02, 4: 0.03, 8: 0.04, 9: 0.05}
+    assert all(("val_loss" in row) == ("stories/acc" in row) for row in rows)
+    [events] = (tmp_path / "run" / "tensorboard").iterdir()
+    assert b"stories/acc" in events.read_bytes()
+    said = read_sealed(tmp_path / "run" / "run.json")["options"]
+    assert (said["eval_tasks"], said["eval_limit"]) == ("stories", 5)

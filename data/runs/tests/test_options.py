@@ -61,7 +61,7 @@ def defaults(preset: str, lr: float) -> dict[str, Any]:
     found |= {"sample_every": steps // 4, "save_every": steps // 4, "keep": None, "tensorboard": False, "quiet": False}
     found |= {"schedule": None, "rewarm": False, **dict.fromkeys(SIZES)}
     found |= {"resume_if_any": False, "global_batch_tokens": None, "reduce_dtype": None, "zero": None, "timeout": 600}
-    found |= {"gpus": None}
+    found |= {"gpus": None, "eval_tasks": None, "eval_limit": 100}
     return found | {"out": None, "resume": None, "config": None, "find_lr": False, "parity": None, "kernels": None}
 
 
@@ -203,6 +203,8 @@ ALL = [
     ("--device", ["METAL"], "METAL"),
     ("--eval-every", ["2"], 2),
     ("--eval-tokens", ["0"], 0),
+    ("--eval-tasks", ["stories"], "stories"),
+    ("--eval-limit", ["7"], 7),
     ("--sample-every", ["4"], 4),
     ("--save-every", ["6"], 6),
     ("--keep", ["7"], 7),
@@ -237,6 +239,7 @@ BOUNDS = [
     ("--seed", "-1", "-1 is not a whole number of at least 0", "0"),
     ("--eval-every", "0", "0 is not a whole number of at least 1", "1"),
     ("--eval-tokens", "-1", "-1 is not a whole number of at least 0", "0"),
+    ("--eval-limit", "0", "0 is not a whole number of at least 1", "1"),
     ("--sample-every", "0", "0 is not a whole number of at least 1", "1"),
     ("--save-every", "0", "0 is not a whole number of at least 1", "1"),
     ("--global-batch-tokens", "0", "0 is not a whole number of at least 1", "1"),

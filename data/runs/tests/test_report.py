@@ -877,3 +877,35 @@ def test_it_needs_neither_framework() -> None:
     """Nor what tinygrad needs: to look for a compiler takes a while."""
     code = "import sys, data.runs.report; sys.exit(bool({'torch', 'tinygrad', 'tinygrad_impl'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == 0
+
+
+def test_scores_on_tasks(folder: Path) -> None:
+    """Those of `evaluate`, and those of training, each in a table; where there are none, no word of it."""
+    assert "Evaluation" not in report_page([load_run(folder)])
+    row = {
+        "task": "stories",
+        "metric": "acc",
+        "value": 0.25,
+        "stderr": None,
+        "questions": 1200,
+        "step": 60,
+        "by": "<b>",
+    }
+    write_sealed(
+        folder / "evaluation.json", {"rows": [row, row | {"metric": "acc_norm", "value": 0.375, "stderr": 0.125}]}
+    )
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines[0]["stories/acc"], lines[-1]["stories/acc"] = 0.125, 0.8125
+    bare = [{key: value for key, value in line.items() if key != "crc32"} for line in lines]
+    (folder / "metrics.jsonl").write_text("".join(map(checked_line, bare)))
+    page = report_page([load_run(folder)])
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", r) for r in re.findall(r"(?s)<tr>(.*?)</tr>", page)]
+    assert ["stories", "acc", "0.25", "–", "1,200", "60", "&lt;b&gt;"] in cells
+    assert ["stories", "acc_norm", "0.375", "0.125", "1,200", "60", "&lt;b&gt;"] in cells
+    assert [[step, score] for step, score in (c for c in cells if len(c) == 2) if score in ("0.125", "0.8125")] == [
+        [f"{lines[0]['step']:,}", "0.125"],
+        [f"{lines[-1]['step']:,}", "0.8125"],
+    ]
+    write_sealed(folder / "evaluation.json", {"rows": [row | {"value": "much"}]})
+    with pytest.raises(InputError, match=r"evaluation\.json is damaged"):
+        load_run(folder)

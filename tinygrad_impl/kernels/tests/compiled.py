@@ -42,6 +42,7 @@ def training(gpu: GPU) -> Iterator[tuple[Launch, str]]:
     yield layer_norm.forward(R, C, 1e-5, False), "bff fff"
     yield layer_norm.backward(gpu, R, C, True), "fbf bfffff"
     yield cross_entropy.forward(R, V, PADDED, -100), "fb if"
+    yield cross_entropy.of_tokens(R, V, PADDED, -100), "fib i"
     to_keys, to_order = embedding.sort(R)
     runs, rest = embedding.sums(R, C)
     yield from [(to_keys, "i i"), (to_order, "i i"), (runs, "ff iif"), (rest, "f fii")]

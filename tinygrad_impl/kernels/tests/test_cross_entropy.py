@@ -89,3 +89,22 @@ def test_large_logits() -> None:
     call(cross_entropy.forward(3, 256, 256, IGNORED, lanes=16, warps=1), loss, rows, target, scale)
     assert torch.allclose(loss.double(), true_loss, rtol=0, atol=2e-3)  # half an ulp of the products with log2(e)
     assert torch.allclose(rows.double(), true_gradient, rtol=2**-8, atol=2e-3)
+
+
+@pytest.mark.parametrize(("R", "V", "stride", "lanes"), SHAPES[1:5])
+def test_loss_alone_and_argmax(R: int, V: int, stride: int, lanes: int) -> None:
+    """The logits stay as they are. Of equally large ones, which bfloat16 has many of, the first is the argmax."""
+    logits = torch.randn(R, stride, generator=torch.Generator().manual_seed(V)).to(DEVICE, torch.bfloat16)
+    logits[:, V:] = float("nan")
+    logits[0, 7] = logits[0, V - 1] = logits[1, 7] = logits[1, V - 1] = logits[2, 0] = 9.0
+    target = logits[:, :V].float().argmax(1).int()
+    target[1], target[2], target[3] = V - 1, IGNORED, (target[3] + 1) % V
+    loss, likeliest = torch.full((R,), float("nan"), device=DEVICE), torch.full((R,), -1, device=DEVICE).int()
+    before = logits.clone()
+    for r, at in ((2, 0), (R - 2, 2)):
+        kernel = cross_entropy.of_tokens(r, V, stride, IGNORED, at, lanes, warps=4)
+        call(kernel, loss, likeliest, logits[at:], target)
+    expected = F.cross_entropy(logits[:, :V].double(), target.long(), ignore_index=IGNORED, reduction="none")
+    torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=1e-5)
+    assert likeliest.tolist() == [1, 0, 0, 0, *[1] * (R - 4)]
+    assert torch.equal(logits.view(torch.int16), before.view(torch.int16))

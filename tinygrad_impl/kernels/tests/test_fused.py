@@ -14,11 +14,11 @@ from data.checkpoints.config import GPT2Config
 from parity_tests.checks import flow_rows, gradient_rows, step_rows
 from parity_tests.setting import Setting, random_batches
 from parity_tests.weights import random_weights
-from tinygrad_impl.evaluate import Evaluator
 from tinygrad_impl.kernels import GPU, embedding, matmul, operations
 from tinygrad_impl.kernels.fused import Fused
 from tinygrad_impl.kernels.operations import Operations
 from tinygrad_impl.kernels.tests.support import DEVICE, THIS_GPU, names, relative_error, slow_without_gpu
+from tinygrad_impl.losses import Evaluator
 from tinygrad_impl.trainer import Trainer
 
 # heads of 32 and of 64; a vocabulary that fills no tile, and one that fills two
@@ -167,8 +167,29 @@ def test_loss_alone_needs_no_products_of_gradients(setting: Setting, monkeypatch
     monkeypatch.setattr(operations, "HEAD_ROWS", 8)
     evaluator = Evaluator(setting.trainer().model, setting.backend)
     evaluator([random_batch()] * 2)
-    last = [name for name in names(evaluator._loss) if name.startswith(("matmul", "cross_entropy"))][-4:]
-    assert [name.split("_")[0] for name in last] == ["matmul", "cross", "matmul", "cross"]
+    [graph] = evaluator.graphs.values()
+    last = [name for name in names(graph) if name.startswith(("matmul", "token_loss"))][-4:]
+    assert [name.split("_")[0] for name in last] == ["matmul", "token", "matmul", "token"]
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_losses_of_tokens(setting: Setting) -> None:
+    """They are PyTorch's in float64, but for bfloat16's rounding; the likeliest token is that of the same logits."""
+    x, y = random_batch(3, 9)
+    y = y.copy()
+    y[0, 2] = -100
+    exact = torch_ref.model.GPT2(CONFIG, {name: array.astype(np.float64) for name, array in setting.arrays.items()})
+    with torch.no_grad():
+        logits = exact(torch.tensor(x).long())[0]
+        y[1:] = logits[1:].argmax(-1).numpy()
+        true_losses, true_likeliest = exact.losses(torch.tensor(x).long(), torch.tensor(y))
+    losses, likeliest = Evaluator(setting.trainer().model, setting.backend).of_tokens(x, y)
+    assert relative_error(torch.tensor(losses), true_losses) < 0.02
+    assert losses[0, 2] == 0
+    assert not likeliest[0, 2]
+    clear = np.sort(logits.numpy(), -1)[..., -1] - np.sort(logits.numpy(), -1)[..., -2] > 0.05
+    assert clear.sum() > 10
+    assert np.array_equal(likeliest[clear], true_likeliest.numpy()[clear])
 
 
 @slow_without_gpu  # the interpreter has one order

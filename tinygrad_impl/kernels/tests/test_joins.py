@@ -16,9 +16,9 @@ import tinygrad_impl.functional as F
 import torch_ref.model
 from data.checkpoints.config import GPT2Config
 from parity_tests.weights import random_weights
-from tinygrad_impl.evaluate import Evaluator
 from tinygrad_impl.kernels.fused import Fused
 from tinygrad_impl.kernels.tests.support import DEVICE, THIS_GPU, names, relative_error
+from tinygrad_impl.losses import Evaluator
 from tinygrad_impl.model import GPT2, MLP
 from tinygrad_impl.trainer import Trainer
 
@@ -68,6 +68,16 @@ def test_rules_fire(layers: int) -> None:
     }
     assert made == expected
     assert {name: rule.count(config) for name, rule in joins.RULES.items()} == {n: expected[n] for n in joins.RULES}
+
+
+def test_losses_and_argmax_come_of_one_node() -> None:
+    """So that the logits are computed once, and not kept."""
+    config = config_of(1)
+    losses = GPT2(config, random_weights(config, 0)).losses(Tensor(X), Tensor(Y))
+    made = joined(*losses)
+    assert made["head_loss"] == 1
+    assert not made.keys() & {"lm_head", "cross_entropy", "is_argmax"}
+    STRICT.lower(*losses, loss_of=config)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
