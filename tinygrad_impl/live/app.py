@@ -17,7 +17,11 @@ from tinygrad_impl.live.guard import App, Guard
 from tinygrad_impl.live.settings import MOST_BYTES, Refused, read
 from tinygrad_impl.live.turns import Event, Turns, Visit
 
-FILES = {"/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript")}
+FILES = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
 
 
 def application(turns: Turns, facts: dict[str, Any], local: bool) -> App:

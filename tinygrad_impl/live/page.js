@@ -52,6 +52,10 @@ function say(text, error = false) {
 
 // --- the models
 
+function tokens(count) {
+  return `${count.toLocaleString("en")} token${count === 1 ? "" : "s"}`;
+}
+
 function introduce(facts) {
   const known = [];
   if (facts.step !== null) known.push(`step ${facts.step.toLocaleString("en")}`);
@@ -84,14 +88,14 @@ function visible(text) {
   return text.replaceAll("\n", "↵").replaceAll("\t", "⇥");
 }
 
-function word(model, text, p, tokens, className = "token") {
+function word(model, text, p, drawn, className = "token") {
   const element = made("span", text.includes("\n") ? `${className} newline` : className, text, model.text);
   element.style.setProperty("--s", strength(p, model.facts.vocabulary).toFixed(3));
-  element.tokens = tokens;
+  element.tokens = drawn;
 }
 
-function count(model, tokens) {
-  for (const { p } of tokens) {
+function count(model, drawn) {
+  for (const { p } of drawn) {
     model.count += 1;
     model.nats -= Math.log(p);
   }
@@ -103,21 +107,20 @@ const on = {
   },
   start(event) {
     say("Writing …");
-    event.models.forEach(({ tokens, note }, i) => {
-      const begun = `${tokens.toLocaleString("en")} token${tokens === 1 ? "" : "s"} in the prompt`;
+    event.models.forEach(({ tokens: count, note }, i) => {
+      const begun = `${tokens(count)} in the prompt`;
       models[i].begun = note ? `${begun}; ${note}` : begun;
       models[i].note.textContent = `${models[i].begun}.`;
     });
   },
-  piece({ model: i, text, p, tokens }) {
-    const model = models[i];
-    count(model, tokens);
-    word(model, text, p, tokens);
+  piece({ model: i, text, p, tokens: drawn }) {
+    count(models[i], drawn);
+    word(models[i], text, p, drawn);
   },
-  end({ model: i, why, tokens }) {
+  end({ model: i, why, tokens: last }) {
     const model = models[i];
-    for (const token of tokens) word(model, token.text, token.p, [token], "token mark");
-    const written = `${model.count.toLocaleString("en")} tokens written`;
+    for (const token of last) word(model, token.text, token.p, [token], "token mark");
+    const written = `${tokens(model.count)} written`;
     const perplexity = model.count ? `, perplexity ${Number(Math.exp(model.nats / model.count).toPrecision(3)).toLocaleString("en")}` : "";
     const ended = why === "length" ? "" : "; it ended the text";
     model.note.textContent = `${model.begun}. ${written}${perplexity}${ended}.`;

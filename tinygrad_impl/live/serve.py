@@ -27,7 +27,14 @@ from tinygrad_impl.live.turns import Turns
 from tinygrad_impl.live.writing import Model, write
 from tinygrad_impl.model import GPT2
 
-MEASURING = ("data", "valid", "eval_tokens", "seq_len", "out", "html")  # what options of compare are for, but of serving
+MEASURING = (
+    "data",
+    "valid",
+    "eval_tokens",
+    "seq_len",
+    "out",
+    "html",
+)  # compare's options that a page has no use for
 SERVING = ("host", "port")
 HOST, PORT = "127.0.0.1", 8000
 PACKAGES = ("starlette", "uvicorn")
@@ -55,8 +62,9 @@ def serving(parser: ArgumentParser, args: Namespace) -> bool:
     """Whether a page is to be served. Raises `InputError` for options that do not go with that, or only with that."""
     for name in MEASURING if args.serve else SERVING:
         if getattr(args, name, None) != parser.get_default(name):
-            why = "is for measuring, and --serve measures nothing" if args.serve else "is for --serve"
-            raise InputError(f"--{name.replace('_', '-')} {why}; leave one of the two out, or give both")
+            measures = "is for measuring, and --serve measures nothing; leave one of the two out"
+            why = measures if args.serve else "is for --serve; give that too, or leave it out"
+            raise InputError(f"--{name.replace('_', '-')} {why}")
     return bool(args.serve)
 
 

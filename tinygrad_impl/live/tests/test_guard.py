@@ -36,7 +36,8 @@ def test_the_names_of_this_machine(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "x127.0.0.1", "localhost:", "", "127.0.0.1:8\n"]
+    "host",
+    ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "x127.0.0.1", "localhost:", "", "127.0.0.1:8\n"],
 )
 def test_other_names_are_refused(host: str) -> None:
     """As where a name of somebody else's points to 127.0.0.1."""

@@ -91,9 +91,7 @@ def test_a_visit_can_be_stopped(turns: Turns, write: Callable[[Asked], Events], 
     assert last.kinds[:5] == [1, *WHOLE[:4]]
 
 
-def test_who_leaves_the_queue_is_not_answered(
-    turns: Turns, write: Callable[[Asked], Events], ended: list[str]
-) -> None:
+def test_who_leaves_the_queue_is_not_answered(turns: Turns, write: Callable[[Asked], Events], ended: list[str]) -> None:
     second, last = Visitor("second"), Visitor("last")
     first = Visitor("first", lambda: turns.leave(second.visit))
     for visitor in (first, second, last):
