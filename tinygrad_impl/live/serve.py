@@ -202,6 +202,6 @@ def reached(address: str, port: int, local: bool) -> str:
         return f"The page is at http://{host}:{port}/, for this machine only. Ctrl-C ends it."
     shown = socket.gethostname() if ipaddress.ip_address(address.partition("%")[0]).is_unspecified else host
     return (
-        f"The page is at http://{shown}:{port}/. Everyone who can reach this machine on its network can use it: there is "
-        "no password, and no encryption. Ctrl-C ends it."
+        f"The page is at http://{shown}:{port}/. Everyone who can reach this machine on its network can use it: there "
+        "is no password, and no encryption. Ctrl-C ends it."
     )

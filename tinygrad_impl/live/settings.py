@@ -16,7 +16,7 @@ MOST_BYTES = 1 << 18  # of a request: each character of a prompt may be 12 of th
 
 
 class Refused(Exception):
-    """A request that cannot be answered. `errors`: a sentence for each field that is wrong; "" is the request itself."""
+    """A request that is not answered. `errors`: a sentence for each field that is wrong; "" is the request itself."""
 
     def __init__(self, errors: dict[str, str]):
         super().__init__(str(errors))

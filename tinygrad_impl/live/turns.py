@@ -18,7 +18,7 @@ Events = Generator[Event, None, None]
 
 
 class Visit:
-    """A request. `send` gets its events, and None after the last; it is called by several threads, and must not wait."""
+    """A request. `send` gets its events, and None after the last; several threads call it, and it must not wait."""
 
     def __init__(self, asked: Asked, send: Callable[[Event | None], None]):
         self.asked, self.send = asked, send

@@ -37,8 +37,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Step:
-    """A token that was drawn, and the likeliest ones in its place, each with the model's own probability: the softmax of
-    its logits, without temperature, top-k and top-p.
+    """A token that was drawn, and the likeliest ones in its place, each with the model's own probability: the softmax
+    of its logits, without temperature, top-k and top-p.
     """
 
     drawn: Drawn

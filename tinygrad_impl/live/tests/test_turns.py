@@ -63,11 +63,21 @@ def write(turns: Turns, ended: list[str]) -> Callable[[Asked], Events]:
 WHOLE = ["piece", "piece", "piece", "done", None]
 
 
+def joining(turns: Turns, other: Visitor) -> Callable[[], None]:
+    """Has another visitor come, once."""
+
+    def join() -> None:
+        if other.visit.place is None:
+            turns.join(other.visit)
+
+    return join
+
+
 def test_first_come_first_served(turns: Turns, write: Callable[[Asked], Events], ended: list[str]) -> None:
     """And whoever waits knows after how many others."""
     late = Visitor("last")
-    second = Visitor("second", lambda: late.visit.place or turns.join(late.visit))
-    first = Visitor("first", lambda: second.visit.place or turns.join(second.visit))
+    second = Visitor("second", joining(turns, late))
+    first = Visitor("first", joining(turns, second))
     third = Visitor("third")
     turns.join(first.visit)
     turns.join(third.visit)
