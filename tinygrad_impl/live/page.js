@@ -61,7 +61,11 @@ function introduce(facts) {
   if (facts.step !== null) known.push(`step ${facts.step.toLocaleString("en")}`);
   known.push(`${(facts.parameters / 1e6).toFixed(1)}M parameters`, `context of ${facts.context.toLocaleString("en")} tokens`, facts.computes);
   const article = made("article", "", undefined, document.getElementById("models"));
-  made("h2", "", facts.name, article);
+  const name = made("h2", "", undefined, article);
+  for (const part of facts.name.split(/(?<=[/_])/)) {
+    made("span", "", part, name);
+    made("wbr", "", undefined, name); // where a path may break
+  }
   made("p", "facts", known.join("; "), article);
   const text = made("p", "text", "", article);
   text.tabIndex = 0;
@@ -121,9 +125,9 @@ const on = {
     const model = models[i];
     for (const token of last) word(model, token.text, token.p, [token], "token mark");
     const written = `${tokens(model.count)} written`;
-    const perplexity = model.count ? `, perplexity ${Number(Math.exp(model.nats / model.count).toPrecision(3)).toLocaleString("en")}` : "";
-    const ended = why === "length" ? "" : "; it ended the text";
-    model.note.textContent = `${model.begun}. ${written}${perplexity}${ended}.`;
+    const perplexity = model.count ? `; perplexity ${Number(Math.exp(model.nats / model.count).toPrecision(3)).toLocaleString("en")}` : "";
+    const ended = why === "length" ? "" : ", then the end of the text";
+    model.note.textContent = `${model.begun}. ${written}${ended}${perplexity}.`;
   },
   done() {
     say("Done.");

@@ -90,6 +90,10 @@ async function main() {
   const found = { begun: asked.length };
   await get("copy").listeners.click();
   found.copied = copied;
+  get("special_tokens").checked = false;
+  await get("copy").listeners.click();
+  found.unticked = copied;
+  get("special_tokens").checked = true;
   answer = streamed;
   form.listeners.submit({ preventDefault() {} });
   await settled();

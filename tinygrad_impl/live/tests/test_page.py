@@ -113,8 +113,9 @@ def driven() -> dict[str, Any]:
 def test_a_link_has_all_settings() -> None:
     """And opening it fills the form, and writes nothing."""
     assert driven()["begun"] == 0
-    found = {name: values[0] for name, values in parse_qs(urlsplit(driven()["copied"]).query, True).items()}
-    assert found == GIVEN
+    for link, expected in (("copied", GIVEN), ("unticked", GIVEN | {"special_tokens": ""})):
+        found = parse_qs(urlsplit(driven()[link]).query, True)
+        assert found == {name: [value] for name, value in expected.items()}
     assert driven()["asked"] == GIVEN
 
 
@@ -130,8 +131,8 @@ def test_each_word_is_shaded_by_its_own_probability() -> None:
     assert (one["name"], two["name"]) == ("<i>one</i>", "two")
     assert one["facts"] == "step 1,200; 3.3M parameters; context of 32 tokens; CPU"
     assert two["facts"] == "3.3M parameters; context of 32 tokens; CPU"
-    assert one["note"] == "5 tokens in the prompt. 3 tokens written, perplexity 4.64; it ended the text."
-    assert two["note"] == "1 token in the prompt; a text slides. 1 token written, perplexity 100,000,000."
+    assert one["note"] == "5 tokens in the prompt. 3 tokens written, then the end of the text; perplexity 4.64."
+    assert two["note"] == "1 token in the prompt; a text slides. 1 token written; perplexity 100,000,000."
     assert driven()["status"] == "Done."
 
 
