@@ -27,14 +27,9 @@ from tinygrad_impl.live.turns import Turns
 from tinygrad_impl.live.writing import Model, write
 from tinygrad_impl.model import GPT2
 
-MEASURING = (
-    "data",
-    "valid",
-    "eval_tokens",
-    "seq_len",
-    "out",
-    "html",
-)  # compare's options that a page has no use for
+MEASURING = (  # compare's options that a page has no use for
+    *("data", "valid", "field", "errors", "eval_tokens", "seq_len", "trained_on", "num_samples", "out", "html"),
+)
 SERVING = ("host", "port")
 HOST, PORT = "127.0.0.1", 8000
 PACKAGES = ("starlette", "uvicorn")
@@ -187,6 +182,7 @@ def answer(models: Sequence[Model], facts: dict[str, Any], door: socket.socket) 
     print(reached(address, number, local), flush=True)
     try:
         turns.answer(partial(write, models))
+        raise RuntimeError("the web server has ended by itself; what it said stands above")
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
     finally:

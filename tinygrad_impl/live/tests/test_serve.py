@@ -40,6 +40,7 @@ def test_a_missing_package_is_named(
         (["--port", "x"], "x is not the number of a port"),
         (["--out", "a.md"], "--out is for measuring, and --serve measures nothing"),
         (["--eval-tokens", 3], "--eval-tokens is for measuring"),
+        (["--errors", "replace"], "--errors is for measuring"),
         (["--max-new-tokens", 2001], "--max-new-tokens: 2001 is more than this page writes; give at most 2,000"),
         (["--top-p", "2"], "top-p is 2.0"),
         (["--host", "203.0.113.7", "--port", 0], "203.0.113.7 is no address of this machine; leave --host out"),
