@@ -157,7 +157,7 @@ def test_whoever_closes_the_page_is_written_for_no_longer(program: Program) -> N
 
 def test_ctrl_c_ends_it(program: Program) -> None:
     writing = messages(program.ask(**LONG))
-    assert next(writing)["event"] == "start"
+    assert "start" in (event["event"] for event in writing)  # perhaps after a visit that is just ending
     program.process.send_signal(signal.SIGINT)
     *_, last = writing
     assert last == {"event": "failed", "says": "The server was stopped."}
