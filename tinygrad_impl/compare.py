@@ -32,6 +32,7 @@ from tinygrad_impl.generate import (
     sampling,
     setup,
 )
+from tinygrad_impl.live.serve import add_serving_options, serve, serving
 from tinygrad_impl.losses import Evaluator
 from tinygrad_impl.model import GPT2
 
@@ -73,6 +74,7 @@ def parser() -> ArgumentParser:
     written.add_argument(
         "--html", type=Path, metavar="FILE", help="a page too, with every token's probability as shading"
     )
+    add_serving_options(parser)
     sampling = add_sampling_options(parser)
     sampling.add_argument("--prompt", action="append", metavar="TEXT", help="what to continue; may be given many times")
     return parser
@@ -122,6 +124,10 @@ def translated(row: np.ndarray, by: Tokenizer, to: Tokenizer) -> np.ndarray:
 def main() -> None:
     args = parser().parse_args()
     settings = sampling(args, args.finetuned)
+    if serving(parser(), args):
+        named = [(labelled(model), model) for model in (args.pretrained, args.finetuned)]
+        serve(named, (args.prompt or PROMPTS)[0], settings, args)
+        return
     new_tokens = settings.pop("max_new_tokens")
     how = Reading(args.field, args.errors)
     if args.data is None and (args.valid is not None or how != AS_GIVEN):

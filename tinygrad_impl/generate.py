@@ -23,6 +23,14 @@ COMPILING = 2  # the first calls of a graph, which TinyJit captures in the secon
 
 Drawn = tuple[int, float]  # a token, and how probable the model found it
 
+KINDS: dict[str, Callable[[str], Any]] = {  # of the settings of sampling, as they are typed
+    "temperature": real(0),
+    "top_k": whole(0),
+    "top_p": real(0, closed=False),
+    "seed": whole(0),
+    "max_new_tokens": whole(1),
+}
+
 
 class Generator:
     """Samples from a model with a cache of keys and values, one batch of texts at a time.
@@ -150,6 +158,15 @@ def setup(model: str, config: GPT2Config, device: str, backend: Backend) -> str:
     return f"{model}, {size}; {device_name(device)}, {dtype}, {backend.name} kernels"
 
 
+def outgrown(config: GPT2Config, tokens: int) -> str:
+    """What happens to a text of so many tokens where they are more than the model's context; empty where not."""
+    if tokens <= config.context:
+        return ""
+    untrained = config.context < config.n_positions
+    why = f"; of its {config.n_positions} positions the others are untrained" if untrained else ""
+    return f"a text of more than {config.context} tokens goes on from its last {max(1, config.context // 2)}{why}"
+
+
 def add_sampling_options(parser: ArgumentParser) -> Any:
     """The options that `generate` and `compare` share. Returns argparse's group of those of sampling."""
     parser.add_argument("--device", help="CPU, CUDA, METAL, ...; by default the best there is")
@@ -168,19 +185,24 @@ def add_sampling_options(parser: ArgumentParser) -> Any:
         help="what spells a special token in a prompt, such as <|endoftext|>, becomes that token",
     )
     group.add_argument(
-        "--max-new-tokens", type=whole(1), metavar="N", help="stop there (160), or at the end of the text"
+        "--max-new-tokens",
+        type=KINDS["max_new_tokens"],
+        metavar="N",
+        help="stop there (160), or at the end of the text",
     )
-    group.add_argument("--temperature", type=real(0), metavar="X", help="0 takes the likeliest token each time (0.6)")
     group.add_argument(
-        "--top-k", type=whole(0), metavar="N", help="draw from the N likeliest tokens only (40); 0: from all"
+        "--temperature", type=KINDS["temperature"], metavar="X", help="0 takes the likeliest token each time (0.6)"
+    )
+    group.add_argument(
+        "--top-k", type=KINDS["top_k"], metavar="N", help="draw from the N likeliest tokens only (40); 0: from all"
     )
     group.add_argument(
         "--top-p",
-        type=real(0, closed=False),
+        type=KINDS["top_p"],
         metavar="X",
         help="draw from the fewest tokens that reach this probability only",
     )
-    group.add_argument("--seed", type=whole(0), metavar="N", help="the same seed gives the same text (1337)")
+    group.add_argument("--seed", type=KINDS["seed"], metavar="N", help="the same seed gives the same text (1337)")
     return group
 
 
@@ -229,11 +251,8 @@ def main() -> None:
     print(setup(args.model, config, device, backend), file=sys.stderr)
     prompts = [prompt for prompt in args.prompt or ["Once upon a time"] for _ in range(args.num_samples)]
     rows = [encode(tokenizer, prompt, args.special_tokens) for prompt in prompts]
-    if max(map(len, rows)) + new > config.context:
-        untrained = config.context < config.n_positions
-        why = f"; of its {config.n_positions} positions the others are untrained" if untrained else ""
-        last = max(1, config.context // 2)
-        print(f"note: a text of more than {config.context} tokens goes on from its last {last}{why}", file=sys.stderr)
+    if said := outgrown(config, max(map(len, rows)) + new):
+        print(f"note: {said}", file=sys.stderr)
     if len(prompts) == 1:
         print("compiling before the first token", file=sys.stderr, flush=True)
         print(prompts[0], end="", flush=True)

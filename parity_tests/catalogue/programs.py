@@ -32,8 +32,8 @@ PLANTED: list[Row] = [
     (
         "generate: the note about the context goes by the shortest prompt",
         GENERATE,
-        "if max(map(len, rows))",
-        "if min(map(len, rows))",
+        "outgrown(config, max(map(len, rows)) + new)",
+        "outgrown(config, min(map(len, rows)) + new)",
         IN_GENERATE + "when_a_text_may_outgrow_the_context",
     ),
     (
