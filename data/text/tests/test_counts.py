@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,10 @@ def test_of_one_text() -> None:
 
 
 def test_mean_and_spread() -> None:
-    texts = [{"words": 1, "repeated_4grams": None, "ended": True}, {"words": 4, "repeated_4grams": 0.5, "ended": False}]
+    texts: list[dict[str, Any]] = [
+        {"words": 1, "repeated_4grams": None, "ended": True},
+        {"words": 4, "repeated_4grams": 0.5, "ended": False},
+    ]
     assert measured(texts) == [
         {"name": "words", "mean": 2.5, "spread": pytest.approx(1.5 * math.sqrt(2)), "texts": 2},
         {"name": "repeated_4grams", "mean": 0.5, "spread": None, "texts": 1},
@@ -116,6 +120,13 @@ def test_what_was_copied(kind: str, block: int, tmp_path: Path, monkeypatch: pyt
     assert [one.longest for one in found] == [12, 9, 16, 0, 0, 9, 0, 9, 0]
     assert found[6].found is found[8].found is None
     assert sum(ticks) == len(tokenizer.encode_documents(DOCUMENTS))
+
+
+def test_the_order_of_words_counts(tmp_path: Path) -> None:
+    tokenizer = of_folder(write_files(tmp_path / "own", own_tokenizer()), 300)
+    folder = prepared(tmp_path / "data", ["a b c d e f g h", "on as is at to be or so"], tokenizer)
+    texts = ["b a c d e f g h", "no sa si ta ot eb ro os", "on as is at to be or so"]
+    assert [one.longest for one in copied(texts, training_words(folder))] == [0, 0, 8]
 
 
 def test_runs_are_forgotten_and_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
