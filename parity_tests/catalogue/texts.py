@@ -125,7 +125,7 @@ PLANTED: list[Row] = [
         COPIED,
         "np.flatnonzero(np.diff(at) > 1) + 1",
         "np.flatnonzero(np.diff(at) > 99) + 1",
-        IN_COUNTS + "what_was_copied",
+        IN_COUNTS + "the_order_of_words_counts",
     ),
     (
         "copied: a run is as long as its 8-grams are many",

@@ -124,9 +124,13 @@ def test_what_was_copied(kind: str, block: int, tmp_path: Path, monkeypatch: pyt
 
 def test_the_order_of_words_counts(tmp_path: Path) -> None:
     tokenizer = of_folder(write_files(tmp_path / "own", own_tokenizer()), 300)
-    folder = prepared(tmp_path / "data", ["a b c d e f g h", "on as is at to be or so"], tokenizer)
-    texts = ["b a c d e f g h", "no sa si ta ot eb ro os", "on as is at to be or so"]
-    assert [one.longest for one in copied(texts, training_words(folder))] == [0, 0, 8]
+    folder = prepared(
+        tmp_path / "data",
+        ["a b c d e f g h", "on as is at to be or so", "p q r s t u v w x q r s t u v w y"],
+        tokenizer,
+    )
+    texts = ["b a c d e f g h", "no sa si ta ot eb ro os", "on as is at to be or so", "p q r s t u v w y"]
+    assert [one.longest for one in copied(texts, training_words(folder))] == [0, 0, 8, 8]
 
 
 def test_runs_are_forgotten_and_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
