@@ -13,7 +13,7 @@ from data.checkpoints.checkpoint import load
 from data.checkpoints.sums import damage, read_sums
 from data.runs.card import card, card_of
 from data.runs.options import Options
-from data.runs.run_folder import load_checkpoint, read_metrics, read_samples, write_sealed
+from data.runs.run_folder import load_checkpoint, read_metrics, read_samples, read_sealed, write_sealed
 from data.runs.start import hub_names
 from data.runs.tests.support import STEPS, Folders, Stub, noisy, resume, trained
 
