@@ -6,7 +6,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -183,7 +183,8 @@ class Recorder:
                 model, text = (Path(str(name)).name for name in (options.preset or options.init, options.data))
                 title = f"{model}, {parameter_count(self.start.config) / 1e6:.1f}M parameters, on {text}"
                 plot_losses(folder.path / CURVE, title, metrics)
-                shutil.copyfile(folder.path / CURVE, saved / CURVE)  # which its card shows
+                with suppress(FileNotFoundError):
+                    shutil.copyfile(folder.path / CURVE, saved / CURVE)  # which its card shows
 
     def _card(self, state: dict[str, Any], metrics: list[dict[str, Any]]) -> str | None:
         """The checkpoint's model card. What is wrong with it must not cost the checkpoint: then there is none."""

@@ -48,6 +48,8 @@ class Hub:
                 return 404, {"error": "Repository not found"}
             files = [{"rfilename": file} for file in self.models[name]]
             return 200, {"id": name, "private": self.private[name], "siblings": files}
+        if path == "/api/validate-yaml":  # the front matter of a card
+            return 200, {"errors": [], "warnings": []}
         self.writes.append(path)
         if self.deny:
             return self.deny, {"error": "You don't have the rights"}
