@@ -208,9 +208,7 @@ def test_compare_measures_the_same_text(
         monkeypatch.setattr(Keeper, "rows", rows)
         monkeypatch.setattr(compare, "Evaluator", Keeper)
     given: list[object] = [
-        "--pretrained",
         "spaced",
-        "--finetuned",
         "own",
         "--data",
         "a.txt",
@@ -232,20 +230,21 @@ def test_compare_measures_the_same_text(
     again = spaced(own.decode(row[:1]))["input_ids"][-1:]
     for i, text in enumerate(documents):
         again += ([0] if i else []) + (spaced(text)["input_ids"] if text else [])
-    for side, name, tokens, loss in (("pretrained", "spaced", again, 2.0), ("finetuned", "own", row, 3.0)):
+    for side, name, tokens, loss in ((0, "spaced", again, 2.0), (1, "own", row, 3.0)):
         count = len(tokens) - 1
-        assert found[side]["tokens"] == count
+        assert found["models"][side]["tokens"] == count
         if real:
             loss = loss_by_transformers(folder / name, tokens, 16) / count
         else:
             assert rows.pop(0) == tokens
-        assert found[side]["loss"] == pytest.approx(loss, rel=1e-4)
-        assert found[side]["bits_per_byte"] == pytest.approx(loss * count / np.log(2) / found["bytes"], rel=1e-4)
+        model = found["models"][side]
+        assert model["loss"] == pytest.approx(loss, rel=1e-4)
+        assert model["bits_per_byte"] == pytest.approx(loss * count / np.log(2) / found["bytes"], rel=1e-4)
     if not real:
-        assert "".join(found["texts"][0]["finetuned"]["pieces"]) == "Ciao 🐻"
-        assert "".join(found["texts"][0]["pretrained"]["pieces"]) == " Ciao 🐻"
+        assert "".join(found["texts"][0]["models"][1]["samples"][0]["pieces"]) == "Ciao 🐻"
+        assert "".join(found["texts"][0]["models"][0]["samples"][0]["pieces"]) == " Ciao 🐻"
     for page in (result.out, (folder / "page.html").read_text(encoding="utf-8")):
-        assert "The two models have different tokenizers" in page
+        assert "The models have different tokenizers" in page
         assert "bits per byte" in page
 
 

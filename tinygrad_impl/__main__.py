@@ -5,7 +5,7 @@ from data.cli import ArgumentParser, command, run, versions
 COMMANDS = {
     "tinygrad_impl.train": "train GPT-2 in tinygrad",
     "tinygrad_impl.generate": "continue a prompt",
-    "tinygrad_impl.compare": "two models side by side: their texts and their loss",
+    "tinygrad_impl.compare": "models side by side: their texts, what can be counted of them, and their loss",
     "tinygrad_impl.bench": "how fast training is, beside PyTorch",
     "torch_ref.train": "train GPT-2 in PyTorch, with the same options and files",
     "parity_tests": "prove that both compute the same, on any weights and device",
@@ -13,6 +13,7 @@ COMMANDS = {
     "data.text.shards": "verify such a folder",
     "data.runs.report": "training runs as one HTML page",
     "data.runs.accept": "accept a checkpoint that was edited on purpose",
+    "data.publish": "upload a checkpoint to the Hugging Face hub",
     "torch_ref.convert": "convert weights that torch.save pickled",
 }
 

@@ -1,8 +1,10 @@
-"""`python -m tinygrad_impl.compare`: what a model wrote and lost before training, beside what it does after."""
+"""`python -m tinygrad_impl.compare`: what models write and lose, side by side: before training and after, say."""
 
+import argparse
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,17 @@ import numpy as np
 
 from data.checkpoints.checkpoint import load, resolve
 from data.checkpoints.tensors import read_json
-from data.cli import ArgumentParser, InputError, Progress, run, whole
+from data.cli import ArgumentParser, InputError, Progress, command, run, whole
 from data.files import atomic_write
-from data.runs.report_comparison import TOKENIZERS_DIFFER, comparison_page, other_tokenizers
+from data.runs.comparison import add_copied, add_measures, markdown, sample
+from data.runs.report_comparison import comparison_page
 from data.runs.revision import revision
 from data.runs.run_folder import read_sealed, run_of, write_sealed
 from data.text.formats import AS_GIVEN, ERRORS, Reading
 from data.text.loader import first_tokens, windows, windows_of
 from data.text.prepare import prepared
 from data.text.sampling import Sampler
-from data.text.shards import made_with, read_meta, tokenizer_of
+from data.text.shards import made_with, open_split, read_meta, tokenizer_of
 from data.text.tokenizer import Tokenizer, of_folder
 from tinygrad_impl.device import open_device
 from tinygrad_impl.generate import (
@@ -43,17 +46,20 @@ BATCH_SIZE = 4
 def parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m tinygrad_impl.compare",
-        description="Two models side by side: the same prompts with the same seed, and the loss on the same text.",
-        usage="%(prog)s --pretrained MODEL --finetuned MODEL [options]",
-        epilog="example: python -m tinygrad_impl.compare --pretrained gpt2 --finetuned runs/mine --html compare.html",
+        description="Models side by side: the same prompts with the same random numbers, what can be counted of their "
+        "texts, and the loss on the same text.",
+        usage="%(prog)s MODEL [MODEL ...] [options]",
+        epilog="example: python -m tinygrad_impl.compare gpt2 runs/mine --num-samples 20 --html compare.html",
     )
-    models = parser.add_argument_group("the two models")
-    models.add_argument(
-        "--pretrained", required=True, metavar="MODEL", help="gpt2, or a folder such as runs/mine/checkpoints/step-0"
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", help="a run, a folder such as runs/mine/checkpoints/step-0, or gpt2"
     )
-    models.add_argument("--finetuned", required=True, metavar="MODEL", help="a run, or a folder of Hugging Face's form")
+    for option in ("--pretrained", "--finetuned"):  # of earlier versions
+        parser.add_argument(option, help=argparse.SUPPRESS)
     loss = parser.add_argument_group("whose loss is measured")
-    loss.add_argument("--data", metavar="TEXT", help="a source or prepared folder; by default the run's, else stories")
+    loss.add_argument(
+        "--data", metavar="TEXT", help="a source or prepared folder; by default that of the last run, else stories"
+    )
     loss.add_argument(
         "--valid", metavar="TEXT|FRACTION", help="of --data, its validation text, or the fraction held out"
     )
@@ -67,9 +73,18 @@ def parser() -> ArgumentParser:
         "--eval-tokens", type=whole(0), default=16_384, metavar="N", help="its first N (16384); 0: all of it"
     )
     loss.add_argument("--seq-len", type=whole(1), metavar="N", help="tokens in a window; by default as in the run")
+    copying = parser.add_argument_group("whose words may have been copied")
+    copying.add_argument(
+        "--trained-on",
+        metavar="TEXT",
+        help="a source or prepared folder, to look in its training text; by default that of the last run, else nowhere",
+    )
     written = parser.add_argument_group("what is written")
     written.add_argument(
-        "--out", type=Path, metavar="FILE", help="Markdown, and a .json beside it; by default compare.md in the run"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="Markdown, and a .json beside it (compare.md in the last run)",
     )
     written.add_argument(
         "--html", type=Path, metavar="FILE", help="a page too, with every token's probability as shading"
@@ -77,6 +92,9 @@ def parser() -> ArgumentParser:
     add_serving_options(parser)
     sampling = add_sampling_options(parser)
     sampling.add_argument("--prompt", action="append", metavar="TEXT", help="what to continue; may be given many times")
+    sampling.add_argument(
+        "--num-samples", type=whole(1), default=1, metavar="N", help="texts that each model writes for each prompt (1)"
+    )
     return parser
 
 
@@ -121,28 +139,44 @@ def translated(row: np.ndarray, by: Tokenizer, to: Tokenizer) -> np.ndarray:
     return np.concatenate([before[-1:], after[:-1]]).astype(np.int32)  # nothing says that the last document ends
 
 
-def main() -> None:
-    args = parser().parse_args()
-    settings = sampling(args, args.finetuned)
-    if serving(parser(), args):
-        named = [(labelled(model), model) for model in (args.pretrained, args.finetuned)]
-        serve(named, (args.prompt or PROMPTS)[0], settings, args)
-        return
-    new_tokens = settings.pop("max_new_tokens")
-    how = Reading(args.field, args.errors)
-    if args.data is None and (args.valid is not None or how != AS_GIVEN):
-        raise InputError("--valid, --field and --errors say how to read the text of --data; give that too")
-    if run_folder := run_of(args.finetuned):
-        try:
-            facts = read_sealed(run_folder / "run.json")
-            source, seq_len, beside = str(facts["data"]["folder"]), int(facts["options"]["seq_len"]), run_folder
-        except (KeyError, TypeError, ValueError):
-            raise InputError(
-                f"{run_folder / 'run.json'} is damaged; copy a checkpoint out of it and pass that"
-            ) from None
-    else:
-        source, seq_len, beside = "stories", None, Path()
-    out = args.out or beside / "compare.md"
+@dataclass(frozen=True)
+class LastRun:
+    """What a comparison takes from the last of its models that is a run, unless told otherwise."""
+
+    folder: Path
+    data: str
+    seq_len: int
+
+
+def last_run(models: Sequence[str]) -> LastRun | None:
+    """Raises `InputError` where its run.json is damaged."""
+    folder = next((run for model in reversed(models) if (run := run_of(model))), None)
+    if not folder:
+        return None
+    try:
+        facts = read_sealed(folder / "run.json")
+        return LastRun(folder, str(facts["data"]["folder"]), int(facts["options"]["seq_len"]))
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{folder / 'run.json'} is damaged; copy a checkpoint out of it and pass that") from None
+
+
+def training_text(trained_on: str | None, last: LastRun | None) -> Path | None:
+    """The prepared folder to look for copied words in, if any."""
+    if trained_on is not None:
+        return prepared(trained_on)
+    if not last:
+        return None
+    try:
+        open_split(Path(last.data), "train")
+    except InputError as e:
+        print(f"note: copied words are not counted ({e}); --trained-on TEXT names the training text", file=sys.stderr)
+        return None
+    return Path(last.data)
+
+
+def files_to_write(args: argparse.Namespace, last: LastRun | None) -> tuple[Path, Path | None]:
+    """Those of --out and --html. Raises `InputError` where they cannot be written."""
+    out = args.out or (last.folder if last else Path()) / "compare.md"
     if out.suffix == ".json":
         raise InputError(
             f"--out {out} names the Markdown file, beside which a .json is written; give it another suffix"
@@ -152,77 +186,98 @@ def main() -> None:
             raise InputError(f"{option} {path} is a folder; name a file to write")
         if not path.parent.is_dir():
             raise InputError(f"there is no folder {path.parent} to write {path.name} into; name another {option}")
+    return out, args.html
 
-    folders = {"pretrained": resolve(args.pretrained), "finetuned": resolve(args.finetuned)}
-    models = {"pretrained": load(args.pretrained), "finetuned": load(args.finetuned)}
-    tokenizers = {side: of_folder(folder, models[side][0].vocab_size) for side, folder in folders.items()}
+
+def written(
+    generator: Generator, tokenizer: Tokenizer, rows: list[list[int]], new_tokens: int, sampler: Sampler
+) -> list[dict[str, Any]]:
+    """What the model makes of each row of tokens, without the row, as `data.runs.comparison.sample` has it."""
+    drawn = list(shown(generator.stream(rows, new_tokens, sampler), new_tokens, "texts", "token"))
+    own = [[step[i] for step in drawn if step[i]] for i in range(len(rows))]
+    return [
+        sample(pieces(tokenizer, row, new), ended=len(new) < new_tokens) for row, new in zip(rows, own, strict=True)
+    ]
+
+
+def main() -> None:
+    args = parser().parse_args()
+    if args.pretrained or args.finetuned:
+        again = command("tinygrad_impl.compare", *filter(None, [args.pretrained, args.finetuned]), *args.models)
+        raise InputError(f"models are named without --pretrained and --finetuned: `{again}`")
+    if not args.models:
+        raise InputError("there is nothing to compare; name models: `python -m tinygrad_impl.compare gpt2 runs/mine`")
+    last = last_run(args.models)
+    settings = sampling(args, str(last.folder) if last else args.models[-1])
+    if serving(parser(), args):
+        serve([(labelled(model), model) for model in args.models], (args.prompt or PROMPTS)[0], settings, args)
+        return
+    new_tokens = settings.pop("max_new_tokens")
+    how = Reading(args.field, args.errors)
+    if args.data is None and (args.valid is not None or how != AS_GIVEN):
+        raise InputError("--valid, --field and --errors say how to read the text of --data; give that too")
+    out, html = files_to_write(args, last)
+
+    models = [load(model) for model in args.models]
+    tokenizers = [
+        of_folder(resolve(name), config.vocab_size) for name, (config, _) in zip(args.models, models, strict=True)
+    ]
     device = open_device(args.device)
-    folder = prepared(source if args.data is None else args.data, args.valid, how, tokenizers["finetuned"])
-    context = min(config.n_positions for config, _ in models.values())
-    seq_len = args.seq_len or seq_len or min(config.context for config, _ in models.values())
+    source = args.data if args.data is not None else last.data if last else "stories"
+    folder = prepared(source, args.valid, how, tokenizers[-1])
+    trained_on = training_text(args.trained_on, last)
+    context = min(config.n_positions for config, _ in models)
+    seq_len = args.seq_len or (last.seq_len if last else min(config.context for config, _ in models))
     if seq_len > context:
         raise InputError(
-            f"--seq-len {seq_len} is over the context of {context} tokens that both models have; give fewer"
+            f"--seq-len {seq_len} is over the context of {context} tokens that all models have; give fewer"
         )
     meta, of_data = read_meta(folder), tokenizer_of(folder)
     targets = meta["splits"]["valid"]["tokens"] - 1
     measured = min(targets, args.eval_tokens or targets)
-    prompts = args.prompt or PROMPTS
-    names = {"pretrained": labelled(args.pretrained), "finetuned": labelled(args.finetuned)}
-    found: dict[str, Any] = {"data": str(folder), "tokens": measured, "seq_len": seq_len}
-    found["sampling"] = {**settings, "max_new_tokens": new_tokens}
     row = first_tokens(folder, "valid", measured + 1)
+    prompts = args.prompt or PROMPTS
+    found: dict[str, Any] = {"models": [], "data": str(folder), "tokens": measured, "valid_tokens": targets}
     found["bytes"] = sum(len(text.encode()) for text in documents(row[1:], of_data))
-    found["source"] = revision()
-    found["texts"] = [{"prompt": prompt} for prompt in prompts]
-    for side, (config, arrays) in models.items():
-        model = GPT2(config, {name: array.astype(np.float32) for name, array in arrays.items()})
-        tokenizer = tokenizers[side]
+    found |= {"seq_len": seq_len, "training_text": str(trained_on) if trained_on else None, "source": revision()}
+    found["sampling"] = {**settings, "max_new_tokens": new_tokens, "num_samples": args.num_samples}
+    found["texts"] = [{"prompt": prompt, "models": []} for prompt in prompts]
+    for given, tokenizer, (config, arrays) in zip(args.models, tokenizers, models, strict=True):
+        name = labelled(given)
+        model = GPT2(config, {key: array.astype(np.float32) for key, array in arrays.items()})
         backend = backend_for(args.dtype, config, device)
-        print(setup(names[side], config, device, backend), file=sys.stderr)
+        print(setup(name, config, device, backend), file=sys.stderr)
         if made_with(meta, tokenizer):
             count, batches = measured, windows(folder, "valid", BATCH_SIZE, seq_len, measured)
         else:
             own = translated(row, of_data, tokenizer)
             if stripped(documents(own[1:], tokenizer)) != stripped(documents(row[1:], of_data)):
-                print(f"note: the tokenizer of {names[side]} loses a part of this text", file=sys.stderr)
+                print(f"note: the tokenizer of {name} loses a part of this text", file=sys.stderr)
             count, batches = len(own) - 1, windows_of(own, BATCH_SIZE, seq_len)
         steps = math.ceil(count / (BATCH_SIZE * seq_len))
         loss = Evaluator(model, backend)(shown(batches, steps, "loss", "batch"))
         bits = loss * count / math.log(2) / found["bytes"] if found["bytes"] else None
-        found[side] = {"name": names[side], "loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits}
-        found[side] |= {"tokens": count, "tokenizer": tokenizer.sha256, "vocab_size": config.vocab_size}
-        tokens = [encode(tokenizer, prompt, args.special_tokens) for prompt in prompts]
+        entry = {"name": name, "loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits}
+        entry |= {"tokens": count, "tokenizer": tokenizer.sha256, "vocab_size": config.vocab_size}
+        found["models"].append(entry)
         generator = Generator(model, backend, tokenizer.vocab_size, tokenizer.eot)
-        new = generator.stream(tokens, new_tokens, Sampler(**settings))
-        drawn = list(shown(new, new_tokens, "texts", "token"))
+        rows = [encode(tokenizer, prompt, args.special_tokens) for prompt in prompts for _ in range(args.num_samples)]
+        samples = written(generator, tokenizer, rows, new_tokens, Sampler(**settings))
         for i, text in enumerate(found["texts"]):
-            written = list(pieces(tokenizer, tokens[i], (step[i] for step in drawn if step[i])))
-            text[side] = {"pieces": [piece for piece, _ in written], "probabilities": [p for _, p in written]}
+            text["models"].append({"samples": samples[i * args.num_samples : (i + 1) * args.num_samples]})
+    if trained_on:
+        add_copied([one for text in found["texts"] for own in text["models"] for one in own["samples"]], trained_on)
+    add_measures(found)
 
-    page = f"# {names['pretrained']} and {names['finetuned']}\n\n"
-    page += f"On {folder}, the first {measured:,} of {targets:,} validation tokens, {seq_len} at a time:\n\n"
-    page += "| | loss (nats a token) | perplexity | tokens | bits per byte |\n|---|---|---|---|---|\n"
-    for side, name in names.items():
-        side_found, bits = found[side], found[side]["bits_per_byte"]
-        page += f"| {name} | {side_found['loss']:.4f} | {side_found['perplexity']:.2f} | "
-        page += f"{side_found['tokens']:,} | {'-' if bits is None else f'{bits:.4f}'} |\n"
-    page += f"\n{TOKENIZERS_DIFFER}\n" if other_tokenizers(found) else ""
-    for text in found["texts"]:
-        page += f"\n## {text['prompt']}\n"
-        for side in models:
-            quoted = "".join([text["prompt"], *text[side]["pieces"]]).strip().replace("\n", "\n> ")
-            page += f"\n**{names[side]}**\n\n> {quoted}\n"
-    chosen = [f"{name.replace('_', '-')} {value}, " for name, value in settings.items() if value is not None]
-    page += f"\nThe same for both: {''.join(chosen)}at most {new_tokens} new tokens.\n"
+    page = markdown(found)
     with atomic_write(out, "w") as f:
         f.write(page)
     write_sealed(out.with_suffix(".json"), found)
-    if args.html:
-        with atomic_write(args.html, "w") as f:
+    if html:
+        with atomic_write(html, "w") as f:
             f.write(comparison_page(found))
-    *files, last = [out, out.with_suffix(".json"), *([args.html] if args.html else [])]
-    print(f"{page}\nWritten to {', '.join(map(str, files))} and {last}")
+    *files, final = [out, out.with_suffix(".json"), *([html] if html else [])]
+    print(f"{page}\nWritten to {', '.join(map(str, files))} and {final}")
 
 
 if __name__ == "__main__":

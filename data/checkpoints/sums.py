@@ -13,6 +13,7 @@ from data.cli import InputError
 from data.files import atomic_write
 
 SUMS = "SHA256SUMS"
+CARD, CURVE = "README.md", "loss.png"  # for people: a card that somebody edits must not make a checkpoint a damaged one
 SUMS_LINE = re.compile(r"([0-9a-f]{64})  ([\w.-]+)\n")
 
 
@@ -24,8 +25,10 @@ class Fault(NamedTuple):
 
 
 def digests(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
-    """The SHA-256 of every file in `folder` but SHA256SUMS, by name; those that are `known` are not read."""
-    files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name != SUMS)
+    """The SHA-256 of every file in `folder` but SHA256SUMS and the model card with its picture, by name; those that are
+    `known` are not read.
+    """
+    files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in (SUMS, CARD, CURVE))
     return {path.name: known.get(path.name) or sha256(path) for path in files}
 
 
@@ -35,8 +38,8 @@ def sha256(path: Path) -> str:
 
 
 def write_sums(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Writes the SHA-256 of every file in `folder` to SHA256SUMS there. Those that are `known`, by name, are not read
-    again.
+    """Writes the SHA-256 of every file in `folder`, as `digests` has them, to SHA256SUMS there. Those that are `known`,
+    by name, are not read again.
     """
     lines = [f"{digest}  {name}\n" for name, digest in digests(folder, known).items()]
     with atomic_write(folder / SUMS, "w") as f:

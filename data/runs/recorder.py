@@ -3,9 +3,10 @@
 import errno
 import importlib.metadata
 import platform
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from data.checkpoints.config import parameter_count
-from data.checkpoints.sums import checkpoints
+from data.checkpoints.sums import CURVE, checkpoints
 from data.cli import InputError, Progress, command
 from data.launch import with_option
+from data.runs.card import card
 from data.runs.implementation import Implementation
 from data.runs.plots import plot_losses
 from data.runs.revision import revision
@@ -168,7 +170,8 @@ class Recorder:
         with self.room_on_disk(step):
             # nothing is kept that damaged tokens may have trained
             self.start.verification.check(timeout=None if step else 0)
-            folder.save_checkpoint(self.start.config, arrays, moments, state, tokenizer, vouched)
+            page = self._card(state, metrics)
+            saved = folder.save_checkpoint(self.start.config, arrays, moments, state, tokenizer, vouched, page)
             best = min((row for row in metrics if "val_loss" in row), key=lambda row: row["val_loss"])["step"]
             there = [int(path.name.removeprefix("step-")) for path in checkpoints(folder.path / "checkpoints")]
             ends, cadences = {options.steps, *folder.ends}, {options.save_every, *folder.cadences}
@@ -179,7 +182,17 @@ class Recorder:
             if step:
                 model, text = (Path(str(name)).name for name in (options.preset or options.init, options.data))
                 title = f"{model}, {parameter_count(self.start.config) / 1e6:.1f}M parameters, on {text}"
-                plot_losses(folder.path / "loss.png", title, metrics)
+                plot_losses(folder.path / CURVE, title, metrics)
+                with suppress(FileNotFoundError):
+                    shutil.copyfile(folder.path / CURVE, saved / CURVE)  # which its card shows
+
+    def _card(self, state: dict[str, Any], metrics: list[dict[str, Any]]) -> str | None:
+        """The checkpoint's model card. What is wrong with it must not cost the checkpoint: then there is none."""
+        try:
+            return card(self.folder.path, state, metrics, list(self.folder.samples))
+        except Exception as e:
+            Progress.write(f"note: step {state['step']} is saved without a model card ({e})", file=sys.stderr)
+            return None
 
     @property
     def failed(self) -> bool:

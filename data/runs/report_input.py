@@ -7,6 +7,7 @@ from typing import Any
 
 from data.cli import InputError
 from data.evaluation.scores import FILE
+from data.runs.comparison import modern
 from data.runs.run_folder import read_metrics, read_samples, read_sealed
 
 # what the files of a run have to hold for the report, at least; see `fits`
@@ -22,10 +23,18 @@ PARITY: dict[str, Any] = {
     **{"verdict": str, "culprit": str | None, "summary": str, "dtype": str, "device": str, "versions": dict},
     **{"model": {"sha256": str}, "sources": dict, "rows": [ROW]},
 }
-SIDE = {"name": str, "loss": NUMBER, "perplexity": NUMBER}
+MODEL = {"name": str, "loss": NUMBER, "perplexity": NUMBER}
 TOKENS = {"pieces": [str], "probabilities": [NUMBER]}
+MEASURES = {"measures": [{"name": str, "mean": int | float, "spread": NUMBER}]}
+COMPARED = {"data": str, "tokens": int, "seq_len": int, "sampling": dict}
 COMPARISON: dict[str, Any] = {
-    **{"pretrained": SIDE, "finetuned": SIDE, "data": str, "tokens": int, "seq_len": int, "sampling": dict},
+    **COMPARED,
+    **{"models": [MODEL | MEASURES], "training_text": str | None},
+    **{"texts": [{"prompt": str, "models": [{"samples": [TOKENS]} | MEASURES]}]},
+}
+OLDER_COMPARISON: dict[str, Any] = {  # see `data.runs.comparison.modern`
+    **COMPARED,
+    **{"pretrained": MODEL, "finetuned": MODEL},
     **{"texts": [{"prompt": str, "pretrained": TOKENS, "finetuned": TOKENS}]},
 }
 
@@ -77,21 +86,13 @@ def load_run(folder: Path) -> Run:
             raise InputError(f"{folder / name} is damaged or of another version; copy it again or remove it")
         return value
 
-    facts, parity, comparison = read("run.json", RUN), read("parity.json", PARITY), read("compare.json", COMPARISON)
+    facts, parity = read("run.json", RUN), read("parity.json", PARITY)
     scores = read(FILE, SCORES) or {"rows": []}
     assert facts
     whole = fits(facts.setdefault("continued", []), CONTINUED)
     if not whole or not all(fits(part["source"], SOURCE) for part in [facts, *facts["continued"]] if "source" in part):
         raise InputError(f"{folder / 'run.json'} is damaged or of another version; copy it again or remove it")
-    sizes = [comparison[side].get("vocab_size", 2) for side in ("pretrained", "finetuned")] if comparison else []
-    if not all(fits(size, int) and size > 1 for size in sizes):  # older comparisons have none
-        raise InputError(f"{folder / 'compare.json'} is damaged or of another version; copy it again or remove it")
-    sides = [text[side] for text in (comparison or {"texts": []})["texts"] for side in ("pretrained", "finetuned")]
-    for side in ("pretrained", "finetuned") if comparison else ():
-        if not isinstance(comparison[side].get("bits_per_byte"), NUMBER):  # type: ignore[index]
-            raise InputError(f"{folder / 'compare.json'} is damaged (bits per byte are no number); make it again")
-    if any(len(side["pieces"]) != len(side["probabilities"]) for side in sides):
-        raise InputError(f"{folder / 'compare.json'} is damaged (pieces without probabilities); make it again")
+    comparison = read_comparison(folder / "compare.json") if (folder / "compare.json").is_file() else None
     path = folder / "metrics.jsonl"
     try:
         rows = read_metrics(folder) if path.exists() else []
@@ -121,6 +122,26 @@ def load_run(folder: Path) -> Run:
 def task_columns(row: dict[str, Any]) -> dict[str, float]:
     """The step, and the scores of tasks that were measured at it."""
     return {key: value for key, value in row.items() if key == "step" or ("/" in key and fits(value, int | float))}
+
+
+def read_comparison(file: Path) -> dict[str, Any]:
+    """What a compare.json says, an older one as it would be now. Raises `InputError` where it is damaged."""
+    c = read_sealed(file)
+    older = "models" not in c
+    if not fits(c, OLDER_COMPARISON if older else COMPARISON):
+        raise InputError(f"{file} is damaged or of another version; copy it again or remove it")
+    c = modern(c) if older else c
+    sizes = [model.get("vocab_size", 2) for model in c["models"]]  # older comparisons have none
+    samples = [len(model["samples"]) for text in c["texts"] for model in text["models"]]
+    whole = c["models"] and all(len(text["models"]) == len(c["models"]) for text in c["texts"])
+    if not whole or len({*samples}) > 1 or not all(fits(size, int) and size > 1 for size in sizes):
+        raise InputError(f"{file} is damaged or of another version; copy it again or remove it")
+    if not all(isinstance(model.get("bits_per_byte"), NUMBER) for model in c["models"]):
+        raise InputError(f"{file} is damaged (bits per byte are no number); make it again")
+    texts = [one for text in c["texts"] for model in text["models"] for one in model["samples"]]
+    if any(len(one["pieces"]) != len(one["probabilities"]) for one in texts):
+        raise InputError(f"{file} is damaged (pieces without probabilities); make it again")
+    return c
 
 
 def drawable(value: float | None) -> bool:

@@ -17,7 +17,8 @@
       optimizer.safetensors   AdamW's moments: exp_avg.NAME and exp_avg_sq.NAME, shaped like parameter NAME, float32
       trainer.json            step, tokens, seconds, the loader's state, the run's options, and the SHA-256 of
                               metrics.jsonl up to this step
-      SHA256SUMS              of all the other files in it
+      README.md, loss.png     its model card, for the hub, which may be edited; and the losses until this step
+      SHA256SUMS              of all the other files in it but these two
 
 `step` counts updates done; `tokens` and `seconds` count from the run's beginning. This is all the state that a run has:
 whichever implementation wrote a checkpoint, the other can go on from it.
@@ -38,7 +39,7 @@ import numpy as np
 
 from data.checkpoints.checkpoint import latest_checkpoint, read_model, save
 from data.checkpoints.config import GPT2Config
-from data.checkpoints.sums import checkpoints, remedy, verify, write_sums
+from data.checkpoints.sums import CARD, checkpoints, remedy, verify, write_sums
 from data.checkpoints.tensors import read_json, read_safetensors, write_safetensors
 from data.cli import InputError
 from data.files import atomic_write, sync_folder
@@ -233,10 +234,11 @@ class RunFolder:
         state: dict[str, Any],
         tokenizer: Tokenizer | None = None,
         metrics: str | None = None,
+        card: str | None = None,
     ) -> Path:
         """Writes checkpoints/step-N, N being state["step"], and then names it in `latest`. Whole, or not there.
 
-        `metrics` is what `metrics_sha256` was then, if lines may have been added since.
+        `metrics` is what `metrics_sha256` was then, if lines may have been added since; `card` is its model card.
         """
         folder = self.path / "checkpoints" / f"step-{state['step']}"
         partial = folder.with_name(f"{folder.name}.partial")
@@ -250,6 +252,9 @@ class RunFolder:
             written[optimizer.name] = write_safetensors(optimizer, moments, {"format": "pt"})
             with atomic_write(partial / "trainer.json", "w") as f:
                 f.write(json.dumps(state | {"metrics": metrics or self.metrics_sha256()}, indent=2) + "\n")
+            if card is not None:
+                with atomic_write(partial / CARD, "w") as f:
+                    f.write(card)
             write_sums(partial, written)
             shutil.rmtree(folder, ignore_errors=True)  # written before, and not named in `latest`
             os.rename(partial, folder)

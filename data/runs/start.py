@@ -33,6 +33,7 @@ from data.text.formats import Reading
 from data.text.loader import Loader
 from data.text.prepare import prepared
 from data.text.shards import made_with, read_meta, tokenizer_of
+from data.text.sources import HUB_FILES, HUB_REPO, is_dataset
 from data.text.tokenizer import VOCAB_SIZE, Tokenizer, gpt2, of_folder
 
 
@@ -68,6 +69,7 @@ class Start:
             "weights": checksum(self.arrays),
             "tokenizer": {"name": self.tokenizer.name, "sha256": self.tokenizer.sha256},
             "data": {"folder": str(self.folder), "checksum": read_meta(self.folder)["checksum"]},
+            "hub": hub_names(self.options),
         }
 
 
@@ -347,6 +349,17 @@ def complete(given: Given, device: str, world_size: int = 1) -> tuple[Options, G
         refuse_disorder(options.schedule)
     arrays = arrays or initial_weights(config, options.seed, recipe.initializer_range)
     return options, config, {name: array.astype(np.float32) for name, array in arrays.items()}
+
+
+def hub_names(options: Options) -> dict[str, str | None]:
+    """What the weights to begin with and the data are called on the hub, None where they are not from there. What is a
+    file or folder now may be taken for a name of the hub later.
+    """
+    here = options.init == "random" or os.path.exists(options.init)
+    dataset = HUB_REPO if options.data in HUB_FILES else None
+    if is_dataset(options.data):
+        dataset = options.data.partition(":")[0]
+    return {"model": None if here else options.init, "dataset": dataset}
 
 
 def checksum(arrays: Mapping[str, np.ndarray]) -> str:

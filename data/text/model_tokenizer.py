@@ -243,6 +243,10 @@ class ModelTokenizer(Tokenizer):
         spelled: str = self._text.id_to_token(token) or ""  # none: a number that was left out
         return b"".join(self._bytes.get(c, c.encode()) for c in spelled)
 
+    @property
+    def bytewise(self) -> bool:
+        return bool(self._bytes)
+
     def decode(self, tokens: Sequence[int]) -> str:
         if self._bytes:
             return super().decode(tokens)

@@ -83,6 +83,11 @@ class Tokenizer(ABC):
         """How many bytes of UTF-8 it has no token for, so that text which has them loses them."""
         return 0
 
+    @property
+    def bytewise(self) -> bool:
+        """Whether a token's bytes are the same in any text, so that those of its tokens are the bytes of a text."""
+        return True
+
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens; bytes that are no UTF-8 become U+FFFD."""
         return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")

@@ -74,15 +74,15 @@ PLANTED: list[Row] = [
     (
         "compare: the seed is not passed on",
         COMPARE,
-        "settings = sampling(args, args.finetuned)",
-        "settings = sampling(args, args.finetuned) | {'seed': 0}",
+        "settings = sampling(args, str(last.folder) if last else args.models[-1])",
+        "settings = sampling(args, args.models[-1]) | {'seed': 0}",
         IN_COMPARE + "what_it_says",
     ),
     (
         "compare: one stream of random numbers for both",
         COMPARE,
         "new_tokens, Sampler(**settings))",
-        "new_tokens, names.setdefault('sampler', Sampler(**settings)))",
+        "new_tokens, vars(args).setdefault('sampler', Sampler(**settings)))",
         IN_COMPARE + "what_it_says",
     ),
     (

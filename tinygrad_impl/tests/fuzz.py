@@ -31,6 +31,7 @@ from data.checkpoints.config import GPT2Config, to_hf
 from data.checkpoints.initialize import initial_weights
 from data.checkpoints.tensors import write_safetensors
 from data.cli import ArgumentParser, InputError, Progress, run, whole
+from data.runs.comparison import add_measures, sample
 from data.runs.options import UNRECORDED, parse, parser
 from data.runs.report import report_page
 from data.runs.report_input import load_run
@@ -212,10 +213,11 @@ def build(root: Path) -> list[Target]:
         "versions": {},
     }
     write_sealed(out.path / "parity.json", parity | {"model": {"sha256": ""}, "sources": {}, "rows": []})
-    side: dict[str, Any] = {"name": "", "loss": 2.0, "perplexity": 7.5}
-    text = {"prompt": "a", "pretrained": {"pieces": ["b"], "probabilities": [0.5]}}
-    compared = {"pretrained": side, "finetuned": side, "data": "", "tokens": 9, "seq_len": 4, "sampling": {}}
-    write_sealed(out.path / "compare.json", compared | {"texts": [text | {"finetuned": text["pretrained"]}]})
+    compared: dict[str, Any] = {"models": [{"name": "", "loss": 2.0, "perplexity": 7.5}] * 2, "training_text": None}
+    compared |= {"data": "", "tokens": 9, "seq_len": 4, "sampling": {}}
+    compared["texts"] = [{"prompt": "a", "models": [{"samples": [sample([("b", 0.5)], ended=True)]}] * 2}]
+    add_measures(compared)
+    write_sealed(out.path / "compare.json", compared)
     for step in range(5):
         out.add_metrics(row(step))
         out.add_sample(step, f"A text of step {step}.")

@@ -1,28 +1,34 @@
-"""The comparison of two models."""
+"""The comparison of models."""
 
 import json
 import math
 import re
+import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from tinygrad import dtypes
 
+import data.runs.comparison
 import torch_ref.model
 from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import GPT2Config
 from data.runs.report_comparison import comparison_page
 from data.runs.run_folder import read_sealed, write_sealed
 from data.testing import Result, call, refused, save_model, write_tokens
+from data.text.copied import training_words
+from data.text.counts import spoken, words
 from data.text.loader import Loader
 from data.text.sampling import Sampler
 from data.text.shards import open_split
-from data.text.tokenizer import tokenizer
+from data.text.stories import stories
+from data.text.tokenizer import gpt2, tokenizer
 from tinygrad_impl import compare
 from tinygrad_impl.backend import Plain
 from tinygrad_impl.compare import main
@@ -47,7 +53,7 @@ def compared(
     folder = tmp_path_factory.mktemp("compared")
     options = ["--data", prepared_folder, "--eval-tokens", MEASURED, "--seq-len", SEQ_LEN, "--html", "page.html"]
     options += ["--temperature", 1.7, "--top-k", 40, "--top-p", 0.9, "--seed", 6, "--max-new-tokens", 12]
-    options += [word for pair in models.items() for word in (f"--{pair[0]}", pair[1])]
+    options += models.values()
     options += [word for prompt in PAIR for word in ("--prompt", prompt)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "revision", lambda: {"commit": "ab" * 20, "clean": False})
@@ -84,7 +90,11 @@ def test_what_it_says(compared: tuple[Path, Result], models: dict[str, Path], pr
     assert len({*texts["pretrained"], *texts["finetuned"]}) == 4
     page, _, last = compared[1].out.rpartition("\n\n")
     assert last == "Written to compare.md, compare.json and page.html\n"
-    printed = re.findall(r"(?m)^\| (.*) \| (.*) \| (.*) \| (.*) \| (.*) \|$", page)
+    table, counted = page.split("\n\n")[2], page.split("\n\n")[3:6]
+    assert counted[0] == "Of 2 texts of each model, mean ± standard deviation:"
+    assert counted[1].startswith("| | words | distinct words | repeated 4-grams | ended | bits per byte |\n|---|")
+    assert "copied" not in page  # nothing says what these were trained on
+    printed = re.findall(r"(?m)^\| (.*) \| (.*) \| (.*) \| (.*) \| (.*) \|$", table)
     assert "\n| | loss (nats a token) | perplexity | tokens | bits per byte |\n|---|---|---|---|---|\n| /" in page
     size = len(tokenizer().decode(np.concatenate(open_split(prepared_folder, "valid"))[1:151].tolist()).encode())
     for (label, loss, perplexity, tokens, bits), (side, path) in zip(printed, models.items(), strict=True):
@@ -97,13 +107,14 @@ def test_what_it_says(compared: tuple[Path, Result], models: dict[str, Path], pr
     lines = [
         f"# {models['pretrained']} and {models['finetuned']}",
         f"On {prepared_folder}, the first 150 of 199 validation tokens, 24 at a time:",
-        page[page.index("| | loss") : page.index("\n\n## ")],
+        table,
+        *counted,
     ]
     for i, prompt in enumerate(PAIR):
         lines += [f"## {prompt}"]
         for side in models:
             lines += [f"**{models[side]}**", quoted(texts[side][i])]
-    lines += ["The same for both: temperature 1.7, top-k 40, top-p 0.9, seed 6, at most 12 new tokens."]
+    lines += ["The same for all: temperature 1.7, top-k 40, top-p 0.9, seed 6, max-new-tokens 12, num-samples 1."]
     assert page == "\n\n".join(lines)
 
 
@@ -115,24 +126,38 @@ def test_what_is_written(compared: tuple[Path, Result], models: dict[str, Path],
         == f"{(folder / 'compare.md').read_text(encoding='utf-8')}\nWritten to compare.md, compare.json and page.html\n"
     )
     found = read_sealed(folder / "compare.json")
-    expected = {"temperature": 1.7, "top_k": 40, "top_p": 0.9, "seed": 6, "max_new_tokens": 12}
+    expected = {"temperature": 1.7, "top_k": 40, "top_p": 0.9, "seed": 6, "max_new_tokens": 12, "num_samples": 1}
     assert {name: found[name] for name in ("data", "tokens", "seq_len", "sampling", "source")} == {
         **{"data": str(prepared_folder), "tokens": 150, "seq_len": 24, "sampling": expected},
         "source": {"commit": "ab" * 20, "clean": False},
     }
     assert found.keys() == {
-        *("pretrained", "finetuned", "data", "tokens", "bytes", "seq_len", "sampling", "source", "texts")
+        *("models", "data", "tokens", "valid_tokens", "bytes", "seq_len", "training_text"),
+        *("sampling", "source", "texts"),
     }
     assert [text["prompt"] for text in found["texts"]] == PAIR
-    for side, path in models.items():
-        assert found[side]["name"] == str(path)
-        assert found[side]["perplexity"] == math.exp(found[side]["loss"])
-        assert found[side]["vocab_size"] == json.loads((path / "config.json").read_text())["vocab_size"]
-        assert f"| {path} | {found[side]['loss']:.4f} | {found[side]['perplexity']:.2f} | 150 | " in result.out
+    for i, path in enumerate(models.values()):
+        model = found["models"][i]
+        assert model["name"] == str(path)
+        assert model["perplexity"] == math.exp(model["loss"])
+        assert model["vocab_size"] == json.loads((path / "config.json").read_text())["vocab_size"]
+        assert f"| {path} | {model['loss']:.4f} | {model['perplexity']:.2f} | 150 | " in result.out
         for text in found["texts"]:
-            assert quoted(text["prompt"] + "".join(text[side]["pieces"])) in result.out
-            assert len(text[side]["pieces"]) == len(text[side]["probabilities"]) > 2
-            assert all(0 < p < 1 for p in text[side]["probabilities"])
+            [sample] = text["models"][i]["samples"]
+            assert quoted(text["prompt"] + "".join(sample["pieces"])) in result.out
+            assert len(sample["pieces"]) == len(sample["probabilities"]) > 2
+            assert all(0 < p < 1 for p in sample["probabilities"])
+            written = "".join(sample["pieces"])
+            assert sample["bits_per_byte"] == pytest.approx(
+                -sum(map(math.log2, sample["probabilities"])) / len(written.encode())
+            )
+            assert sample["words"] == len(words(written))
+        both = [text["models"][i]["samples"][0]["words"] for text in found["texts"]]
+        assert model["measures"][0] == {
+            **{"name": "words", "mean": sum(both) / 2, "texts": 2},
+            "spread": pytest.approx(abs(both[0] - both[1]) / math.sqrt(2)),
+        }
+        assert f"\n| {path} | {spoken(model['measures'][0])} | " in result.out
     page = (folder / "page.html").read_text(encoding="utf-8")
     assert page == comparison_page(found)
 
@@ -179,6 +204,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Watched:
 
     monkeypatch.setattr(compare, "Evaluator", Evaluator)
     monkeypatch.setattr(compare, "Generator", Generator)
+    monkeypatch.setattr(data.runs.comparison, "training_words", lambda folder, tick: iter(()))  # which takes a while
     return watched
 
 
@@ -200,7 +226,7 @@ def test_a_run_names_its_data_and_keeps_the_page(
 ) -> None:
     """And all that is not asked for is as the help says."""
     run = a_run(tmp_path / "run", prepared_folder)
-    result = call(main, "--pretrained", smallest, "--finetuned", run, "--device", "CPU", cwd=tmp_path)
+    result = call(main, smallest, run, "--device", "CPU", cwd=tmp_path)
     assert result.code == 0, result
     page = (run / "compare.md").read_text(encoding="utf-8")
     assert f"# {smallest} and {run}\n" in page
@@ -210,12 +236,15 @@ def test_a_run_names_its_data_and_keeps_the_page(
     assert re.findall(r"(?m)^## (.*)$", page) == prompts
     assert f"| {smallest} | 2.0000 | 7.39 | 199 |" in page
     assert f"| {run} | 1.0000 | 2.72 | 199 |" in page
-    assert "The same for both: temperature 0.6, top-k 40, seed 1337, at most 160 new tokens" in page
+    assert "The same for all: temperature 0.6, top-k 40, seed 1337, max-new-tokens 160, num-samples 1." in page
     assert not (tmp_path / "compare.md").exists()
     found = read_sealed(run / "compare.json")
     assert (found["seq_len"], found["tokens"]) == (16, 199)
-    assert found["texts"][0]["pretrained"] == {"pieces": [" a"], "probabilities": [0.25]}
-    assert found["texts"][1]["pretrained"] == {"pieces": [], "probabilities": []}
+    first, second, _ = (text["models"][0]["samples"] for text in found["texts"])
+    assert (first[0]["pieces"], first[0]["probabilities"], first[0]["ended"]) == ([" a"], [0.25], True)
+    assert (second[0]["pieces"], second[0]["probabilities"], second[0]["words"]) == ([], [], 0)
+    assert found["training_text"] == str(prepared_folder)
+    assert first[0]["longest_copied"] == 0
     for batches in quick.read:
         assert {x.shape for x, _ in batches} == {(4, 16)}
         assert sum(int((y >= 0).sum()) for _, y in batches) == 199
@@ -230,6 +259,83 @@ def test_a_run_names_its_data_and_keeps_the_page(
     assert [sampler.random.random() for sampler in samplers] == [first] * 2  # each from the beginning
 
 
+class Writer:
+    """Writes, of each row, whatever `rows` says, and then ends the text."""
+
+    rows: ClassVar[list[str]]
+
+    def __init__(self, *_: Any):
+        pass
+
+    def stream(self, prompts: list[list[int]], new: int, _: Sampler) -> Iterator[list[Any]]:
+        assert len(prompts) == len(self.rows)
+        tokens = [tokenizer().encode_ordinary(row)[:new] for row in self.rows]
+        for i in range(max(map(len, tokens))):
+            yield [(row[i], 0.5) if i < len(row) else None for row in tokens]
+
+
+def test_many_samples_of_three_models(
+    quick: Watched, smallest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each text is counted by itself, in the order of prompts and samples; and what it has of the training text."""
+    texts = list(islice(stories(5), 3))
+    write_tokens(tmp_path / "data", gpt2().encode_documents(texts[:2]), np.arange(50))
+    write_tokens(tmp_path / "valid", np.arange(50), np.arange(50))
+    copied = " ".join(texts[1].split()[3:13])
+    Writer.rows = [" one two", " one one one one one one", " a b c d e", " " + copied + " pineapple", "", " two three"]
+    monkeypatch.setattr(compare, "Generator", Writer)
+    monkeypatch.setattr(data.runs.comparison, "training_words", training_words)
+    given = (smallest, smallest, smallest, "--device", "CPU", "--data", "valid")
+    options = ("--prompt", "A", "--prompt", "B", "--num-samples", 3, "--max-new-tokens", 6, "--html", "page.html")
+    assert call(main, *given, *options, "--out", "short.md", cwd=tmp_path).code == 0
+    short = read_sealed(tmp_path / "short.json")["texts"]
+    assert [one["ended"] for text in short for one in text["models"][2]["samples"]] == [
+        *(True, False, True),
+        *(False, True, True),
+    ]
+    result = call(main, *given, *options, "--max-new-tokens", 99, "--trained-on", "data", cwd=tmp_path)
+    assert result.code == 0, result
+    found = read_sealed(tmp_path / "compare.json")
+    assert (found["training_text"], found["data"]) == ("data", "valid")
+    for i in range(3):
+        samples = [one for text in found["texts"] for one in text["models"][i]["samples"]]
+        assert ["".join(one["pieces"]) for one in samples] == Writer.rows
+        size = len(words(copied))
+        assert [one["words"] for one in samples] == [2, 6, 5, size + 1, 0, 2]
+        assert [one["repeated_4grams"] for one in samples] == [None, pytest.approx(2 / 3), 0, 0, None, None]
+        assert [one["longest_copied"] for one in samples] == [0, 0, 0, size, 0, 0]
+        shares = [None, None, None, (size - 7) / (size - 6), None, None]
+        assert [one["copied_8grams"] for one in samples] == [share and pytest.approx(share) for share in shares]
+        of_a, of_b = (text["models"][i]["measures"] for text in found["texts"])
+        assert of_a[0] == {"name": "words", "mean": 13 / 3, "spread": statistics.stdev([2, 6, 5]), "texts": 3}
+        assert of_b[0]["mean"] == (size + 3) / 3
+        assert found["models"][i]["measures"][0]["spread"] == statistics.stdev([2, 6, 5, size + 1, 0, 2])
+    assert result.out.startswith(f"# {smallest}, {smallest} and {smallest}\n")
+    assert "Of 6 texts of each model, mean ± standard deviation:" in result.out
+    assert "in the training text of data: the longest run" in result.out
+    assert result.out.count(f"\n| {smallest} | 4.3 ± 2.1 | ") == 3
+    assert result.out.count("\n> A a b c d e\n") == 3
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<h1>Three models</h1>" in page
+    assert page.count('<div class="sides" style="--n:3">') == 6
+    assert page.count(">4.3 ± 2.1</td>") == 3
+
+
+def test_samples_follow_their_prompts(quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Path) -> None:
+    given = (smallest, "--data", prepared_folder, "--device", "CPU", "--prompt", "A", "--prompt", "B")
+    assert call(main, *given, "--num-samples", 2, cwd=tmp_path).code == 0
+    [(prompts, *_)] = quick.asked
+    assert [tokenizer().decode(prompt) for prompt in prompts] == ["A", "A", "B", "B"]
+
+
+def test_a_training_text_that_is_gone(quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", tmp_path / "gone")
+    result = call(main, smallest, run, "--device", "CPU", "--data", prepared_folder, cwd=tmp_path)
+    assert result.code == 0, result
+    assert "note: copied words are not counted (there is no folder" in result.err
+    assert read_sealed(run / "compare.json")["training_text"] is None
+
+
 def test_the_defaults_are_those_of_the_run(
     quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Path
 ) -> None:
@@ -241,17 +347,17 @@ def test_the_defaults_are_those_of_the_run(
         state = {"step": step, "options": {"init": init}}
         (run / "checkpoints" / "step-3" / "trainer.json").write_text(json.dumps(state))
         run_or_checkpoint = "run" if step else "run/checkpoints/latest"  # either has the data and settings of the run
-        given: tuple[Any, ...] = ("--pretrained", "run/checkpoints/step-3", "--finetuned", run_or_checkpoint)
+        given: tuple[Any, ...] = ("run/checkpoints/step-3", run_or_checkpoint)
         given += ("--device", "CPU", "--top-k", 0)
         result = call(main, *given, cwd=tmp_path)
         name = "run/checkpoints/step-3" + " (random weights)" * (step == 0 and init == "random")
         assert result.out.startswith(f"# {name} and {run_or_checkpoint}\n")
         assert f"On {prepared_folder}, " in result.out
         assert f"\n**{name}**\n" in result.out
-        assert "temperature 0.3, top-p 0.8, seed 5, at most 6 new tokens" in result.out
+        assert "temperature 0.3, top-p 0.8, seed 5, max-new-tokens 6" in result.out
         assert result.out.endswith("\nWritten to run/compare.md and run/compare.json\n")
         found = read_sealed(run / "compare.json")
-        assert (found["sampling"], found["pretrained"]["name"]) == (sampling | {"top_k": None}, name)
+        assert (found["sampling"], found["models"][0]["name"]) == (sampling | {"top_k": None, "num_samples": 1}, name)
 
 
 def test_losses_are_measured_within_what_was_trained(
@@ -260,7 +366,7 @@ def test_losses_are_measured_within_what_was_trained(
     """Unless other windows are asked for."""
     config, arrays = load(smallest)
     save(tmp_path / "short", replace(config, trained_positions=9), arrays)
-    given = ("--pretrained", smallest, "--finetuned", "short", "--device", "CPU", "--data", prepared_folder)
+    given = (smallest, "short", "--device", "CPU", "--data", prepared_folder)
     assert "9 at a time" in call(main, *given, cwd=tmp_path).out
     assert "32 at a time" in call(main, *given, "--seq-len", 32, cwd=tmp_path).out
 
@@ -268,7 +374,7 @@ def test_losses_are_measured_within_what_was_trained(
 def test_of_a_long_text_the_beginning(quick: Watched, smallest: Path, tmp_path: Path) -> None:
     valid = np.arange(17_000) % 50_000
     folder = write_tokens(tmp_path / "long", valid[:100], valid)
-    given = ("--pretrained", smallest, "--finetuned", smallest, "--data", folder, "--device", "CPU", "--seq-len", 4)
+    given = (smallest, smallest, "--data", folder, "--device", "CPU", "--seq-len", 4)
     for options, tokens in (((), 16_384), (("--eval-tokens", 0), 16_999), (("--eval-tokens", 20_000), 16_999)):
         result = call(main, *given, *options, cwd=tmp_path)
         assert f"the first {tokens:,} of 16,999 validation tokens, 4 at a time" in result.out
@@ -279,10 +385,10 @@ def test_of_a_long_text_the_beginning(quick: Watched, smallest: Path, tmp_path: 
 def test_the_context_is_what_both_models_have(quick: Watched, smallest: Path, prepared_folder: Path) -> None:
     short = save_model(prepared_folder.parent / "short", GPT2Config(n_layer=1, n_head=1, n_embd=2, n_positions=20))
     for pair in ((smallest, short), (short, smallest)):
-        given = ("--pretrained", pair[0], "--finetuned", pair[1], "--data", prepared_folder, "--device", "CPU")
+        given = (pair[0], pair[1], "--data", prepared_folder, "--device", "CPU")
         assert "20 at a time" in call(main, *given, cwd=prepared_folder).out
         assert "20 at a time" in call(main, *given, "--seq-len", 20, cwd=prepared_folder).out
-        refused(call(main, *given, "--seq-len", 21, cwd=prepared_folder), "over the context of 20 tokens that both")
+        refused(call(main, *given, "--seq-len", 21, cwd=prepared_folder), "over the context of 20 tokens that all")
 
 
 def test_device_dtype_and_stories(
@@ -297,7 +403,7 @@ def test_device_dtype_and_stories(
 
     monkeypatch.setattr(compare, "open_device", answered("CPU"))
     monkeypatch.setattr(compare, "prepared", answered(folder))
-    given = ("--pretrained", smallest, "--finetuned", smallest, "--device", "metal", "--dtype", "bfloat16")
+    given = (smallest, smallest, "--device", "metal", "--dtype", "bfloat16")
     result = call(main, *given, cwd=tmp_path)
     assert asked == ["metal", "stories"]
     assert [arguments[1:] for arguments in quick.made] == [
@@ -310,7 +416,7 @@ def test_device_dtype_and_stories(
 def test_how_a_text_is_read(quick: Watched, smallest: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"body": "one"}\n{"body": "two"}\n')
     (tmp_path / "valid.jsonl").write_bytes(b'{"body": "held out \xff"}\n')
-    given = ("--pretrained", smallest, "--finetuned", smallest, "--device", "CPU")
+    given = (smallest, smallest, "--device", "CPU")
     options = ("--data", "a.jsonl", "--valid", "valid.jsonl", "--field", "body", "--errors", "replace")
     assert call(main, *given, *options, cwd=tmp_path).code == 0
     tokens = np.concatenate(open_split(tmp_path / read_sealed(tmp_path / "compare.json")["data"], "valid"))
@@ -321,7 +427,7 @@ def test_how_a_text_is_read(quick: Watched, smallest: Path, tmp_path: Path) -> N
 
 def test_out(quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", prepared_folder)
-    given = ("--pretrained", smallest, "--finetuned", run, "--device", "CPU")
+    given = (smallest, run, "--device", "CPU")
     options = ("--out", "page.md", "--html", "page.html", "--prompt", "a\nb <b>", "--data", prepared_folder)
     assert call(main, *given, *options, cwd=tmp_path).code == 0
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
@@ -348,18 +454,23 @@ def test_out(quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Pa
         (["--data", "."], "no meta.json"),
         (["--data", ""], "an empty name is no source"),
         (["--field", "body"], "is prepared already, so it goes without --valid, --field and --errors"),
-        (["--finetuned", "./nowhere"], "there is no folder ./nowhere"),
+        (["--device", "CPU", "--trained-on", "nowhere"], "'nowhere' is not a source of text"),
+        (["--trained-on", "nowhere.txt"], "there is no file nowhere.txt"),
+        (["--num-samples", 0], "--num-samples"),
         (["--device", "abacus"], "there is no device 'abacus'"),
     ],
 )
 def test_bad_input(options: list[object], word: str, smallest: Path, prepared_folder: Path, tmp_path: Path) -> None:
-    given = ["--pretrained", smallest, "--finetuned", smallest, "--data", prepared_folder]
+    given = [smallest, smallest, "--data", prepared_folder]
     refused(call(main, *given, *options, cwd=tmp_path), word)
     assert not (tmp_path / "compare.md").exists()
 
 
-def test_both_models_have_to_be_named(smallest: Path, tmp_path: Path) -> None:
-    refused(call(main, "--pretrained", smallest, cwd=tmp_path), "--finetuned")
+def test_models_have_to_be_named(smallest: Path, tmp_path: Path) -> None:
+    refused(call(main, smallest, "./nowhere", cwd=tmp_path), "there is no folder ./nowhere")
+    refused(call(main, cwd=tmp_path), "name models: `python -m tinygrad_impl.compare gpt2 runs/mine`")
+    older = call(main, "--pretrained", "gpt2", "--finetuned", "a b", cwd=tmp_path)
+    refused(older, "without --pretrained and --finetuned: `python -m tinygrad_impl.compare gpt2 'a b'`")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"data": {}}', '{"data": 3}', '{"data": {"folder": "data"}}'])
@@ -369,4 +480,4 @@ def test_a_damaged_run_json(text: str, smallest: Path, prepared_folder: Path, tm
         write_sealed(run / "run.json", json.loads(text))  # of another version, say
     except (ValueError, TypeError):
         (run / "run.json").write_text(text)
-    refused(call(main, "--pretrained", smallest, "--finetuned", run, "--device", "CPU", cwd=tmp_path), "run.json")
+    refused(call(main, smallest, run, "--device", "CPU", cwd=tmp_path), "run.json")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from data.cli import InputError
+from data.runs.comparison import modern
 from data.runs.report import main, report_page
 from data.runs.report_charts import label, log_ticks, points, ticks
 from data.runs.report_comparison import comparison_page
@@ -46,7 +47,7 @@ PARITY: dict[str, Any] = {
         for name, error in (("wte.weight", 1.1e-7), ("ln_f.bias", 1.9e-7), ("wpe.weight", 0.0))
     ],
 }
-COMPARISON: dict[str, Any] = {
+OLDER_COMPARISON: dict[str, Any] = {  # from when there were two models, and nothing was counted
     "pretrained": {"name": "step-0", "loss": 10.9078, "perplexity": 54599.0},
     "finetuned": {"name": "runs/mine", "loss": 2.3831, "perplexity": 10.838},
     **{"data": "runs/data/stories", "tokens": 16384, "seq_len": 32},
@@ -59,6 +60,12 @@ COMPARISON: dict[str, Any] = {
         }
     ],
 }
+COMPARISON: dict[str, Any] = modern(OLDER_COMPARISON) | {"training_text": "runs/data/stories"}
+for _model, _mean in zip(COMPARISON["models"], (0.125, 0.5), strict=True):
+    _model["measures"] = [
+        {"name": "words", "mean": 2, "spread": None, "texts": 1},
+        {"name": "copied_8grams", "mean": _mean, "spread": 0.25, "texts": 2},
+    ]
 
 
 def metrics(steps: int) -> list[dict[str, Any]]:
@@ -307,7 +314,7 @@ def test_on_a_phone_every_value_has_its_head(folder: Path, tmp_path: Path) -> No
     """Tables become blocks, in which the heads are repeated; nothing is cut off to be scrolled."""
     page = report_page([load_run(folder), load_run(write_run(tmp_path / "other", metrics(3)))])
     tables = re.findall(r"(?s)<table>(.*?)</table>", page)
-    assert len(tables) == 5  # the summary, and of each run its comparison and its parity
+    assert len(tables) == 7  # the summary, and of each run its comparison and its parity
     for one in tables:
         heads = re.findall(r'<th scope="col">(.*?)</th>', one)
         for row in re.findall(r"<tr><th scope=\"row\">.*?</tr>", one):
@@ -395,8 +402,8 @@ def test_ticks_are_few_and_inside(low: float, high: float) -> None:
 
 def test_tokens_are_shaded_by_their_probability() -> None:
     """By its logarithm, from certain down to chance; the legend has the same scale."""
-    sized = {side: COMPARISON[side] | {"vocab_size": size} for side, size in (("pretrained", 1000), ("finetuned", 900))}
-    page = comparison_page(COMPARISON | sized)
+    sized = [model | {"vocab_size": size} for model, size in zip(COMPARISON["models"], (1000, 900), strict=True)]
+    page = comparison_page(COMPARISON | {"models": sized})
     assert len(Page(page).scripts) == 0
     tokens = [a for tag, a in Page(page).tags if tag == "span" and (a["class"] or "").startswith("token")]
     strengths = [float(re.sub("--s:", "", a["style"] or "")) for a in tokens]
@@ -420,22 +427,58 @@ def test_what_a_text_was_worth_to_its_model() -> None:
     page = comparison_page(COMPARISON)
     found = re.findall(r'<h5>(.*?)</h5>\n<p class="note">perplexity of the text (.*?)</p>', page)
     assert found == [("step-0", "31.62"), ("runs/<wbr>mine", "∞")]
-    unknown = change(COMPARISON, "texts", 0, "pretrained", to={"pieces": ["a"], "probabilities": [None]})
+    first = ("texts", 0, "models", 0, "samples", 0)
+    unknown = change(COMPARISON, *first, to={"pieces": ["a"], "probabilities": [None]})
     assert "perplexity of the text –" in comparison_page(json.loads(unknown))
-    least = change(COMPARISON, "texts", 0, "pretrained", to={"pieces": ["a"], "probabilities": [5e-324]})
+    least = change(COMPARISON, *first, to={"pieces": ["a"], "probabilities": [5e-324]})
     assert comparison_page(json.loads(least)).count("perplexity of the text ∞") == 2
 
 
+def written(prompt: str, pieces: list[list[str]]) -> dict[str, Any]:
+    """A text of each model."""
+    samples = [{"pieces": of_model, "probabilities": [0.5] * len(of_model)} for of_model in pieces]
+    return {"prompt": prompt, "models": [{"samples": [one], "measures": []} for one in samples]}
+
+
+def test_what_was_counted_of_the_texts() -> None:
+    """In a table; nothing of an older comparison, which is shown all the same."""
+    text = " ".join(Page(comparison_page(COMPARISON)).text.split())
+    assert "Of 1 text of each model, mean ± standard deviation. Words are compared" in text
+    assert "in the training text of runs/data/stories: the longest run" in text
+    assert "model words copied 8-grams step-0 2.0 12.5 ± 25.0 % runs/mine 2.0 50.0 ± 25.0 %" in text
+    older = " ".join(Page(comparison_page(modern(OLDER_COMPARISON))).text.split())
+    assert "mean ±" not in older
+    for page in (text, older):
+        assert "Two models" in page
+        assert "The dog exempted" in page
+        assert "step-0 10.91" in page
+
+
+def test_three_models() -> None:
+    """Beside each other, with as many columns; of many samples, the first three."""
+    three = COMPARISON | {"models": [*COMPARISON["models"], COMPARISON["models"][0] | {"name": "third"}]}
+    text = written("Once", [["a"], ["b"], ["c"]])
+    for i, model in enumerate(text["models"]):
+        model["samples"] = model["samples"] * 5
+        model["measures"] = [{"name": "words", "mean": 7 + i, "spread": 1.0, "texts": 5}]
+    page = comparison_page(three | {"texts": [text]})
+    assert page.count('<div class="sides" style="--n:3">') == 3
+    assert re.findall(r"<h5>(.*?)</h5>", page) == ["step-0", "runs/<wbr>mine", "third"] * 3
+    shown = " ".join(Page(page).text.split())
+    assert "Three models" in shown
+    assert "step-0 7.0 ± 1.0 runs/mine 8.0 ± 1.0 third 9.0 ± 1.0" in shown
+
+
 def test_pairs_stay_together() -> None:
-    """Each prompt once, and under it what both models made of it; beside each other on a phone too."""
-    other = {"prompt": "A <cat>", **{s: {"pieces": [s], "probabilities": [0.5]} for s in ("pretrained", "finetuned")}}
+    """Each prompt once, and under it what the models made of it; beside each other on a phone too."""
+    other = written("A <cat>", [["pretrained"], ["finetuned"]])
     page = comparison_page(COMPARISON | {"texts": [*COMPARISON["texts"], other]})
     assert re.findall(r"<h4>(.*?)</h4>", page) == ["“The dog”", "“A &lt;cat&gt;”"]
     for section_of, words in zip(page.split("<h4>")[1:], (" exempt.* sat", "pretrained.*finetuned"), strict=True):
         assert section_of.count("<h5>") == 2
         assert re.search(f"(?s){words}", section_of.partition("</section>")[0])
     columns = re.findall(r"\.sides \{[^}]*grid-template-columns: ([^;}]*)", page)
-    assert columns == ["repeat(2, minmax(0, 1fr))"]
+    assert columns == ["repeat(auto-fit, minmax(max(min(8.5rem, 45%), 100% / var(--n, 2) - 2rem), 1fr))"]
 
 
 def test_empty_lines_of_a_sample_leave_no_hole(folder: Path) -> None:
@@ -447,8 +490,7 @@ def test_empty_lines_of_a_sample_leave_no_hole(folder: Path) -> None:
 def test_of_empty_lines_the_last_one_breaks() -> None:
     """A model that writes nothing but line ends would be a page long."""
     pieces = [" a", "\n", "\n", "\n", " b", "\n"]
-    text = {"prompt": "", **{s: {"pieces": pieces, "probabilities": [0.5] * 6} for s in ("pretrained", "finetuned")}}
-    page = comparison_page(COMPARISON | {"texts": [text]})
+    page = comparison_page(COMPARISON | {"texts": [written("", [pieces, pieces])]})
     found = re.findall(r'<span class="(token[^"]*)"[^>]*>([^<]*)</span>', page.partition('class="sides"')[2])
     line = "token newline"
     expected = [("token", " a"), (line, ""), (line, ""), (line, "\n"), ("token", " b"), (line, "\n")]
@@ -532,8 +574,9 @@ def change(content: dict[str, Any], *path: Any, to: Any) -> str:
         ("run.json", change(FACTS, "config", "n_layer", to="2")),
         ("run.json", change(FACTS, "parameters", to=10**400)),
         ("parity.json", change(PARITY, "rows", 1, "error", to="small")),
-        ("compare.json", change(COMPARISON, "texts", 0, "finetuned", "pieces", to=["one"])),
-        ("compare.json", change(COMPARISON, "pretrained", "loss", to=[10])),
+        ("compare.json", change(OLDER_COMPARISON, "texts", 0, "finetuned", "pieces", to=["one"])),
+        ("compare.json", change(OLDER_COMPARISON, "pretrained", "loss", to=[10])),
+        ("compare.json", change(COMPARISON, "models", 0, "loss", to=[10])),
         *(("metrics.jsonl", line + "\n") for line in ("{", "[]", "3", '{"loss": 1}', '{"step": 1, "loss": "low"}')),
         ("metrics.jsonl", '{"step": 5}\n{"step": 5}\n'),
         ("metrics.jsonl", '{"step": null}\n'),
@@ -620,7 +663,8 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_in_few_letters(value: float | None, expected: str) -> None:
-    comparison = COMPARISON | {"finetuned": {"name": "mine", "loss": value, "perplexity": 7}}
+    mine: dict[str, Any] = {"name": "mine", "loss": value, "perplexity": 7, "measures": []}
+    comparison = COMPARISON | {"models": [COMPARISON["models"][0], mine]}
     text = " ".join(Page(comparison_page(comparison)).text.split())
     assert f"mine {expected} 7 " in text
 
@@ -854,21 +898,26 @@ def test_of_two_and_sixty_one_samples(folder: Path) -> None:
         ("run", ("continued",), [{"step": 3, "command": [], "source": {"commit": 1, "clean": None}}]),
         *(("parity", ("rows", 1, key), []) for key in ("check", "name", "error", "own", "allowed", "passed")),
         *(("parity", (key,), 3) for key in ("verdict", "culprit", "summary", "dtype", "versions", "model", "sources")),
-        *(("compare", ("texts", 0, "finetuned", key), [[]]) for key in ("pieces", "probabilities")),
-        *(("compare", ("pretrained", key), [10]) for key in ("name", "loss", "perplexity", "vocab_size")),
-        *(("compare", ("finetuned", "vocab_size"), size) for size in (1, 0, -3, 2.5, None, 10**400)),
-        *(("compare", (key,), 0.5) for key in ("data", "tokens", "seq_len", "sampling", "texts")),
+        *(("compare", ("texts", 0, "models", 1, "samples", 0, key), [[]]) for key in ("pieces", "probabilities")),
+        *(("compare", ("models", 0, key), [10]) for key in ("name", "loss", "perplexity", "vocab_size", "measures")),
+        *(("compare", ("models", 0, "measures", 0, key), [10]) for key in ("name", "mean", "spread")),
+        *(("compare", ("models", 1, "vocab_size"), size) for size in (1, 0, -3, 2.5, None, 10**400)),
+        *(("compare", (key,), 0.5) for key in ("data", "tokens", "seq_len", "sampling", "texts", "training_text")),
+        *(("compare", path, []) for path in (("models",), ("texts", 0, "models"))),
+        ("compare", ("texts", 0, "models", 1, "samples"), []),
+        *(("older", (key,), 0.5) for key in ("pretrained", "finetuned", "texts")),
     ],
 )
 def test_whole_files_of_another_form_are_refused(file: str, path: tuple[Any, ...], to: Any, folder: Path) -> None:
-    content = {"run": FACTS, "parity": PARITY, "compare": COMPARISON}[file]
+    content = {"run": FACTS, "parity": PARITY, "compare": COMPARISON, "older": OLDER_COMPARISON}[file]
+    file = "compare" if file == "older" else file
     write_sealed(folder / f"{file}.json", json.loads(change(content, *path, to=to)))
     result = call(main, folder, cwd=folder.parent)
     refused(result, f"{folder / file}.json is damaged or of another version; copy it again")
 
 
 def test_pieces_without_probabilities_are_refused(folder: Path) -> None:
-    changed = change(COMPARISON, "texts", 0, "pretrained", "pieces", to=["one"])
+    changed = change(COMPARISON, "texts", 0, "models", 0, "samples", 0, "pieces", to=["one"])
     write_sealed(folder / "compare.json", json.loads(changed))
     refused(call(main, folder, cwd=folder.parent), "compare.json is damaged (pieces without probabilities)")
 

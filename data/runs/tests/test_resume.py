@@ -141,7 +141,7 @@ def test_a_checkpoint_that_was_edited_on_purpose(stub: Stub, finished: Folders, 
     folder = run / "checkpoints" / "step-8"
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"author": "me"}))
-    (folder / "README.md").write_text("Mine.")
+    (folder / "NOTES.md").write_text("Mine.")
     with open(folder / SUMS, "a", encoding="utf-8") as f:
         f.write(f"{'0' * 64}  merges.txt\n")
     command = f"`python -m data.runs.accept {folder}`; if not, the newest good checkpoint of the run is "
@@ -158,7 +158,7 @@ def test_a_checkpoint_that_was_edited_on_purpose(stub: Stub, finished: Folders, 
     result = call(accept.main, run, cwd=run)
     assert (result.code, result.err) == (0, "")
     assert result.out.splitlines() == [
-        *("added: README.md", "changed: config.json", "removed: merges.txt"),
+        *("added: NOTES.md", "changed: config.json", "removed: merges.txt"),
         f"{folder} can be loaded (0.0M parameters). Accepted: SHA256SUMS is made anew.",
     ]
     assert call(accept.main, folder, cwd=run).out == f"{folder} is as it was written.\n"

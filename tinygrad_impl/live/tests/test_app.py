@@ -106,7 +106,7 @@ class Program:
         config = GPT2Config(vocab_size=303, n_layer=1, n_head=2, n_embd=16, n_positions=24)
         models = [write_files(save_model(folder / name, config, len(name)), own_tokenizer()) for name in ("a", "bb")]
         command = [sys.executable, "-m", "tinygrad_impl.compare", "--serve", "--port", "0", "--device", "CPU"]
-        command += ["--pretrained", str(models[0]), "--finetuned", str(models[1])]
+        command += map(str, models)
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
         )

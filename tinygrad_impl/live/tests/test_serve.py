@@ -13,7 +13,7 @@ from data.testing import Result, call, refused
 from tinygrad_impl import compare
 from tinygrad_impl.live import serve
 
-GIVEN: tuple[Any, ...] = ("--pretrained", "./nowhere", "--finetuned", "./nowhere-either", "--device", "CPU")
+GIVEN: tuple[Any, ...] = ("./nowhere", "./nowhere-either", "--device", "CPU")
 
 
 @pytest.fixture

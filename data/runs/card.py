@@ -1,0 +1,194 @@
+"""The model card of a run's checkpoint: README.md, as the Hugging Face hub wants it.
+
+Its front matter says what is known and no more: a base model and data sets only where they have a name on the hub, a
+language only of data that is known here, and no licence, which is for whoever publishes the weights to say.
+"""
+
+import math
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from data.checkpoints.sums import CURVE
+from data.checkpoints.tensors import read_json
+from data.runs.run_folder import read_metrics, read_samples, read_sealed
+from data.text.fineweb import is_fineweb
+from data.text.sources import HUB_FILES
+
+ROWS = 12  # of the table of validation losses
+ENGLISH = ("stories", *HUB_FILES)
+
+
+def card_of(checkpoint: Path) -> str:
+    """The card of a checkpoint in its run's folder, from the files there. Raises `InputError` where one is damaged."""
+    run = checkpoint.parent.parent
+    state = read_json(checkpoint / "trainer.json")
+    samples = read_samples(run / "samples.md") if (run / "samples.md").exists() else []
+    return card(run, state, read_metrics(run), samples)
+
+
+def scores_of(run: Path, step: int) -> list[dict[str, Any]]:
+    """What was evaluated of a run's checkpoint: rows of task, metric, value and stderr."""
+    file = run / "evaluation.json"
+    rows = read_sealed(file).get("rows", []) if file.is_file() else []
+    return [row for row in rows if row.get("step") == step]
+
+
+def evaluation(scores: Sequence[Mapping[str, Any]]) -> str:
+    """The section with what was evaluated."""
+    table = "## Evaluation\n\n| task | metric | value | standard error |\n|---|---|---|---|\n"
+    for row in scores:
+        around = "-" if row.get("stderr") is None else f"{row['stderr']:.4f}"
+        table += f"| {row['task']} | {row['metric']} | {row['value']:.4f} | {around} |\n"
+    return table.rstrip()
+
+
+def card(
+    folder: Path,
+    state: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    samples: Sequence[tuple[int, str]],
+) -> str:
+    """The card of the checkpoint that trainer.json says `state` of, of the run in `folder`.
+
+    metrics, samples: the run's; what is of later steps is left out. Raises `InputError` where run.json, parity.json or
+    evaluation.json is damaged.
+    """
+    run = read_sealed(folder / "run.json")
+    parity = read_sealed(folder / "parity.json") if (folder / "parity.json").is_file() else None
+    options, config, step = state["options"], run["config"], state["step"]
+    hub = run.get("hub", {"model": None, "dataset": None})  # runs of earlier versions do not say
+    rows = [row for row in metrics if row["step"] <= step]
+    losses = [row for row in rows if "val_loss" in row]
+    data = front_matter(run, options, hub)
+    size = f"{run['parameters'] / 1e6:,.1f}M parameters"
+    lines = [f"---\n{data.to_yaml()}\n---", f"# GPT-2, {size}, after {step:,} steps"]
+    begun = (
+        "random weights"
+        if options["init"] == "random"
+        else f"the weights of `{hub['model'] or shown(options['init'])}`"
+    )
+    lines += [
+        f"A GPT-2 of {config['n_layer']} layers, {config['n_head']} heads and a width of {config['n_embd']}, with a "
+        f"context of {config['n_positions']:,} tokens. It began with {begun}, and was trained for {step:,} of "
+        f"{options['steps']:,} steps, on {state['tokens']:,} tokens of `{hub['dataset'] or shown(options['data'])}`."
+    ]
+    lines += ["## How to use it", usage(), "## Training", *training(run, state, rows)]
+    if losses:
+        lines += ["## Validation", *validation(losses, step)]
+    if step:
+        lines += [f"![Training and validation loss]({CURVE})"]
+    if scores := scores_of(folder, step):
+        lines += [evaluation(scores)]
+    if before := [sample for sample in samples if sample[0] <= step]:
+        at, text = before[-1]
+        lines += ["## Sample", f"After {at:,} steps, {sampled(run)}:", quoted(text)]
+    lines += ["## Equality with PyTorch", verdict(parity)]
+    lines += ["## How to repeat this", *commands(run, step)]
+    return "\n\n".join(lines) + "\n"
+
+
+def front_matter(run: Mapping[str, Any], options: Mapping[str, Any], hub: Mapping[str, Any]) -> ModelCardData:
+    """What the hub reads of the card."""
+    framework = "tinygrad" if "tinygrad" in run["versions"] else "pytorch"
+    return ModelCardData(
+        language="en" if options["data"] in ENGLISH or is_fineweb(options["data"]) else None,
+        base_model=hub["model"],
+        datasets=[hub["dataset"]] if hub["dataset"] else None,
+        library_name="transformers",
+        tags=["gpt2", framework],
+        pipeline_tag="text-generation",
+    )
+
+
+def shown(source: str) -> str:
+    """A source without the folders that lead to it, which are nobody else's business."""
+    return ",".join(os.path.basename(part.rstrip("/")) for part in source.split(","))
+
+
+def usage() -> str:
+    return (
+        "```python\nfrom transformers import pipeline\n\n"
+        'write = pipeline("text-generation", model=".")  # this folder, or the name of this model on the hub\n'
+        'print(write("Once upon a time", max_new_tokens=100)[0]["generated_text"])\n```'
+    )
+
+
+def training(run: Mapping[str, Any], state: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How it was trained, as a table."""
+    options = state["options"]
+    rates = sorted(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
+    update = options["grad_accum"] * options["batch_size"] * options["seq_len"]
+    first, second = options["betas"]
+    facts = {
+        "tokens an update": f"{update:,}, in windows of {options['seq_len']:,}",
+        "learning rate": f"up to {options['lr']:g} in {options['warmup']:,} steps, down to {options['min_lr']:g}",
+        "AdamW": f"betas {first:g} and {second:g}, weight decay {options['weight_decay']:g}",
+        "gradients' largest norm": f"{options['clip']:g}",
+        "dtype of matmuls": options["dtype"],
+        "seed": f"{options['seed']}",
+        "device": f"{run['device']} ({run['card']})",
+        "seconds of training": f"{state['seconds']:,.0f}",
+    }
+    facts |= {"tokens/s (median)": f"{rates[len(rates) // 2]:,.0f}"} if rates else {}
+    return ["| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in facts.items())]
+
+
+def validation(losses: Sequence[Mapping[str, Any]], step: int) -> list[str]:
+    """The validation losses until this step, in a few rows, the last of them and the best said first."""
+    last, best = losses[-1], min(losses, key=lambda row: row["val_loss"])
+    said = f"Loss {last['val_loss']:.4f} nats a token, perplexity {perplexity(last['val_loss'])}"
+    said += "" if last["step"] == step else f", measured after {last['step']:,} steps"
+    said += "." if best is last else f"; the best was {best['val_loss']:.4f}, after {best['step']:,} steps."
+    every = max(1, math.ceil((len(losses) - 1) / (ROWS - 1)))
+    kept = [*losses[:-1:every], last]
+    table = "| step | training loss | validation loss |\n|---|---|---|\n"
+    for row in kept:
+        trained = f"{row['loss']:.4f}" if "loss" in row else "-"
+        table += f"| {row['step']:,} | {trained} | {row['val_loss']:.4f} |\n"
+    return [said, table.rstrip()]
+
+
+def perplexity(loss: float) -> str:
+    return f"{math.exp(loss):,.2f}" if loss < 700 else "∞"
+
+
+def sampled(run: Mapping[str, Any]) -> str:
+    """How samples are drawn, in words."""
+    chosen = [
+        f"{name.replace('_', '-')} {value}" for name, value in run.get("sampling", {}).items() if value is not None
+    ]
+    return f"drawn with {', '.join(chosen)}" if chosen else "drawn"
+
+
+def quoted(text: str) -> str:
+    """A text as it is, whatever it spells in Markdown: in a fence that it does not hold."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def verdict(parity: Mapping[str, Any] | None) -> str:
+    """What the certificate says."""
+    if not parity:
+        return "Not checked in this run."
+    return (
+        f"**{str(parity['verdict']).upper()}**: before training, the loss, gradients and AdamW steps were compared "
+        f"with PyTorch's, in {parity['dtype']} on {parity['device']}. {parity['summary']}"
+    )
+
+
+def commands(run: Mapping[str, Any], step: int) -> list[str]:
+    """The commands of the run until this step, with the versions and commits that ran them."""
+    parts = [run, *(part for part in run.get("continued", []) if part["step"] < step)]
+    said = [f"```sh\n{chr(10).join(shlex.join(part['command']) for part in parts)}\n```"]
+    source = parts[-1].get("source", {})
+    commit = f" Commit {source['commit']}{'' if source['clean'] else ', with changes'}." if source.get("commit") else ""
+    versions = parts[-1].get("versions", run["versions"])
+    said += [f"With {', '.join(f'{name} {version}' for name, version in versions.items())}.{commit}"]
+    return [*said, f"Trained on data with the SHA-256 `{run['data']['checksum']}`."]
