@@ -148,30 +148,30 @@ class Job(Ranks):
     def shared(self, memory: Any) -> torch.Tensor:
         return tensor_of(memory)
 
-    def average(self, whole: Any, dtype: str = "float32") -> Work:
-        tensor = tensor_of(whole)
+    def average(self, memory: Any, dtype: str = "float32") -> Work:
+        tensor = tensor_of(memory)
         sent = rounded(tensor, dtype)
         return self._send(dist.all_reduce(sent, op=dist.ReduceOp.AVG, async_op=True), sent, tensor)
 
-    def reduce(self, whole: Any, dtype: str = "float32") -> Work:
-        tensor = tensor_of(whole)
+    def reduce(self, memory: Any, dtype: str = "float32") -> Work:
+        tensor = tensor_of(memory)
         sent = rounded(tensor, dtype)
         own = self._part(sent)
         return self._send(scatter(own, sent, op=dist.ReduceOp.AVG, async_op=True), own, self._part(tensor))
 
-    def collect(self, whole: Any) -> Work:
-        tensor = tensor_of(whole)
+    def collect(self, memory: Any) -> Work:
+        tensor = tensor_of(memory)
         return self._send(gather(tensor, self._part(tensor), async_op=True), tensor, tensor)
 
-    def whole(self, part: Any, keep: bool = True) -> np.ndarray:
+    def gather_parts(self, part: Any, keep: bool = True) -> np.ndarray:
         tensor = tensor_of(part)
         found = tensor.new_empty(self.size * tensor.numel())
         with self._together():
             gather(found, tensor)
             return found.cpu().numpy() if keep else np.empty(0)
 
-    def share(self, whole: Any, source: int) -> Work:
-        tensor = tensor_of(whole)
+    def share(self, memory: Any, source: int) -> Work:
+        tensor = tensor_of(memory)
         return self._send(dist.broadcast(tensor, src=source, async_op=True), tensor, tensor)
 
     def _part(self, tensor: torch.Tensor) -> torch.Tensor:

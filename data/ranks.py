@@ -49,7 +49,7 @@ class Done:
 class Ranks:
     """This process among those that train together: here, alone. Rank 0 is the one that writes and speaks.
 
-    All ranks have to call the same methods in the same order. `whole` is flat memory (elements,) that `size` divides,
+    All ranks have to call the same methods in the same order. `memory` is flat memory (elements,) that `size` divides,
     as numpy's, as PyTorch's, or as an object with `__cuda_array_interface__`; each rank has the rank-th part of it.
     """
 
@@ -77,25 +77,25 @@ class Ranks:
         """The same memory as what is sent soonest."""
         return memory
 
-    def average(self, whole: Any, dtype: str = "float32") -> Work:
-        """Makes `whole` the mean over ranks, in place, on all of them. It is sent as it is, or in "bfloat16"."""
+    def average(self, memory: Any, dtype: str = "float32") -> Work:
+        """Makes `memory` the mean over ranks, in place, on all of them. It is sent as it is, or in "bfloat16"."""
         return Done()
 
-    def reduce(self, whole: Any, dtype: str = "float32") -> Work:
-        """Makes this rank's part of `whole` the mean over ranks, in place. It is sent as in `average`. The other parts
+    def reduce(self, memory: Any, dtype: str = "float32") -> Work:
+        """Makes this rank's part of `memory` the mean over ranks, in place. It is sent as in `average`. The other parts
         are not to be read; where they are 0, they stay 0.
         """
         return Done()
 
-    def collect(self, whole: Any) -> Work:
-        """Makes each part of `whole` what it is on the rank whose part it is, in place, on all ranks."""
+    def collect(self, memory: Any) -> Work:
+        """Makes each part of `memory` what it is on the rank whose part it is, in place, on all ranks."""
         return Done()
 
-    def share(self, whole: Any, source: int) -> Work:
-        """Makes `whole`, of any shape, what it is on rank `source`, in place, on all ranks."""
+    def share(self, memory: Any, source: int) -> Work:
+        """Makes `memory`, of any shape, what it is on rank `source`, in place, on all ranks."""
         return Done()
 
-    def whole(self, part: Any, keep: bool = True) -> np.ndarray:
+    def gather_parts(self, part: Any, keep: bool = True) -> np.ndarray:
         """All ranks' parts, which are alike in size, one after another; nothing where a rank does not `keep` them."""
         return np.array(part) if keep else np.empty(0)
 

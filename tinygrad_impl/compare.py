@@ -10,7 +10,7 @@ import numpy as np
 
 from data.checkpoints.checkpoint import load, resolve
 from data.checkpoints.tensors import read_json
-from data.cli import ArgumentParser, InputError, Progress, run, whole
+from data.cli import ArgumentParser, InputError, Progress, integer, run
 from data.files import atomic_write
 from data.runs.report_comparison import TOKENIZERS_DIFFER, comparison_page, other_tokenizers
 from data.runs.revision import revision
@@ -63,9 +63,9 @@ def parser() -> ArgumentParser:
         "--errors", default=AS_GIVEN.errors, choices=ERRORS, help="for bytes in --data that are no UTF-8 (strict)"
     )
     loss.add_argument(
-        "--eval-tokens", type=whole(0), default=16_384, metavar="N", help="its first N (16384); 0: all of it"
+        "--eval-tokens", type=integer(0), default=16_384, metavar="N", help="its first N (16384); 0: all of it"
     )
-    loss.add_argument("--seq-len", type=whole(1), metavar="N", help="tokens in a window; by default as in the run")
+    loss.add_argument("--seq-len", type=integer(1), metavar="N", help="tokens in a window; by default as in the run")
     written = parser.add_argument_group("what is written")
     written.add_argument(
         "--out", type=Path, metavar="FILE", help="Markdown, and a .json beside it; by default compare.md in the run"

@@ -9,7 +9,7 @@ import numpy as np
 
 from data.checkpoints.checkpoint import load, resolve
 from data.checkpoints.config import GPT2Config, parameter_count
-from data.cli import ArgumentParser, InputError, Progress, real, run, whole
+from data.cli import ArgumentParser, InputError, Progress, integer, real, run
 from data.runs.run_folder import sampling_of
 from data.text.sampling import SAMPLING, Sampler
 from data.text.tokenizer import Tokenizer, of_folder
@@ -168,11 +168,11 @@ def add_sampling_options(parser: ArgumentParser) -> Any:
         help="what spells a special token in a prompt, such as <|endoftext|>, becomes that token",
     )
     group.add_argument(
-        "--max-new-tokens", type=whole(1), metavar="N", help="stop there (160), or at the end of the text"
+        "--max-new-tokens", type=integer(1), metavar="N", help="stop there (160), or at the end of the text"
     )
     group.add_argument("--temperature", type=real(0), metavar="X", help="0 takes the likeliest token each time (0.6)")
     group.add_argument(
-        "--top-k", type=whole(0), metavar="N", help="draw from the N likeliest tokens only (40); 0: from all"
+        "--top-k", type=integer(0), metavar="N", help="draw from the N likeliest tokens only (40); 0: from all"
     )
     group.add_argument(
         "--top-p",
@@ -180,7 +180,7 @@ def add_sampling_options(parser: ArgumentParser) -> Any:
         metavar="X",
         help="draw from the fewest tokens that reach this probability only",
     )
-    group.add_argument("--seed", type=whole(0), metavar="N", help="the same seed gives the same text (1337)")
+    group.add_argument("--seed", type=integer(0), metavar="N", help="the same seed gives the same text (1337)")
     return group
 
 
@@ -213,7 +213,7 @@ def main() -> None:
         help="what to continue (Once upon a time); may be given many times",
     )
     parser.add_argument(
-        "--num-samples", type=whole(1), default=1, metavar="N", help="texts to write for each prompt (1)"
+        "--num-samples", type=integer(1), default=1, metavar="N", help="texts to write for each prompt (1)"
     )
     add_sampling_options(parser)
     args = parser.parse_args()

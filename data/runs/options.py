@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.checkpoints.config import PRESETS, parameter_count
-from data.cli import ArgumentParser, InputError, real, whole
+from data.cli import ArgumentParser, InputError, integer, real
 from data.launch import count
 from data.ranks import place
 from data.runs.run_folder import read_sealed
@@ -38,7 +38,7 @@ LONGER = ("steps", "rewarm", "eval_every", "sample_every", "save_every")  # go w
 Given = dict[str, Any]  # the options that were given, by name: one that was left out is not in it
 
 MODEL, HOW, KEEP = "what to train", "how to train it", "what to measure, keep and show"  # groups in --help
-NUMBER: dict[str, Any] = {"type": whole(1), "metavar": "N"}
+NUMBER: dict[str, Any] = {"type": integer(1), "metavar": "N"}
 FLAG: dict[str, Any] = {"default": False, "action": "store_true"}
 DTYPES = ("float32", "bfloat16")
 
@@ -91,7 +91,7 @@ class Options:
     lr: float = option(HOW, "the highest learning rate", type=real(0, closed=False), metavar="X")
     find_lr: bool = option(HOW, "try learning rates and propose one", **FLAG)
     min_lr: float = option(HOW, "the rate the cosine ends in (lr / 10)", type=real(0), metavar="X")
-    warmup: int = option(HOW, "updates over which the learning rate rises", type=whole(0), metavar="N")
+    warmup: int = option(HOW, "updates over which the learning rate rises", type=integer(0), metavar="N")
     schedule: tuple[str, ...] | None = option(
         HOW,
         "steps of a warm-up and its cosine (0-STEPS); then the rate is --min-lr, or another such span begins",
@@ -113,7 +113,7 @@ class Options:
         type=int,
         choices=(0, 1),
     )
-    seed: int = option(HOW, "of weights, order of data, and samples (1337)", 1337, type=whole(0), metavar="N")
+    seed: int = option(HOW, "of weights, order of data, and samples (1337)", 1337, type=integer(0), metavar="N")
     device: str | None = option(HOW, "CPU, CUDA, METAL, ...; by default the best there is", None, metavar="NAME")
     gpus: str | None = option(
         HOW,
@@ -123,10 +123,14 @@ class Options:
         metavar="N|all",
     )
     timeout: int = option(
-        HOW, "seconds after which a rank that is waited for counts as lost (600)", 600, type=whole(1), metavar="SECONDS"
+        HOW,
+        "seconds after which a rank that is waited for counts as lost (600)",
+        600,
+        type=integer(1),
+        metavar="SECONDS",
     )
     eval_every: int = option(KEEP, "steps between validation losses", **NUMBER)
-    eval_tokens: int = option(KEEP, "validate on the first N; 0: the whole split", type=whole(0), metavar="N")
+    eval_tokens: int = option(KEEP, "validate on the first N; 0: the whole split", type=integer(0), metavar="N")
     sample_every: int = option(KEEP, "steps between samples", **NUMBER)
     save_every: int = option(KEEP, "steps between checkpoints, besides the last", **NUMBER)
     keep: int | None = option(KEEP, "only the N newest of these, the first and the best", None, **NUMBER)

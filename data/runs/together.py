@@ -21,7 +21,7 @@ PAUSE = 0.5  # seconds between two questions whether it is done
 FIRST_PAUSE = 0.01
 
 
-class Work(Thread, Generic[T]):
+class Task(Thread, Generic[T]):
     """A function that is being computed, what it gave, and what it raised."""
 
     def __init__(self, function: Callable[[], T]):
@@ -76,11 +76,11 @@ def on_all(ranks: Ranks, function: Callable[[], object], has_part: bool = True) 
 
 def _together(ranks: Ranks, function: Callable[[], T] | None) -> T | None:
     """`function()` on the ranks that have one; all return once all are done."""
-    work, pause = Work(function) if function else None, FIRST_PAUSE
-    while not ranks.numbers(work.ended(pause) if work else True).all():
+    task, pause = Task(function) if function else None, FIRST_PAUSE
+    while not ranks.numbers(task.ended(pause) if task else True).all():
         pause = min(2 * pause, PAUSE)
-    refuse_failed(ranks, work is not None, work.error if work else None)
-    return work.value if work else None
+    refuse_failed(ranks, task is not None, task.error if task else None)
+    return task.value if task else None
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,8 @@ PLANTED: list[Row] = [
     (
         "ranks: moments are gathered in the wrong order",
         TRAINER,
-        "self.ranks.whole(memory_of(kept), keep)",
-        "np.roll(self.ranks.whole(memory_of(kept), keep), bucket.size // 2)",
+        "self.ranks.gather_parts(memory_of(kept), keep)",
+        "np.roll(self.ranks.gather_parts(memory_of(kept), keep), bucket.size // 2)",
         TRAINING,
     ),
     (

@@ -29,7 +29,7 @@ from typing import Any
 
 from data.checkpoints.checkpoint import latest_checkpoint
 from data.checkpoints.sums import checkpoints, damage
-from data.cli import ArgumentParser, Progress, run, whole
+from data.cli import ArgumentParser, Progress, integer, run
 from data.runs.run_folder import read_metrics
 from data.testing import save_model, write_stories
 from data.text.prepare import prepare
@@ -200,11 +200,11 @@ def main() -> None:
         description="Kill training runs at random moments, resume them, and see whether anything is lost.",
         epilog="example: python -m tinygrad_impl.tests.kill --kills 200",
     )
-    parser.add_argument("--kills", type=whole(1), default=20, metavar="N", help="in all (20)")
-    parser.add_argument("--jobs", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="runs at a time")
+    parser.add_argument("--kills", type=integer(1), default=20, metavar="N", help="in all (20)")
+    parser.add_argument("--jobs", type=integer(1), default=os.cpu_count() or 1, metavar="N", help="runs at a time")
     parser.add_argument("--package", choices=TIMEOUTS, default="tinygrad_impl", help="whose program (tinygrad_impl)")
-    parser.add_argument("--ranks", type=whole(1), default=1, metavar="N", help="processes of a run (1)")
-    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the moments")
+    parser.add_argument("--ranks", type=integer(1), default=1, metavar="N", help="processes of a run (1)")
+    parser.add_argument("--seed", type=integer(0), default=0, metavar="N", help="of the moments")
     args = parser.parse_args()
     jobs = min(args.jobs, args.kills)
     with tempfile.TemporaryDirectory() as temporary:
