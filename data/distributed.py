@@ -252,7 +252,7 @@ def meet(place: Place, store: Any, timeout: float) -> None:
 
 
 def who() -> str:
-    """This process, for people who look for it."""
+    """This process, for people who look for it, and for `Watch.kill_lost`."""
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 

@@ -15,6 +15,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from data.ranks import Place
@@ -59,6 +61,7 @@ class Watch:
         self._stopped = threading.Event()
         self._claimed = threading.Lock()  # for good, by the first thread of this process that claims
         self._beats = 0
+        self._lost: list[int] = []  # the ranks that gave no sign of life
         self.beat()
         self.thread = threading.Thread(target=self._run, daemon=True, name="watch")
 
@@ -117,6 +120,7 @@ class Watch:
 
     def missing(self) -> str:
         """Which ranks give no sign of life, in a sentence; nothing where all do. Takes `DOUBT` seconds."""
+        self._lost = []
         try:
             before = self._all("beat")
             for _ in range(2):
@@ -125,11 +129,11 @@ class Watch:
             after = self._all("beat")
         except RuntimeError:
             return GONE
-        lost = [rank for rank, beat in enumerate(after) if beat == before[rank] and rank != self.place.rank]
-        if not lost:
+        self._lost = [rank for rank, beat in enumerate(after) if beat == before[rank] and rank != self.place.rank]
+        if not self._lost:
             return ""
-        were = "was" if len(lost) == 1 else "were"
-        return f"{self._named(lost)} {were} killed (dmesg tells if memory ran out) or stopped; {REMEDY}"
+        were = "was" if len(self._lost) == 1 else "were"
+        return f"{self._named(self._lost)} {were} killed (dmesg tells if memory ran out) or stopped; {REMEDY}"
 
     def behind(self) -> str:
         """Which ranks live, but have not come to where the others wait for them."""
@@ -171,6 +175,7 @@ class Watch:
         if sentence and self.claim():
             sys.stderr.write(f"error: {sentence}\n")
             sys.stderr.flush()
+        self.kill_lost()
         until = time.monotonic() + WRITING
         # not all threads: those of pools that compile never end
         for thread in threading.enumerate():
@@ -179,7 +184,22 @@ class Watch:
         self.linger()
         os._exit(1)
 
+    def kill_lost(self) -> None:
+        """Kills the ranks that `missing` has found and this rank's own launcher has started. One that is stopped heeds
+        no request to end, and torchrun would wait half a minute for it.
+        """
+        for rank in self._lost:
+            with suppress(OSError, RuntimeError):
+                _, pid, _, host = self.store.get(f"who/{rank}").decode().split(" ", 3)
+                if host == socket.gethostname() and parent_of(int(pid)) == self.parent:
+                    os.kill(int(pid), signal.SIGKILL)
+
     def linger(self) -> None:
         """Where the store is this process's, until the others have seen why the job ends."""
         if self.has_store:
             time.sleep(DOUBT)
+
+
+def parent_of(pid: int) -> int:
+    """The process that has started `pid`. Raises `OSError` where there is none, and where there is no /proc."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
