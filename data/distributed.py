@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data.cli import InputError, Lost, ending
+from data.cli import InputError, Lost, counted, ending
 from data.ranks import Place, Ranks, Work
 from data.watch import BEAT, Watch
 
@@ -174,6 +174,12 @@ class Job(Ranks):
         tensor = tensor_of(memory)
         return self._send(dist.broadcast(tensor, src=source, async_op=True), tensor, tensor)
 
+    def all_live(self) -> bool:
+        return not self._watch.told() and not self._watch.missing()
+
+    def resume_with(self, command: str) -> None:
+        self._watch.resuming = command
+
     def _part(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.view(self.size, -1)[self.rank]
 
@@ -217,7 +223,7 @@ def connected(point: tuple[str, int], serve: bool, timeout: float) -> Any:
         if serve:
             raise InputError(f"the ranks cannot meet at {host}:{port} ({reason}); mend MASTER_ADDR") from None
         raise InputError(
-            f"rank 0 did not answer at {host}:{port} within {timeout:g} seconds; see what it says, and whether "
+            f"rank 0 did not answer at {host}:{port} within {counted(timeout, 'second')}; see what it says, and whether "
             f"MASTER_ADDR and MASTER_PORT are the same everywhere"
         ) from None
     return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
@@ -239,8 +245,8 @@ def meet(place: Place, store: Any, timeout: float) -> None:
     except RuntimeError:
         late = [rank for rank in range(place.size) if not store.check([f"joined/{rank}"])]
         raise InputError(
-            f"rank{'s' * (len(late) > 1)} {', '.join(map(str, late))} of {place.size} did not come within {timeout:g} "
-            "seconds; see what is said there, or give a longer --timeout"
+            f"rank{'s' * (len(late) > 1)} {', '.join(map(str, late))} of {place.size} did not come within "
+            f"{counted(timeout, 'second')}; see what is said there, or give a longer --timeout"
         ) from None
     for rank in range(place.size):
         other, job, size = json.loads(store.get(f"joined/{rank}").decode())

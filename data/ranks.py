@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data.cli import InputError
+from data.cli import InputError, counted
 from data.gpu import gpus, numbered, show_one_gpu
 
 TURN = 10.0  # seconds in which a host's first rank tells what is wrong
@@ -98,6 +98,13 @@ class Ranks:
     def gather_parts(self, part: Any, keep: bool = True) -> np.ndarray:
         """All ranks' parts, which are alike in size, one after another; nothing where a rank does not `keep` them."""
         return np.array(part) if keep else np.empty(0)
+
+    def all_live(self) -> bool:
+        """Whether all ranks give signs of life, and none has told why the job ends. Takes seconds; for any thread."""
+        return True
+
+    def resume_with(self, command: str) -> None:
+        """From here on `command` goes on with what is saved, which is to be said where a rank is lost."""
 
 
 ALONE = Ranks()
@@ -188,10 +195,10 @@ def rank_device(device: str | None, place: Place) -> str:
         bound = len(found) == 1 and "SLURM_STEP_NUM_TASKS" in os.environ  # srun shows each task its own GPU
         if len(found) < place.local_size and not bound:
             raise InputError(
-                f"this host has {len(found)} GPUs for {place.local_size} processes; start {len(found) or 'none'} on it "
-                f"(torchrun --nproc-per-node {len(found)}), or give --device CPU"
+                f"this host has {counted(len(found), 'GPU')} for {place.local_size} processes; start "
+                f"{len(found)} on it (torchrun --nproc-per-node {len(found)}), or give --device CPU"
                 if found
-                else f"this host has no GPU for its {place.local_size} processes; give --device CPU"
+                else f"this host has no GPU for {counted(place.local_size, 'process')}; give --device CPU"
             )
         show_one_gpu(0 if bound else place.local_rank)
     else:
@@ -203,7 +210,7 @@ def shared_out(place: Place, device: str) -> str:
     """What each rank has of the machine, in words."""
     hosts = f", {place.local_size} of them on this host" if place.local_size < place.size else ""
     cores = len(os.sched_getaffinity(0))
-    each = "a GPU each" if device == "CUDA" else f"on CPUs, {cores} core{'s' * (cores > 1)} each"
+    each = "a GPU each" if device == "CUDA" else f"on CPUs, {counted(cores, 'core')} each"
     return f"{place.size} ranks{hosts}, {each}"
 
 
@@ -214,6 +221,11 @@ def wait_for_turn() -> None:
     local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
     if started_with_others() and local_rank != "0":
         time.sleep(TURN)
+
+
+def quieten_pytorch() -> None:
+    """Before PyTorch is imported: what is amiss is said once, in a sentence of ours, and not by its C++ as well."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
 
 @contextmanager
@@ -227,8 +239,8 @@ def joined(device: str, timeout: float) -> Iterator[Ranks]:
     if found is None:
         yield ALONE
         return
-    # what is amiss is said below, once: not by PyTorch, nor by what Python has to tidy up after a sudden end
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    quieten_pytorch()
+    # nor is anything said of what Python has to tidy up after a sudden end
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     from data.distributed import Job  # here, because it imports PyTorch
 

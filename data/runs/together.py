@@ -134,7 +134,7 @@ def refuse_differences(ranks: Ranks, what: Mapping[str, Any], remedy: str) -> No
             ours, theirs = (side.get(name, "none") for side in (first, had))
             if ours != theirs:
                 raise InputError(
-                    f"rank {rank} on {host} has another {name} than rank 0 on {first_host}: {theirs}, not {ours}; "
+                    f"the ranks differ in {name} (rank 0 on {first_host}: {ours}; rank {rank} on {host}: {theirs}); "
                     f"{remedy}"
                 )
 
