@@ -223,8 +223,8 @@ def connected(point: tuple[str, int], serve: bool, timeout: float) -> Any:
         if serve:
             raise InputError(f"the ranks cannot meet at {host}:{port} ({reason}); mend MASTER_ADDR") from None
         raise InputError(
-            f"rank 0 did not answer at {host}:{port} within {counted(timeout, 'second')}; see what it says, and whether "
-            f"MASTER_ADDR and MASTER_PORT are the same everywhere"
+            f"rank 0 did not answer at {host}:{port} within {counted(timeout, 'second')}; see what it says, and "
+            "whether MASTER_ADDR and MASTER_PORT are the same everywhere"
         ) from None
     return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 

@@ -198,7 +198,7 @@ def rank_device(device: str | None, place: Place) -> str:
                 f"this host has {counted(len(found), 'GPU')} for {place.local_size} processes; start "
                 f"{len(found)} on it (torchrun --nproc-per-node {len(found)}), or give --device CPU"
                 if found
-                else f"this host has no GPU for {counted(place.local_size, 'process')}; give --device CPU"
+                else f"this host has no GPU for its {counted(place.local_size, 'process')}; give --device CPU"
             )
         show_one_gpu(0 if bound else place.local_rank)
     else:

@@ -80,16 +80,18 @@ class Job:
 
 def start_twice(job: Job, run: Path, cold: bool, faults: list[str]) -> Program:
     """The one of two that has the run; the other has to have been refused."""
-    both, began = [job.start(run, cold), job.start(run)], time.monotonic()
+    both, began = [job.start(run, cold), job.start(run, cold)], time.monotonic()
     while all(process.poll() is None for process in both) and time.monotonic() - began < LONGEST:
         time.sleep(0.005)
-    refused = min(both, key=lambda process: process.poll() is None)
+    refused, having = sorted(both, key=lambda process: process.poll() is None)
+    if refused.poll() == 0:  # it had the run, and so little to do that it is done before the other has looked
+        refused, having = having, refused
+        refused.process.join(LONGEST)
     said = refused.errors() if refused.poll() is not None else "both have it"
-    if refused.poll() != 2 or not any(words in said for words in (" is in use by ", " holds a run;")):
-        faults.append(f"{run.name}: two at once: {said[-300:]}")
+    if refused.poll() != 2 or not any(words in said for words in (" is in use by ", " holds a run;", " is finished,")):
+        faults.append(f"{run.name}: two at once: exit code {refused.poll()}: {said[-300:]}")
         refused.process.kill()
-    both.remove(refused)
-    return both[0]
+    return having
 
 
 def command_of(pid: int) -> bytes:
@@ -146,8 +148,8 @@ def torture(
     longest: float,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Kills the run `kills` times, then lets it end. One that ends before is followed by another. Of the kills half come
-    at a random time, at most `longest` seconds after the start.
+    """Kills the run `kills` times, then lets it end. One that ends before is followed by another. Half of the kills
+    come at a random time, at most `longest` seconds after the start.
     """
     chance = random.Random(seed)
     done, saving, runs, faults = 0, 0, 0, list[str]()
@@ -167,14 +169,14 @@ def torture(
                 there = any(out.glob("checkpoints/*.partial"))
                 seen, partial = seen + (there and not partial), there
                 time.sleep(0.001)
-            time.sleep(chance.uniform(0, 0.06))
+            time.sleep(chance.uniform(0, 0.04))
         if done == kills:
             process.wait(LONGEST)
         if process.poll() is None:
+            saving += any(out.glob("checkpoints/*.partial"))
             hits[hit(job, process, chance, faults)] += 1
             done += 1
             progress.update()
-            saving += any(out.glob("checkpoints/*.partial"))
             faults += [
                 f"{out.name}: {fault.words}" for path in checkpoints(out / "checkpoints") if (fault := damage(path))
             ]

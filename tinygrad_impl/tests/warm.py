@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -91,7 +92,8 @@ class Rank:
         code: Any = 1
         try:
             os.setsid()
-            os.closerange(3, 4096)  # the launcher's sockets, which a new program would not have either
+            os.closerange(3, 4096)  # the launcher's sockets, which a new program would not have either,
+            resource_tracker._resource_tracker = resource_tracker.ResourceTracker()  # nor the pipe to this
             for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
