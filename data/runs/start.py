@@ -146,8 +146,8 @@ def _begin(given: Given, device: str, ranks: Ranks, held: ExitStack) -> Start:
         options, config, arrays, model.moments, state, folder, loader, verification, tokenizer, plan.changed, ranks
     )
     if ranks.size > 1:
-        sums = {"weights": checksum(arrays), "optimizer state": checksum(model.moments or {})}
-        sums |= {"data": read_meta(folder)["checksum"], "place in the data": str(loader.state())}
+        sums = {"their weights": checksum(arrays), "their optimizer state": checksum(model.moments or {})}
+        sums |= {"their data": read_meta(folder)["checksum"], "their place in the data": str(loader.state())}
         refuse_other_starts(ranks, options, sums)
     return start
 
