@@ -14,7 +14,7 @@ from typing import Any
 
 from data.checkpoints.config import PRESETS, parameter_count
 from data.cli import ArgumentParser, InputError, integer, real
-from data.launch import count
+from data.launch import command_as_started, count
 from data.ranks import place
 from data.runs.run_folder import read_sealed
 from data.text.formats import AS_GIVEN, ERRORS
@@ -222,7 +222,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
     if "resume_if_any" in given and ("out" not in given or given.keys() & {"resume", "find_lr"}):
         raise InputError("--resume-if-any goes with --out RUN, and without --resume and --find-lr; give it so")
     if "resume_if_any" in given and (given["out"] / "run.json").is_file():
-        given = going_on(given)
+        given = going_on(given, parser.prog.split()[-1])
     if "resume" in given:
         longer = LONGER if "steps" in given else ()
         if fixed := [name for name in given if name not in (*FREE, *longer, "resume", "resume_if_any")]:
@@ -254,9 +254,9 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
     return without_none(vars(parser.parse_args(words)))
 
 
-def going_on(given: Given) -> Given:
+def going_on(given: Given, module: str) -> Given:
     """What is meant by the options of a command with --resume-if-any whose run has begun: --resume. Raises `InputError`
-    where the run has others than these.
+    where the run has others than these, with a command of `module` where one would give the run these.
     """
     run = given["out"]
     had = options_of_run(read_sealed(run / "run.json").get("options"), run / "run.json")
@@ -265,12 +265,26 @@ def going_on(given: Given) -> Given:
         asked.pop("batch_size", None)
         had["global_batch_tokens"] = had["grad_accum"] * had["batch_size"] * had["seq_len"]
     for name, value in asked.items():
-        if name in had and name not in FREE and value != had[name]:
-            raise InputError(
-                f"{run} has {flag(name)} {had[name]}, and --resume-if-any goes on with it as it is, so {value} is not "
-                "possible; give the same, or another --out"
-            )
+        if name not in had or name in FREE or value == had[name]:
+            continue
+        if had[name] is None:
+            has, same = f"was begun without {flag(name)}", "leave it out"
+        else:
+            has, same = f"has {flag(name)} {as_words(had[name])}", "give the same"
+        if name == "steps" and value > had[name]:
+            gpus = ["--gpus", given["gpus"]] if "gpus" in given else []
+            longer = command_as_started(module, "--resume", run, "--steps", value, *gpus)
+            same = f"train it longer with `{longer}`, and give --steps {value} from then on"
+        raise InputError(
+            f"{run} {has}, and --resume-if-any goes on with it as it is, so {as_words(value)} is not possible; {same}, "
+            "or give another --out"
+        )
     return {name: value for name, value in given.items() if name in (*FREE, "resume_if_any")} | {"resume": run}
+
+
+def as_words(value: Any) -> str:
+    """An option's value as it is given on the command line."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def options_of_run(said: Any, file: Path) -> Given:

@@ -16,7 +16,7 @@ from typing import Any
 import data.ranks
 import data.watch
 from data.cli import run
-from data.ranks import joined
+from data.ranks import joined, quieten_pytorch
 
 # Processes are forked from one that has imported these, which takes seconds; not from the tests', which has threads.
 # PyTorch imports its _dynamo when the first optimizer is made.
@@ -28,7 +28,7 @@ PATIENCE = 600.0  # seconds for all of it, on a busy machine
 
 
 def forkserver() -> Any:
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as `joined` has it, before PyTorch is imported
+    quieten_pytorch()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
