@@ -97,7 +97,9 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Ended:
-    """How the process of a rank ended: its exit code (below 0: the signal that killed it), and what it wrote."""
+    """How the process of a rank ended: its exit code (below 0: the signal that killed it; None: it is stopped, and has
+    not), and what it wrote.
+    """
 
     code: int | None
     err: str
@@ -131,10 +133,12 @@ def ended(
         if time.monotonic() > until:
             break
         time.sleep(0.02)
+    left = [stopped(process.pid) for process in processes]
     for process in processes:
         process.kill()
         process.join()
-    return [Ended(process.exitcode, file.read_text()) for process, file in zip(processes, files, strict=True)]
+    codes = [None if is_left else process.exitcode for process, is_left in zip(processes, left, strict=True)]
+    return [Ended(code, file.read_text()) for code, file in zip(codes, files, strict=True)]
 
 
 def stopped(pid: int) -> bool:

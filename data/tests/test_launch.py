@@ -14,8 +14,8 @@ import pytest
 import data.gpu
 import data.launch
 import data.ranks
-from data.cli import InputError
-from data.launch import launch, note_idle_gpus, place_process, processes, without_option
+from data.cli import InputError, interpreter
+from data.launch import command_as_started, launch, note_idle_gpus, place_process, processes, without_option
 from data.ranks import Place, first_host, meeting_point, place, rank_device, wait_for_turn
 from data.runs.global_batch import accumulated
 from data.runs.options import parse, parser
@@ -184,6 +184,38 @@ def test_what_is_said_of_ranks_and_of_idle_gpus(
     monkeypatch.setenv("RANK", "1")
     place_process("it", [], {"device": "CPU"})
     assert capsys.readouterr().out == ""
+
+
+RANK = {"RANK": 4, "WORLD_SIZE": 6, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 3}
+TORCHRUN = ["/bin/python", "/there/torchrun", "--nnodes", "2", "-m", "it", "--out", "a"]
+
+
+def test_the_command_that_goes_on_starts_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(parent: list[str] | None = None) -> str:
+        monkeypatch.setattr(Path, "read_text", lambda file: "\0".join([*(parent or ["/sbin/init"]), ""]))
+        return command_as_started("it", "--resume", "a run")
+
+    python = interpreter()
+    plain = f"{python} -m it --resume 'a run'"
+    assert found() == plain
+    slurm(monkeypatch, STEP_NUM_NODES=2)
+    assert found() == f"srun --nodes 2 --ntasks 7 {plain}"
+    for name, value in RANK.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    assert found(TORCHRUN) == "/there/torchrun --nnodes 2 -m it --resume 'a run'  # on each host"
+    module = ["/bin/python", "-m", "torch.distributed.run", *TORCHRUN[2:]]
+    assert found(module) == f"{python} -m torch.distributed.run --nnodes 2 -m it --resume 'a run'  # on each host"
+    assert found() == "torchrun --nproc-per-node 3 -m it --resume 'a run'  # on each host"
+    monkeypatch.setenv("GPT2_GPUS", "all")
+    assert found() == f"{plain} --gpus all"
+
+
+def test_pytorch_is_quiet_before_it_is_imported() -> None:
+    """Its C++ would tell of a host that does not answer, too."""
+    code = "import os, sys, torch_ref; print(os.environ['TORCH_CPP_LOG_LEVEL'], 'torch' in sys.modules)"
+    root = Path(__file__).parents[2]
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=root, env={}, text=True) == "FATAL False\n"
 
 
 def test_tasks_of_srun(monkeypatch: pytest.MonkeyPatch) -> None:
