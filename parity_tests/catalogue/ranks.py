@@ -172,8 +172,8 @@ PLANTED += [
     ),
     (
         "a signal that torchrun passes on is a second request",
-        LOOP,
-        "(REPEATED if ranks.size > 1 else 0.0)",
+        "data/runs/stopping.py",
+        "(REPEATED if requests.several else 0.0)",
         "0.0",
         OF_RUNS + "all_stop_after_the_same_step_and_go_on",
     ),
