@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from data.cli import InputError, Lost, counted, ending
-from data.ranks import Place, Ranks, Work
+from data.ranks import Place, Ranks, Work, listed
 from data.watch import BEAT, Watch
 
 # PyTorch 2.13 has other names for these, and warns of those before
@@ -223,7 +223,7 @@ def connected(point: tuple[str, int], serve: bool, timeout: float) -> Any:
         if serve:
             raise InputError(f"the ranks cannot meet at {host}:{port} ({reason}); mend MASTER_ADDR") from None
         raise InputError(
-            f"rank 0 did not answer at {host}:{port} within {counted(timeout, 'second')}; see what it says, and "
+            f"rank 0 did not answer at {host}:{port} within {counted(timeout, 'second')}; see what rank 0 says, and "
             "whether MASTER_ADDR and MASTER_PORT are the same everywhere"
         ) from None
     return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
@@ -236,8 +236,8 @@ def meet(place: Place, store: Any, timeout: float) -> None:
     if first != own:
         other, _, _ = json.loads(first)
         raise InputError(
-            f"there are two ranks {place.rank} ({other}; {who()}); give each job a MASTER_PORT of its own, and each "
-            "process of a job its RANK"
+            f"two processes are rank {place.rank} ({other}; {who()}); give each job a MASTER_PORT of its own, and each "
+            "process of a job its own RANK"
         )
     store.set(f"who/{place.rank}", who())
     try:
@@ -245,15 +245,15 @@ def meet(place: Place, store: Any, timeout: float) -> None:
     except RuntimeError:
         late = [rank for rank in range(place.size) if not store.check([f"joined/{rank}"])]
         raise InputError(
-            f"rank{'s' * (len(late) > 1)} {', '.join(map(str, late))} of {place.size} did not come within "
-            f"{counted(timeout, 'second')}; see what is said there, or give a longer --timeout"
+            f"{listed(late)} of {place.size} did not come within {counted(timeout, 'second')}; see what is said there, "
+            "or give a longer --timeout"
         ) from None
     for rank in range(place.size):
         other, job, size = json.loads(store.get(f"joined/{rank}").decode())
         if (job, size) != (job_name(), place.size):
             raise InputError(
-                f"rank {rank} ({other}) is one of {size} of job {job}, and rank {place.rank} ({who()}) one of "
-                f"{place.size} of job {job_name()}; give each job a MASTER_PORT of its own"
+                f"two jobs meet at one port: rank {rank} ({other}) is one of {size} of job {job}, and rank "
+                f"{place.rank} ({who()}) one of {place.size} of job {job_name()}; give each job a MASTER_PORT of its own"
             )
 
 

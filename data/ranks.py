@@ -206,6 +206,12 @@ def rank_device(device: str | None, place: Place) -> str:
     return name
 
 
+def listed(ranks: list[int]) -> str:
+    """rank 3; ranks 1, 2 and 3."""
+    *others, last = map(str, ranks)
+    return f"ranks {', '.join(others)} and {last}" if others else f"rank {last}"
+
+
 def shared_out(place: Place, device: str) -> str:
     """What each rank has of the machine, in words."""
     hosts = f", {place.local_size} of them on this host" if place.local_size < place.size else ""

@@ -126,7 +126,7 @@ class Watch:
     @property
     def gone(self) -> str:
         """That the store is."""
-        return f"rank 0 or its torchrun was killed, where the ranks of this job meet; {self.remedy}"
+        return f"the ranks have lost where they meet: rank 0 or its torchrun was killed; {self.remedy}"
 
     def missing(self) -> str:
         """Which ranks give no sign of life, in a sentence; nothing where all do. Takes `DOUBT` seconds."""

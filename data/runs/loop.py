@@ -197,7 +197,7 @@ def sharing(start: Start) -> str:
     """A line on the global batch, and on the ranks that share it."""
     windows, count = start.loader.world_size * start.loader.batch_size, start.micro_batches
     each = f"{count} micro-batch{'es' * (count > 1)} of {start.loader.batch_size // count}"
-    batch = f"global batch: {windows:,} windows, {windows * start.options.seq_len:,} tokens"
+    batch = f"global batch: {windows:,} window{'s' * (windows > 1)}, {windows * start.options.seq_len:,} tokens"
     if not start.machines:
         return f"{batch}, in {each}"
     said = start.machines["ranks"]

@@ -12,7 +12,7 @@ from threading import Thread
 from typing import Any, Generic, TypeVar
 
 from data.cli import REMEDIES, InputError
-from data.ranks import Ranks
+from data.ranks import Ranks, listed
 from data.text.shards import Verification
 
 T = TypeVar("T")
@@ -106,12 +106,6 @@ def refuse_failed(ranks: Ranks, took_part: bool, error: BaseException | None) ->
         raise InputError(said) from None  # it is nothing particular to some of them
     hosts = ", ".join(dict.fromkeys(reports[rank].host for rank in alike))
     raise InputError(f"{listed(alike)} on {hosts}: {said}") from None
-
-
-def listed(ranks: list[int]) -> str:
-    """rank 3; ranks 1, 2 and 3."""
-    *others, last = map(str, ranks)
-    return f"ranks {', '.join(others)} and {last}" if others else f"rank {last}"
 
 
 def sentence(error: BaseException) -> str:

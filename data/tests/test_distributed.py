@@ -196,7 +196,7 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     ("changed", "words"),
     [
         ({"TORCHELASTIC_RUN_ID": "b"}, "of job b"),
-        ({"RANK": "0", "TORCHELASTIC_USE_AGENT_STORE": "True"}, "there are two ranks 0"),
+        ({"RANK": "0", "TORCHELASTIC_USE_AGENT_STORE": "True"}, "two processes are rank 0"),
     ],
 )
 def test_ranks_of_different_jobs(tmp_path: Path, changed: dict[str, str], words: str) -> None:
