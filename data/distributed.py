@@ -253,7 +253,8 @@ def meet(place: Place, store: Any, timeout: float) -> None:
         if (job, size) != (job_name(), place.size):
             raise InputError(
                 f"two jobs meet at one port: rank {rank} ({other}) is one of {size} of job {job}, and rank "
-                f"{place.rank} ({who()}) one of {place.size} of job {job_name()}; give each job a MASTER_PORT of its own"
+                f"{place.rank} ({who()}) one of {place.size} of job {job_name()}; give each job a MASTER_PORT of its "
+                "own"
             )
 
 

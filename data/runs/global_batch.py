@@ -44,6 +44,6 @@ def share_of_a_rank(options: Options, size: int) -> int:
         step = size // math.gcd(options.batch_size, size)
         wanted += f", or give --grad-accum {math.ceil(options.grad_accum / step) * step}"
     raise InputError(
-        f"{size} ranks cannot share equally the {counted(windows, 'window')} of an update (--grad-accum {options.grad_accum} x "
-        f"--batch-size {options.batch_size}, over all ranks); {wanted}"
+        f"{size} ranks cannot share equally the {counted(windows, 'window')} of an update (--grad-accum "
+        f"{options.grad_accum} x --batch-size {options.batch_size}, over all ranks); {wanted}"
     )
