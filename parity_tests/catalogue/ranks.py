@@ -208,7 +208,7 @@ PLANTED += [
     (
         "ranks' source code is not compared",
         "data/runs/sameness.py",
-        '{"source code": source_digest()}',
+        '{"the source code": source_digest()}',
         "{}",
         OF_RUNS + "what_one_rank_has_ends_all[source]",
     ),
