@@ -39,11 +39,18 @@ PACKAGES = ("tinygrad", "torch", "triton", "transformers", "tokenizers", "tiktok
 
 
 def interpreter() -> str:
-    """How to call the Python that runs: `python` where that is it, else its path, relative where it is below here."""
-    here, running = os.getcwd(), os.path.abspath(sys.executable)
-    if shutil.which("python") == running:
-        return "python"
-    return shlex.quote(os.path.relpath(running, here) if running.startswith(os.path.join(here, "")) else running)
+    """How to call the Python that runs, as the user can type it here."""
+    return program(os.path.abspath(sys.executable), "python")
+
+
+def program(path: str, name: str) -> str:
+    """How to call the program at `path`: by its name where that is it, else by the path, relative where it is below
+    here.
+    """
+    here = os.getcwd()
+    if shutil.which(name) == path:
+        return name
+    return shlex.quote(os.path.relpath(path, here) if path.startswith(os.path.join(here, "")) else path)
 
 
 def runnable(text: str) -> str:
@@ -54,6 +61,12 @@ def runnable(text: str) -> str:
 def command(module: str, *arguments: object) -> str:
     """A command of this project as the user can type it here, its arguments quoted."""
     return f"{interpreter()} -m {shlex.join([module, *map(str, arguments)])}"
+
+
+def counted(count: float, noun: str) -> str:
+    """1 rank; 2 ranks; 2 processes."""
+    plural = f"{noun}{'es' if noun.endswith('s') else 's'}"
+    return f"{count} {noun if count == 1 else plural}"
 
 
 def versions() -> dict[str, str]:
@@ -105,7 +118,7 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message}; see `{self.prog} --help`")
 
 
-def whole(least: int) -> Callable[[str], int]:
+def integer(least: int) -> Callable[[str], int]:
     """An argparse type: a whole number of at least `least`."""
 
     def parse(text: str) -> int:

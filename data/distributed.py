@@ -18,8 +18,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data.cli import InputError, Lost, ending
-from data.ranks import Place, Ranks, Work
+from data.cli import InputError, Lost, counted, ending
+from data.ranks import Place, Ranks, Work, listed
 from data.watch import BEAT, Watch
 
 # PyTorch 2.13 has other names for these, and warns of those before
@@ -148,31 +148,37 @@ class Job(Ranks):
     def shared(self, memory: Any) -> torch.Tensor:
         return tensor_of(memory)
 
-    def average(self, whole: Any, dtype: str = "float32") -> Work:
-        tensor = tensor_of(whole)
+    def average(self, memory: Any, dtype: str = "float32") -> Work:
+        tensor = tensor_of(memory)
         sent = rounded(tensor, dtype)
         return self._send(dist.all_reduce(sent, op=dist.ReduceOp.AVG, async_op=True), sent, tensor)
 
-    def reduce(self, whole: Any, dtype: str = "float32") -> Work:
-        tensor = tensor_of(whole)
+    def reduce(self, memory: Any, dtype: str = "float32") -> Work:
+        tensor = tensor_of(memory)
         sent = rounded(tensor, dtype)
         own = self._part(sent)
         return self._send(scatter(own, sent, op=dist.ReduceOp.AVG, async_op=True), own, self._part(tensor))
 
-    def collect(self, whole: Any) -> Work:
-        tensor = tensor_of(whole)
+    def collect(self, memory: Any) -> Work:
+        tensor = tensor_of(memory)
         return self._send(gather(tensor, self._part(tensor), async_op=True), tensor, tensor)
 
-    def whole(self, part: Any, keep: bool = True) -> np.ndarray:
+    def gather_parts(self, part: Any, keep: bool = True) -> np.ndarray:
         tensor = tensor_of(part)
         found = tensor.new_empty(self.size * tensor.numel())
         with self._together():
             gather(found, tensor)
             return found.cpu().numpy() if keep else np.empty(0)
 
-    def share(self, whole: Any, source: int) -> Work:
-        tensor = tensor_of(whole)
+    def share(self, memory: Any, source: int) -> Work:
+        tensor = tensor_of(memory)
         return self._send(dist.broadcast(tensor, src=source, async_op=True), tensor, tensor)
+
+    def all_live(self) -> bool:
+        return not self._watch.told() and not self._watch.missing()
+
+    def resume_with(self, command: str) -> None:
+        self._watch.resuming = command
 
     def _part(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.view(self.size, -1)[self.rank]
@@ -217,8 +223,8 @@ def connected(point: tuple[str, int], serve: bool, timeout: float) -> Any:
         if serve:
             raise InputError(f"the ranks cannot meet at {host}:{port} ({reason}); mend MASTER_ADDR") from None
         raise InputError(
-            f"rank 0 did not answer at {host}:{port} within {timeout:g} seconds; see what it says, and whether "
-            f"MASTER_ADDR and MASTER_PORT are the same everywhere"
+            f"rank 0 did not answer at {host}:{port} within {counted(timeout, 'second')}; see what rank 0 says, and "
+            "whether MASTER_ADDR and MASTER_PORT are the same everywhere"
         ) from None
     return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
@@ -230,8 +236,8 @@ def meet(place: Place, store: Any, timeout: float) -> None:
     if first != own:
         other, _, _ = json.loads(first)
         raise InputError(
-            f"there are two ranks {place.rank} ({other}; {who()}); give each job a MASTER_PORT of its own, and each "
-            "process of a job its RANK"
+            f"two processes are rank {place.rank} ({other}; {who()}); give each job a MASTER_PORT of its own, and each "
+            "process of a job its own RANK"
         )
     store.set(f"who/{place.rank}", who())
     try:
@@ -239,20 +245,21 @@ def meet(place: Place, store: Any, timeout: float) -> None:
     except RuntimeError:
         late = [rank for rank in range(place.size) if not store.check([f"joined/{rank}"])]
         raise InputError(
-            f"rank{'s' * (len(late) > 1)} {', '.join(map(str, late))} of {place.size} did not come within {timeout:g} "
-            "seconds; see what is said there, or give a longer --timeout"
+            f"{listed(late)} of {place.size} did not come within {counted(timeout, 'second')}; see what is said there, "
+            "or give a longer --timeout"
         ) from None
     for rank in range(place.size):
         other, job, size = json.loads(store.get(f"joined/{rank}").decode())
         if (job, size) != (job_name(), place.size):
             raise InputError(
-                f"rank {rank} ({other}) is one of {size} of job {job}, and rank {place.rank} ({who()}) one of "
-                f"{place.size} of job {job_name()}; give each job a MASTER_PORT of its own"
+                f"two jobs meet at one port: rank {rank} ({other}) is one of {size} of job {job}, and rank "
+                f"{place.rank} ({who()}) one of {place.size} of job {job_name()}; give each job a MASTER_PORT of its "
+                "own"
             )
 
 
 def who() -> str:
-    """This process, for people who look for it."""
+    """This process, for people who look for it, and for `Watch.kill_lost`."""
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 

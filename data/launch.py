@@ -6,13 +6,15 @@ torchrun is PyTorch's, and starts one process for each GPU. Whoever knows it sta
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from data.cli import InputError
+from data.cli import InputError, command, counted, interpreter, program
 from data.gpu import gpus, numbered
-from data.ranks import place, rank_device, shared_out, started_with_others
+from data.ranks import Place, place, quieten_pytorch, rank_device, shared_out, started_with_others
 
 OPTION = "--gpus"
 GIVEN = "GPT2_GPUS"  # the variable that tells processes started for --gpus its value
@@ -53,7 +55,7 @@ def processes(wanted: str, device: str | None) -> int:
 
 def are(count: int) -> str:
     """That there are so many GPUs."""
-    return "is 1 GPU" if count == 1 else f"are {count} GPUs"
+    return f"{'is' if count == 1 else 'are'} {counted(count, 'GPU')}"
 
 
 def place_process(module: str, argv: Sequence[str], given: Mapping[str, Any], otherwise: str = "") -> str | None:
@@ -93,8 +95,8 @@ def launch(module: str, argv: Sequence[str], wanted: str, device: str | None, ti
     if size == 1:
         return
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(timeout)))
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a rank tells what is wrong; not PyTorch as well
-    logging.disable(logging.ERROR)  # nor torchrun
+    quieten_pytorch()
+    logging.disable(logging.ERROR)  # a rank tells what is wrong; not torchrun as well
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -125,6 +127,34 @@ def launch(module: str, argv: Sequence[str], wanted: str, device: str | None, ti
 def with_option() -> list[str]:
     """What goes with the command of a process that `launch` has started: --gpus as it was given."""
     return [OPTION, os.environ[GIVEN]] if GIVEN in os.environ else []
+
+
+def command_as_started(module: str, *arguments: object) -> str:
+    """The command that runs `python -m module` with these arguments in as many processes as this one is of, started as
+    it was: by --gpus, by torchrun or by srun.
+    """
+    here = place()
+    if here is None or GIVEN in os.environ:
+        return command(module, *arguments, *with_option())
+    on_each = "  # on each host" if here.local_size < here.size else ""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return f"{torchrun(module, here)} {shlex.join(map(str, arguments))}{on_each}"
+    if "SLURM_STEP_NUM_TASKS" in os.environ:
+        nodes = os.environ.get("SLURM_STEP_NUM_NODES", "1")
+        return f"srun --nodes {nodes} --ntasks {here.size} {command(module, *arguments)}"
+    return f"{command(module, *arguments)}  # as each of the {here.size} ranks"
+
+
+def torchrun(module: str, here: Place) -> str:
+    """The command that started this rank, up to the module; as far as that can be known."""
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
+        words = words[: words.index(module) + 1]
+    except (OSError, ValueError):
+        return f"torchrun --nproc-per-node {here.local_size} -m {module}"
+    if Path(words[1]).name == "torchrun":  # a script, which the kernel has Python run
+        return f"{program(words[1], 'torchrun')} {shlex.join(words[2:])}"
+    return f"{interpreter()} {shlex.join(words[1:])}"
 
 
 def without_option(argv: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data.cli import InputError
+from data.cli import InputError, counted
 from data.gpu import gpus, numbered, show_one_gpu
 
 TURN = 10.0  # seconds in which a host's first rank tells what is wrong
@@ -49,7 +49,7 @@ class Done:
 class Ranks:
     """This process among those that train together: here, alone. Rank 0 is the one that writes and speaks.
 
-    All ranks have to call the same methods in the same order. `whole` is flat memory (elements,) that `size` divides,
+    All ranks have to call the same methods in the same order. `memory` is flat memory (elements,) that `size` divides,
     as numpy's, as PyTorch's, or as an object with `__cuda_array_interface__`; each rank has the rank-th part of it.
     """
 
@@ -77,27 +77,34 @@ class Ranks:
         """The same memory as what is sent soonest."""
         return memory
 
-    def average(self, whole: Any, dtype: str = "float32") -> Work:
-        """Makes `whole` the mean over ranks, in place, on all of them. It is sent as it is, or in "bfloat16"."""
+    def average(self, memory: Any, dtype: str = "float32") -> Work:
+        """Makes `memory` the mean over ranks, in place, on all of them. It is sent as it is, or in "bfloat16"."""
         return Done()
 
-    def reduce(self, whole: Any, dtype: str = "float32") -> Work:
-        """Makes this rank's part of `whole` the mean over ranks, in place. It is sent as in `average`. The other parts
+    def reduce(self, memory: Any, dtype: str = "float32") -> Work:
+        """Makes this rank's part of `memory` the mean over ranks, in place. It is sent as in `average`. The other parts
         are not to be read; where they are 0, they stay 0.
         """
         return Done()
 
-    def collect(self, whole: Any) -> Work:
-        """Makes each part of `whole` what it is on the rank whose part it is, in place, on all ranks."""
+    def collect(self, memory: Any) -> Work:
+        """Makes each part of `memory` what it is on the rank whose part it is, in place, on all ranks."""
         return Done()
 
-    def share(self, whole: Any, source: int) -> Work:
-        """Makes `whole`, of any shape, what it is on rank `source`, in place, on all ranks."""
+    def share(self, memory: Any, source: int) -> Work:
+        """Makes `memory`, of any shape, what it is on rank `source`, in place, on all ranks."""
         return Done()
 
-    def whole(self, part: Any, keep: bool = True) -> np.ndarray:
+    def gather_parts(self, part: Any, keep: bool = True) -> np.ndarray:
         """All ranks' parts, which are alike in size, one after another; nothing where a rank does not `keep` them."""
         return np.array(part) if keep else np.empty(0)
+
+    def all_live(self) -> bool:
+        """Whether all ranks give signs of life, and none has told why the job ends. Takes seconds; for any thread."""
+        return True
+
+    def resume_with(self, command: str) -> None:
+        """From here on `command` goes on with what is saved, which is to be said where a rank is lost."""
 
 
 ALONE = Ranks()
@@ -188,10 +195,10 @@ def rank_device(device: str | None, place: Place) -> str:
         bound = len(found) == 1 and "SLURM_STEP_NUM_TASKS" in os.environ  # srun shows each task its own GPU
         if len(found) < place.local_size and not bound:
             raise InputError(
-                f"this host has {len(found)} GPUs for {place.local_size} processes; start {len(found) or 'none'} on it "
-                f"(torchrun --nproc-per-node {len(found)}), or give --device CPU"
+                f"this host has {counted(len(found), 'GPU')} for {place.local_size} processes; start "
+                f"{len(found)} on it (torchrun --nproc-per-node {len(found)}), or give --device CPU"
                 if found
-                else f"this host has no GPU for its {place.local_size} processes; give --device CPU"
+                else f"this host has no GPU for its {counted(place.local_size, 'process')}; give --device CPU"
             )
         show_one_gpu(0 if bound else place.local_rank)
     else:
@@ -199,11 +206,17 @@ def rank_device(device: str | None, place: Place) -> str:
     return name
 
 
+def listed(ranks: list[int]) -> str:
+    """rank 3; ranks 1, 2 and 3."""
+    *others, last = map(str, ranks)
+    return f"ranks {', '.join(others)} and {last}" if others else f"rank {last}"
+
+
 def shared_out(place: Place, device: str) -> str:
     """What each rank has of the machine, in words."""
     hosts = f", {place.local_size} of them on this host" if place.local_size < place.size else ""
     cores = len(os.sched_getaffinity(0))
-    each = "a GPU each" if device == "CUDA" else f"on CPUs, {cores} core{'s' * (cores > 1)} each"
+    each = "a GPU each" if device == "CUDA" else f"on CPUs, {counted(cores, 'core')} each"
     return f"{place.size} ranks{hosts}, {each}"
 
 
@@ -214,6 +227,11 @@ def wait_for_turn() -> None:
     local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
     if started_with_others() and local_rank != "0":
         time.sleep(TURN)
+
+
+def quieten_pytorch() -> None:
+    """Before PyTorch is imported: what is amiss is said once, in a sentence of ours, and not by its C++ as well."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
 
 @contextmanager
@@ -227,8 +245,8 @@ def joined(device: str, timeout: float) -> Iterator[Ranks]:
     if found is None:
         yield ALONE
         return
-    # what is amiss is said below, once: not by PyTorch, nor by what Python has to tidy up after a sudden end
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    quieten_pytorch()
+    # nor is anything said of what Python has to tidy up after a sudden end
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     from data.distributed import Job  # here, because it imports PyTorch
 

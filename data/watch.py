@@ -15,16 +15,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
+from data.cli import counted
 from data.ranks import Place
 
 BEAT = 0.5  # seconds between two signs of life
 DOUBT = 3.0  # seconds without one, after which a rank is gone or stopped
 PATIENCE = 10.0  # seconds that ranks have to come out of waiting when the job is asked to end
 WRITING = 30.0  # seconds that threads have to finish the files that they write
-REMEDY = "what is saved is not lost: go on with --resume RUN"
-GONE = f"rank 0 or its torchrun was killed, where the ranks of this job meet; {REMEDY}"
 SAVING = "saving"  # the name of threads that write files
 DEATH = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
@@ -59,6 +60,8 @@ class Watch:
         self._stopped = threading.Event()
         self._claimed = threading.Lock()  # for good, by the first thread of this process that claims
         self._beats = 0
+        self._lost: list[int] = []  # the ranks that gave no sign of life
+        self.resuming = ""  # the command that goes on with what is saved, once there is something
         self.beat()
         self.thread = threading.Thread(target=self._run, daemon=True, name="watch")
 
@@ -88,19 +91,19 @@ class Watch:
                 if {signal.SIGTERM, signal.SIGINT, signal.SIGHUP} & set(numbers):
                     asked = asked or time.monotonic()
             if self.of_torchrun and os.getppid() != self.parent:
-                self.end(f"torchrun, which started this job (process {self.parent}), was killed; {REMEDY}")
+                self.end(f"torchrun, which started this job (process {self.parent}), is gone; {self.remedy}")
             try:
                 self.beat()
                 told = told or (time.monotonic() if self.store.check(["told"]) else None)
             except RuntimeError:
                 if not self._leaving.is_set():
-                    self.end("" if told else GONE)
+                    self.end("" if told else self.gone)
                 continue
             try:
                 self._judge(asked, told)
             except RuntimeError:  # the store went away meanwhile
                 if not self._leaving.is_set():
-                    self.end(GONE)
+                    self.end(self.gone)
 
     def _judge(self, asked: float | None, told: float | None) -> None:
         """Ends the process where others are gone. `asked` and `told` are since when the job is to end."""
@@ -115,8 +118,19 @@ class Watch:
         elif asked and now - asked > PATIENCE and now - since > DOUBT and (missing := self.missing()):
             self.end(missing)
 
+    @property
+    def remedy(self) -> str:
+        """What to do when a rank is lost."""
+        return f"what is saved is not lost: go on with `{self.resuming}`" if self.resuming else "start the job again"
+
+    @property
+    def gone(self) -> str:
+        """That the store is."""
+        return f"the ranks have lost where they meet: rank 0 or its torchrun was killed; {self.remedy}"
+
     def missing(self) -> str:
         """Which ranks give no sign of life, in a sentence; nothing where all do. Takes `DOUBT` seconds."""
+        self._lost = []
         try:
             before = self._all("beat")
             for _ in range(2):
@@ -124,21 +138,22 @@ class Watch:
                 self.beat()
             after = self._all("beat")
         except RuntimeError:
-            return GONE
-        lost = [rank for rank, beat in enumerate(after) if beat == before[rank] and rank != self.place.rank]
-        if not lost:
+            return self.gone
+        self._lost = [rank for rank, beat in enumerate(after) if beat == before[rank] and rank != self.place.rank]
+        if not self._lost:
             return ""
-        were = "was" if len(lost) == 1 else "were"
-        return f"{self._named(lost)} {were} killed (dmesg tells if memory ran out) or stopped; {REMEDY}"
+        were = "was" if len(self._lost) == 1 else "were"
+        return f"{self._named(self._lost)} {were} killed (dmesg tells if memory ran out) or stopped; {self.remedy}"
 
     def behind(self) -> str:
         """Which ranks live, but have not come to where the others wait for them."""
         calls = [int(beat.split()[1]) for beat in self._all("beat")]
         last = [rank for rank, count in enumerate(calls) if count == min(calls)]
-        waited = f"within the --timeout of {self.timeout:g} seconds"
+        waited = f"within the --timeout of {counted(self.timeout, 'second')}"
         if len(last) == len(calls):
-            return f"the ranks wait for each other's data, which did not come {waited}; look at the network; {REMEDY}"
-        return f"{self._named(last)} did not come to where the others wait {waited}; {REMEDY}, or a longer --timeout"
+            return f"the ranks wait for each other's data, which did not come {waited}; mend the network; {self.remedy}"
+        late = f"{self._named(last)} did not come to where the others wait {waited}"
+        return f"{late}; {self.remedy}, with a longer --timeout if it is only slow"
 
     def _all(self, what: str) -> list[str]:
         return [self.store.get(f"{what}/{rank}").decode() for rank in range(self.place.size)]
@@ -171,6 +186,7 @@ class Watch:
         if sentence and self.claim():
             sys.stderr.write(f"error: {sentence}\n")
             sys.stderr.flush()
+        self.kill_lost()
         until = time.monotonic() + WRITING
         # not all threads: those of pools that compile never end
         for thread in threading.enumerate():
@@ -179,7 +195,22 @@ class Watch:
         self.linger()
         os._exit(1)
 
+    def kill_lost(self) -> None:
+        """Kills the ranks that `missing` has found and this rank's own launcher has started. One that is stopped heeds
+        no request to end, and torchrun would wait half a minute for it.
+        """
+        for rank in self._lost:
+            with suppress(OSError, RuntimeError):
+                _, pid, _, host = self.store.get(f"who/{rank}").decode().split(" ", 3)
+                if host == socket.gethostname() and parent_of(int(pid)) == self.parent:
+                    os.kill(int(pid), signal.SIGKILL)
+
     def linger(self) -> None:
         """Where the store is this process's, until the others have seen why the job ends."""
         if self.has_store:
             time.sleep(DOUBT)
+
+
+def parent_of(pid: int) -> int:
+    """The process that has started `pid`. Raises `OSError` where there is none, and where there is no /proc."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data.checkpoints.checkpoint import load
 from data.checkpoints.config import PRESETS, parameter_count
-from data.cli import ArgumentParser, InputError, refuse_missing_folder, run, whole
+from data.cli import ArgumentParser, InputError, integer, refuse_missing_folder, run
 from data.files import atomic_write
 from parity_tests.bounds import Row, excess
 from parity_tests.certificate import as_json, certificate
@@ -43,10 +43,10 @@ def parser() -> ArgumentParser:
     parser.add_argument(
         "--kernels", choices=CHOICES, default="auto", help="of tinygrad: its own (plain), or ours (fused)"
     )
-    parser.add_argument("--seq-len", type=whole(1), default=32, metavar="N", help="tokens in a row")
-    parser.add_argument("--batch-size", type=whole(1), default=2, metavar="N", help="rows in a batch")
-    parser.add_argument("--steps", type=whole(1), metavar="N", help="AdamW steps; 10, or 3 where not in float64")
-    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the tokens and random weights")
+    parser.add_argument("--seq-len", type=integer(1), default=32, metavar="N", help="tokens in a row")
+    parser.add_argument("--batch-size", type=integer(1), default=2, metavar="N", help="rows in a batch")
+    parser.add_argument("--steps", type=integer(1), metavar="N", help="AdamW steps; 10, or 3 where not in float64")
+    parser.add_argument("--seed", type=integer(0), default=0, metavar="N", help="of the tokens and random weights")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the certificate there")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots there")
     return parser

@@ -14,7 +14,7 @@ import numpy as np
 from data.checkpoints.checkpoint import load, resolve, save
 from data.checkpoints.config import PRESETS
 from data.checkpoints.initialize import initial_weights
-from data.cli import ArgumentParser, refuse_missing_folder, run, whole
+from data.cli import ArgumentParser, integer, refuse_missing_folder, run
 from data.evaluation.subject import Subject, batch_tokens
 from data.evaluation.tasks import require_harness, specs_of
 from data.files import atomic_write
@@ -61,9 +61,9 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="gpt2", help="the size of random weights (%(default)s)")
     parser.add_argument("--tasks", default="stories", metavar="TASK", help="one, as evaluate's (%(default)s)")
     parser.add_argument("--data-file", type=Path, metavar="FILE", help="as evaluate's")
-    parser.add_argument("--limit", type=whole(1), metavar="N", help="the first N questions (all)")
-    parser.add_argument("--batch-size", type=whole(1), action="append", metavar="N", help="of hf; may be repeated")
-    parser.add_argument("--turns", type=whole(1), default=2, metavar="N", help="of each; the first compiles")
+    parser.add_argument("--limit", type=integer(1), metavar="N", help="the first N questions (all)")
+    parser.add_argument("--batch-size", type=integer(1), action="append", metavar="N", help="of hf; may be repeated")
+    parser.add_argument("--turns", type=integer(1), default=2, metavar="N", help="of each; the first compiles")
     parser.add_argument("--device", help="CPU or CUDA; by default the best there is")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="as evaluate's")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")

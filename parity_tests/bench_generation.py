@@ -19,7 +19,7 @@ import transformers
 
 from data.checkpoints.checkpoint import save
 from data.checkpoints.config import PRESETS, GPT2Config
-from data.cli import ArgumentParser, InputError, Progress, refuse_missing_folder, run, whole
+from data.cli import ArgumentParser, InputError, Progress, integer, refuse_missing_folder, run
 from data.files import atomic_write
 from data.text.sampling import Sampler
 from data.text.tokenizer import EOT
@@ -98,10 +98,10 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="gpt2", help="the model's size (default: %(default)s)")
     parser.add_argument("--device", help="CPU, CUDA, METAL, ...; by default the best there is")
     parser.add_argument(
-        "--batch-size", type=whole(1), action="append", metavar="N", help="rows; may be given many times (default: 1)"
+        "--batch-size", type=integer(1), action="append", metavar="N", help="rows; may be given many times (default: 1)"
     )
     parser.add_argument(
-        "--max-new-tokens", type=whole(1), default=64, metavar="N", help="after 16 of a prompt (default: %(default)s)"
+        "--max-new-tokens", type=integer(1), default=64, metavar="N", help="after 16 of a prompt (default: %(default)s)"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="as generate's")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")

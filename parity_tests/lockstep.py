@@ -64,35 +64,35 @@ class LockstepRanks(Ranks):
     def barrier(self) -> None:
         self.tell(None)()
 
-    def average(self, whole: Any, dtype: str = "float32") -> Work:
-        here = np.asarray(whole)
+    def average(self, memory: Any, dtype: str = "float32") -> Work:
+        here = np.asarray(memory)
         told = self.tell(rounded(here, dtype))
         return Arriving(lambda: np.copyto(here, mean(told(), dtype)))
 
-    def reduce(self, whole: Any, dtype: str = "float32") -> Work:
-        told = self.tell(rounded(whole, dtype))
+    def reduce(self, memory: Any, dtype: str = "float32") -> Work:
+        told = self.tell(rounded(memory, dtype))
 
         def arrive() -> None:
             means = np.split(mean(told(), dtype), self.size)
-            whole[:] = 3 * whole  # what other ranks have is undefined here, but 0 where all of them have 0
-            self.part(whole)[:] = means[self.rank]
+            memory[:] = 3 * memory  # what other ranks have is undefined here, but 0 where all of them have 0
+            self.part(memory)[:] = means[self.rank]
 
         return Arriving(arrive)
 
-    def collect(self, whole: Any) -> Work:
-        told = self.tell(self.part(whole).copy())
-        return Arriving(lambda: np.copyto(whole, np.concatenate(told())))
+    def collect(self, memory: Any) -> Work:
+        told = self.tell(self.part(memory).copy())
+        return Arriving(lambda: np.copyto(memory, np.concatenate(told())))
 
-    def whole(self, part: Any, keep: bool = True) -> np.ndarray:
+    def gather_parts(self, part: Any, keep: bool = True) -> np.ndarray:
         found = np.concatenate(self.tell(np.array(part))())
         return found if keep else np.empty(0)
 
-    def share(self, whole: Any, source: int) -> Work:
-        told = self.tell(np.asarray(whole).copy())
-        return Arriving(lambda: np.copyto(np.asarray(whole), told()[source]))
+    def share(self, memory: Any, source: int) -> Work:
+        told = self.tell(np.asarray(memory).copy())
+        return Arriving(lambda: np.copyto(np.asarray(memory), told()[source]))
 
-    def part(self, whole: np.ndarray) -> np.ndarray:
-        return np.split(whole, self.size)[self.rank]
+    def part(self, memory: np.ndarray) -> np.ndarray:
+        return np.split(memory, self.size)[self.rank]
 
 
 @dataclass
@@ -102,11 +102,11 @@ class Arriving:
     wait: Callable[[], None]
 
 
-def rounded(whole: np.ndarray, dtype: str) -> np.ndarray:
+def rounded(memory: np.ndarray, dtype: str) -> np.ndarray:
     """A copy, rounded to bfloat16 where it is sent as that."""
     if dtype != "bfloat16":
-        return whole.copy()
-    return torch.tensor(whole).bfloat16().to(torch.tensor(whole).dtype).numpy()
+        return memory.copy()
+    return torch.tensor(memory).bfloat16().to(torch.tensor(memory).dtype).numpy()
 
 
 def mean(values: list[np.ndarray], dtype: str) -> np.ndarray:

@@ -37,7 +37,7 @@ import tinygrad_impl.trainer as T
 import torch_ref.generate
 import torch_ref.model
 from data.checkpoints.config import GPT2Config, parameter_shapes
-from data.cli import ArgumentParser, InputError, Progress, refuse_missing_folder, run, whole
+from data.cli import ArgumentParser, InputError, Progress, integer, refuse_missing_folder, run
 from data.files import atomic_write
 from data.text.sampling import Sampler
 from data.text.shards import ShardWriter, write_meta
@@ -718,11 +718,11 @@ def parser() -> ArgumentParser:
     parser.add_argument("--only", default="", metavar="PATTERN", help="only mutants with this in their name")
     parser.add_argument("--dtype", choices=(*DTYPES, "all"), default="all", help="of the proof")
     parser.add_argument(
-        "--configs", type=whole(0), default=0, metavar="N", help="also look for false alarms on N random models"
+        "--configs", type=integer(0), default=0, metavar="N", help="also look for false alarms on N random models"
     )
-    parser.add_argument("--jobs", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="processes")
-    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the tokens and random models")
-    parser.add_argument("--steps", type=whole(1), default=6, metavar="N", help="AdamW steps of each proof")
+    parser.add_argument("--jobs", type=integer(1), default=os.cpu_count() or 1, metavar="N", help="processes")
+    parser.add_argument("--seed", type=integer(0), default=0, metavar="N", help="of the tokens and random models")
+    parser.add_argument("--steps", type=integer(1), default=6, metavar="N", help="AdamW steps of each proof")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every result there")
     return parser
 

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data.cli import ArgumentParser, InputError, Progress, refuse_missing_folder, run, whole
+from data.cli import ArgumentParser, InputError, Progress, integer, refuse_missing_folder, run
 from data.files import atomic_write
 from parity_tests.planted import PACKAGES, ROOT, Server, servers, write_source
 
@@ -282,10 +282,10 @@ def parser() -> ArgumentParser:
         description="Change the source in one place at a time and see whether a test of `make test` fails.",
         epilog='example: make mutants ARGS="--sample 200 --seed 1"',
     )
-    parser.add_argument("--sample", type=whole(1), default=200, metavar="N", help="how many mutants (200)")
-    parser.add_argument("--seed", type=whole(0), default=1, metavar="N", help="which ones (1)")
+    parser.add_argument("--sample", type=integer(1), default=200, metavar="N", help="how many mutants (200)")
+    parser.add_argument("--seed", type=integer(0), default=1, metavar="N", help="which ones (1)")
     parser.add_argument("--only", default="", metavar="WORDS", help="of files with these words in their path")
-    parser.add_argument("--jobs", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="at once")
+    parser.add_argument("--jobs", type=integer(1), default=os.cpu_count() or 1, metavar="N", help="at once")
     parser.add_argument("--retry", action="store_true", help="try those again that survived, after a test was added")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every result there")
     return parser

@@ -24,7 +24,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from data.cli import ArgumentParser, InputError, Progress, run, whole
+from data.cli import ArgumentParser, InputError, Progress, integer, run
 from parity_tests.catalogue import Row
 
 ROOT = Path(__file__).parents[1]
@@ -201,7 +201,7 @@ def main() -> None:
         epilog="example: python -m parity_tests.planted --only sampling",
     )
     parser.add_argument("--only", default="", metavar="WORDS", help="only bugs with these words in their name or file")
-    parser.add_argument("--jobs", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="at once")
+    parser.add_argument("--jobs", type=integer(1), default=os.cpu_count() or 1, metavar="N", help="at once")
     args = parser.parse_args()
     rows = [row for row in catalogue() if args.only in row[0] or args.only in row[1]]
     if not rows:

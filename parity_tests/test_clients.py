@@ -5,6 +5,7 @@ What they need is the extra `clients`; without a part of it, its tests are skipp
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest

@@ -332,18 +332,18 @@ def summed(self: Any, bucket: str) -> None:
 
 def local_norm(self: Any, lr: float) -> tuple[float, float]:
     """Of the part that this rank updates."""
-    whole, here = self.ranks.whole, np.arange(self.ranks.size) == self.ranks.rank
+    gather_parts, here = self.ranks.gather_parts, np.arange(self.ranks.size) == self.ranks.rank
 
     def of_this_rank(part: Any, keep: bool = True) -> np.ndarray:
-        found = whole(part, keep).reshape(self.ranks.size, -1)
+        found = gather_parts(part, keep).reshape(self.ranks.size, -1)
         found[~here, 1:] = 0
         return found.reshape(-1)
 
-    self.ranks.whole = of_this_rank
+    self.ranks.gather_parts = of_this_rank
     try:
         return update(self, lr)
     finally:
-        self.ranks.whole = whole
+        self.ranks.gather_parts = gather_parts
 
 
 def shifted(self: Any, bucket: Any, dtype: Any) -> Any:

@@ -7,6 +7,7 @@ COMMANDS = {
     "tinygrad_impl.generate": "continue a prompt",
     "tinygrad_impl.compare": "models side by side: their texts, what can be counted of them, and their loss",
     "tinygrad_impl.bench": "how fast training is, beside PyTorch",
+    "tinygrad_impl.scaling": "what a step would cost on many GPUs, from what was measured on few",
     "torch_ref.train": "train GPT-2 in PyTorch, with the same options and files",
     "parity_tests": "prove that both compute the same, on any weights and device",
     "data.text.prepare": "tokenise text into a folder of shards",

@@ -31,7 +31,7 @@ from tinygrad.helpers import DEV
 
 from data.checkpoints.config import PRESETS, GPT2Config, flops_a_token, parameter_count
 from data.checkpoints.initialize import initial_weights
-from data.cli import ArgumentParser, InputError, Progress, refuse_missing_folder, run, whole
+from data.cli import ArgumentParser, InputError, Progress, integer, refuse_missing_folder, run
 from data.files import atomic_write
 from data.launch import OPTION, count, launch, with_option
 from data.ranks import ALONE, Ranks, joined, place, rank_device
@@ -218,10 +218,10 @@ def command() -> ArgumentParser:
         "--batch-size is of each GPU",
     )
     parser.add_argument("--preset", choices=PRESETS, default="gpt2", help="the model's size (default: %(default)s)")
-    parser.add_argument("--batch-size", type=whole(1), metavar="N", help="windows in a step (default: as train)")
-    parser.add_argument("--seq-len", type=whole(1), metavar="N", help="tokens in a window (default: as train)")
+    parser.add_argument("--batch-size", type=integer(1), metavar="N", help="windows in a step (default: as train)")
+    parser.add_argument("--seq-len", type=integer(1), metavar="N", help="tokens in a window (default: as train)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of products (default: as train)")
-    parser.add_argument("--steps", type=whole(1), metavar="N", help="to measure of each (default: 100; on a CPU 10)")
+    parser.add_argument("--steps", type=integer(1), metavar="N", help="to measure of each (default: 100; on a CPU 10)")
     parser.add_argument("--kernels", choices=CHOICES, default="auto", help="as train's (default: %(default)s)")
     parser.add_argument(
         "--against",

@@ -12,7 +12,7 @@ import numpy as np
 
 from data.checkpoints.checkpoint import load, resolve
 from data.checkpoints.tensors import read_json
-from data.cli import ArgumentParser, InputError, Progress, command, run, whole
+from data.cli import ArgumentParser, InputError, Progress, command, integer, run
 from data.files import atomic_write
 from data.runs.comparison import add_copied, add_measures, markdown, sample
 from data.runs.report_comparison import comparison_page
@@ -70,9 +70,9 @@ def parser() -> ArgumentParser:
         "--errors", default=AS_GIVEN.errors, choices=ERRORS, help="for bytes in --data that are no UTF-8 (strict)"
     )
     loss.add_argument(
-        "--eval-tokens", type=whole(0), default=16_384, metavar="N", help="its first N (16384); 0: all of it"
+        "--eval-tokens", type=integer(0), default=16_384, metavar="N", help="its first N (16384); 0: all of it"
     )
-    loss.add_argument("--seq-len", type=whole(1), metavar="N", help="tokens in a window; by default as in the run")
+    loss.add_argument("--seq-len", type=integer(1), metavar="N", help="tokens in a window; by default as in the run")
     copying = parser.add_argument_group("whose words may have been copied")
     copying.add_argument(
         "--trained-on",
@@ -93,7 +93,11 @@ def parser() -> ArgumentParser:
     sampling = add_sampling_options(parser)
     sampling.add_argument("--prompt", action="append", metavar="TEXT", help="what to continue; may be given many times")
     sampling.add_argument(
-        "--num-samples", type=whole(1), default=1, metavar="N", help="texts that each model writes for each prompt (1)"
+        "--num-samples",
+        type=integer(1),
+        default=1,
+        metavar="N",
+        help="texts that each model writes for each prompt (1)",
     )
     return parser
 

@@ -14,7 +14,7 @@ from tinygrad import Device
 from tinygrad.device import ALL_DEVICES
 from tinygrad.helpers import DEV, NUM_CPU_THREADS
 
-from data.cli import InputError
+from data.cli import InputError, counted
 from data.gpu import numbered, show_one_gpu
 from data.ranks import place
 from tinygrad_impl.internals import KernelCache, gpu_name, share_context, shield_compilers, use_all_cores
@@ -151,7 +151,7 @@ def device_name(device: str) -> str:
     """What the GPU or processor calls itself."""
     if device == "CUDA":
         return gpu_name()
-    return f"{device} with {len(os.sched_getaffinity(0))} cores" if device == "CPU" else device
+    return f"{device} with {counted(len(os.sched_getaffinity(0)), 'core')}" if device == "CPU" else device
 
 
 def peak_flops(name: str, bfloat16: bool) -> float | None:

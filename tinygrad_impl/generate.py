@@ -9,7 +9,7 @@ import numpy as np
 
 from data.checkpoints.checkpoint import load, resolve
 from data.checkpoints.config import GPT2Config, parameter_count
-from data.cli import ArgumentParser, InputError, Progress, real, run, whole
+from data.cli import ArgumentParser, InputError, Progress, integer, real, run
 from data.runs.run_folder import sampling_of
 from data.text.sampling import SAMPLING, Sampler
 from data.text.tokenizer import Tokenizer, of_folder
@@ -25,10 +25,10 @@ Drawn = tuple[int, float]  # a token, and how probable the model found it
 
 KINDS: dict[str, Callable[[str], Any]] = {  # of the settings of sampling, as they are typed
     "temperature": real(0),
-    "top_k": whole(0),
+    "top_k": integer(0),
     "top_p": real(0, closed=False),
-    "seed": whole(0),
-    "max_new_tokens": whole(1),
+    "seed": integer(0),
+    "max_new_tokens": integer(1),
 }
 
 
@@ -235,7 +235,7 @@ def main() -> None:
         help="what to continue (Once upon a time); may be given many times",
     )
     parser.add_argument(
-        "--num-samples", type=whole(1), default=1, metavar="N", help="texts to write for each prompt (1)"
+        "--num-samples", type=integer(1), default=1, metavar="N", help="texts to write for each prompt (1)"
     )
     add_sampling_options(parser)
     args = parser.parse_args()

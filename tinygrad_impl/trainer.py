@@ -148,7 +148,7 @@ class Trainer:
         """AdamW's step from the means, clipped, if they are finite. Returns the mean loss, and the norm from before."""
         self.exchange.wait_for_gradients()
         found = self._squares()
-        of_all = contents(found) if self.ranks.size == 1 else self.ranks.whole(memory_of(found))
+        of_all = contents(found) if self.ranks.size == 1 else self.ranks.gather_parts(memory_of(found))
         squares = of_all.reshape(self.ranks.size, -1).astype(np.float64)  # (ranks, 1 + sums)
         loss = float(squares[:, 0].mean()) / self.count
         norm = math.sqrt(squares[: self.shards, 1:].sum()) / self.count
@@ -235,7 +235,7 @@ class Trainer:
         for part, kept in zip(self.parts, memory, strict=True):
             bucket = part.bucket
             whole = kept.numel() == bucket.size
-            flat = contents(kept) if whole else self.ranks.whole(memory_of(kept), keep)
+            flat = contents(kept) if whole else self.ranks.gather_parts(memory_of(kept), keep)
             for name, start in bucket.starts.items() if keep else ():
                 found[name] = flat[start : start + bucket.sizes[name]].reshape(self.parameters[name].shape)
         return {f"{prefix}{name}": found[name] for name in self.parameters if keep}

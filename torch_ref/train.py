@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from data.cli import InputError, run
+from data.cli import InputError, counted, run
 from data.gpu import numbered, show_one_gpu
 from data.launch import note_idle_gpus, place_process
 from data.ranks import joined
@@ -64,7 +64,7 @@ def train_from(start: Start, device: str) -> None:
         found = trainer.moments(keep)
         return {name: t.cpu().numpy().copy() for name, t in found.items()}  # copies, for AdamW goes on
 
-    threads = f"CPU with {torch.get_num_threads()} threads"
+    threads = f"CPU with {counted(torch.get_num_threads(), 'thread')}"
     pytorch = Implementation(
         package="torch_ref",
         trainer=trainer,

@@ -12,7 +12,7 @@ import numpy as np
 from data.checkpoints.checkpoint import load, resolve
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.tensors import read_json
-from data.cli import ArgumentParser, command, refuse_missing_folder, whole
+from data.cli import ArgumentParser, command, integer, refuse_missing_folder
 from data.evaluation.scores import keep, score_rows
 from data.evaluation.subject import Subject
 from data.evaluation.tasks import require_harness, specs_of
@@ -44,7 +44,7 @@ def parser(prog: str, framework: str) -> ArgumentParser:
         metavar="TASK,...",
         help="names that the harness knows (with data of the hub), .yaml files, or stories, which needs no network",
     )
-    parser.add_argument("--limit", type=whole(1), metavar="N", help="of each task the first N questions (all)")
+    parser.add_argument("--limit", type=integer(1), metavar="N", help="of each task the first N questions (all)")
     parser.add_argument(
         "--data-file",
         type=Path,

@@ -4,7 +4,7 @@ in micro-batches.
 
 import math
 
-from data.cli import InputError
+from data.cli import InputError, counted
 from data.runs.options import Options
 
 
@@ -23,7 +23,7 @@ def accumulated(tokens: int, seq_len: int, batch_size: int, size: int) -> tuple[
         below = tokens // step * step
         fitting = f"{below} or {below + step}" if below else f"{step}"
         why = (
-            f"{windows} windows of --seq-len {seq_len}, which {size} ranks cannot share equally"
+            f"{counted(windows, 'window')} of --seq-len {seq_len}, which {size} ranks cannot share equally"
             if not rest
             else f"no multiple of --seq-len {seq_len}" + f", let alone for {size} ranks" * (size > 1)
         )
@@ -39,11 +39,11 @@ def share_of_a_rank(options: Options, size: int) -> int:
         return windows // size
     fewer, more = ([n for n in range(1, windows + 1) if windows % n == 0 and (n < size) == less] for less in (1, 0))
     ranks = " or ".join(map(str, [*fewer[-1:], *more[:1]]))
-    wanted = f"start {ranks} ranks"
+    wanted = f"start {ranks} rank{'s' * (ranks != '1')}"
     if not options.resume:
         step = size // math.gcd(options.batch_size, size)
         wanted += f", or give --grad-accum {math.ceil(options.grad_accum / step) * step}"
     raise InputError(
-        f"{size} ranks cannot share equally the {windows} windows of an update (--grad-accum {options.grad_accum} x "
-        f"--batch-size {options.batch_size}, over all ranks); {wanted}"
+        f"{size} ranks cannot share equally the {counted(windows, 'window')} of an update (--grad-accum "
+        f"{options.grad_accum} x --batch-size {options.batch_size}, over all ranks); {wanted}"
     )

@@ -1,23 +1,19 @@
 """The training loop, whichever implementation computes the steps."""
 
 import math
-import os
-import signal
 import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from shlex import quote
-from types import FrameType
 from typing import Any
 
 from data.checkpoints.checkpoint import latest_checkpoint
 from data.checkpoints.config import flops_a_token, parameter_count
-from data.cli import InputError, Progress, command, leave_lost_terminal
+from data.cli import InputError, Progress, command
 from data.evaluation.scores import columns, score_rows
 from data.evaluation.tasks import specs_of
 from data.ranks import Ranks
@@ -25,11 +21,10 @@ from data.runs.implementation import Implementation
 from data.runs.recorder import PROMPT, Recorder
 from data.runs.schedule import bounds, rate, schedule
 from data.runs.start import Start
+from data.runs.stopping import stop_requests
 from data.runs.together import in_turns
 from data.text.loader import windows
 from data.text.shards import read_meta
-
-REPEATED = 2.0  # seconds within which a signal to several ranks is taken for the same request
 
 
 def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
@@ -97,12 +92,14 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
             """The signal with which any rank was asked to stop, or 0: on all ranks after the same step. Ends them all
             where one has found damaged data, or could not save.
             """
-            said = ranks.numbers(requests[0] if requests else 0, start.verification.failed, recorder.failed)
+            said = ranks.numbers(*requests.caught[:1] or [0], start.verification.failed, recorder.failed)
             asked, damaged, unsaved = said.max(axis=0).astype(int).tolist()
             if damaged:
                 start.verification.check_all()
             if unsaved:
                 recorder.wait()
+            if asked:
+                requests.agreed()
             return int(asked)
 
         stop = stop_request()
@@ -225,7 +222,7 @@ def sharing(start: Start) -> str:
     """A line on the global batch, and on the ranks that share it."""
     windows, count = start.loader.world_size * start.loader.batch_size, start.micro_batches
     each = f"{count} micro-batch{'es' * (count > 1)} of {start.loader.batch_size // count}"
-    batch = f"global batch: {windows:,} windows, {windows * start.options.seq_len:,} tokens"
+    batch = f"global batch: {windows:,} window{'s' * (windows > 1)}, {windows * start.options.seq_len:,} tokens"
     if not start.machines:
         return f"{batch}, in {each}"
     said = start.machines["ranks"]
@@ -244,41 +241,3 @@ def windows_not_finite(ranks: Ranks, own: range, finite: bool) -> str:
         return f"windows {rows[0][0]} to {rows[-1][1]} of the data, though finite on each rank alone"
     places = " and ".join(f"{first} to {last} (rank {rank})" for rank, first, last in culprits)
     return f"windows {places} of the data"
-
-
-@contextmanager
-def stop_requests(ranks: Ranks) -> Iterator[list[int]]:
-    """SIGINT, SIGTERM and SIGHUP (the terminal is gone), collected while this lasts instead of acted upon.
-
-    A second SIGINT or SIGTERM acts; of several ranks only after a while, because torchrun passes on a signal that the
-    terminal has sent to all of them. A second SIGHUP does not: the shell and the kernel may each send one. One that is
-    ignored from the beginning, as with nohup, stays so.
-    """
-    caught: list[int] = []
-    patience, begin = (REPEATED if ranks.size > 1 else 0.0), 0.0
-
-    def request(number: int, frame: FrameType | None) -> None:
-        nonlocal begin
-        if caught and time.monotonic() < begin + patience:
-            return
-        again = bool(caught)
-        caught.append(number)
-        begin = time.monotonic()
-        if again or not patience:
-            for other, handler in previous.items():
-                signal.signal(other, signal.SIG_IGN if other == signal.SIGHUP else handler)
-        if again:
-            signal.raise_signal(number)
-            return
-        leave_lost_terminal()
-        if ranks.rank == 0:
-            os.write(2, b"\nstopping after this step; once more to stop at once\n")  # print is not for signal handlers
-
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    numbers += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
-    previous = {number: signal.signal(number, request) for number in numbers}
-    try:
-        yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from data.checkpoints.config import PRESETS, parameter_count
-from data.cli import ArgumentParser, InputError, real, whole
-from data.launch import count
+from data.cli import ArgumentParser, InputError, integer, real
+from data.launch import command_as_started, count
 from data.ranks import place
 from data.runs.run_folder import read_sealed
 from data.text.formats import AS_GIVEN, ERRORS
@@ -39,7 +39,7 @@ LONGER = ("steps", "rewarm", "eval_every", "sample_every", "save_every")  # go w
 Given = dict[str, Any]  # the options that were given, by name: one that was left out is not in it
 
 MODEL, HOW, KEEP = "what to train", "how to train it", "what to measure, keep and show"  # groups in --help
-NUMBER: dict[str, Any] = {"type": whole(1), "metavar": "N"}
+NUMBER: dict[str, Any] = {"type": integer(1), "metavar": "N"}
 FLAG: dict[str, Any] = {"default": False, "action": "store_true"}
 DTYPES = ("float32", "bfloat16")
 
@@ -92,7 +92,7 @@ class Options:
     lr: float = option(HOW, "the highest learning rate", type=real(0, closed=False), metavar="X")
     find_lr: bool = option(HOW, "try learning rates and propose one", **FLAG)
     min_lr: float = option(HOW, "the rate the cosine ends in (lr / 10)", type=real(0), metavar="X")
-    warmup: int = option(HOW, "updates over which the learning rate rises", type=whole(0), metavar="N")
+    warmup: int = option(HOW, "updates over which the learning rate rises", type=integer(0), metavar="N")
     schedule: tuple[str, ...] | None = option(
         HOW,
         "steps of a warm-up and its cosine (0-STEPS); then the rate is --min-lr, or another such span begins",
@@ -114,7 +114,7 @@ class Options:
         type=int,
         choices=(0, 1),
     )
-    seed: int = option(HOW, "of weights, order of data, and samples (1337)", 1337, type=whole(0), metavar="N")
+    seed: int = option(HOW, "of weights, order of data, and samples (1337)", 1337, type=integer(0), metavar="N")
     device: str | None = option(HOW, "CPU, CUDA, METAL, ...; by default the best there is", None, metavar="NAME")
     gpus: str | None = option(
         HOW,
@@ -124,10 +124,14 @@ class Options:
         metavar="N|all",
     )
     timeout: int = option(
-        HOW, "seconds after which a rank that is waited for counts as lost (600)", 600, type=whole(1), metavar="SECONDS"
+        HOW,
+        "seconds after which a rank that is waited for counts as lost (600)",
+        600,
+        type=integer(1),
+        metavar="SECONDS",
     )
     eval_every: int = option(KEEP, "steps between validation losses", **NUMBER)
-    eval_tokens: int = option(KEEP, "validate on the first N; 0: the whole split", type=whole(0), metavar="N")
+    eval_tokens: int = option(KEEP, "validate on the first N; 0: the whole split", type=integer(0), metavar="N")
     eval_tasks: str | None = option(
         KEEP, "score these tasks with each validation loss, as `evaluate` does (none)", None, metavar="TASK,..."
     )
@@ -224,7 +228,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
     if "resume_if_any" in given and ("out" not in given or given.keys() & {"resume", "find_lr"}):
         raise InputError("--resume-if-any goes with --out RUN, and without --resume and --find-lr; give it so")
     if "resume_if_any" in given and (given["out"] / "run.json").is_file():
-        given = going_on(given)
+        given = going_on(given, parser.prog.split()[-1])
     if "resume" in given:
         longer = LONGER if "steps" in given else ()
         if fixed := [name for name in given if name not in (*FREE, *longer, "resume", "resume_if_any")]:
@@ -256,9 +260,9 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
     return without_none(vars(parser.parse_args(words)))
 
 
-def going_on(given: Given) -> Given:
+def going_on(given: Given, module: str) -> Given:
     """What is meant by the options of a command with --resume-if-any whose run has begun: --resume. Raises `InputError`
-    where the run has others than these.
+    where the run has others than these, with a command of `module` where one would give the run these.
     """
     run = given["out"]
     had = options_of_run(read_sealed(run / "run.json").get("options"), run / "run.json")
@@ -267,12 +271,26 @@ def going_on(given: Given) -> Given:
         asked.pop("batch_size", None)
         had["global_batch_tokens"] = had["grad_accum"] * had["batch_size"] * had["seq_len"]
     for name, value in asked.items():
-        if name in had and name not in FREE and value != had[name]:
-            raise InputError(
-                f"{run} has {flag(name)} {had[name]}, and --resume-if-any goes on with it as it is, so {value} is not "
-                "possible; give the same, or another --out"
-            )
+        if name not in had or name in FREE or value == had[name]:
+            continue
+        if had[name] is None:
+            has, same = f"was begun without {flag(name)}", "leave it out"
+        else:
+            has, same = f"has {flag(name)} {as_words(had[name])}", "give the same"
+        if name == "steps" and value > had[name]:
+            gpus = ["--gpus", given["gpus"]] if "gpus" in given else []
+            longer = command_as_started(module, "--resume", run, "--steps", value, *gpus)
+            same = f"train it longer with `{longer}`, and give --steps {value} from then on"
+        raise InputError(
+            f"{run} {has}, and --resume-if-any goes on with it as it is, so {as_words(value)} is not possible; {same}, "
+            "or give another --out"
+        )
     return {name: value for name, value in given.items() if name in (*FREE, "resume_if_any")} | {"resume": run}
+
+
+def as_words(value: Any) -> str:
+    """An option's value as it is given on the command line."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def options_of_run(said: Any, file: Path) -> Given:

@@ -15,10 +15,11 @@ import numpy as np
 
 from data.checkpoints.config import parameter_count
 from data.checkpoints.sums import CURVE, checkpoints
-from data.cli import InputError, Progress, command
-from data.launch import with_option
+from data.cli import InputError, Progress
+from data.launch import command_as_started, with_option
 from data.runs.card import card
 from data.runs.implementation import Implementation
+from data.runs.options import Options
 from data.runs.plots import plot_losses
 from data.runs.revision import revision
 from data.runs.run_folder import RunFolder, sampling_of, write_sealed
@@ -45,9 +46,11 @@ class Recorder:
         self.saver = Saver()
         self._compiled: set[str] = set()  # of what is shown in a bar of its own
         self.saved_step = -1  # of the last checkpoint that was begun here
-        self.resuming = command(
-            f"{by.package}.train", "--resume", self.folder.path, *with_option()
-        )  # the command that goes on
+        timeout = ["--timeout", self.options.timeout] if self.options.timeout != Options.timeout else []
+        self.resuming = command_as_started(  # the command that goes on
+            f"{by.package}.train", "--resume", self.folder.path, *timeout
+        )
+        start.ranks.resume_with(self.resuming)
 
     def _open_on_all(self, files: Mapping[str, Any]) -> RunFolder:
         """The folder, which the first rank has opened and cut back; to the others it is what they know of it."""

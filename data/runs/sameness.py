@@ -20,13 +20,13 @@ def refuse_other_programs(ranks: Ranks, given: Given) -> None:
     """Raises `InputError` on all ranks where one has other options, versions or source code than rank 0."""
     if ranks.size == 1:
         return
-    begun = {f"state of {given.get('out')}": "begun" if "resume" in given else "not begun"}
+    begun = {f"the state of {given.get('out')}": "begun" if "resume" in given else "not begun"}
     if "resume_if_any" in given:
         refuse_differences(ranks, begun, "put the run's folder on a disk that all hosts share")
     options = {flag(name): value for name, value in given.items() if name not in OWN}
     refuse_differences(ranks, options, "give all ranks the same options")
     refuse_differences(ranks, versions(), "install the same versions on all hosts")
-    refuse_differences(ranks, {"source code": source_digest()}, "copy the same files of this project to all hosts")
+    refuse_differences(ranks, {"the source code": source_digest()}, "copy the same files of this project to all hosts")
 
 
 def refuse_other_starts(ranks: Ranks, options: Options, sums: dict[str, str]) -> None:
@@ -40,10 +40,10 @@ def refuse_other_starts(ranks: Ranks, options: Options, sums: dict[str, str]) ->
 
 def versions() -> dict[str, str]:
     """Of Python, and of the packages that compute or read, where they are installed."""
-    found = {"version of python": platform.python_version()}
+    found = {"the version of python": platform.python_version()}
     for package in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
-            found[f"version of {package}"] = importlib.metadata.version(package)
+            found[f"the version of {package}"] = importlib.metadata.version(package)
     return found
 
 

@@ -18,7 +18,7 @@ from data.checkpoints.checkpoint import latest_checkpoint, load, named_checkpoin
 from data.checkpoints.config import PRESETS, GPT2Config, parameter_count, to_hf
 from data.checkpoints.initialize import initial_weights
 from data.checkpoints.sums import checkpoints
-from data.cli import InputError
+from data.cli import InputError, counted
 from data.evaluation.tasks import require_harness, specs_of
 from data.ranks import ALONE, Ranks
 from data.runs.claim import claimed, claimed_new
@@ -120,7 +120,7 @@ def _begin(given: Given, device: str, ranks: Ranks, held: ExitStack) -> Start:
     options = replace(plan.options, quiet=plan.options.quiet or ranks.rank > 0)
     if plan.finished:
         if not options.quiet:
-            print(f"{options.out} is finished, with all its {options.steps} steps")
+            print(f"{options.out} is finished, with all its {counted(options.steps, 'step')}")
         sys.exit(0)
     model = in_turns(ranks, lambda: read[0] if read else _model(plan, device, ranks.size))
     config, arrays, state = model.config, model.arrays, model.state
@@ -152,8 +152,8 @@ def _begin(given: Given, device: str, ranks: Ranks, held: ExitStack) -> Start:
         options, config, arrays, model.moments, state, folder, loader, verification, tokenizer, plan.changed, ranks
     )
     if ranks.size > 1:
-        sums = {"weights": checksum(arrays), "optimizer state": checksum(model.moments or {})}
-        sums |= {"data": read_meta(folder)["checksum"], "place in the data": str(loader.state())}
+        sums = {"their weights": checksum(arrays), "their optimizer state": checksum(model.moments or {})}
+        sums |= {"their data": read_meta(folder)["checksum"], "their place in the data": str(loader.state())}
         refuse_other_starts(ranks, options, sums)
     return start
 
@@ -216,8 +216,10 @@ def refuse_no_steps(options: Options, steps: int, step: int) -> None:
     if step < options.steps:
         return
     if options.steps != steps:
-        raise InputError(f"{options.resume} has done {step} steps already; give --steps above that")
-    raise InputError(f"{options.out} is finished, with all its {steps} steps; add --steps N to train it for N in all")
+        raise InputError(f"{options.resume} has done {counted(step, 'step')} already; give --steps above that")
+    raise InputError(
+        f"{options.out} is finished, with all its {counted(steps, 'step')}; add --steps N to train it for N in all"
+    )
 
 
 def refuse_other_options(run_json: Path, checkpoint: Path, of_checkpoint: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from threading import Thread
 from typing import Any, Generic, TypeVar
 
 from data.cli import REMEDIES, InputError
-from data.ranks import Ranks
+from data.ranks import Ranks, listed
 from data.text.shards import Verification
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ PAUSE = 0.5  # seconds between two questions whether it is done
 FIRST_PAUSE = 0.01
 
 
-class Work(Thread, Generic[T]):
+class Task(Thread, Generic[T]):
     """A function that is being computed, what it gave, and what it raised."""
 
     def __init__(self, function: Callable[[], T]):
@@ -76,11 +76,11 @@ def on_all(ranks: Ranks, function: Callable[[], object], has_part: bool = True) 
 
 def _together(ranks: Ranks, function: Callable[[], T] | None) -> T | None:
     """`function()` on the ranks that have one; all return once all are done."""
-    work, pause = Work(function) if function else None, FIRST_PAUSE
-    while not ranks.numbers(work.ended(pause) if work else True).all():
+    task, pause = Task(function) if function else None, FIRST_PAUSE
+    while not ranks.numbers(task.ended(pause) if task else True).all():
         pause = min(2 * pause, PAUSE)
-    refuse_failed(ranks, work is not None, work.error if work else None)
-    return work.value if work else None
+    refuse_failed(ranks, task is not None, task.error if task else None)
+    return task.value if task else None
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,6 @@ def refuse_failed(ranks: Ranks, took_part: bool, error: BaseException | None) ->
     raise InputError(f"{listed(alike)} on {hosts}: {said}") from None
 
 
-def listed(ranks: list[int]) -> str:
-    """rank 3; ranks 1, 2 and 3."""
-    *others, last = map(str, ranks)
-    return f"ranks {', '.join(others)} and {last}" if others else f"rank {last}"
-
-
 def sentence(error: BaseException) -> str:
     """What is said of an error: of bad input, and of what the system refuses, with what to do about it."""
     if isinstance(error, InputError):
@@ -134,7 +128,7 @@ def refuse_differences(ranks: Ranks, what: Mapping[str, Any], remedy: str) -> No
             ours, theirs = (side.get(name, "none") for side in (first, had))
             if ours != theirs:
                 raise InputError(
-                    f"rank {rank} on {host} has another {name} than rank 0 on {first_host}: {theirs}, not {ours}; "
+                    f"the ranks differ in {name} (rank 0 on {first_host}: {ours}; rank {rank} on {host}: {theirs}); "
                     f"{remedy}"
                 )
 

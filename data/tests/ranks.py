@@ -16,7 +16,7 @@ from typing import Any
 import data.ranks
 import data.watch
 from data.cli import run
-from data.ranks import joined
+from data.ranks import joined, quieten_pytorch
 
 # Processes are forked from one that has imported these, which takes seconds; not from the tests', which has threads.
 # PyTorch imports its _dynamo when the first optimizer is made.
@@ -28,7 +28,7 @@ PATIENCE = 600.0  # seconds for all of it, on a busy machine
 
 
 def forkserver() -> Any:
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as `joined` has it, before PyTorch is imported
+    quieten_pytorch()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
@@ -97,7 +97,9 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Ended:
-    """How the process of a rank ended: its exit code (below 0: the signal that killed it), and what it wrote."""
+    """How the process of a rank ended: its exit code (below 0: the signal that killed it; None: it is stopped, and has
+    not), and what it wrote.
+    """
 
     code: int | None
     err: str
@@ -131,10 +133,12 @@ def ended(
         if time.monotonic() > until:
             break
         time.sleep(0.02)
+    left = [stopped(process.pid) for process in processes]
     for process in processes:
         process.kill()
         process.join()
-    return [Ended(process.exitcode, file.read_text()) for process, file in zip(processes, files, strict=True)]
+    codes = [None if is_left else process.exitcode for process, is_left in zip(processes, left, strict=True)]
+    return [Ended(code, file.read_text()) for code, file in zip(codes, files, strict=True)]
 
 
 def stopped(pid: int) -> bool:

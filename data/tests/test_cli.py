@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from data.cli import ArgumentParser, InputError, Progress, command, real, refuse_missing_folder, run, whole
+from data.cli import ArgumentParser, InputError, Progress, command, integer, real, refuse_missing_folder, run
 
 Ended = tuple[int, str, str]
 
@@ -113,26 +113,26 @@ def test_a_closed_pipe_ends_quietly(length: str) -> None:
 
 def test_a_bad_option_names_the_help() -> None:
     parser = ArgumentParser(prog="python -m it")
-    parser.add_argument("--steps", type=whole(1))
+    parser.add_argument("--steps", type=integer(1))
     with pytest.raises(InputError, match=r"^argument --steps: 0 is not .* at least 1; see `.*python -m it --help`$"):
         parser.parse_args(["--steps", "0"])
 
 
 def test_whole_numbers() -> None:
-    assert [whole(-2)(text) for text in ("-2", "0", "007", "999999999999999999")] == [-2, 0, 7, 10**18 - 1]
+    assert [integer(-2)(text) for text in ("-2", "0", "007", "999999999999999999")] == [-2, 0, 7, 10**18 - 1]
 
 
 @pytest.mark.parametrize("text", ["1", "-5", "2.0", "2e3", " 3", "3\n", "1_000", "٣", "", "x", "9" * 5000])
 def test_what_is_no_whole_number_of_at_least_two(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number of at least 2"):
-        whole(2)(text)
+        integer(2)(text)
 
 
 @pytest.mark.parametrize("text", ["1", "9" * 19, "-1"])
 def test_a_whole_number_too_small_or_of_nineteen_digits_is_named(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=rf"^{text} is not a whole number of at least 2$"):
-        whole(2)(text)
-    assert whole(2)("2") == 2
+        integer(2)(text)
+    assert integer(2)("2") == 2
 
 
 def test_real_numbers_at_their_bounds() -> None:

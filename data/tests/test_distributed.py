@@ -15,7 +15,8 @@ from data.cli import InputError
 from data.ranks import Ranks
 from data.tests.ranks import PATIENCE, Ended, ended, environment, free_port
 
-REMEDY = "what is saved is not lost: go on with --resume RUN"
+RESUMING = "torchrun -m it --resume 'a run'"
+REMEDY = f"what is saved is not lost: go on with `{RESUMING}`"
 
 
 def two(**more: str) -> list[Mapping[str, str]]:
@@ -35,6 +36,8 @@ def one_voice(ends: list[Ended], *words: str) -> None:
 
 
 def killed(ranks: Ranks) -> None:
+    ranks.resume_with(RESUMING)
+    ranks.barrier()
     if ranks.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     ranks.barrier()
@@ -47,6 +50,8 @@ def test_a_rank_that_is_killed_is_named(tmp_path: Path) -> None:
 
 
 def first_killed(ranks: Ranks) -> None:
+    ranks.resume_with(RESUMING)
+    ranks.barrier()
     if ranks.rank == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     ranks.barrier()
@@ -63,8 +68,11 @@ def stopped(ranks: Ranks) -> None:
 
 
 def test_a_rank_that_is_stopped_is_named_after_the_time_limit(tmp_path: Path) -> None:
+    """And killed: whatever has started it would wait for it."""
     began = time.monotonic()
-    one_voice(ended(tmp_path, two(), stopped, timeout=1), "rank 1 (process ", " or stopped")
+    ends = ended(tmp_path, two(), stopped, timeout=1)
+    assert [end.code for end in ends] == [1, -signal.SIGKILL]
+    one_voice(ends, "rank 1 (process ", " or stopped; start the job again\n")
     assert time.monotonic() - began > 1
 
 
@@ -75,7 +83,7 @@ def late(ranks: Ranks) -> None:
 
 
 def test_a_rank_that_lives_and_does_not_come_is_named(tmp_path: Path) -> None:
-    one_voice(ended(tmp_path, two(), late, timeout=1), "rank 1 (process ", "did not come", "--timeout of 1 seconds")
+    one_voice(ended(tmp_path, two(), late, timeout=1), "rank 1 (process ", "did not come", "--timeout of 1 second;")
 
 
 def blocked(ranks: Any) -> None:
@@ -151,11 +159,29 @@ def parted(ranks: Any) -> None:
 
 
 def test_a_rank_whose_torchrun_is_gone_ends(tmp_path: Path) -> None:
-    one_voice(ended(tmp_path, two(TORCHELASTIC_RUN_ID="7"), parted), "torchrun, which started this job", "was killed")
+    one_voice(ended(tmp_path, two(TORCHELASTIC_RUN_ID="7"), parted), "torchrun, which started this job", "is gone")
 
 
 def test_a_rank_that_never_comes(tmp_path: Path) -> None:
-    one_voice(ended(tmp_path, two()[:1], bad, timeout=1), "rank 1 of 2 did not come within 1 seconds")
+    one_voice(ended(tmp_path, two()[:1], bad, timeout=1), "rank 1 of 2 did not come within 1 second;")
+
+
+def test_a_rank_0_that_never_comes(tmp_path: Path) -> None:
+    """PyTorch's C++ would say so as well."""
+    one_voice(ended(tmp_path, two()[1:], bad, timeout=1), "rank 0 did not answer at 127.0.0.1:", "within 1 second;")
+
+
+def living(ranks: Ranks) -> None:
+    assert ranks.all_live()
+    ranks.barrier()
+    if ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert not ranks.all_live()
+    raise InputError("rank 1 does not live")
+
+
+def test_whether_all_ranks_live(tmp_path: Path) -> None:
+    one_voice(ended(tmp_path, two(), living), "rank 1 does not live")
 
 
 def test_a_port_in_use(tmp_path: Path) -> None:
@@ -170,7 +196,7 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     ("changed", "words"),
     [
         ({"TORCHELASTIC_RUN_ID": "b"}, "of job b"),
-        ({"RANK": "0", "TORCHELASTIC_USE_AGENT_STORE": "True"}, "there are two ranks 0"),
+        ({"RANK": "0", "TORCHELASTIC_USE_AGENT_STORE": "True"}, "two processes are rank 0"),
     ],
 )
 def test_ranks_of_different_jobs(tmp_path: Path, changed: dict[str, str], words: str) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -15,9 +14,10 @@ import pytest
 import data.gpu
 import data.launch
 import data.ranks
-from data.cli import InputError
-from data.launch import launch, note_idle_gpus, place_process, processes, without_option
+from data.cli import InputError, interpreter
+from data.launch import command_as_started, launch, note_idle_gpus, place_process, processes, without_option
 from data.ranks import Place, first_host, meeting_point, place, rank_device, wait_for_turn
+from data.runs.global_batch import accumulated
 from data.runs.options import parse, parser
 
 EXAMPLES = Path(__file__).parents[1] / "runs" / "examples"
@@ -186,6 +186,38 @@ def test_what_is_said_of_ranks_and_of_idle_gpus(
     assert capsys.readouterr().out == ""
 
 
+RANK = {"RANK": 4, "WORLD_SIZE": 6, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 3}
+TORCHRUN = ["/bin/python", "/there/torchrun", "--nnodes", "2", "-m", "it", "--out", "a"]
+
+
+def test_the_command_that_goes_on_starts_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(parent: list[str] | None = None) -> str:
+        monkeypatch.setattr(Path, "read_text", lambda file: "\0".join([*(parent or ["/sbin/init"]), ""]))
+        return command_as_started("it", "--resume", "a run")
+
+    python = interpreter()
+    plain = f"{python} -m it --resume 'a run'"
+    assert found() == plain
+    slurm(monkeypatch, STEP_NUM_NODES=2)
+    assert found() == f"srun --nodes 2 --ntasks 7 {plain}"
+    for name, value in RANK.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    assert found(TORCHRUN) == "/there/torchrun --nnodes 2 -m it --resume 'a run'  # on each host"
+    module = ["/bin/python", "-m", "torch.distributed.run", *TORCHRUN[2:]]
+    assert found(module) == f"{python} -m torch.distributed.run --nnodes 2 -m it --resume 'a run'  # on each host"
+    assert found() == "torchrun --nproc-per-node 3 -m it --resume 'a run'  # on each host"
+    monkeypatch.setenv("GPT2_GPUS", "all")
+    assert found() == f"{plain} --gpus all"
+
+
+def test_pytorch_is_quiet_before_it_is_imported() -> None:
+    """Its C++ would tell of a host that does not answer, too."""
+    code = "import os, sys, torch_ref; print(os.environ['TORCH_CPP_LOG_LEVEL'], 'torch' in sys.modules)"
+    root = Path(__file__).parents[2]
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=root, env={}, text=True) == "FATAL False\n"
+
+
 def test_tasks_of_srun(monkeypatch: pytest.MonkeyPatch) -> None:
     slurm(monkeypatch)
     assert place() == Place(rank=6, size=7, local_rank=2, local_size=3)
@@ -256,20 +288,35 @@ def test_the_first_rank_of_a_host_tells(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.iterdir()), ids=lambda file: file.name)
-def test_the_examples(file: Path) -> None:
-    """They are scripts that a shell can read, and what they start has these options."""
-    subprocess.run(["bash", "-n", file], check=True)
-    words = shlex.split(file.read_text().replace("\\\n", " "), comments=True)
-    module = words.index("tinygrad_impl.train")
-    given = parse(parser("python -m tinygrad_impl.train", "tinygrad"), words[module + 1 :])
-    assert given["resume_if_any"]
-    if "torchrun" in " ".join(words[:module]):
-        from torch.distributed.run import get_args_parser
+def test_the_examples(file: Path, tmp_path: Path) -> None:
+    """What they start, where these programs only print their arguments: it has these options, and a run of its own."""
+    programs = {"srun": 'printf "%s\\n" "$@"', ".venv/bin/torchrun": 'printf "%s\\n" .venv/bin/torchrun "$@"'}
+    programs |= {"nvidia-smi": "printf 'GPU\\nGPU\\nGPU\\nGPU\\n'", "scontrol": "printf 'gpu7\\ngpu8\\n'"}
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name, script in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "4077", "SLURM_JOB_NODELIST": "gpu[7-8]", "SLURM_CPUS_PER_TASK": "8"}
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **job}
+    of_slurm = file.suffix == ".sbatch"
+    cases = [([], "runs/4077"), (["runs/b"], "runs/b")] if of_slurm else [(["gpu7", "runs/a"], "runs/a")]
+    for arguments, run in cases:
+        words = subprocess.run(
+            ["bash", file, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        module = words.index("tinygrad_impl.train")
+        given = parse(parser("python -m tinygrad_impl.train", "tinygrad"), words[module + 1 :])
+        assert str(given["out"]) == run
+        assert given["resume_if_any"]
+        assert (given["preset"], given["data"]) == ("gpt2", "tinystories")
+        assert accumulated(given["global_batch_tokens"], 1024, given["batch_size"], 8) == (16, 32)
+        if ".venv/bin/torchrun" in words:
+            from torch.distributed.run import get_args_parser
 
-        begin = next(i for i, word in enumerate(words) if word.endswith("torchrun")) + 1
-        started = get_args_parser().parse_args([word.replace("$gpus", "4") for word in words[begin:]])
-        assert (started.nnodes, started.module, started.nproc_per_node) == ("2", True, "4")
-        assert started.training_script == "tinygrad_impl.train"
+            started = get_args_parser().parse_args(words[words.index(".venv/bin/torchrun") + 1 :])
+            assert (started.nnodes, started.module, started.nproc_per_node) == ("2", True, "4")
+            assert started.training_script == "tinygrad_impl.train"
+            assert started.rdzv_endpoint == ("gpu7:24077" if of_slurm else "gpu7:29500")
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from data.cli import ArgumentParser, Progress, refuse_missing_folder, run, whole
+from data.cli import ArgumentParser, Progress, integer, refuse_missing_folder, run
 from data.files import atomic_write
 from data.text.loader import Loader
 from data.text.prepare import BATCH, prepare
@@ -139,7 +139,9 @@ def main() -> None:
         description="Measure preparation and loader beside tiktoken.",
         epilog="example: python -m data.text.bench_data --size 2200",
     )
-    parser.add_argument("--size", type=whole(10), default=200, metavar="MB", help="of the text (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=integer(10), default=200, metavar="MB", help="of the text (default: %(default)s)"
+    )
     parser.add_argument("--text", metavar="FILE", help="a text to make it of (default: our own stories)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()

@@ -4,6 +4,7 @@ from parity_tests.catalogue import Row
 
 STARTING = "data/tests/test_launch.py::"
 FAILING = "data/tests/test_distributed.py::"
+STOPPING, OF_STOPPING = "data/runs/stopping.py", "data/runs/tests/test_stopping.py::"
 
 PLANTED: list[Row] = [
     (
@@ -173,5 +174,96 @@ PLANTED: list[Row] = [
         "error: out of memory{where};",
         "error: out of memory;",
         FAILING + "test_memory_runs_out_on_one",
+    ),
+    (
+        "a rank that is stopped is left, and torchrun waits for it",
+        "data/watch.py",
+        "        self.kill_lost()\n",
+        "",
+        FAILING + "test_a_rank_that_is_stopped_is_named_after_the_time_limit",
+    ),
+    (
+        "a lost rank's sentence has no command",
+        "data/distributed.py",
+        "self._watch.resuming = command",
+        "pass",
+        FAILING + "test_a_rank_that_is_killed_is_named",
+    ),
+    (
+        "ranks live that have been killed",
+        "data/distributed.py",
+        "return not self._watch.told() and not self._watch.missing()",
+        "return not self._watch.told()",
+        FAILING + "test_whether_all_ranks_live",
+    ),
+    (
+        "PyTorch tells of a host that does not answer, too",
+        "data/ranks.py",
+        '"TORCH_CPP_LOG_LEVEL", "FATAL"',
+        '"TORCH_CPP_LOG_LEVEL", "ERROR"',
+        STARTING + "test_pytorch_is_quiet_before_it_is_imported",
+    ),
+    (
+        "torch_ref imports PyTorch before it is quiet",
+        "torch_ref/__init__.py",
+        "\nquieten_pytorch()",
+        "\nimport torch; quieten_pytorch()",
+        STARTING + "test_pytorch_is_quiet_before_it_is_imported",
+    ),
+    (
+        "the command that goes on starts one process",
+        "data/launch.py",
+        "if here is None or GIVEN in os.environ:",
+        "if here:",
+        STARTING + "test_the_command_that_goes_on_starts_as_many",
+    ),
+    (
+        "the command that goes on has the options of the run that failed",
+        "data/launch.py",
+        "words = words[: words.index(module) + 1]",
+        "words = words[: words.index(module) + 2]",
+        STARTING + "test_the_command_that_goes_on_starts_as_many",
+    ),
+    (
+        "an example's jobs share a run's folder",
+        "data/runs/examples/srun.sbatch",
+        "run=${1:-runs/$SLURM_JOB_ID}",
+        "run=runs/slurm",
+        STARTING + "test_the_examples[srun.sbatch]",
+    ),
+    (
+        "once more to stop at once is said too soon",
+        STOPPING,
+        "not self.told.wait(max(0.0, again - time.monotonic()))",
+        "True",
+        OF_STOPPING + "test_once_more_is_said_when_it_is_true",
+    ),
+    (
+        "ranks that are ended because one is lost say that they stop",
+        STOPPING,
+        "and self.ranks.all_live() and",
+        "and",
+        OF_STOPPING + "test_nothing_is_said_of_a_request_that_comes_because_a_rank_is_lost",
+    ),
+    (
+        "ranks that have agreed to stop say nothing",
+        STOPPING,
+        "        if self.ranks.rank == 0:\n            self._tell(STOPPING)\n",
+        "        pass\n",
+        OF_STOPPING + "test_ranks_that_agree_say_so_at_once",
+    ),
+    (
+        "a process alone of torchrun's takes one request for two",
+        STOPPING,
+        "ranks.size > 1 or started_with_others()",
+        "ranks.size > 1",
+        OF_STOPPING + "test_a_process_that_torchrun_started_alone_may_be_told_twice",
+    ),
+    (
+        "what trains a run longer is not said",
+        "data/runs/options.py",
+        'if name == "steps" and value > had[name]:',
+        "if False:",
+        "data/runs/tests/test_options.py::test_the_same_command_with_more_steps_says_how_to_train_longer",
     ),
 ]

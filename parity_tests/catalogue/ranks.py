@@ -62,8 +62,8 @@ PLANTED: list[Row] = [
     (
         "ranks: moments are gathered in the wrong order",
         TRAINER,
-        "self.ranks.whole(memory_of(kept), keep)",
-        "np.roll(self.ranks.whole(memory_of(kept), keep), bucket.size // 2)",
+        "self.ranks.gather_parts(memory_of(kept), keep)",
+        "np.roll(self.ranks.gather_parts(memory_of(kept), keep), bucket.size // 2)",
         TRAINING,
     ),
     (
@@ -175,8 +175,8 @@ PLANTED += [
     ),
     (
         "a signal that torchrun passes on is a second request",
-        LOOP,
-        "(REPEATED if ranks.size > 1 else 0.0)",
+        "data/runs/stopping.py",
+        "(REPEATED if requests.several else 0.0)",
         "0.0",
         OF_RUNS + "all_stop_after_the_same_step_and_go_on",
     ),
@@ -211,7 +211,7 @@ PLANTED += [
     (
         "ranks' source code is not compared",
         "data/runs/sameness.py",
-        '{"source code": source_digest()}',
+        '{"the source code": source_digest()}',
         "{}",
         OF_RUNS + "what_one_rank_has_ends_all[source]",
     ),

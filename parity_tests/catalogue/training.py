@@ -55,14 +55,14 @@ PLANTED: list[Row] = [
     ),
     (
         "SIGHUP is taken although nohup ignores it",
-        TRAINING_LOOP,
+        "data/runs/stopping.py",
         "if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []",
         "if signal.SIGHUP not in numbers else []",
         RESUME + "test_a_hangup_that_is_ignored_stays_so",
     ),
     (
         "a stop is announced on a terminal that is gone",
-        TRAINING_LOOP,
+        "data/runs/stopping.py",
         "        leave_lost_terminal()\n",
         "",
         RESUME + "test_a_terminal_that_goes_away",
@@ -345,7 +345,7 @@ PLANTED: list[Row] = [
     ),
     (
         "a second request to stop is collected too",
-        TRAINING_LOOP,
+        "data/runs/stopping.py",
         "signal.SIG_IGN if other == signal.SIGHUP else handler",
         "signal.SIG_IGN if other == signal.SIGHUP else request",
         RESUME + "test_a_second_request_stops_at_once",

@@ -30,7 +30,7 @@ from data.checkpoints.checkpoint import CONFIG, INDEX, WEIGHTS, load, save
 from data.checkpoints.config import GPT2Config, to_hf
 from data.checkpoints.initialize import initial_weights
 from data.checkpoints.tensors import write_safetensors
-from data.cli import ArgumentParser, InputError, Progress, run, whole
+from data.cli import ArgumentParser, InputError, Progress, integer, run
 from data.runs.comparison import add_measures, sample
 from data.runs.options import UNRECORDED, parse, parser
 from data.runs.report import report_page
@@ -353,8 +353,8 @@ def main() -> None:
         description="Damage every file that the project reads, in thousands of ways, and see how each ends.",
         epilog="example: python -m tinygrad_impl.tests.fuzz --count 10000",
     )
-    parser.add_argument("--count", type=whole(1), default=1000, metavar="N", help="damaged files (1000)")
-    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the damage")
+    parser.add_argument("--count", type=integer(1), default=1000, metavar="N", help="damaged files (1000)")
+    parser.add_argument("--seed", type=integer(0), default=0, metavar="N", help="of the damage")
     args = parser.parse_args()
     ends, faults = fuzz(args.count, args.seed)
     for fault in faults[:50]:

@@ -578,6 +578,21 @@ def test_the_same_command_goes_on(stub: Stub, place: Path, tmp_path: Path, monke
     refused(training(stub, place, tmp_path / "run", lr=0.03, **more), words)
     other = training(stub, place, tmp_path / "run", **more | {"global_batch_tokens": 72})
     refused(other, "has --global-batch-tokens 48, and --resume-if-any")
+    other = training(stub, place, tmp_path / "run", valid=0.2, **more)
+    refused(other, "was begun without --valid, and --resume-if-any", "so 0.2 is not possible; leave it out")
+
+
+def test_the_same_command_with_more_steps_says_how_to_train_longer(stub: Stub, place: Path, tmp_path: Path) -> None:
+    """And what it says is so: the command, and then the same one with these steps."""
+    run = tmp_path / "run"
+    assert training(stub, place, run, resume_if_any=True).code == 0
+    longer = training(stub, place, run, steps=15, resume_if_any=True)
+    refused(longer, f"train it longer with `python -m torch_ref.train --resume {run} --steps 15`, and give --steps 15")
+    assert call(stub.main, "--resume", run, "--steps", 15, cwd=place).code == 0
+    again = training(stub, place, run, steps=15, resume_if_any=True)
+    assert (again.code, again.out) == (0, f"{run} is finished, with all its 15 steps\n")
+    fewer = training(stub, place, run, resume_if_any=True)
+    refused(fewer, "has --steps 15, and --resume-if-any goes on with it as it is, so 13 is not possible; give the same")
 
 
 def test_a_repeated_run_keeps_its_global_batch(stub: Stub, place: Path, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def other_seed_within(stub: RankStub, patch: pytest.MonkeyPatch) -> None:
 
 
 def other_versions(stub: RankStub, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(data.runs.sameness, "versions", lambda: {"version of torch": "1.0"})
+    patch.setattr(data.runs.sameness, "versions", lambda: {"the version of torch": "1.0"})
 
 
 def other_source(stub: RankStub, patch: pytest.MonkeyPatch) -> None:
@@ -181,18 +181,24 @@ def other_source(stub: RankStub, patch: pytest.MonkeyPatch) -> None:
 
 
 HOST = r"rank 1 on \S+"
+
+
+def differ(what: str, more: str) -> str:
+    return rf"the ranks differ in {what} \(rank 0 on \S+: {more}"
+
+
 REFUSED: dict[str, tuple[Prepare | None, list[object], str]] = {
     "without data": (without_data, [], f"{HOST}: there is no such text"),
     "without disk": (without_disk, [], f"{HOST}: Permission denied at text; mend the permissions, or name another .*"),
-    "weights": (other_weights, [], f"{HOST} has another weights than rank 0 on .*; copy the same files to all hosts.*"),
-    "seed within": (other_seed_within, [], f"{HOST} has another place in the data than rank 0 .*; copy the same .*"),
+    "weights": (other_weights, [], differ("their weights", ".*; copy the same files to all hosts.*")),
+    "seed within": (other_seed_within, [], differ("their place in the data", ".*; copy the same .*")),
     "seed": (
         None,
         ["--seed", 12],
-        f"{HOST} has another --seed than rank 0 on .*: 12, not 11; give all ranks the same.*",
+        differ("--seed", r"11; rank 1 on \S+: 12\); give all ranks the same options"),
     ),
-    "versions": (other_versions, [], f"{HOST} has another version of .*; install the same versions on all hosts"),
-    "source": (other_source, [], f"{HOST} has another source code than .*: 0123, not .*; copy the same files .*"),
+    "versions": (other_versions, [], differ("the version of .*", ".*; install the same versions on all hosts")),
+    "source": (other_source, [], differ("the source code", ".*: 0123.*; copy the same files .*")),
 }
 
 

@@ -1,0 +1,97 @@
+"""Requests to stop: by Ctrl-C, by `kill`, by a queue whose time is up, or by a terminal that goes away."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+from types import FrameType
+
+from data.cli import leave_lost_terminal
+from data.ranks import Ranks, started_with_others
+
+REPEATED = 2.0  # seconds within which a signal to several ranks is taken for the same request
+STOPPING = "stopping after this step"
+AGAIN = f"{STOPPING}; once more to stop at once"
+
+
+class StopRequests:
+    """The signals with which this rank was asked to stop, and what is said of them, once, by rank 0.
+
+    Several ranks are also sent SIGTERM by torchrun when one of them has failed: then there is nothing to say, and no
+    step that could end. So it is said when they have `agreed`, or else once all have given a sign of life.
+    """
+
+    def __init__(self, ranks: Ranks):
+        self.ranks = ranks
+        self.several = ranks.size > 1 or started_with_others()
+        self.caught: list[int] = []
+        self.asked, self.told = Event(), Event()
+        if self.several and ranks.rank == 0:
+            Thread(target=self._tell_later, daemon=True, name="stop requests").start()
+
+    def request(self, number: int) -> None:
+        """Of a signal's handler."""
+        self.caught.append(number)
+        self.asked.set()
+        if not self.several:
+            self._tell(AGAIN)
+
+    def agreed(self) -> None:
+        """All ranks are going to stop after the step that has just ended."""
+        if self.ranks.rank == 0:
+            self._tell(STOPPING)
+
+    def leave(self) -> None:
+        self.told.set()
+        self.asked.set()  # which ends the thread
+
+    def _tell_later(self) -> None:
+        self.asked.wait()
+        again = time.monotonic() + REPEATED  # from when on another signal is another request
+        if not self.told.is_set() and self.ranks.all_live() and not self.told.wait(max(0.0, again - time.monotonic())):
+            self._tell(AGAIN)
+
+    def _tell(self, sentence: str) -> None:
+        if not self.told.is_set():
+            self.told.set()
+            os.write(2, f"\n{sentence}\n".encode())  # print is not for signal handlers
+
+
+@contextmanager
+def stop_requests(ranks: Ranks) -> Iterator[StopRequests]:
+    """SIGINT, SIGTERM and SIGHUP (the terminal is gone), collected while this lasts instead of acted upon.
+
+    A second SIGINT or SIGTERM acts. Of several ranks it does only after a while, because one request may reach a rank
+    twice: from a queue that signals all processes, and from torchrun, which passes on what it was sent. A second SIGHUP
+    does not act: the shell and the kernel may each send one. A SIGHUP that is ignored from the beginning, as with
+    nohup, stays ignored.
+    """
+    requests = StopRequests(ranks)
+    patience, begin = (REPEATED if requests.several else 0.0), 0.0
+
+    def request(number: int, frame: FrameType | None) -> None:
+        nonlocal begin
+        if requests.caught and time.monotonic() < begin + patience:
+            return
+        again = bool(requests.caught)
+        begin = time.monotonic()
+        if again or not patience:
+            for other, handler in previous.items():
+                signal.signal(other, signal.SIG_IGN if other == signal.SIGHUP else handler)
+        if again:
+            signal.raise_signal(number)
+            return
+        leave_lost_terminal()
+        requests.request(number)
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
+    previous = {number: signal.signal(number, request) for number in numbers}
+    try:
+        yield requests
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        requests.leave()

@@ -1,0 +1,71 @@
+"""What is said and done when several ranks are asked to stop."""
+
+import os
+import signal
+import time
+from threading import Event
+
+import pytest
+
+import data.runs.stopping
+from data.ranks import ALONE, Ranks
+from data.runs.stopping import AGAIN, STOPPING, stop_requests
+
+
+class Several(Ranks):
+    """Rank 0 of two, which live, or not; `looked` is set once that has been asked."""
+
+    size = 2
+
+    def __init__(self, live: bool = True):
+        self.live, self.looked = live, Event()
+
+    def all_live(self) -> bool:
+        self.looked.set()
+        return self.live
+
+
+@pytest.fixture(autouse=True)
+def repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data.runs.stopping, "REPEATED", 0.1)
+    monkeypatch.delenv("RANK", raising=False)
+
+
+def test_once_more_is_said_when_it_is_true(capfd: pytest.CaptureFixture[str]) -> None:
+    """A signal that comes twice within a moment is one request; one that comes after the sentence is another."""
+    said = ""
+    with pytest.raises(KeyboardInterrupt), stop_requests(Several()) as requests:  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert requests.caught == [signal.SIGINT]
+        while not said:
+            said = capfd.readouterr().err
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    assert said == f"\n{AGAIN}\n"
+
+
+def test_nothing_is_said_of_a_request_that_comes_because_a_rank_is_lost(capfd: pytest.CaptureFixture[str]) -> None:
+    ranks = Several(live=False)
+    with stop_requests(ranks) as requests:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ranks.looked.wait(10)
+        requests.told.wait(0.2)
+    assert capfd.readouterr().err == ""
+
+
+def test_ranks_that_agree_say_so_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with stop_requests(Several()) as requests:
+        os.kill(os.getpid(), signal.SIGTERM)
+        requests.agreed()
+        time.sleep(0.15)
+    assert capfd.readouterr().err == f"\n{STOPPING}\n"
+
+
+def test_a_process_that_torchrun_started_alone_may_be_told_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    with stop_requests(ALONE) as requests:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert requests.caught == [signal.SIGINT]
