@@ -25,7 +25,7 @@ PHASE = 16  # integers in one
 LAYER = [f"{name}.{kind}" for name in ("ln_1", "attn.c_attn", "attn.c_proj") for kind in ("weight", "bias")]
 LAYER += [f"{name}.{kind}" for name in ("ln_2", "mlp.c_fc", "mlp.c_proj") for kind in ("weight", "bias")]
 POINTERS = ["layers", "wte", "wpe", "ln_f_weight", "ln_f_bias", "head", "tokens", "positions", "texts", "starts"]
-POINTERS += ["x", "h", "y", "inner", "sums", "scores", "logits", "phases", "exp", "erfc", "sched_yield"]
+POINTERS += ["x", "h", "y", "inner", "sums", "scores", "logits", "phases", "erfc", "sched_yield"]
 
 
 class Given(ctypes.Structure):
@@ -68,7 +68,7 @@ class CPUDecoder:
         self.memory = memory  # whoever has its addresses keeps it
         functions = ctypes.CDLL(None)
         self.given = Given(**{name: array.ctypes.data for name, array in memory.items()})
-        for name in ("exp", "erfc", "sched_yield"):
+        for name in ("erfc", "sched_yield"):
             setattr(self.given, name, ctypes.cast(getattr(functions, name), ctypes.c_void_p))
         self.function = c_function("decode", source(config, V, dtype))
 

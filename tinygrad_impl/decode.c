@@ -7,16 +7,17 @@
 // There are no calls of libraries but through pointers, since tinygrad's loader cannot reach what is far away.
 
 #if defined(__AVX512F__)
-enum { BYTES = 64 };
+enum { BYTES = 64, ACROSS = 4 };
 #define WIDE __attribute__((min_vector_width(512)))  // or clang, tuning for some processors, would halve such vectors
 #elif defined(__AVX__)
-enum { BYTES = 32 };
+enum { BYTES = 32, ACROSS = 2 };
 #define WIDE
 #else
-enum { BYTES = 16 };
+enum { BYTES = 16, ACROSS = 4 };
 #define WIDE
 #endif
-enum { LANES = BYTES / sizeof(T), D = C / H };
+enum { LANES = BYTES / sizeof(T), HIGH = 6, TILE = ACROSS * LANES, D = C / H };
+enum { FEW = 14 };
 enum { DEEP = 128, STEP = 8, WIDTH = 768 };  // products of a sum, of which so many rows of a matrix at a time; columns
 enum { TOKENS = 64, NEIGHBOURS = 256 };      // of the head, of the activation: in a unit
 enum { SPINS = 2000 };                       // before a thread that waits lets others run
@@ -43,7 +44,7 @@ typedef struct {
   T *scores;                      // (G, H, P)
   T *logits;                      // (R, V), or null
   phase *phases;                  // zeros
-  double (*exp)(double), (*erfc)(double);
+  double (*erfc)(double);
   int (*yield)(void);
   long R, G;
 } given;
@@ -52,7 +53,7 @@ static long least(long x, long y) { return x < y ? x : y; }
 static long parts(long size, long part) { return (size + part - 1) / part; }
 static void embed(const given *m, long r);
 WIDE static void product(const T *in, const T *weight, T *sums, long R, long K, long N, long unit);
-static void attention(const given *m, const layer *l, long unit);
+WIDE static void attention(const given *m, const layer *l, long unit);
 static void add(const given *m, long r, const T *bias, long K, const T *gain, const T *shift);
 static void activate(const given *m, const T *bias, long unit);
 static void head(const given *m, long unit);
@@ -136,22 +137,83 @@ static inline __attribute__((always_inline)) void add_products(
     }
 }
 
+// The sums of `deep` products of `high` rows, in registers, for columns that are side by side in the panel.
+static inline __attribute__((always_inline)) void tile(
+    const T *in, T panel[DEEP][TILE], const T *next, long lines, T *out, long K, long N, long deep, long width,
+    const long high) {
+  vector sums[HIGH][ACROSS] = {};
+  for (long k = 0; k < deep; k++) {
+    for (long i = k * lines; i < (k + 1) * lines; i++) __builtin_prefetch(next + i / ACROSS * N + i % ACROSS * LANES);
+#pragma unroll
+    for (long i = 0; i < high; i++)
+#pragma unroll
+      for (long j = 0; j < ACROSS; j++) sums[i][j] += in[i * K + k] * ((vector *)panel[k])[j];
+  }
+  T all[HIGH][TILE];
+#pragma unroll
+  for (long i = 0; i < high; i++)
+#pragma unroll
+    for (long j = 0; j < ACROSS; j++) ((vector *)all[i])[j] = sums[i][j];
+  for (long i = 0; i < high; i++)
+    for (long j = 0; j < width; j++) out[i * N + j] = all[i][j];
+}
+
 // A unit of in (R, K) @ weight (K, N): the sums of DEEP products, of WIDTH columns.
-static void product(const T *in, const T *weight, T *sums, long R, long K, long N, long unit) {
+WIDE static void product(const T *in, const T *weight, T *sums, long R, long K, long N, long unit) {
   const long across = parts(N, WIDTH), block = unit / across, top = block * DEEP, bottom = least(top + DEEP, K);
   const long left = unit % across * WIDTH, right = least(left + WIDTH, N);
   T *out = sums + block * R * N;
-  long k = top;
-  for (; k + STEP <= bottom; k += STEP)
-    add_products(in + k, weight + k * N, out, R, K, N, left, right, k == top, STEP);
-  for (; k < bottom; k++) add_products(in + k, weight + k * N, out, R, K, N, left, right, k == top, 1);
+  if (R < FEW) {
+    long k = top;
+    for (; k + STEP <= bottom; k += STEP)
+      add_products(in + k, weight + k * N, out, R, K, N, left, right, k == top, STEP);
+    for (; k < bottom; k++) add_products(in + k, weight + k * N, out, R, K, N, left, right, k == top, 1);
+    return;
+  }
+  T panel[DEEP][TILE] __attribute__((aligned(BYTES)));
+  const long tiles = parts(R, HIGH);
+  for (long n = left; n < right; n += TILE) {
+    const long width = least(TILE, right - n);
+    for (long k = top; k < bottom; k++)
+      for (long j = 0; j < TILE; j++) panel[k - top][j] = j < width ? weight[k * N + n + j] : 0;
+    for (long t = 0; t < tiles; t++) {
+      const long r = t * R / tiles, high = (t + 1) * R / tiles - r, lines = parts(ACROSS, tiles);
+      const T *a = in + r * K + top, *next = weight + (top + t * DEEP * lines / ACROSS) * N + n + TILE;
+      T *o = out + r * N + n;
+      if (high == 6) tile(a, panel, next, lines, o, K, N, bottom - top, width, 6);
+      else if (high == 5) tile(a, panel, next, lines, o, K, N, bottom - top, width, 5);
+      else if (high == 4) tile(a, panel, next, lines, o, K, N, bottom - top, width, 4);
+      else if (high == 3) tile(a, panel, next, lines, o, K, N, bottom - top, width, 3);
+      else tile(a, panel, next, lines, o, K, N, bottom - top, width, 2);
+    }
+  }
 }
 
-// Element (r, n) of such a product, with its bias.
-static T linear(const given *m, const T *bias, long r, long n, long K, long N) {
-  T sum = 0;
-  for (long block = 0; block < parts(K, DEEP); block++) sum += m->sums[(block * m->R + r) * N + n];
-  return sum + bias[n];
+// Row r of such a product with its bias: out (size,) are its elements from column n on.
+WIDE static void linear(const given *m, const T *bias, long r, long n, long size, long K, long N, T *out) {
+  for (long block = 0; block < parts(K, DEEP); block++) {
+    const T *sums = m->sums + (block * m->R + r) * N + n;
+    for (long i = 0; i < size; i++) out[i] = block ? out[i] + sums[i] : sums[i];
+  }
+  for (long i = 0; i < size; i++) out[i] += bias[n + i];
+}
+
+// exp(x) to a unit or two in float64's last place; at most 2^1023. Of |r| <= log(2) / 2 it is Taylor's polynomial.
+static inline double exponential(double x) {
+  const double round = 0x1.8p52;
+  x = x < -708 ? -708 : x > 709 ? 709 : x;
+  const double shifted = x * 1.4426950408889634 + round, k = shifted - round;  // the last bits of `shifted` are k's
+  const double r = (x - k * 0x1.62e42fefap-1) - k * 0x1.cf79abc9e3b39p-40;       // log(2) in two parts
+  double sum = 1 / 6227020800.;
+  const double factorials[] = {479001600, 39916800, 3628800, 362880, 40320, 5040, 720, 120, 24, 6, 2, 1, 1};
+#pragma unroll
+  for (int n = 0; n < 13; n++) sum = sum * r + 1 / factorials[n];
+  long bits;
+  double power;
+  __builtin_memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits + 1023) << 52;
+  __builtin_memcpy(&power, &bits, sizeof power);
+  return sum * power;
 }
 
 WIDE static T dot(const T *a, const T *b, long size) {
@@ -169,13 +231,11 @@ static void attention(const given *m, const layer *l, long unit) {
   const long g = unit / H, h = unit % H, first = m->starts[g], last = m->starts[g + 1];
   T *keys = l->keys + (m->texts[g] * H + h) * P * D, *values = l->values + (m->texts[g] * H + h) * P * D;
   T *scores = m->scores + unit * P;
-  for (long r = first; r < last; r++)
-    for (long d = 0; d < D; d++) {
-      const long n = h * D + d, slot = m->positions[r] * D + d;
-      m->y[r * C + n] = linear(m, l->attn_c_attn_bias, r, n, C, 3 * C);  // q, until it is read
-      keys[slot] = linear(m, l->attn_c_attn_bias, r, C + n, C, 3 * C);
-      values[slot] = linear(m, l->attn_c_attn_bias, r, 2 * C + n, C, 3 * C);
-    }
+  for (long r = first; r < last; r++) {
+    linear(m, l->attn_c_attn_bias, r, h * D, D, C, 3 * C, m->y + r * C + h * D);  // q, until it is read
+    linear(m, l->attn_c_attn_bias, r, C + h * D, D, C, 3 * C, keys + m->positions[r] * D);
+    linear(m, l->attn_c_attn_bias, r, 2 * C + h * D, D, C, 3 * C, values + m->positions[r] * D);
+  }
   for (long r = first; r < last; r++) {
     T *y = m->y + r * C + h * D, largest = 0;
     const long seen = m->positions[r] + 1;
@@ -184,7 +244,8 @@ static void attention(const given *m, const layer *l, long unit) {
       largest = s && largest > scores[s] ? largest : scores[s];
     }
     double total = 0;
-    for (long s = 0; s < seen; s++) total += scores[s] = m->exp(scores[s] - largest);
+    for (long s = 0; s < seen; s++) scores[s] = exponential(scores[s] - largest);
+    for (long s = 0; s < seen; s++) total += scores[s];
     for (long d = 0; d < D; d++) y[d] = 0;
     for (long start = 0; start < seen; start += DEEP) {
       T sums[D];
@@ -199,20 +260,26 @@ static void attention(const given *m, const layer *l, long unit) {
 
 // x + the linear layer's, and its layer norm.
 static void add(const given *m, long r, const T *bias, long K, const T *gain, const T *shift) {
-  T *x = m->x + r * C;
-  for (long c = 0; c < C; c++) x[c] += linear(m, bias, r, c, K, C);
+  T *x = m->x + r * C, new[C];
+  linear(m, bias, r, 0, C, K, C, new);
+  for (long c = 0; c < C; c++) x[c] += new[c];
   normalise(x, gain, shift, m->h + r * C);
 }
 
 // The activations of model.py. NaN stays NaN.
-static double gelu_new(const given *m, double x) { return x / (1 + m->exp(-1.5957691216057308 * x * (1 + 0.044715 * x * x))); }
-static double gelu(const given *m, double x) { return 0.5 * x * m->erfc(-0.7071067811865476 * x); }
-static double relu(const given *m, double x) { return x < 0 ? 0 : x; }
+#define gelu_new(x) (x / (1 + exponential(-1.5957691216057308 * x * (1 + 0.044715 * x * x))))
+#define gelu(x) (0.5 * x * m->erfc(-0.7071067811865476 * x))
+#define relu(x) (x < 0 ? 0 : x)
 
-static void activate(const given *m, const T *bias, long unit) {
+WIDE static void activate(const given *m, const T *bias, long unit) {
   const long across = parts(INNER, NEIGHBOURS), r = unit / across, left = unit % across * NEIGHBOURS;
-  for (long n = left; n < least(left + NEIGHBOURS, INNER); n++)
-    m->inner[r * INNER + n] = ACTIVATION(m, linear(m, bias, r, n, C, INNER));
+  const long size = least(NEIGHBOURS, INNER - left);
+  T *out = m->inner + r * INNER + left;
+  linear(m, bias, r, left, size, C, INNER, out);
+  for (long i = 0; i < size; i++) {
+    const double x = out[i];
+    out[i] = ACTIVATION(x);
+  }
 }
 
 static void head(const given *m, long unit) {
