@@ -1,10 +1,12 @@
 // The whole model for R tokens at once, whose keys and values go into the cache, in float32 or float64.
 //
-// cpu_decode.py defines T, NAME, the model's sizes and its activation, and calls NAME on every thread with the same
-// `given`. The work of a phase is in units, which whoever is free takes. What a unit computes does not depend on who
-// that is: all bits are the same for any number of threads. Every weight is read once, and in the order of memory.
+// cpu_decode.py defines T, NAME, the model's sizes, DEEP, EPS and the activation, and calls NAME on every thread with
+// the same `given`. It goes phase by phase. A phase has units, which whoever is free takes, so that a thread that the
+// system holds up is not waited for with more than one. What a unit computes does not depend on who that is: the bits
+// are the same for any number of threads. They are the same for any R as well, since every sum has one order: DEEP
+// products after each other, and then these sums, as in gemm.c.
 //
-// There are no calls of libraries but through pointers, since tinygrad's loader cannot reach what is far away.
+// Library functions come as pointers: tinygrad's loader cannot link what is more than 2 GB away.
 
 #if defined(__AVX512F__)
 enum { BYTES = 64, ACROSS = 4 };
@@ -16,11 +18,12 @@ enum { BYTES = 32, ACROSS = 2 };
 enum { BYTES = 16, ACROSS = 4 };
 #define WIDE
 #endif
-enum { LANES = BYTES / sizeof(T), HIGH = 6, TILE = ACROSS * LANES, D = C / H };
-enum { FEW = 14 };
-enum { DEEP = 128, STEP = 8, WIDTH = 768 };  // products of a sum, of which so many rows of a matrix at a time; columns
-enum { TOKENS = 64, NEIGHBOURS = 256 };      // of the head, of the activation: in a unit
-enum { SPINS = 2000 };                       // before a thread that waits lets others run
+enum { LANES = BYTES / sizeof(T), D = C / H };
+enum { HIGH = 6, TILE = ACROSS * LANES };  // rows and columns whose sums are in registers
+enum { FEW = 14 };                         // rows: as long as they are fewer, reading the weights takes longest
+enum { STEP = 8 };                         // rows of the weight that are read at once, for few rows
+enum { WIDTH = 768, TOKENS = 64, NEIGHBOURS = 256 };  // columns in a unit: of a product, the head, the activation
+enum { SPINS = 2000 };                                // before a thread that waits lets others run
 typedef T vector __attribute__((ext_vector_type(LANES), aligned(sizeof(T))));
 
 typedef struct {
@@ -30,8 +33,8 @@ typedef struct {
 } layer;
 
 typedef struct {
-  _Alignas(64) long taken;  // units that someone has begun
-  _Alignas(64) long done;
+  long taken, apart[7];  // units that someone has begun; in another cache line than
+  long done, too[7];     // those that are done
 } phase;
 
 typedef struct {
@@ -137,7 +140,8 @@ static inline __attribute__((always_inline)) void add_products(
     }
 }
 
-// The sums of `deep` products of `high` rows, in registers, for columns that are side by side in the panel.
+// The sums of `deep` products of `high` rows, in registers, for columns that are side by side in the panel. Meanwhile
+// some lines of the next panel are fetched, which lie far apart.
 static inline __attribute__((always_inline)) void tile(
     const T *in, T panel[DEEP][TILE], const T *next, long lines, T *out, long K, long N, long deep, long width,
     const long high) {
@@ -182,9 +186,7 @@ WIDE static void product(const T *in, const T *weight, T *sums, long R, long K, 
       T *o = out + r * N + n;
       if (high == 6) tile(a, panel, next, lines, o, K, N, bottom - top, width, 6);
       else if (high == 5) tile(a, panel, next, lines, o, K, N, bottom - top, width, 5);
-      else if (high == 4) tile(a, panel, next, lines, o, K, N, bottom - top, width, 4);
-      else if (high == 3) tile(a, panel, next, lines, o, K, N, bottom - top, width, 3);
-      else tile(a, panel, next, lines, o, K, N, bottom - top, width, 2);
+      else tile(a, panel, next, lines, o, K, N, bottom - top, width, 4);  // FEW or more have no lower tiles
     }
   }
 }
