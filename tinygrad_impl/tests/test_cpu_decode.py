@@ -117,11 +117,11 @@ def test_what_is_not_a_number_is_seen() -> None:
 
 
 def test_the_program_calls_nothing_by_name() -> None:
-    """tinygrad's loader would link what is near, and jump elsewhere where it is not. It begins with the function."""
+    """tinygrad's loader would link what is near, and jump elsewhere where it is not."""
     for variant, dtype in ((VARIANTS[0], np.float32), (VARIANTS[1], np.float64)):
         binary = Device["CPU"].compiler.compile_cached(source(replace(CONFIG, **variant), V, np.dtype(dtype)))
         _, sections, _ = elf_loader(binary, link_libs=[])  # raises where a name is not defined
-        assert [section.name for section in sections if section.header.sh_flags & 4][0] == ".text"
+        assert next(section.name for section in sections if section.header.sh_flags & 4) == ".text"
 
 
 def test_every_thread_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def test_every_thread_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
             called.append(address.value)
 
     with Context(NUM_CPU_THREADS=3):
-        internals.in_parallel(Program(), 17)  # type: ignore[arg-type]
+        internals.in_parallel(Program(), 17)
     assert called == [17, 17, 17]
 
 
