@@ -51,7 +51,7 @@ PLANTED: list[Row] = [
         'weights["wte.weight"]',
         LOGITS,
     ),
-    ("the CPU's decoder: padding is kept", DECODER, "positions < self.P", "positions <= self.P", LOGITS),
+    ("the CPU's decoder: no last position", DECODER, "positions < self.P", "positions < self.P - 1", LOGITS),
     ("the CPU's decoder: computes once", DECODER, 'self.memory["phases"][:] = 0', "pass", LOGITS),
     (
         "the CPU's decoder: the first rows have the last one's logits",
