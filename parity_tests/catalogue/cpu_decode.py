@@ -42,7 +42,13 @@ PLANTED: list[Row] = [
         "least(TILE, right - n - 1)",
         BITS,
     ),
-    ("decode.c: nobody waits for the others", KERNEL, "wait_for(m, p++, all);", "p++;", BITS),
+    (
+        "decode.c: nobody waits for the others",
+        KERNEL,
+        "wait_for(m, p++, all);",
+        "p++;",
+        IN + "a_phase_waits_for_what_others_have_begun",
+    ),
     ("decode.c: ReLU of NaN is 0", KERNEL, "(x < 0 ? 0 : x)", "(x > 0 ? x : 0)", IN + "what_is_not_a_number_is_seen"),
     (
         "the CPU's decoder: an untied head is not seen",

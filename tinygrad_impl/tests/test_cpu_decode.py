@@ -124,6 +124,27 @@ def test_the_program_calls_nothing_by_name() -> None:
         assert next(section.name for section in sections if section.header.sh_flags & 4) == ".text"
 
 
+def test_a_phase_waits_for_what_others_have_begun() -> None:
+    """The only unit of the first phase is taken, by someone who is done once the waiting thread lets others run."""
+    config, arrays = made(VARIANTS[2], "float32")
+    decoder, waited = CPUDecoder(GPT2(config, arrays), 1, V), list[int]()
+    phases, zeros, starts = decoder.memory["phases"], np.zeros(1, np.int32), np.array([0, 1], np.int32)
+
+    @ctypes.CFUNCTYPE(ctypes.c_int)
+    def yielded() -> int:
+        waited.append(int(phases[1:].sum()))  # of the phases after it, nobody has begun any
+        phases[0, 8] = 1
+        return 0
+
+    given, phases[0, 0] = decoder.given, 1
+    given.tokens = given.positions = given.texts = zeros.ctypes.data
+    given.starts, given.R, given.G = starts.ctypes.data, 1, 1
+    given.sched_yield = ctypes.cast(yielded, ctypes.c_void_p)
+    decoder.function.fxn(ctypes.c_uint64(ctypes.addressof(given)))
+    assert waited[0] == 0
+    assert phases[1:-1, 8].all()
+
+
 def test_every_thread_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(internals, "threads", ThreadPoolExecutor(3))
     called = list[int]()
