@@ -24,6 +24,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import transformers
+from tinygrad import dtypes
 
 import data.checkpoints.checkpoint
 import data.runs.run_folder as R
@@ -599,10 +600,9 @@ def check_generation(_: str, seed: int, __: int) -> str | None:
     config = GPT2Config(vocab_size=VOCAB_SIZE, n_layer=2, n_head=2, n_embd=16, n_positions=16)
     # in float64: rounding decides between two nearly equal tokens
     arrays = {n: a.astype(np.float64) for n, a in random_weights(config, seed, 0.2).items()}
-    reference, generator = (
-        torch_ref.model.GPT2(config, arrays),
-        G.Generator(M.GPT2(config, arrays), eot=EOT),
-    )
+    reference, model = torch_ref.model.GPT2(config, arrays), M.GPT2(config, arrays)
+    # by the CPU's own decoder, and by that of any device
+    generators = [G.Generator(model, B.Plain(dtype), eot=EOT) for dtype in (None, dtypes.float64)]
     prompts = [[46, 32, 18, 57, 92, 32, 13], [98, 74]]
     script = [[5, 6], [EOT, 7], [8, 9], [10, EOT], [11, 12], [13, 14]]
     for case, given, new, sampler in (
@@ -614,10 +614,11 @@ def check_generation(_: str, seed: int, __: int) -> str | None:
         ("end of text", prompts, len(script), lambda: Scripted(script)),
     ):
         theirs = torch_ref.generate.generate(reference, given, new, sampler(), eot=EOT)
-        with patch.object(G, "CHUNK", 4):
-            ours = generator(given, new, sampler())
-        if ours != theirs:
-            return f"generation: {case}: {ours[0][:9]}... for {theirs[0][:9]}..."
+        for generator in generators:
+            with patch.object(G, "CHUNK", 4):
+                ours = generator(given, new, sampler())
+            if ours != theirs:
+                return f"generation: {case}: {ours[0][:9]}... for {theirs[0][:9]}..."
     return None
 
 

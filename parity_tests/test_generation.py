@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tinygrad import Tensor
+from tinygrad import Tensor, dtypes
 
 import tinygrad_impl.generate
 import tinygrad_impl.model
@@ -21,6 +21,7 @@ from data.text.sampling import Sampler
 from data.text.tokenizer import EOT, VOCAB_SIZE
 from parity_tests.mutants import CONFIG
 from parity_tests.weights import random_weights
+from tinygrad_impl.backend import Plain
 from tinygrad_impl.generate import Generator
 from torch_ref.generate import generate
 from torch_ref.testing import Scripted, greedy_by_hugging_face, hugging_face, save_random_gpt2
@@ -56,6 +57,12 @@ def float64(folder: Path) -> Pair:
     return pair(*load(folder), "float64")
 
 
+@pytest.fixture(scope="module")
+def of_any_device(float64: Pair) -> Generator:
+    """By graphs, as on devices without a decoder of their own."""
+    return Generator(float64[1].model, Plain(dtypes.float64), V=float64[1].V, eot=EOT)
+
+
 class Recording(Sampler):
     """Keeps the logits that it is given: (N, V) of each step."""
 
@@ -78,7 +85,7 @@ class Recording(Sampler):
     ],
     ids=["greedy", "sampled", "top-k", "top-p"],
 )
-def test_same_tokens(float64: Pair, settings: dict[str, Any]) -> None:
+def test_same_tokens(float64: Pair, of_any_device: Generator, settings: dict[str, Any]) -> None:
     """In float64: some tokens are so nearly as likely that float32's rounding now and then swaps two."""
     reference, generator = float64
     theirs = generate(reference, PROMPTS, BEYOND, Sampler(**settings))
@@ -86,6 +93,7 @@ def test_same_tokens(float64: Pair, settings: dict[str, Any]) -> None:
     assert all(len(set(row)) > 10 for row in theirs)  # a model that repeats itself would prove little
     assert generate(reference, PROMPTS, BEYOND, Sampler(**settings), cached=True) == theirs
     assert generator(PROMPTS, BEYOND, Sampler(**settings)) == theirs
+    assert of_any_device(PROMPTS, BEYOND, Sampler(**settings)) == theirs
 
 
 @pytest.mark.parametrize("n_positions", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 9])

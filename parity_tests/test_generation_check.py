@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tinygrad import Tensor
+from tinygrad import Tensor, dtypes
 
 import tinygrad_impl.cached_model
+import tinygrad_impl.cpu_decode
 import tinygrad_impl.model
 import torch_ref.model
 from parity_tests import generation
@@ -28,6 +29,7 @@ from parity_tests.generation import (
 from parity_tests.mutants import CONFIG
 from parity_tests.setting import Setting
 from parity_tests.weights import random_weights
+from tinygrad_impl.backend import Plain
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.3, 0.15, 0.05]))  # drawn in the order 1, 2, 3, 0, 4
 
@@ -180,8 +182,9 @@ def first_rows_positions(self: Any, T: int) -> Tensor:
     [
         (tinygrad_impl.model.KVCache, "positions", first_rows_positions, {"greedy.inside", "greedy.probabilities"}),
         (tinygrad_impl.cached_model, "probability", lambda logits, token: 0.5, {"greedy.probabilities"}),
+        (tinygrad_impl.cpu_decode, "probability", lambda logits, token: 0.5, {"greedy.probabilities"}),
     ],
-    ids=["positions", "probabilities"],
+    ids=["positions", "probabilities", "the CPU's probabilities"],
 )
 def test_generation_that_is_wrong_is_named(
     owner: Any, name: str, planted: Any, failing: set[str], monkeypatch: pytest.MonkeyPatch
@@ -189,7 +192,8 @@ def test_generation_that_is_wrong_is_named(
     """What nothing but generation sees."""
     monkeypatch.setattr(owner, name, planted)
     monkeypatch.setattr(generation, "SAMPLING", {"greedy": SAMPLING["greedy"]})
-    setting = Setting(CONFIG, random_weights(CONFIG, 0, 0.2), "float32", "CPU")
+    backend = None if owner is tinygrad_impl.cpu_decode else Plain(dtypes.float32)  # whose decoder is any device's
+    setting = Setting(CONFIG, random_weights(CONFIG, 0, 0.2), "float32", "CPU", backend)
     (rows,) = generation_rows(setting, [0], 3)
     assert len(rows) == 4
     wrong = [row for row in rows if not row.passed]

@@ -12,8 +12,9 @@ from tinygrad.dtype import DType, dtypes
 
 from data.checkpoints.config import GPT2Config
 from data.cli import InputError
-from tinygrad_impl import formulas, functional
+from tinygrad_impl import cpu, formulas, functional
 from tinygrad_impl.cached_model import CachedModel, Decoder
+from tinygrad_impl.cpu_decode import CPUDecoder
 from tinygrad_impl.flat import Bucket, Segment
 from tinygrad_impl.internals import part_of
 from tinygrad_impl.kernels import gpu_of, obstacle, own_graphs
@@ -167,7 +168,10 @@ class Plain:
         return [part.parameters]
 
     def decoder(self, model: GPT2, N: int, chunk: int, V: int) -> Decoder:
-        return CachedModel(model, self, N, V)
+        weight = model.wte.weight
+        if formulas.is_cpu(weight) and self.dtype is None and weight.dtype in cpu.TYPES:
+            return CPUDecoder(model, N, V)
+        return CachedModel(model, self, N, chunk, V)
 
 
 def choose(wanted: str, config: GPT2Config, device: str, bfloat16: bool) -> Backend:

@@ -17,7 +17,7 @@ class Decoder(Protocol):
     """A model with the keys and values of N rows of tokens."""
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        """Adds tokens (N, chunk) to the cache, after the `lengths` (N,) tokens that each row has there."""
+        """Adds tokens (N, T), at most a chunk, to the cache, after the `lengths` (N,) that each row has there."""
 
     def draw(
         self, tokens: np.ndarray, lengths: np.ndarray, most: int, sampler: Sampler
@@ -28,17 +28,22 @@ class Decoder(Protocol):
         ...
 
 
+def padded(tokens: np.ndarray, chunk: int) -> np.ndarray:
+    """Tokens (N, T) -> (N, chunk), for graphs of one shape: what is right of a position does not reach it."""
+    return np.pad(tokens, ((0, 0), (0, chunk - tokens.shape[1])))
+
+
 class CachedModel:
     """The decoder that computes with the model itself: its KV cache of N rows, and two compiled graphs that work on it,
     for texts of any length.
     """
 
-    def __init__(self, model: GPT2, backend: "Backend", N: int, V: int):
-        self.model, self.backend, self.cache, self.V = model, backend, KVCache(model, N), V
+    def __init__(self, model: GPT2, backend: "Backend", N: int, chunk: int, V: int):
+        self.model, self.backend, self.cache, self.chunk, self.V = model, backend, KVCache(model, N), chunk, V
         self.prefill, self.decode = TinyJit(self._prefill), TinyJit(self._decode)
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        self.prefill(Tensor(tokens).realize(), Tensor(lengths).realize())
+        self.prefill(Tensor(padded(tokens, self.chunk)).realize(), Tensor(lengths).realize())
 
     def draw(
         self, tokens: np.ndarray, lengths: np.ndarray, most: int, sampler: Sampler

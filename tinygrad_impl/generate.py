@@ -84,7 +84,8 @@ class Generator:
                     starts[i], held[i] = len(row) - max(1, context // 2), 0
             while any(chunks := [rows[i][starts[i] + held[i] : -1][:CHUNK] for i in range(N)]):
                 # what is right of a position does not reach it, so shorter rows are padded there
-                tokens = np.array([chunk + [0] * (CHUNK - len(chunk)) for chunk in chunks], np.int32)
+                most = max(map(len, chunks))
+                tokens = np.array([chunk + [0] * (most - len(chunk)) for chunk in chunks], np.int32)
                 model.add(tokens, np.array(held, np.int32))
                 for i, chunk in enumerate(chunks):
                     held[i] += len(chunk)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import tinygrad.device
 from tinygrad import Device, Tensor, TinyJit, helpers
+from tinygrad.device import TinyELF
 from tinygrad.dtype import dtypes
 from tinygrad.engine import jit, worker
 from tinygrad.engine.realize import ExecContext, estimate_uop, pm_exec, run_linear, runtime_cache
@@ -164,6 +165,18 @@ class ParallelProgram(CPUProgram):
 
         list(threads.map(run, range(global_size[0])))
         return time.perf_counter() - started
+
+
+def c_function(name: str, source: str) -> CPUProgram:
+    """The first function of a C source, compiled as a kernel is."""
+    device = Device["CPU"]
+    binary = device.compiler.compile_cached(source)
+    return CPUProgram(device, TinyELF(binary, name, device.renderer.target, ()))
+
+
+def in_parallel(function: CPUProgram, address: int) -> None:
+    """Calls function(address) on every thread at once, and returns when all have."""
+    list(threads.map(lambda _: function.fxn(ctypes.c_uint64(address)), range(NUM_CPU_THREADS.value)))
 
 
 def use_all_cores() -> None:

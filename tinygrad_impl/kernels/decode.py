@@ -17,6 +17,7 @@ from tinygrad.helpers import Context
 
 from data.checkpoints.config import GPT2Config
 from data.text.sampling import Sampler, probability
+from tinygrad_impl.cached_model import padded
 from tinygrad_impl.internals import contents, overwrite
 from tinygrad_impl.kernels import GPU, draw, step
 from tinygrad_impl.kernels.launch import Launch, launch, new
@@ -104,8 +105,8 @@ class Decoder:
         self.prefill, self.greedy, self.sampled = map(TinyJit, (self._prefill, self._greedy, self._sampled))
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        """Adds tokens (N, chunk) to the cache, after the `lengths` (N,) tokens that each row has there."""
-        overwrite(self.prompt, tokens.astype(np.int32, copy=False))
+        """Adds tokens (N, T), at most a chunk, to the cache, after the `lengths` (N,) that each row has there."""
+        overwrite(self.prompt, padded(tokens.astype(np.int32, copy=False), self.prompt.shape[1]))
         overwrite(self.lengths, lengths.astype(np.int32, copy=False))
         self.prefill()
 
