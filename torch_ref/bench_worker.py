@@ -4,6 +4,7 @@ It is a process of its own, so that neither framework is loaded beside the other
 and answers it with a line on stdout, both JSON objects:
 
     {"do": "build", "warm_up": n, ...}         what `build` returns, which is of what `Peer` is given
+    {"do": "ready"}                            nothing: a step that does not count, before those that do
     {"do": "run", "steps": n}                  what `Peer.run` returns
     {"do": "ceilings", "device", "dtype"}      what `ceilings` returns
 
@@ -17,7 +18,8 @@ With "ranks": true in what is to be built, it is trained with those of other suc
 `DistributedDataParallel`, which averages the gradients while the backward pass still computes. Their environments say
 which rank each is, and where they meet: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, of which the last must be free on
 rank 0's host; each process uses the first GPU that it sees. All of them have to be asked the same at the same time,
-each with tokens of its own. Each replies with its own seconds and memory, and with the loss of its own tokens.
+each with tokens of its own. Each replies with its own seconds and memory, and with the loss of its own tokens. How
+long they take together, whoever asks them measures.
 """
 
 import json
@@ -36,7 +38,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from data.checkpoints.config import GPT2Config
-from data.checkpoints.initialize import initial_weights
+from data.checkpoints.initialize import weights_in
 from torch_ref.model import GPT2
 
 VOCAB_MULTIPLE = 128
@@ -67,7 +69,7 @@ class Loss(torch.nn.Module):
 
 
 class Peer:
-    """GPT-2 of the sizes `config` and the weights of `seed`, and its AdamW. `tokens` is a .npy of integers
+    """GPT-2 of the sizes `config` and the weights in the file `weights`, and its AdamW. `tokens` is a .npy of integers
     (batches, B, T + 1), which the steps take in turn. `dtype` is that of matmuls. With `ranks`, torch.distributed's
     process group trains it together.
     """
@@ -75,7 +77,7 @@ class Peer:
     def __init__(
         self,
         config: dict[str, Any],
-        seed: int,
+        weights: str,
         tokens: str,
         dtype: str,
         device: str,
@@ -86,7 +88,7 @@ class Peer:
         if self.autocast:
             torch.set_float32_matmul_precision("high")  # with float32 it would be TensorFloat32 that is compared
         sizes = GPT2Config(**config)
-        arrays = initial_weights(sizes, seed)
+        arrays = weights_in(weights, sizes)
         padding = -sizes.vocab_size % VOCAB_MULTIPLE
         arrays["wte.weight"] = np.pad(arrays["wte.weight"], ((0, padding), (0, 0)))
         self.model = GPT2(replace(sizes, vocab_size=sizes.vocab_size + padding), arrays).to(device)
@@ -125,6 +127,11 @@ class Peer:
             self.first_loss = loss.item()
         self.steps += 1
         return seconds
+
+    def ready(self) -> dict[str, Any]:
+        """A step that is not to count, which takes the memory that the next ones need."""
+        self.step()
+        return {}
 
     def run(self, steps: int) -> dict[str, Any]:
         """So many steps: the seconds of each, and the most memory in bytes that they took."""
@@ -191,13 +198,15 @@ def main() -> None:
         try:
             if do == "build":
                 peer, reply = build(**request)
+            elif do == "ready":
+                reply = peer.ready()
             else:
                 reply = peer.run(**request) if do == "run" else ceilings(**request)
         except Exception as e:  # of whatever kind, the asker has to hear of it
             cause = getattr(e, "inner_exception", e)  # what torch.compile failed of
             short = f"{type(cause).__name__}: {str(cause).strip()}".partition("\n")[0]
             reply = {"error": "out of memory" if "out of memory" in str(cause).lower() else short}
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized() and do != "ready":
             torch.cuda.empty_cache()  # for others, until the next request
         print(json.dumps(reply), file=replies, flush=True)
 
