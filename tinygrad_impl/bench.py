@@ -4,10 +4,10 @@ The same work by turns, on one device in one run: whole steps of the same model 
 same random tokens, with forward, backward, clipping and AdamW. tinygrad computes them as `tinygrad_impl.train` does,
 with all that it does on the host; PyTorch as torch_ref/bench_worker.py says, in a process of its own.
 
-Under torchrun rank 0 first measures one GPU by itself, while the others compute nothing; then each rank trains by
-itself, all at once, which tells what is lost where all are busy; then they train together, tinygrad's ranks and
-PyTorch's. A rate is the tokens of all ranks in a turn by what passes on the clock between two moments at which all are
-there. What is measured is kept: in --json after every turn, and as a table when this is cut off.
+Under torchrun rank 0 first measures one GPU by itself, while the others compute nothing. Then each rank trains by
+itself, all at once, which tells what is lost because all are busy; and then they train together, tinygrad's ranks and
+PyTorch's. A rate is the tokens of all ranks in a turn by the seconds until the last of them is through. What has been
+measured is in --json after every turn, and is shown when this is cut off.
 """
 
 import argparse

@@ -59,7 +59,9 @@ class Port:
 
     def run(self, steps: int) -> dict[str, Any]:
         """As torch_ref.bench_worker's `Peer.run`."""
-        figures = {"seconds": [self.step() for _ in range(steps)], "first_loss": self.first_loss}
+        started = time.perf_counter()
+        figures: dict[str, Any] = {"seconds": [self.step() for _ in range(steps)]}
+        figures |= {"wall_seconds": time.perf_counter() - started, "first_loss": self.first_loss}
         figures["allocated_bytes"] = self.memory.highest[self.device]
         if self.device == "CUDA":
             figures["held_bytes"] = self.free - free_memory(self.device)
@@ -102,10 +104,11 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         do = request.pop("do")
+        reply: dict[str, Any]
         try:
             if do == "build":
                 port = build(**request)
-                reply: dict[str, Any] = port.figures
+                reply = port.figures
             elif do == "ready":
                 port.ready()
                 reply = {}

@@ -4,7 +4,6 @@ import argparse
 import json
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -25,17 +24,16 @@ class Contender(Protocol):
 
 
 def turn(contender: Contender, steps: int, ranks: Ranks) -> dict[str, Any]:
-    """So many steps, on all ranks at once, after one that does not count: it comes after another contender's turn.
+    """So many steps, which all ranks begin at once, after one that does not count: it comes after another's turn.
 
-    `wall_seconds` is what passes on the clock between two moments at which all ranks are there. It is less than the
-    sum of each step's seconds on the rank that took longest in it: who is late in one step may be early in the next.
+    `wall_seconds` pass until the last rank is through. They are less than the sum of each step's seconds on the rank
+    that took longest in it: who is late in one step may be early in the next.
     """
     contender.ready()
     ranks.barrier()
-    started = time.perf_counter()
-    figures = contender.run(steps)
-    ranks.barrier()
-    return of_all(figures | {"wall_seconds": time.perf_counter() - started, "steps": steps}, ranks)
+    figures = of_all(contender.run(steps) | {"steps": steps}, ranks)
+    figures["wall_seconds"] = float(ranks.numbers(figures["wall_seconds"]).max())
+    return figures
 
 
 def of_all(figures: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
@@ -109,7 +107,8 @@ def told_of_its_end(rank: int = 0) -> Iterator[None]:
 
     def end(*_: Any) -> None:
         raise Lost(
-            "cut off by SIGTERM, which is sent to a rank also where another one is gone; what was measured is above"
+            "cut off by SIGTERM, which is sent to a rank also where another one is gone; "
+            "whatever was measured by then is shown above"
         )
 
     def end_later(*_: Any) -> None:

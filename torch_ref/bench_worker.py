@@ -18,8 +18,7 @@ With "ranks": true in what is to be built, it is trained with those of other suc
 `DistributedDataParallel`, which averages the gradients while the backward pass still computes. Their environments say
 which rank each is, and where they meet: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, of which the last must be free on
 rank 0's host; each process uses the first GPU that it sees. All of them have to be asked the same at the same time,
-each with tokens of its own. Each replies with its own seconds and memory, and with the loss of its own tokens. How
-long they take together, whoever asks them measures.
+each with tokens of its own. Each replies with its own seconds and memory, and with the loss of its own tokens.
 """
 
 import json
@@ -134,11 +133,12 @@ class Peer:
         return {}
 
     def run(self, steps: int) -> dict[str, Any]:
-        """So many steps: the seconds of each, and the most memory in bytes that they took."""
+        """So many steps: the seconds of each and of all, and the most memory in bytes that they took."""
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        seconds = [self.step() for _ in range(steps)]
-        figures: dict[str, Any] = {"seconds": seconds, "first_loss": self.first_loss}
+        started = time.perf_counter()
+        figures: dict[str, Any] = {"seconds": [self.step() for _ in range(steps)]}
+        figures |= {"wall_seconds": time.perf_counter() - started, "first_loss": self.first_loss}
         if self.device == "cuda":
             figures["allocated_bytes"] = torch.cuda.max_memory_allocated()
             figures["held_bytes"] = torch.cuda.max_memory_reserved()
