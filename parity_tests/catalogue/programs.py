@@ -597,4 +597,18 @@ PLANTED: list[Row] = [
         "per_host=row.gpus",
         IN_SCALING + "check",
     ),
+    (
+        "scaling: the error is a share of what the model has",
+        SCALING,
+        "seconds / row.seconds - 1 for",
+        "1 - row.seconds / seconds for",
+        IN_SCALING + "measured_beside_the_model",
+    ),
+    (
+        "scaling: the figures of all GPUs are one's",
+        SCALING,
+        'found.get("one", {}) if several else found',
+        "found",
+        IN_SCALING + "measured_beside_the_model",
+    ),
 ]
