@@ -2,11 +2,9 @@
 reads and answers the same lines as torch_ref.bench_worker; but for "ceilings".
 """
 
-import json
 import math
 import os
 import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,9 @@ from tinygrad import Device
 
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import weights_in
-from data.cli import InputError, ending
+from data.cli import InputError
 from data.ranks import ALONE, Ranks
+from data.requests import answer
 from tinygrad_impl.backend import Backend, choose
 from tinygrad_impl.device import open_device
 from tinygrad_impl.internals import HighWater, compiled_kernels, free_memory
@@ -53,9 +52,10 @@ class Port:
         self.figures["seconds"][0] += built
         self.figures["compiled"] = compiled() - cached
 
-    def ready(self) -> None:
+    def ready(self) -> dict[str, Any]:
         """As torch_ref.bench_worker's `Peer.ready`."""
         self.step()
+        return {}
 
     def run(self, steps: int) -> dict[str, Any]:
         """As torch_ref.bench_worker's `Peer.run`."""
@@ -99,26 +99,15 @@ def build(
 
 
 def main() -> None:
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else is printed must not come between the replies
-    for line in sys.stdin:
-        request = json.loads(line)
-        do = request.pop("do")
-        reply: dict[str, Any]
-        try:
-            if do == "build":
-                port = build(**request)
-                reply = port.figures
-            elif do == "ready":
-                port.ready()
-                reply = {}
-            else:
-                reply = port.run(**request)
-        except Exception as e:  # of whatever kind, the asker has to hear of it
-            known = ending(e)
-            memory = known is not None and "out of memory" in known[1]
-            reply = {"error": "out of memory" if memory else f"{type(e).__name__}: {e}".partition("\n")[0]}
-        print(json.dumps(reply), file=replies, flush=True)
+    built: list[Port] = []
+
+    def do(what: str, request: dict[str, Any]) -> dict[str, Any]:
+        if what == "build":
+            built.append(build(**request))
+            return built[-1].figures
+        return built[-1].run(**request) if what == "run" else built[-1].ready()
+
+    answer(do)
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def check(measured: Sequence[Measured], network: Network | None = None) -> list[
 
 
 def measured_in(file: Path) -> list[Measured]:
-    """What a file of `tinygrad_impl.bench --json` says of tinygrad on GPUs: on one, and on all where there were several.
+    """What a file of `tinygrad_impl.bench --json` says of tinygrad: on one GPU, and on all where there were several.
     A bench that was cut off has the turns that it came to; what it did not come to is left out.
     """
     try:

@@ -21,10 +21,7 @@ rank 0's host; each process uses the first GPU that it sees. All of them have to
 each with tokens of its own. Each replies with its own seconds and memory, and with the loss of its own tokens.
 """
 
-import json
-import os
 import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,6 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import weights_in
+from data.requests import answer
 from torch_ref.model import GPT2
 
 VOCAB_MULTIPLE = 128
@@ -190,25 +188,22 @@ def ceilings(device: str, dtype: str) -> dict[str, float]:
 
 
 def main() -> None:
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else is printed must not come between the replies
-    for line in sys.stdin:
-        request = json.loads(line)
-        do = request.pop("do")
+    built: list[Peer] = []
+
+    def do(what: str, request: dict[str, Any]) -> dict[str, Any]:
         try:
-            if do == "build":
-                peer, reply = build(**request)
-            elif do == "ready":
-                reply = peer.ready()
-            else:
-                reply = peer.run(**request) if do == "run" else ceilings(**request)
-        except Exception as e:  # of whatever kind, the asker has to hear of it
-            cause = getattr(e, "inner_exception", e)  # what torch.compile failed of
-            short = f"{type(cause).__name__}: {str(cause).strip()}".partition("\n")[0]
-            reply = {"error": "out of memory" if "out of memory" in str(cause).lower() else short}
-        if torch.cuda.is_initialized() and do != "ready":
-            torch.cuda.empty_cache()  # for others, until the next request
-        print(json.dumps(reply), file=replies, flush=True)
+            if what == "build":
+                peer, figures = build(**request)
+                built.append(peer)
+                return figures
+            if what == "ceilings":
+                return ceilings(**request)
+            return built[-1].ready() if what == "ready" else built[-1].run(**request)
+        finally:
+            if torch.cuda.is_initialized() and what != "ready":
+                torch.cuda.empty_cache()  # for others, until the next request
+
+    answer(do)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ RUN: dict[str, Any] = {
 ROW = {"check": str, "name": str, "error": NUMBER, "own": NUMBER, "allowed": NUMBER, "passed": bool}
 CONTINUED = [{"step": int, "command": [str]}]
 SOURCE = {"commit": str | None, "clean": bool | None}  # as `data.runs.revision.revision` says; older runs have none
+RANKS = {"world_size": int, "hosts": dict, "cards": dict, "global_batch": int, "global_batch_tokens": int}
 PARITY: dict[str, Any] = {
     **{"verdict": str, "culprit": str | None, "summary": str, "dtype": str, "device": str, "versions": dict},
     **{"model": {"sha256": str}, "sources": dict, "rows": [ROW]},
@@ -58,6 +59,19 @@ def fits(value: Any, shape: Any) -> bool:
     return isinstance(value, shape) and not (isinstance(value, int) and abs(value) > 2**64)
 
 
+def known(part: dict[str, Any]) -> bool:
+    """Whether what is said of the beginning of a run, or of where it goes on, is what the report can show of it."""
+    ranks = part.get("ranks", {"hosts": {}, "cards": {}})
+    if not fits({"device": "", "card": ""} | part, {"device": str, "card": str}):  # older runs do not say it again
+        return False
+    rates = all(fits(part.get(key, 1), int | float) and part.get(key, 1) > 0 for key in ("peak_flops", "flops_a_token"))
+    if not rates or not fits(part.get("source", {"commit": None, "clean": None}), SOURCE):
+        return False
+    if "ranks" in part and not (fits(ranks, RANKS) and ranks["world_size"] > 0):
+        return False
+    return all(fits(count, int) for kind in ("hosts", "cards") for count in ranks[kind].values())
+
+
 def load_run(folder: Path) -> Run:
     """Reads a run's folder, also while it is being written. Raises `InputError`, naming the file that is damaged."""
     if not (folder / "run.json").is_file():
@@ -74,7 +88,7 @@ def load_run(folder: Path) -> Run:
     facts, parity, comparison = read("run.json", RUN), read("parity.json", PARITY), read("compare.json", COMPARISON)
     assert facts
     whole = fits(facts.setdefault("continued", []), CONTINUED)
-    if not whole or not all(fits(part["source"], SOURCE) for part in [facts, *facts["continued"]] if "source" in part):
+    if not whole or not all(known(part) for part in [facts, *facts["continued"]]):
         raise InputError(f"{folder / 'run.json'} is damaged or of another version; copy it again or remove it")
     sizes = [comparison[side].get("vocab_size", 2) for side in ("pretrained", "finetuned")] if comparison else []
     if not all(fits(size, int) and size > 1 for size in sizes):  # older comparisons have none

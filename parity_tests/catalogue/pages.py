@@ -162,4 +162,25 @@ PLANTED: list[Row] = [
         "enumerate(names, 1)",
         "parity_tests/test_report.py::test_on_a_phone_every_value_has_its_head",
     ),
+    (
+        "report: the MFU is that of one GPU's peak",
+        "data/runs/report.py",
+        'part.get("peak_flops", 0) * part.get("ranks", {}).get("world_size", 1)',
+        'part.get("peak_flops", 0)',
+        "data/runs/tests/test_report.py::test_several_ranks",
+    ),
+    (
+        "report: the global batch is a rank's",
+        "data/runs/report.py",
+        'windows, tokens = run.facts["ranks"]["global_batch"], run.facts["ranks"]["global_batch_tokens"]',
+        'windows, tokens = run.facts["ranks"]["global_batch"], run.facts["ranks"]["global_batch_tokens"] // 4',
+        "data/runs/tests/test_report.py::test_several_ranks",
+    ),
+    (
+        "report: where a run went on, it is on what it began on",
+        "data/runs/report.py",
+        'on = f", on {machines(part)}"',
+        'on = f", on {machines(facts)}"',
+        "data/runs/tests/test_report.py::test_several_ranks",
+    ),
 ]

@@ -334,16 +334,16 @@ def test_weights_of_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bench_ranks.of_this_host(None, ranks) == "b"
 
 
-def test_a_port_to_ask(tmp_path: Path) -> None:
-    """What the process of one builds from what it is asked for."""
-    np.save(tmp_path / "tokens.npy", np.random.default_rng(0).integers(0, CONFIG.vocab_size, (4, 2, 17), np.int32))
-    with shared_weights(CONFIG, 1) as weights:
-        given: dict[str, Any] = {"config": asdict(CONFIG), "weights": weights, "tokens": str(tmp_path / "tokens.npy")}
-        port = bench_port.build(**given, dtype="float32", device="CPU", kernels="plain", warm_up=1)
-    assert len(port.figures["seconds"]) == 1
-    port.ready()
-    assert port.trainer.steps == 2
-    assert port.trainer.ranks is ALONE
+def test_a_port_to_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the process of one builds from what it is asked for, which trains by itself."""
+    tokens, built = np.arange(4 * 2 * 17).reshape(4, 2, 17), list[Any]()
+    np.save(tmp_path / "tokens.npy", tokens)
+    monkeypatch.setattr(bench_port, "Port", lambda *given, **more: built.append((given, more)))
+    given: dict[str, Any] = {"config": asdict(CONFIG), "weights": "weights", "tokens": str(tmp_path / "tokens.npy")}
+    bench_port.build(**given, dtype="float32", device="CPU", kernels="plain", warm_up=1)
+    [((config, weights, of_file, *place), more)] = built
+    assert (config, weights, place, more) == (CONFIG, "weights", ["CPU", Plain()], {"warm_up": 1})
+    np.testing.assert_array_equal(of_file, tokens)
 
 
 @pytest.mark.slow  # of a process that compiles; quicker, the same without it is seen above

@@ -274,6 +274,8 @@ def test_run_json(through: Through) -> None:
     assert said["command"] == ["python", "-m", "torch_ref.train", *map(str, options(out="run"))]
     assert (said["device"], said["card"], said["kernels"], said["seed"]) == ("CPU", CARD, "plain", 11)
     assert said["source"] == SOURCE
+    # 1,632 parameters but for 32 positions of 8, and attention in 8 tokens of 8
+    assert (said["peak_flops"], said["flops_a_token"]) == (1e8, 6 * (1632 - 32 * 8) + 12 * 8 * 8)
     assert said["versions"].keys() == {"python", "torch", "numpy", "tiktoken", "safetensors"}
     assert said["versions"]["numpy"] == np.__version__
     assert said["versions"]["torch"] == version("torch")
