@@ -4,130 +4,101 @@ The same work by turns, on one device in one run: whole steps of the same model 
 same random tokens, with forward, backward, clipping and AdamW. tinygrad computes them as `tinygrad_impl.train` does,
 with all that it does on the host; PyTorch as torch_ref/bench_worker.py says, in a process of its own.
 
-Under torchrun rank 0 first measures its one GPU, by this program without the others, which wait and compute nothing;
-when that process is gone, with all of its memory, all ranks measure what they reach together. Each rank has a process
-of PyTorch's, and these train together as well. A step takes as long as on the rank on which it takes longest.
+Under torchrun rank 0 first measures one GPU by itself, while the others compute nothing. Then each rank trains by
+itself, all at once, which tells what is lost because all are busy; and then they train together, tinygrad's ranks and
+PyTorch's. A rate is the tokens of all ranks in a turn by the seconds until the last of them is through. What has been
+measured is in --json after every turn, and is shown when this is cut off.
 """
 
 import argparse
 import importlib.metadata
 import importlib.util
-import json
-import math
-import os
-import resource
 import statistics
 import sys
 import tempfile
-import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tinygrad import Device
 from tinygrad.helpers import DEV
 
 from data.checkpoints.config import PRESETS, GPT2Config, flops_a_token, parameter_count
-from data.checkpoints.initialize import initial_weights
+from data.checkpoints.initialize import shared_weights
 from data.cli import ArgumentParser, InputError, Progress, integer, refuse_missing_folder, run
-from data.files import atomic_write
 from data.launch import OPTION, count, launch, with_option
-from data.ranks import ALONE, Ranks, joined, place, rank_device
+from data.ranks import ALONE, Place, Ranks, joined, place, rank_device
 from data.runs.options import RECIPES
 from data.runs.revision import revision
 from tinygrad_impl import bench_tables as tables
 from tinygrad_impl.backend import CHOICES, Backend, choose
 from tinygrad_impl.bench_peers import Worker, meeting, peers, worker
-from tinygrad_impl.bench_ranks import MEMORY, of_all, of_one, one_gpu, summed, told_of_its_end
+from tinygrad_impl.bench_port import WARM_UP, Port
+from tinygrad_impl.bench_ranks import MEMORY, Kept, of_all, of_this_host, summed, told_of_its_end, turn
 from tinygrad_impl.device import device_name, open_device
-from tinygrad_impl.internals import HighWater, compiled_kernels, free_memory, one_by_one
-from tinygrad_impl.trainer import Trainer
+from tinygrad_impl.internals import one_by_one
 
 TORCH_DEVICES = {"CPU": "cpu", "CUDA": "cuda"}  # PyTorch's names of tinygrad's devices
-SEED, LR, BATCHES = 1337, 1e-4, 4  # of weights and tokens; of AdamW; how many the steps take in turn
-WARM_UP = 3  # steps: compilers, captures and caches are through with their work then
+SEED, BATCHES = 1337, 4  # of weights and tokens; how many the steps take in turn
 ROUNDS = 5  # turns of each
+AT_ONCE = 2  # of them, where each rank trains by itself at the same time
 PROFILED = 5  # steps
 ENDING = 30.0  # seconds that ranks have to end
 TIMEOUT = 3600.0  # seconds that a rank waits for another, which may be measuring its one GPU, or compiling
 
 
-class Port:
-    """tinygrad's side: a trainer as `tinygrad_impl.train` has it. `tokens` are integers (batches, B, T + 1)."""
-
-    def __init__(self, config: GPT2Config, tokens: np.ndarray, device: str, backend: Backend, ranks: Ranks = ALONE):
-        self.device, self.first_loss = device, math.nan
-        self.memory = HighWater()
-        self.free = free_memory(device)
-        self.batches = [(batch[:, :-1].copy(), batch[:, 1:].copy()) for batch in tokens]
-        cached, started = compiled(), time.perf_counter()
-        self.trainer = Trainer(config, initial_weights(config, SEED), backend=backend, ranks=ranks)
-        built = time.perf_counter() - started
-        self.figures = self.run(WARM_UP)
-        self.figures["seconds"][0] += built
-        self.figures["compiled"] = compiled() - cached
-
-    def run(self, steps: int) -> dict[str, Any]:
-        """As torch_ref.bench_worker's `Peer.run`."""
-        figures = {"seconds": [self.step() for _ in range(steps)], "first_loss": self.first_loss}
-        figures["allocated_bytes"] = self.memory.highest[self.device]
-        if self.device == "CUDA":
-            figures["held_bytes"] = self.free - free_memory(self.device)
-        else:
-            figures["held_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-        return figures
-
-    def step(self) -> float:
-        """One update of the weights. Returns the seconds that it took."""
-        Device[self.device].synchronize()
-        started = time.perf_counter()
-        loss, norm = self.trainer.step([self.batches[self.trainer.steps % BATCHES]], LR)
-        Device[self.device].synchronize()
-        seconds = time.perf_counter() - started
-        if not math.isfinite(loss + norm):  # such a step leaves out AdamW
-            raise InputError(f"tinygrad's loss became {loss} and the gradient's norm {norm}; this measures nothing")
-        if self.trainer.steps == 1:
-            self.first_loss = loss
-        return seconds
-
-
-def compiled() -> int:
-    """How many kernels are in the caches of tinygrad's compiler and of Triton's."""
-    count = compiled_kernels()
-    triton = Path(os.environ.get("TRITON_CACHE_DIR", Path.home() / ".triton" / "cache"))
-    return count + sum(1 for _ in triton.glob("*/*.cubin"))
-
-
 def compare(
-    args: argparse.Namespace, config: GPT2Config, device: str, backend: Backend, ranks: Ranks = ALONE
+    args: argparse.Namespace,
+    config: GPT2Config,
+    device: str,
+    backend: Backend,
+    weights: str,
+    ranks: Ranks = ALONE,
+    apart: bool = False,
+    keep: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
-    """All figures. The contenders take turns, in one order and then in the other, because clocks drift with heat."""
+    """All figures. The contenders take turns, in one order and then in the other, because clocks drift with heat. After
+    each turn `keep` is given what is known by then.
+
+    apart: each rank trains by itself, at the same time as the others, and tinygrad in a process that ends with this.
+    """
     B, T = args.batch_size, args.seq_len
     tokens = np.random.default_rng(SEED + ranks.rank).integers(0, config.vocab_size, (BATCHES, B, T + 1), np.int32)
     rounds = [len(part) for part in np.array_split(range(args.steps), min(ROUNDS, args.steps))]
+    at_once = apart and ranks.size > 1
+    rounds = rounds[:AT_ONCE] if at_once else rounds
+    warm_up = 1 if at_once else WARM_UP  # what it compiles was compiled before
     names = ["tinygrad", *args.against]
     step = ranks.size * B * T  # tokens
     flops = flops_a_token(config, T) * step
-    meetings = [meeting(ranks) for _ in args.against]
+    together = ALONE if apart else ranks
+    meetings = [meeting(together) for _ in args.against]
     with ExitStack() as stack:
-        shown: dict[str, Any] = {"desc": "measuring", "unit": "turn", "disable": ranks.rank > 0}
+        shown: dict[str, Any] = {"unit": "turn", "disable": ranks.rank > 0}
+        shown["desc"] = tables.how_many(device, ranks.size, apart)
         progress = stack.enter_context(Progress(total=len(names) * (1 + len(rounds)), **shown))
         file = Path(stack.enter_context(tempfile.TemporaryDirectory()), "tokens.npy")
         np.save(file, tokens)
         workers = {n: stack.enter_context(worker(n, where)) for n, where in zip(args.against, meetings, strict=True)}
+        given = {"config": asdict(config), "weights": weights, "tokens": str(file), "dtype": args.dtype}
         begun, contenders = {}, dict[str, Port | Worker]()
         for name, peer in workers.items():  # before tinygrad, which gives none of its memory back
             progress.set_postfix_str(f"{name} begins")
-            arguments = {"config": asdict(config), "seed": SEED, "tokens": str(file), "dtype": args.dtype}
-            arguments |= {"device": TORCH_DEVICES[device], "compile": name == "torch-compile"}
-            arguments |= {"ranks": True} if ranks.size > 1 else {}
-            begun[name] = of_all(peer.ask("build", warm_up=WARM_UP, **arguments), ranks)
+            arguments = given | {"device": TORCH_DEVICES[device], "compile": name == "torch-compile"}
+            arguments |= {"ranks": True} if together.size > 1 else {}
+            begun[name] = of_all(peer.ask("build", warm_up=warm_up, **arguments), ranks)
             progress.update()
         progress.set_postfix_str("tinygrad begins")
-        contenders["tinygrad"] = port = Port(config, tokens, device, backend, ranks)
-        begun["tinygrad"] = of_all(port.figures, ranks)
+        if apart:
+            port = stack.enter_context(worker("tinygrad"))
+            figures = port.ask("build", warm_up=warm_up, **given, device=device, kernels=backend.name)
+            contenders["tinygrad"] = port
+        else:
+            contenders["tinygrad"] = own = Port(config, weights, tokens, device, backend, ranks)
+            figures = own.figures
+        begun["tinygrad"] = of_all(figures, ranks)
         contenders |= workers
         progress.update()
         referee = next(iter(workers.values()), None)
@@ -135,49 +106,60 @@ def compare(
             referee = stack.enter_context(worker("torch"))
         units = {"device": TORCH_DEVICES.get(device), "dtype": args.dtype if device == "CUDA" else "float32"}
 
+        versions = {"tinygrad": importlib.metadata.version("tinygrad")}
+        for name in args.against:
+            versions |= begun[name]["versions"]
         turns: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-        ceilings = []
+        ceilings = list[dict[str, float]]()
+
+        def found() -> dict[str, Any]:
+            ceiling = {key: statistics.median(c[key] for c in ceilings) for key in ceilings[0]} if ceilings else None
+            rows = {n: summary(begun[n], turns[n], step, flops, ceiling) for n in names if turns[n]}
+            ours = rows.get("tinygrad", {}).get("tokens_per_second")
+            return {
+                "versions": versions,
+                "flops_a_step": flops,
+                "ceiling": ceiling and ceiling | {"dtype": units["dtype"]},
+                "turns": len(rounds),
+                "contenders": rows,
+                "ratios": {n: ours / rows[n]["tokens_per_second"] for n in args.against if ours and n in rows},
+                "profile": None,
+            }
+
         for i, steps in enumerate(rounds):
             for name in reversed(names) if i % 2 else names:
                 progress.set_postfix_str(name, refresh=False)
-                figures = contenders[name].run(1 + steps)  # the first, after another's turn, is not counted
-                turns[name].append(of_all(figures, ranks))
+                turns[name].append(turn(contenders[name], steps, ranks))
                 progress.update()
-            if referee:
+                keep(found())
+            if referee and not at_once:
                 ceilings.append(summed(referee.ask("ceilings", **units), ranks))
-        ceiling = {key: statistics.median(c[key] for c in ceilings) for key in ceilings[0]} if ceilings else None
-        kernel_rows = profile(port, ceiling) if args.profile else None
-
-    rows = {name: summary(begun[name], turns[name], step, flops, ceiling) for name in names}
-    versions = {"tinygrad": importlib.metadata.version("tinygrad")}
-    for name in args.against:
-        versions |= begun[name]["versions"]
-    return {
-        "versions": versions,
-        "flops_a_step": flops,
-        "ceiling": ceiling and ceiling | {"dtype": units["dtype"]},
-        "contenders": rows,
-        "ratios": {n: rows["tinygrad"]["tokens_per_second"] / rows[n]["tokens_per_second"] for n in args.against},
-        "profile": kernel_rows,
-    }
+        result = found()
+        if args.profile:
+            result["profile"] = profile(own, result["ceiling"])
+    keep(result)
+    return result
 
 
 def summary(
     begun: dict[str, Any], turns: list[dict[str, Any]], tokens: int, flops: int, ceiling: dict[str, float] | None
 ) -> dict[str, Any]:
-    """The figures of a contender, from its first steps and its turns, of which each has one step too many."""
-    seconds = [s for turn in turns for s in turn["seconds"][1:]]
-    step = statistics.median(seconds)
+    """The figures of a contender, from its first steps and its turns. The rate is the tokens of all ranks in a turn by
+    the seconds on the clock that it took, the median over turns; percentiles are of single steps, of all ranks.
+    """
+    ranks = len(turns[0]["seconds"]) // turns[0]["steps"]
+    step = statistics.median(turn["wall_seconds"] / turn["steps"] for turn in turns)
+    single = [second for turn in turns for second in turn["seconds"]]
     row = {
         "tokens_per_second": tokens / step,
         "step_seconds": step,
-        "step_seconds_10th": float(np.percentile(seconds, 10)),
-        "step_seconds_90th": float(np.percentile(seconds, 90)),
-        "steps": len(seconds),
+        **{f"step_seconds_{p}th": float(np.percentile(single, p)) for p in (10, 50, 90)},
+        "steps": len(single) // ranks,
+        "turns": len(turns),
         "flops": flops / step,
         "share_of_ceiling": flops / step / ceiling["flops"] if ceiling else None,
-        "first_step_seconds": begun["seconds"][0],
-        "first_steps_seconds": sum(begun["seconds"]),
+        "first_step_seconds": max(begun["seconds"][:ranks]),
+        "first_steps_seconds": sum(begun["seconds"]) / ranks,
         "compiled": begun["compiled"],
         "first_loss": begun["first_loss"],
     }
@@ -279,20 +261,73 @@ def main() -> None:
         "card": device_name(device),
         "kernels": backend.name,
     }
-    if here is None:
-        print(heading(said), flush=True)
-        report(args, said | compare(args, config, device, backend))
-        return
-    one = {}
-    if here.rank == 0:
-        print(f"{heading(said)}, each of {here.size} ranks", flush=True)
-        one = one_gpu(args, device)
-    with joined(device, TIMEOUT) as ranks, told_of_its_end():
-        found = said | compare(args, config, device, backend, ranks)
-        hosts = ranks.gather(ranks.local_rank).count(0)
-    if here.rank == 0:
-        found |= {"ranks": here.size, "hosts": hosts, "one": one, "scaling": of_one(found, one, here.size)}
-        report(args, found)
+    kept = Kept(args, said)
+    with ExitStack() as stack:
+        if here is None or here.rank == 0:
+            stack.enter_context(told_of_its_end())
+        if here is None:
+            print(heading(said), flush=True)
+            stack.enter_context(shown_when_cut_off(kept, args))
+            weights = stack.enter_context(shared_weights(config, SEED))
+            compare(args, config, device, backend, weights, keep=lambda found: kept.add(**found))
+        else:
+            measure_ranks(args, config, device, backend, here, kept, stack)
+    if here is None or here.rank == 0:
+        kept.add(finished=True)
+        report(args, kept.found)
+
+
+def measure_ranks(
+    args: argparse.Namespace,
+    config: GPT2Config,
+    device: str,
+    backend: Backend,
+    here: Place,
+    kept: Kept,
+    stack: ExitStack,
+) -> None:
+    """One GPU by itself, then all of them, each by itself at once, then all together; what is known goes to `kept`."""
+    first, weights = here.rank == 0, None
+    if first:
+        print(f"{heading(kept.found)}, each of {here.size} ranks", flush=True)
+        kept.add(ranks=here.size)
+        print(f"making {kept.found['parameters']:,} random weights", flush=True)
+    if here.local_rank == 0:
+        weights = stack.enter_context(shared_weights(config, SEED))
+    if first:
+        assert weights
+        with shown_when_cut_off(kept, args):
+            keep = lambda found: kept.add(one=found)  # noqa: E731
+            compare(args, config, device, backend, weights, apart=True, keep=keep)
+        print(tables.rates(f"{tables.how_many(device, 1, True)}", kept.found["one"]), flush=True)
+    with (
+        joined(device, TIMEOUT) as ranks,
+        told_of_its_end(here.rank),
+        shown_when_cut_off(kept if first else None, args),
+    ):
+        hosts, own = ranks.gather(ranks.local_rank).count(0), of_this_host(weights, ranks)
+        if first:
+            kept.add(hosts=hosts)
+
+        def of_rank_0(name: str = "") -> Callable[[dict[str, Any]], None]:
+            return lambda found: kept.add(**({name: found} if name else found)) if first else None
+
+        apart = compare(args, config, device, backend, own, ranks, apart=True, keep=of_rank_0("at_once"))
+        if first:
+            print(tables.rates(tables.how_many(device, ranks.size, True), apart), flush=True)
+        compare(args, config, device, backend, own, ranks, keep=of_rank_0())
+
+
+@contextmanager
+def shown_when_cut_off(kept: Kept | None, args: argparse.Namespace) -> Iterator[None]:
+    """Whatever ends this before it is through, what was measured by then is shown."""
+    try:
+        yield
+    except BaseException:
+        if kept:
+            report(args, kept.found)
+            sys.stdout.flush()
+        raise
 
 
 def heading(said: dict[str, Any]) -> str:
@@ -301,20 +336,27 @@ def heading(said: dict[str, Any]) -> str:
 
 
 def report(args: argparse.Namespace, found: dict[str, Any]) -> None:
-    if args.json:
-        with atomic_write(args.json, "w") as f:
-            f.write(json.dumps(found, indent=1) + "\n")
-    print(", ".join(f"{name} {version}" for name, version in found["versions"].items()), end="")
-    if ceiling := found["ceiling"]:
+    """Shows what there is of the figures."""
+    newest = next((found[key] for key in ("at_once", "one") if key in found), {}) if "versions" not in found else found
+    if not newest.get("contenders") and not found.get("one", {}).get("contenders"):
+        return
+    print(", ".join(f"{name} {version}" for name, version in newest["versions"].items()), end="")
+    if ceiling := newest["ceiling"]:
         product = f"{ceiling['n']:.0f}^3 {ceiling['dtype']} product {tables.tera(ceiling['flops'])} TFLOP/s"
         print(f"; ceilings: {product}, copy {tables.tera(ceiling['bytes'])} TB/s", end="")
-    print(f"\n\n{tables.comparison(found, WARM_UP)}")
-    if found["ratios"]:
+    print()
+    size = found.get("ranks", 1)
+    for figures, gpus, apart in ((found.get("one", {}), 1, True), (found, size, False)):
+        if figures.get("contenders"):
+            unfinished = tables.unfinished(figures)
+            print(f"\n{tables.how_many(found['device'], gpus, apart)}{unfinished}")
+            print(tables.comparison(figures, WARM_UP))
+    if found.get("ratios"):
         fastest = min(found["ratios"], key=lambda name: found["ratios"][name])
         print(f"\ntinygrad trains at {found['ratios'][fastest]:.3f} x the rate of {fastest}, the fastest peer")
     if "scaling" in found:
         print(f"\n{tables.scaling(found)}")
-    if args.profile:
+    if found.get("profile"):
         print(f"\n{tables.profile(found)}")
 
 

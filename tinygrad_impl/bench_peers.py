@@ -1,4 +1,6 @@
-"""The processes of PyTorch's that tinygrad_impl.bench measures: each runs torch_ref.bench_worker."""
+"""The processes that tinygrad_impl.bench measures: PyTorch's run torch_ref.bench_worker; tinygrad's, where it is not to
+be in the process of the bench, tinygrad_impl.bench_port, which understands the same.
+"""
 
 import argparse
 import ctypes
@@ -43,13 +45,16 @@ def peers(text: str) -> list[str]:
 
 
 class Worker:
-    """A process of torch_ref.bench_worker. `ask` raises `InputError` where it cannot do what it is asked."""
+    """A process that answers as torch_ref.bench_worker does. `ask` raises `InputError` where it cannot do what
+    it is asked.
+    """
 
     def __init__(self, name: str, process: "subprocess.Popen[str]", errors: IO[str]):
         assert process.stdin
         assert process.stdout
         self.name, self.process, self.errors = name, process, errors
         self.requests, self.replies = process.stdin, process.stdout
+        self.remedy = "leave it out of --against" if name in PEERS else "see whether it trains: tinygrad_impl.train"
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         with suppress(BrokenPipeError):  # there will be no answer then
@@ -60,12 +65,15 @@ class Worker:
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             self.errors.seek(0)
             last = (self.errors.read().strip().split("\n")[-1] or "without a word")[:200]
-            raise InputError(f"the process of {self.name} ended with {how} ({last}); leave it out of --against")
+            raise InputError(f"the process of {self.name} ended with {how} ({last}); {self.remedy}")
         reply = json.loads(line)
         if error := reply.get("error"):
             less = "use a smaller --batch-size, or " if error == "out of memory" else ""
-            raise InputError(f"{self.name} cannot be measured here ({error}); {less}leave it out of --against")
+            raise InputError(f"{self.name} cannot be measured here ({error}); {less}{self.remedy}")
         return reply
+
+    def ready(self) -> None:
+        self.ask("ready")
 
     def run(self, steps: int) -> dict[str, Any]:
         return self.ask("run", steps=steps)
@@ -83,7 +91,11 @@ def worker(name: str, meeting: Mapping[str, str] | None = None) -> Iterator[Work
     """By a `meeting` it can train with the workers of the other ranks."""
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "torch_ref.bench_worker"],
+            [
+                sys.executable,
+                "-m",
+                "torch_ref.bench_worker" if name.startswith("torch") else "tinygrad_impl.bench_port",
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

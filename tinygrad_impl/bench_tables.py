@@ -22,18 +22,43 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
+def how_many(device: str, count: int, apart: bool) -> str:
+    """What is measured: one GPU (on CPUs: process) by itself, all by themselves at once, or together."""
+    unit = "GPU" if device == "CUDA" else "process"
+    if count == 1:
+        return f"one {unit} by itself"
+    return f"{count} {unit}{'s' if device == 'CUDA' else 'es'} {'by themselves, all at once' if apart else 'together'}"
+
+
+def unfinished(found: dict[str, Any]) -> str:
+    """Which turns there are, where it is not all of them."""
+    done = {name: row["turns"] for name, row in found["contenders"].items()}
+    if all(turns == found["turns"] for turns in done.values()):
+        return ""
+    return f": cut off after {', '.join(f'{n} turns of {name}' for name, n in done.items())}, of {found['turns']} each"
+
+
+def rates(what: str, found: dict[str, Any]) -> str:
+    said = (f"{name} {row['tokens_per_second']:,.0f} tokens/s" for name, row in found["contenders"].items())
+    return f"{what}: {', '.join(said)}"
+
+
 def comparison(found: dict[str, Any], warm_up: int) -> str:
-    """Every contender's figures, a row each."""
-    rows = [["", "tok/s", "ms a step", "(10-90 %)", "TFLOP/s", "of ceiling", "GB allocated", "GB held", "s to step 1"]]
-    rows[0] += [f"to {warm_up}", "compiled", "loss", "tinygrad is"]
+    """Every contender's figures, a column each."""
+    rows = [
+        ["", "tokens/s", "ms a step", "single steps, 10-90 %", "TFLOP/s", "of ceiling", "GB allocated", "GB held"],
+        ["s to step 1", f"s to step {warm_up}", "kernels compiled", "loss of step 1", "tinygrad is"],
+    ]
+    columns = [rows[0] + rows[1]]
     for name, row in found["contenders"].items():
         ms, low, high = (row[f"step_seconds{which}"] * 1e3 for which in ("", "_10th", "_90th"))
-        rows.append([name, f"{row['tokens_per_second']:,.0f}", f"{ms:.2f}", f"{low:.2f}-{high:.2f}"])
-        rows[-1] += [tera(row["flops"]), percent(row["share_of_ceiling"])]
-        rows[-1] += [f"{row[k] / 1e9:.2f}" if k in row else "-" for k in ("allocated_bytes", "held_bytes")]
-        rows[-1] += [f"{row['first_step_seconds']:.1f}", f"{row['first_steps_seconds']:.1f}", str(row["compiled"])]
-        rows[-1] += [f"{row['first_loss']:.4f}", f"{found['ratios'].get(name, 1.0):.3f} x"]
-    return table(rows)
+        column = [name, f"{row['tokens_per_second']:,.0f}", f"{ms:.2f}", f"{low:.2f}-{high:.2f}"]
+        column += [tera(row["flops"]), percent(row["share_of_ceiling"])]
+        column += [f"{row[k] / 1e9:.2f}" if k in row else "-" for k in ("allocated_bytes", "held_bytes")]
+        column += [f"{row['first_step_seconds']:.1f}", f"{row['first_steps_seconds']:.1f}", str(row["compiled"])]
+        column += [f"{row['first_loss']:.4f}", f"{found['ratios'][name]:.3f} x" if name in found["ratios"] else ""]
+        columns.append(column)
+    return table([list(row) for row in zip(*columns, strict=True)])
 
 
 def profile(found: dict[str, Any]) -> str:
@@ -55,17 +80,17 @@ def profile(found: dict[str, Any]) -> str:
 
 def scaling(found: dict[str, Any]) -> str:
     """What several GPUs (on CPUs: processes) reach beside one, and the memory that each of them takes."""
-    units = f"{found['ranks']} {'GPUs' if found['device'] == 'CUDA' else 'processes'}"
-    rows = [["", f"tok/s on {units}", "on 1", f"of {found['ranks']} x 1", "tinygrad is", "on 1 it is"]]
-    rows[0] += ["GB allocated on rank 0", "at most", "on 1", "of that"]
-    one = found["one"]
-    for name, row in found["contenders"].items():
-        alone, share = one["contenders"][name], found["scaling"][name]
-        rows.append([name, f"{row['tokens_per_second']:,.0f}", f"{alone['tokens_per_second']:,.0f}"])
-        rows[-1] += [f"{share['rate']:.3f}", *(f"{f['ratios'].get(name, 1.0):.3f} x" for f in (found, one))]
-        if "memory" in share:
-            sizes = row["allocated_bytes"], row["allocated_bytes_largest"], alone["allocated_bytes"]
-            rows[-1] += [*(f"{size / 1e9:.2f}" for size in sizes), f"{share['memory']:.2f}"]
-        else:
-            rows[-1] += ["-"] * 4
-    return table(rows)
+    size, one = found["ranks"], found["one"]
+    single, apart, together = (how_many(found["device"], n, a) for n, a in ((1, True), (size, True), (size, False)))
+    columns = [["tokens/s", single, apart, f"  of {size} x one", together, f"  of {size} x one"]]
+    columns[0] += ["  of by themselves", "GB allocated by one", "  together, at most", "  of one's"]
+    for name, alone in one.get("contenders", {}).items():
+        share = found["scaling"][name]
+        all_at_once, row = (f.get("contenders", {}).get(name, {}) for f in (found.get("at_once", {}), found))
+        figures = [f"{f['tokens_per_second']:,.0f}" if f else "-" for f in (alone, all_at_once, row)]
+        shares = [f"{share[key]:.3f}" if key in share else "-" for key in ("at_once", "rate", "of_at_once", "memory")]
+        sizes = [alone.get("allocated_bytes"), row.get("allocated_bytes_largest")]
+        gb = ["-" if taken is None else f"{taken / 1e9:.2f}" for taken in sizes]
+        column = [name, figures[0], figures[1], shares[0], figures[2], shares[1], shares[2], *gb, shares[3]]
+        columns.append(column)
+    return table([list(row) for row in zip(*columns, strict=True)])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data.checkpoints.config import PRESETS, GPT2Config, flops_a_token, parameter_count, parameter_shapes
-from data.cli import ArgumentParser, InputError, refuse_missing_folder, run
+from data.cli import ArgumentParser, InputError, real, refuse_missing_folder, run
 from data.files import atomic_write
 from tinygrad_impl.flat import buckets
 
@@ -139,31 +139,56 @@ class Measured:
 
 
 def check(measured: Sequence[Measured], network: Network | None = None) -> list[float]:
-    """How far the model is off each row, as a share of what was measured: 0.02 is 2 % too long. `network` has to have
-    the bandwidth between the hosts that were measured, which may be imitated on one machine.
+    """The seconds that the model has for each row. `network` has to have the bandwidth between the hosts that were
+    measured, which may be imitated on one machine.
     """
     found = []
     for row in measured:
         here = replace(network or Network(), per_host=row.gpus // row.hosts)
         work = replace(WORKS[row.preset], micro=row.windows)
-        found.append(step(work, here, row.gpus, row.windows * T)[0] / row.seconds - 1)
+        found.append(step(work, here, row.gpus, row.windows * T)[0])
     return found
 
 
 def measured_in(file: Path) -> list[Measured]:
-    """What a file of `tinygrad_impl.bench --json` says: of one GPU, and of all where there were several."""
+    """What a file of `tinygrad_impl.bench --json` says of tinygrad: on one GPU, and on all where there were several.
+    A bench that was cut off has the turns that it came to; what it did not come to is left out.
+    """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        preset, windows, length = found["preset"], found["batch_size"], found["seq_len"]
-        rows = [(1, 1, found.get("one", found))]
-        if "ranks" in found:
-            rows.append((found["ranks"], found["hosts"], found))
-        took = [said["contenders"]["tinygrad"]["step_seconds"] for *_, said in rows]
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        preset, windows, length, device = (found[key] for key in ("preset", "batch_size", "seq_len", "device"))
+        several = "ranks" in found
+        said = [(1, 1, found.get("one", {}) if several else found)]
+        said += [(found["ranks"], found.get("hosts", 1), found)] if several else []
+        took = [(gpus, hosts, s.get("contenders", {}).get("tinygrad")) for gpus, hosts, s in said]
+        rows = [Measured(preset, gpus, hosts, windows, row["step_seconds"]) for gpus, hosts, row in took if row]
+        odd = not all(row.hosts and row.gpus % row.hosts == 0 and row.seconds > 0 for row in rows)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise InputError(f"{file} is no file of tinygrad_impl.bench --json ({e!r}); name one that is") from None
-    if preset not in WORKS or length != T:
-        raise InputError(f"{file} is of {preset} with windows of {length}; name one of {' or '.join(WORKS)}, of {T}")
-    return [Measured(preset, gpus, hosts, windows, s) for (gpus, hosts, _), s in zip(rows, took, strict=True)]
+    if preset not in WORKS or length != T or device != "CUDA":
+        raise InputError(
+            f"{file} is of {preset} with windows of {length} on {device}; name one of {' or '.join(WORKS)}, of {T}, "
+            "on GPUs (CUDA)"
+        )
+    if odd:
+        raise InputError(
+            f"{file} is of hosts with different numbers of GPUs, which the model does not have; leave it out"
+        )
+    if not rows:
+        raise InputError(f"{file} is of a bench that was cut off before it had measured tinygrad; measure it again")
+    return rows
+
+
+def compared(measured: Sequence[Measured], modelled: Sequence[float]) -> str:
+    """What was measured beside what the model has, a row each, and how far off it is at most."""
+    lines = [f"{'':9}{'GPUs':>6}  {'windows a GPU':>13}  {'measured, ms':>12}  {'model, ms':>9}  {'error':>6}"]
+    errors = [seconds / row.seconds - 1 for row, seconds in zip(measured, modelled, strict=True)]
+    for row, seconds, error in zip(measured, modelled, errors, strict=True):
+        gpus = f"{row.hosts} x {row.gpus // row.hosts}" if row.hosts > 1 else f"{row.gpus}"
+        lines.append(f"{row.preset:9}{gpus:>6}  {row.windows:13}  {row.seconds * 1e3:12.2f}  {seconds * 1e3:9.2f}")
+        lines[-1] += f"  {error:+6.1%}"
+    lines.append(f"largest error: {max(errors, key=abs):+.1%}")
+    return "\n".join(lines)
 
 
 def table(work: Work, network: Network, strong: bool) -> list[dict[str, float]]:
@@ -192,27 +217,47 @@ def main() -> None:
     parser = ArgumentParser(
         prog="python -m tinygrad_impl.scaling",
         description="What a training step of 124M and of gpt2-xl costs on 1 to 512 GPUs.",
-        epilog="example: python -m tinygrad_impl.scaling --measured bench.json",
+        epilog="example: python -m tinygrad_impl.scaling --check bench.json",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument(
-        "--measured", type=Path, nargs="+", default=[], metavar="FILE", help="of tinygrad_impl.bench, to compare with"
+        "--check",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="compare with what tinygrad_impl.bench --json has written, instead",
+    )
+    parser.add_argument(
+        "--between",
+        type=real(0, closed=False),
+        metavar="GBIT",
+        help="of the network between hosts, for each GPU, Gb/s (default: 400)",
     )
     args = parser.parse_args()
     refuse_missing_folder(args.json)
-    measured = [row for file in args.measured for row in measured_in(file)]
-    network, tables = Network(), dict[str, Any]()
-    for preset, work in WORKS.items():
-        for strong in (False, True):
-            rows = tables[f"{preset}, {'strong' if strong else 'weak'}"] = table(work, network, strong)
-            size = f"{GLOBAL:,} tokens an update" if strong else f"{work.micro} x {T} tokens a GPU"
-            print(f"{preset}, {size}\n{shown(rows)}")
-    for m, off in zip(measured, check(measured), strict=True):
-        where = f"{m.preset}, {m.gpus} GPUs on {m.hosts} hosts, {m.windows} windows each"
-        print(f"{where}: measured {m.seconds * 1e3:.2f} ms, model {off:+.1%}")
+    network = Network() if args.between is None else replace(Network(), between=args.between / 8 * 1e9)
+    if args.check:
+        measured = [row for file in args.check for row in measured_in(file)]
+        modelled = check(measured, network)
+        print(compared(measured, modelled))
+        rows = [asdict(row) | {"model": seconds} for row, seconds in zip(measured, modelled, strict=True)]
+        content: dict[str, Any] = {"checked": rows}
+    else:
+        content = {"tables": tables(network)}
     if args.json:
         with atomic_write(args.json, "w") as f:
-            f.write(json.dumps({"network": asdict(network), "tables": tables}, indent=1) + "\n")
+            f.write(json.dumps({"network": asdict(network), **content}, indent=1) + "\n")
+
+
+def tables(network: Network) -> dict[str, list[dict[str, float]]]:
+    """Of both models, weak and strong; printed too."""
+    found = {}
+    for preset, work in WORKS.items():
+        for strong in (False, True):
+            rows = found[f"{preset}, {'strong' if strong else 'weak'}"] = table(work, network, strong)
+            size = f"{GLOBAL:,} tokens an update" if strong else f"{work.micro} x {T} tokens a GPU"
+            print(f"{preset}, {size}\n{shown(rows)}")
+    return found
 
 
 if __name__ == "__main__":

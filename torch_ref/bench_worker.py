@@ -4,6 +4,7 @@ It is a process of its own, so that neither framework is loaded beside the other
 and answers it with a line on stdout, both JSON objects:
 
     {"do": "build", "warm_up": n, ...}         what `build` returns, which is of what `Peer` is given
+    {"do": "ready"}                            nothing: a step that does not count, before those that do
     {"do": "run", "steps": n}                  what `Peer.run` returns
     {"do": "ceilings", "device", "dtype"}      what `ceilings` returns
 
@@ -20,10 +21,7 @@ rank 0's host; each process uses the first GPU that it sees. All of them have to
 each with tokens of its own. Each replies with its own seconds and memory, and with the loss of its own tokens.
 """
 
-import json
-import os
 import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,7 +34,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from data.checkpoints.config import GPT2Config
-from data.checkpoints.initialize import initial_weights
+from data.checkpoints.initialize import weights_in
+from data.requests import answer
 from torch_ref.model import GPT2
 
 VOCAB_MULTIPLE = 128
@@ -67,7 +66,7 @@ class Loss(torch.nn.Module):
 
 
 class Peer:
-    """GPT-2 of the sizes `config` and the weights of `seed`, and its AdamW. `tokens` is a .npy of integers
+    """GPT-2 of the sizes `config` and the weights in the file `weights`, and its AdamW. `tokens` is a .npy of integers
     (batches, B, T + 1), which the steps take in turn. `dtype` is that of matmuls. With `ranks`, torch.distributed's
     process group trains it together.
     """
@@ -75,7 +74,7 @@ class Peer:
     def __init__(
         self,
         config: dict[str, Any],
-        seed: int,
+        weights: str,
         tokens: str,
         dtype: str,
         device: str,
@@ -86,7 +85,7 @@ class Peer:
         if self.autocast:
             torch.set_float32_matmul_precision("high")  # with float32 it would be TensorFloat32 that is compared
         sizes = GPT2Config(**config)
-        arrays = initial_weights(sizes, seed)
+        arrays = weights_in(weights, sizes)
         padding = -sizes.vocab_size % VOCAB_MULTIPLE
         arrays["wte.weight"] = np.pad(arrays["wte.weight"], ((0, padding), (0, 0)))
         self.model = GPT2(replace(sizes, vocab_size=sizes.vocab_size + padding), arrays).to(device)
@@ -126,12 +125,18 @@ class Peer:
         self.steps += 1
         return seconds
 
+    def ready(self) -> dict[str, Any]:
+        """A step that is not to count, which takes the memory that the next ones need."""
+        self.step()
+        return {}
+
     def run(self, steps: int) -> dict[str, Any]:
-        """So many steps: the seconds of each, and the most memory in bytes that they took."""
+        """So many steps: the seconds of each and of all, and the most memory in bytes that they took."""
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        seconds = [self.step() for _ in range(steps)]
-        figures: dict[str, Any] = {"seconds": seconds, "first_loss": self.first_loss}
+        started = time.perf_counter()
+        figures: dict[str, Any] = {"seconds": [self.step() for _ in range(steps)]}
+        figures |= {"wall_seconds": time.perf_counter() - started, "first_loss": self.first_loss}
         if self.device == "cuda":
             figures["allocated_bytes"] = torch.cuda.max_memory_allocated()
             figures["held_bytes"] = torch.cuda.max_memory_reserved()
@@ -183,23 +188,22 @@ def ceilings(device: str, dtype: str) -> dict[str, float]:
 
 
 def main() -> None:
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else is printed must not come between the replies
-    for line in sys.stdin:
-        request = json.loads(line)
-        do = request.pop("do")
+    built: list[Peer] = []
+
+    def do(what: str, request: dict[str, Any]) -> dict[str, Any]:
         try:
-            if do == "build":
-                peer, reply = build(**request)
-            else:
-                reply = peer.run(**request) if do == "run" else ceilings(**request)
-        except Exception as e:  # of whatever kind, the asker has to hear of it
-            cause = getattr(e, "inner_exception", e)  # what torch.compile failed of
-            short = f"{type(cause).__name__}: {str(cause).strip()}".partition("\n")[0]
-            reply = {"error": "out of memory" if "out of memory" in str(cause).lower() else short}
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()  # for others, until the next request
-        print(json.dumps(reply), file=replies, flush=True)
+            if what == "build":
+                peer, figures = build(**request)
+                built.append(peer)
+                return figures
+            if what == "ceilings":
+                return ceilings(**request)
+            return built[-1].ready() if what == "ready" else built[-1].run(**request)
+        finally:
+            if torch.cuda.is_initialized() and what != "ready":
+                torch.cuda.empty_cache()  # for others, until the next request
+
+    answer(do)
 
 
 if __name__ == "__main__":

@@ -129,13 +129,13 @@ def training(run: Mapping[str, Any], state: Mapping[str, Any], rows: Sequence[Ma
         "learning rate": f"up to {options['lr']:g} in {options['warmup']:,} steps, down to {options['min_lr']:g}",
         "AdamW": f"betas {first:g} and {second:g}, weight decay {options['weight_decay']:g}",
         "gradients' largest norm": f"{options['clip']:g}",
-        "dtype of matmuls": options["dtype"],
+        "dtype of matmuls": options.get("dtype"),
         "seed": f"{options['seed']}",
         "device": f"{run['device']} ({run['card']})",
         "seconds of training": f"{state['seconds']:,.0f}",
     }
     facts |= {"tokens/s (median)": f"{rates[len(rates) // 2]:,.0f}"} if rates else {}
-    return ["| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in facts.items())]
+    return ["| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in facts.items() if value)]
 
 
 def validation(losses: Sequence[Mapping[str, Any]], step: int) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data.checkpoints.config import parameter_count
+from data.checkpoints.config import flops_a_token, parameter_count
 from data.checkpoints.sums import CURVE, checkpoints
 from data.cli import InputError, Progress
 from data.launch import command_as_started, with_option
@@ -97,6 +97,9 @@ class Recorder:
             "source": revision(),
             **start.machines,
         }
+        if by.peak_flops:  # for the MFU; of each GPU
+            origin["peak_flops"] = by.peak_flops
+            origin["flops_a_token"] = flops_a_token(start.config, options.seq_len)
         assert options.out  # `begin` has it
         if options.resume:  # not before now, because it cuts off what came after the checkpoint
             state = start.state if start.moments else None

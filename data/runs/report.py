@@ -86,11 +86,60 @@ def figures(run: Run) -> dict[str, str]:
         "Steps": f"{step:,.0f} of {options.get('steps', '?')}",
         "Tokens trained on": f"{tokens:,.0f}",
         "Training time": f"{seconds:,.0f} s",
-        "Throughput (median)": f"{statistics.median(rates):,.0f} tokens/s" if rates else "–",
+        "Throughput (median)": f"{statistics.median(rates):,.0f} tokens/s{mfu(run, rates)}" if rates else "–",
+        "Global batch": global_batch(run),
         "Model": f"{run.facts['parameters']:,} parameters: {size}",
-        "Device": f"{machine(run.facts['device'], run.facts['card'])}, {options.get('dtype', '?')}",
+        "Device": f"{machines(run.facts)}, {options.get('dtype', '?')}",
+        "Resumed": resumed(run.facts["continued"]),
         "Data": breakable(str(options.get("data", run.facts["data"]["folder"]))),
     }
+
+
+def machines(part: dict[str, Any]) -> str:
+    """What computes, or computed from where the run went on: a device, or those of all ranks."""
+    if "ranks" not in part:
+        return machine(part["device"], part["card"])
+    ranks = part["ranks"]
+    cards = ", ".join(f"{count} × {name}" for name, count in ranks["cards"].items())
+    hosts = f"{len(ranks['hosts'])} host{'s' * (len(ranks['hosts']) != 1)}"
+    return f"{ranks['world_size']:,} ranks on {hosts}: {cards}"
+
+
+def parts(run: Run) -> list[dict[str, Any]]:
+    """The run's beginning, and what is said of each time it went on."""
+    return [run.facts, *run.facts["continued"]]
+
+
+def mfu(run: Run, rates: Sequence[float]) -> str:
+    """What the median rate is of the GPUs' peak rate, of all of them; nothing where they were not the same throughout,
+    or are not known.
+    """
+    peaks = {part.get("peak_flops", 0) * part.get("ranks", {}).get("world_size", 1) for part in parts(run)}
+    flops = run.facts.get("flops_a_token")
+    if len(peaks) > 1 or not flops or not (peak := peaks.pop()):
+        return ""
+    return f", MFU {flops * statistics.median(rates) / peak:.1%}"
+
+
+def global_batch(run: Run) -> str:
+    """What an update is of, on all ranks."""
+    sizes = [run.facts["options"].get(name) for name in ("grad_accum", "batch_size", "seq_len")]
+    if "ranks" in run.facts:
+        windows, tokens = run.facts["ranks"]["global_batch"], run.facts["ranks"]["global_batch_tokens"]
+    elif all(type(size) is int and 0 < size < 2**32 for size in sizes):
+        windows, tokens = sizes[0] * sizes[1], math.prod(sizes)
+    else:
+        return "–"
+    return f"{tokens:,} tokens in {windows:,} windows"
+
+
+def resumed(continued: Sequence[dict[str, Any]]) -> str:
+    """How often a run was gone on with, after a stop or by a restart."""
+    if not continued:
+        return "never"
+    times = "once" if len(continued) == 1 else f"{len(continued)} times"
+    steps = ", ".join(f"{part['step']:,}" for part in continued)
+    return f"{times}, from step {steps}"
 
 
 def summary(runs: Sequence[Run]) -> str:
@@ -126,7 +175,8 @@ def continued(facts: dict[str, Any]) -> str:
     said = ""
     for part in facts["continued"]:
         command = escape(shlex.join(map(unescape, part["command"])))
-        said += f" Continued from step {part['step']:,}: {command}{source(part)}."
+        on = f", on {machines(part)}" if "ranks" in part or {"device", "card"} <= part.keys() else ""
+        said += f" Continued from step {part['step']:,}{on}: {command}{source(part)}."
     return said
 
 

@@ -19,6 +19,7 @@ RUN: dict[str, Any] = {
 ROW = {"check": str, "name": str, "error": NUMBER, "own": NUMBER, "allowed": NUMBER, "passed": bool}
 CONTINUED = [{"step": int, "command": [str]}]
 SOURCE = {"commit": str | None, "clean": bool | None}  # as `data.runs.revision.revision` says; older runs have none
+RANKS = {"world_size": int, "hosts": dict, "cards": dict, "global_batch": int, "global_batch_tokens": int}
 PARITY: dict[str, Any] = {
     **{"verdict": str, "culprit": str | None, "summary": str, "dtype": str, "device": str, "versions": dict},
     **{"model": {"sha256": str}, "sources": dict, "rows": [ROW]},
@@ -73,6 +74,19 @@ def fits(value: Any, shape: Any) -> bool:
     return isinstance(value, shape) and not (isinstance(value, int) and abs(value) > 2**64)
 
 
+def known(part: dict[str, Any]) -> bool:
+    """Whether what is said of the beginning of a run, or of where it goes on, is what the report can show of it."""
+    ranks = part.get("ranks", {"hosts": {}, "cards": {}})
+    if not fits({"device": "", "card": ""} | part, {"device": str, "card": str}):  # older runs do not say it again
+        return False
+    rates = all(fits(part.get(key, 1), int | float) and part.get(key, 1) > 0 for key in ("peak_flops", "flops_a_token"))
+    if not rates or not fits(part.get("source", {"commit": None, "clean": None}), SOURCE):
+        return False
+    if "ranks" in part and not (fits(ranks, RANKS) and ranks["world_size"] > 0):
+        return False
+    return all(fits(count, int) for kind in ("hosts", "cards") for count in ranks[kind].values())
+
+
 def load_run(folder: Path) -> Run:
     """Reads a run's folder, also while it is being written. Raises `InputError`, naming the file that is damaged."""
     if not (folder / "run.json").is_file():
@@ -90,7 +104,7 @@ def load_run(folder: Path) -> Run:
     scores = read(FILE, SCORES) or {"rows": []}
     assert facts
     whole = fits(facts.setdefault("continued", []), CONTINUED)
-    if not whole or not all(fits(part["source"], SOURCE) for part in [facts, *facts["continued"]] if "source" in part):
+    if not whole or not all(known(part) for part in [facts, *facts["continued"]]):
         raise InputError(f"{folder / 'run.json'} is damaged or of another version; copy it again or remove it")
     comparison = read_comparison(folder / "compare.json") if (folder / "compare.json").is_file() else None
     path = folder / "metrics.jsonl"

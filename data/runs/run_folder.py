@@ -2,7 +2,9 @@
 
     run.json             every option, versions, git commit, seed, device, checksums of data and weights, and of
                          run.json itself; a run that was continued lists in "continued" from which step, and with what;
-                         where it was trained longer, in "changed" by which options, before and since
+                         where it was trained longer, in "changed" by which options, before and since; of several
+                         ranks, in "ranks" how many, their hosts and GPUs, and the global batch; for the MFU, where the
+                         GPU is known, flops_a_token, and peak_flops of a GPU
     metrics.jsonl        one object a step: step, loss, lr, grad_norm, tokens, seconds, tokens_per_second, and val_loss
                          where it was measured; step 0, before training, has step, tokens, seconds and val_loss alone;
                          last on a line is crc32, of the line without it

@@ -18,8 +18,8 @@ PLANTED: list[Row] = [
     (
         "report: the mean throughput is called median",
         REPORT,
-        "statistics.median(rates)",
-        "statistics.mean(rates)",
+        "{statistics.median(rates):,.0f} tokens/s",
+        "{statistics.mean(rates):,.0f} tokens/s",
         IN_REPORT + "figures_of_a_run",
     ),
     (
@@ -81,8 +81,8 @@ PLANTED: list[Row] = [
     (
         "report: the commit may have any form",
         REPORT_INPUT,
-        'for part in [facts, *facts["continued"]] if',
-        'for part in facts["continued"] if',
+        'all(known(part) for part in [facts, *facts["continued"]])',
+        'all(known(part) for part in facts["continued"])',
         IN_REPORT + "whole_files_of_another_form_are_refused",
     ),
     (
@@ -161,5 +161,26 @@ PLANTED: list[Row] = [
         "enumerate(names, 2)",
         "enumerate(names, 1)",
         "parity_tests/test_report.py::test_on_a_phone_every_value_has_its_head",
+    ),
+    (
+        "report: the MFU is that of one GPU's peak",
+        "data/runs/report.py",
+        'part.get("peak_flops", 0) * part.get("ranks", {}).get("world_size", 1)',
+        'part.get("peak_flops", 0)',
+        "data/runs/tests/test_report.py::test_several_ranks",
+    ),
+    (
+        "report: the global batch is a rank's",
+        "data/runs/report.py",
+        'windows, tokens = run.facts["ranks"]["global_batch"], run.facts["ranks"]["global_batch_tokens"]',
+        'windows, tokens = run.facts["ranks"]["global_batch"], run.facts["ranks"]["global_batch_tokens"] // 4',
+        "data/runs/tests/test_report.py::test_several_ranks",
+    ),
+    (
+        "report: where a run went on, it is on what it began on",
+        "data/runs/report.py",
+        'on = f", on {machines(part)}"',
+        'on = f", on {machines(facts)}"',
+        "data/runs/tests/test_report.py::test_several_ranks",
     ),
 ]

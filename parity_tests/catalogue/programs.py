@@ -6,6 +6,7 @@ GENERATE, COMPARE = "tinygrad_impl/generate.py", "tinygrad_impl/compare.py"
 BENCH, PEER = "tinygrad_impl/bench.py", "torch_ref/bench_worker.py"
 TABLES, RANKS = "tinygrad_impl/bench_tables.py", "tinygrad_impl/bench_ranks.py"
 PEERS, SCALING = "tinygrad_impl/bench_peers.py", "tinygrad_impl/scaling.py"
+PORT = "tinygrad_impl/bench_port.py"
 DEVICE, CPU, PRODUCT = "tinygrad_impl/device.py", "tinygrad_impl/cpu.py", "tinygrad_impl/gemm.c"
 IN_GENERATE = "tinygrad_impl/tests/test_generate.py::test_"
 IN_COMPARE = "tinygrad_impl/tests/test_compare.py::test_"
@@ -135,18 +136,18 @@ PLANTED: list[Row] = [
         IN_COMPARE + "what_is_written",
     ),
     (
-        "bench: the mean step",
+        "bench: the mean turn",
         BENCH,
-        "step = statistics.median(seconds)",
-        "step = statistics.mean(seconds)",
+        "step = statistics.median(turn",
+        "step = statistics.mean(turn",
         IN_BENCH + "figures",
     ),
     (
         "bench: the first step after another's turn is counted",
-        BENCH,
-        'for s in turn["seconds"][1:]]',
-        'for s in turn["seconds"]]',
-        IN_BENCH + "figures",
+        RANKS,
+        "    contender.ready()\n",
+        "",
+        IN_BENCH + "turns",
     ),
     (
         "bench: GiB are called GB",
@@ -199,16 +200,16 @@ PLANTED: list[Row] = [
     ),
     (
         "bench: the port's building is left out of its first step",
-        BENCH,
+        PORT,
         '        self.figures["seconds"][0] += built\n',
         "",
         IN_BENCH + "steps_of_the_port",
     ),
     (
         "bench: every step takes the same tokens",
-        BENCH,
-        "self.batches[self.trainer.steps % BATCHES]",
-        "self.batches[BATCHES % BATCHES]",
+        PORT,
+        "self.batches[self.trainer.steps % len(self.batches)]",
+        "self.batches[0]",
         IN_BENCH + "steps_of_the_port",
     ),
     (
@@ -387,11 +388,74 @@ PLANTED: list[Row] = [
         "data/tests/test_cli.py::test_what_stdout_cannot_encode_is_escaped",
     ),
     (
+        "bench on ranks: a turn is through with the first rank",
+        RANKS,
+        'float(ranks.numbers(figures["wall_seconds"]).max())',
+        'float(ranks.numbers(figures["wall_seconds"]).min())',
+        IN_RANKS + "two_ranks",
+    ),
+    (
+        "bench on ranks: a turn takes as long as the slowest rank in each of its steps",
+        RANKS,
+        'float(ranks.numbers(figures["wall_seconds"]).max())',
+        'float(ranks.numbers(*figures["seconds"][:steps]).max(axis=0).sum())',
+        IN_RANKS + "two_ranks",
+    ),
+    (
         "bench on ranks: the steps of the first rank",
         RANKS,
-        ".max(axis=0)",
-        "[0]",
+        ".T.reshape(-1)  # those",
+        "[0]  # those",
         IN_RANKS + "two_ranks",
+    ),
+    (
+        "bench on ranks: who trains by itself at once waits for others",
+        BENCH,
+        "together = ALONE if apart else ranks",
+        "together = ranks",
+        IN_RANKS + "each_by_itself_at_once",
+    ),
+    (
+        "bench on ranks: by themselves at once is beside one GPU's rate",
+        RANKS,
+        'apart["tokens_per_second"] / (size * alone["tokens_per_second"])',
+        'apart["tokens_per_second"] / alone["tokens_per_second"]',
+        IN_RANKS + "the_first_rank_reports",
+    ),
+    (
+        "bench: nothing is kept before the end",
+        BENCH,
+        "                progress.update()\n                keep(found())\n",
+        "                progress.update()\n",
+        IN_BENCH + "cut_off",
+    ),
+    (
+        "bench: what was cut off is called finished",
+        RANKS,
+        '{"finished": False}',
+        '{"finished": True}',
+        IN_BENCH + "cut_off",
+    ),
+    (
+        "bench: what was measured is not shown when it is cut off",
+        BENCH,
+        "        if kept:\n            report(args, kept.found)",
+        "        if kept and not kept.found:\n            report(args, kept.found)",
+        IN_RANKS + "what_was_measured_before_a_failure",
+    ),
+    (
+        "bench on ranks: all end at once",
+        RANKS,
+        "signal.SIGTERM: end_later if rank else end",
+        "signal.SIGTERM: end",
+        IN_RANKS + "other_ranks_end_later",
+    ),
+    (
+        "bench on ranks: weights of another host",
+        RANKS,
+        "if path}",
+        "if path or True}",
+        IN_RANKS + "weights_of_a_host",
     ),
     (
         "bench on ranks: the memory of the first rank",
@@ -417,7 +481,7 @@ PLANTED: list[Row] = [
     (
         "bench on ranks: PyTorch's processes train each by itself",
         BENCH,
-        'arguments |= {"ranks": True} if ranks.size > 1 else {}',
+        'arguments |= {"ranks": True} if together.size > 1 else {}',
         "arguments |= {}",
         IN_RANKS + "two_ranks",
     ),
@@ -431,8 +495,8 @@ PLANTED: list[Row] = [
     (
         "bench on ranks: scaling is beside one GPU's rate",
         RANKS,
-        '(size * alone["tokens_per_second"])',
-        'alone["tokens_per_second"]',
+        'row["tokens_per_second"] / (size * alone["tokens_per_second"])',
+        'row["tokens_per_second"] / alone["tokens_per_second"]',
         IN_RANKS + "the_first_rank_reports",
     ),
     (
@@ -445,8 +509,8 @@ PLANTED: list[Row] = [
     (
         "bench on ranks: every rank measures its one GPU",
         BENCH,
-        '    if here.rank == 0:\n        print(f"{heading(said)}, each',
-        '    if here.rank >= 0:\n        print(f"{heading(said)}, each',
+        "first, weights = here.rank == 0, None",
+        "first, weights = True, None",
         IN_RANKS + "other_ranks_are_silent",
     ),
     (
@@ -454,7 +518,7 @@ PLANTED: list[Row] = [
         PEERS,
         "not in (*OURS, *STARTED)",
         "not in OURS",
-        IN_RANKS + "one_gpu_by_itself",
+        IN_RANKS + "workers_meet_elsewhere",
     ),
     (
         "bench on ranks: a worker outlives its rank",
@@ -525,5 +589,19 @@ PLANTED: list[Row] = [
         "per_host=row.gpus // row.hosts",
         "per_host=row.gpus",
         IN_SCALING + "check",
+    ),
+    (
+        "scaling: the error is a share of what the model has",
+        SCALING,
+        "seconds / row.seconds - 1 for",
+        "1 - row.seconds / seconds for",
+        IN_SCALING + "measured_beside_the_model",
+    ),
+    (
+        "scaling: the figures of all GPUs are one's",
+        SCALING,
+        'found.get("one", {}) if several else found',
+        "found",
+        IN_SCALING + "measured_beside_the_model",
     ),
 ]

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,10 +21,11 @@ import torch
 import torch._dynamo.utils
 from tinygrad import Tensor
 
+import tinygrad_impl.bench_port as bench_port
 import torch_ref.bench_worker
 import torch_ref.model
 from data.checkpoints.config import GPT2Config
-from data.checkpoints.initialize import initial_weights
+from data.checkpoints.initialize import initial_weights, shared_weights
 from data.cli import InputError
 from data.ranks import ALONE
 from data.testing import call, refused
@@ -31,6 +34,12 @@ from tinygrad_impl.backend import Plain
 from torch_ref.bench_worker import Peer
 
 CONFIG = GPT2Config(vocab_size=1024, n_layer=1, n_head=2, n_embd=16, n_positions=32)  # a vocabulary without padding
+
+
+@pytest.fixture(scope="module")
+def weights() -> Iterator[str]:
+    with shared_weights(CONFIG, bench.SEED) as file:
+        yield file
 
 
 @pytest.fixture
@@ -55,7 +64,8 @@ def test_report(tmp_path: Path) -> None:
     assert list(found["contenders"]) == ["tinygrad", "torch-eager"]
     for row in (ours, theirs):
         assert row["steps"] == 2
-        assert 0 < row["step_seconds_10th"] <= row["step_seconds"] <= row["step_seconds_90th"]
+        assert 0 < row["step_seconds_10th"] <= row["step_seconds_50th"] <= row["step_seconds_90th"]
+        assert row["step_seconds_10th"] <= row["step_seconds"]
         assert row["tokens_per_second"] == pytest.approx(32 / row["step_seconds"])
         assert row["flops"] == pytest.approx(found["flops_a_step"] / row["step_seconds"])
         assert row["share_of_ceiling"] == pytest.approx(row["flops"] / found["ceiling"]["flops"])
@@ -77,18 +87,19 @@ def test_report(tmp_path: Path) -> None:
     assert "others" in result.out
 
 
-def test_both_do_the_same_work(tmp_path: Path) -> None:
+def test_both_do_the_same_work(tmp_path: Path, weights: str) -> None:
     """The losses and the weights after some steps."""
     tokens = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (bench.BATCHES, 2, 17), np.int32)
     np.save(tmp_path / "tokens.npy", tokens)
-    peer = Peer(asdict(CONFIG), bench.SEED, str(tmp_path / "tokens.npy"), "float32", "cpu", compile=False)
-    peer.run(bench.WARM_UP)
-    port = bench.Port(CONFIG, tokens, "CPU", Plain())
+    peer = Peer(asdict(CONFIG), weights, str(tmp_path / "tokens.npy"), "float32", "cpu", compile=False)
+    peer.run(bench.WARM_UP - 1)
+    assert peer.ready() == {}
+    port = bench.Port(CONFIG, weights, tokens, "CPU", Plain())
     assert port.first_loss == pytest.approx(peer.first_loss, abs=5e-6)
     ours, theirs = port.trainer.model.arrays(), peer.model.arrays()
-    assert np.abs(ours["wte.weight"] - initial_weights(CONFIG, bench.SEED)["wte.weight"]).max() > bench.LR
+    assert np.abs(ours["wte.weight"] - initial_weights(CONFIG, bench.SEED)["wte.weight"]).max() > bench_port.LR
     for name in ours:
-        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=bench.LR / 10, err_msg=name)
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=bench_port.LR / 10, err_msg=name)
 
 
 def test_the_peers_vocabulary_is_padded(tmp_path: Path) -> None:
@@ -96,7 +107,8 @@ def test_the_peers_vocabulary_is_padded(tmp_path: Path) -> None:
     config = replace(CONFIG, vocab_size=1000)
     tokens = np.random.default_rng(0).integers(0, 1000, (2, 2, 17), np.int32)
     np.save(tmp_path / "tokens.npy", tokens)
-    peer = Peer(asdict(config), 5, str(tmp_path / "tokens.npy"), "float32", "cpu", compile=False)
+    with shared_weights(config, 5) as file:
+        peer = Peer(asdict(config), file, str(tmp_path / "tokens.npy"), "float32", "cpu", compile=False)
     wte = peer.model.arrays()["wte.weight"]
     assert wte.shape == (1024, 16)
     assert (wte[1000:] == 0).all()
@@ -148,21 +160,23 @@ def scripted_trainer(clock: Clock, losses: list[float], norms: list[float], take
     return Scripted
 
 
-def test_steps_of_the_port(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_of_the_port(weights: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds by a clock that stands still between steps: the first has the building in it; batches by turns."""
     taken: list[Any] = []
     trainer = scripted_trainer(clock, [5.0, 4.0, 3.0, 2.0, 1.0], [1.0] * 5, taken)
     counts = iter((10, 13))
-    monkeypatch.setattr(bench, "Trainer", trainer)
-    monkeypatch.setattr(bench, "compiled", lambda: next(counts))
+    monkeypatch.setattr(bench_port, "Trainer", trainer)
+    monkeypatch.setattr(bench_port, "compiled", lambda: next(counts))
     backend = Plain()
-    port = bench.Port(CONFIG, TOKENS, "CPU", backend)
+    port = bench.Port(CONFIG, weights, TOKENS, "CPU", backend)
     assert taken[0][0] is CONFIG
     np.testing.assert_array_equal(taken[0][1], initial_weights(CONFIG, 1337)["wte.weight"])
     assert taken[0][2] == {"backend": backend, "ranks": ALONE}
     assert port.figures["seconds"] == [7 + 1, 2, 4]
+    assert port.figures["wall_seconds"] == 7
     assert (port.figures["compiled"], port.figures["first_loss"]) == (3, 5.0)
-    assert port.run(2)["seconds"] == [8, 16]
+    assert port.ready() == {}
+    assert port.run(1)["seconds"] == [16]
     assert port.run(0)["first_loss"] == 5.0
     for i, ([(x, y)], lr) in enumerate(taken[1:]):
         np.testing.assert_array_equal(x, TOKENS[i % 4, :, :5])
@@ -172,27 +186,29 @@ def test_steps_of_the_port(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (3.0, math.inf)])
 def test_a_step_that_is_left_out_is_not_measured(
-    loss: float, norm: float, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    loss: float, norm: float, weights: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "Trainer", scripted_trainer(clock, [4.0, loss], [2.0, norm], []))
+    monkeypatch.setattr(bench_port, "Trainer", scripted_trainer(clock, [4.0, loss], [2.0, norm], []))
     with pytest.raises(InputError, match=f"loss became {loss} and the gradient's norm {norm}; this measures nothing"):
-        bench.Port(CONFIG, TOKENS, "CPU", Plain())
+        bench.Port(CONFIG, weights, TOKENS, "CPU", Plain())
 
 
 def test_compiled_kernels_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tinygrad's, and Triton's, of which each is in a folder of its own."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    before = bench.compiled()
+    before = bench_port.compiled()
     for name in ("a/one.cubin", "b/two.cubin", "b/two.ptx", "three.cubin"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert bench.compiled() == before + 2
+    assert bench_port.compiled() == before + 2
     Tensor.full((before % 89 + 3, 7), 2.0).contiguous().mul(before).exp().realize()  # a kernel that is new
-    assert bench.compiled() > before + 2
+    assert bench_port.compiled() > before + 2
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_steps_of_the_peer(compile: bool, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_of_the_peer(
+    compile: bool, weights: str, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiled: list[Any] = []
     monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f) or f)  # type: ignore[func-returns-value]
     monkeypatch.setitem(torch._dynamo.utils.counters["inductor"], "fxgraph_cache_miss", 6)
@@ -217,7 +233,7 @@ def test_steps_of_the_peer(compile: bool, clock: Clock, tmp_path: Path, monkeypa
     monkeypatch.setattr(torch.optim.AdamW, "step", slow_step)
     arguments: dict[str, Any] = {
         "config": asdict(CONFIG),
-        "seed": 3,
+        "weights": weights,
         "tokens": str(tmp_path / "tokens.npy"),
         "device": "cpu",
     }
@@ -225,7 +241,8 @@ def test_steps_of_the_peer(compile: bool, clock: Clock, tmp_path: Path, monkeypa
     assert figures["seconds"] == [7 + 1, 2, 4]
     assert (figures["compiled"], len(compiled)) == ((6, 1) if compile else (0, 0))
     assert figures["versions"] == {"torch": torch.__version__}
-    assert peer.run(2)["seconds"] == [8, 16]
+    turn = peer.run(2)
+    assert (turn["seconds"], turn["wall_seconds"]) == ([8, 16], 24)
     for i, (x, y, autocast) in enumerate(taken):
         np.testing.assert_array_equal(x, TOKENS[i % 4, :, :5])
         np.testing.assert_array_equal(y, TOKENS[i % 4, :, 1:])
@@ -265,10 +282,14 @@ class Figures:
         if name == "tinygrad":
             self.figures["allocated_bytes"] = 2_345_000_000
 
+    def ready(self) -> None:
+        self.log.append((self.name, "ready"))
+
     def run(self, steps: int) -> dict[str, Any]:
         self.log.append((self.name, steps))
         held = next(self.memory)
-        figures = {"seconds": [99.0, *(next(self.counted) for _ in range(steps - 1))], "held_bytes": held}
+        figures: dict[str, Any] = {"seconds": [next(self.counted) for _ in range(steps)], "held_bytes": held}
+        figures["wall_seconds"] = sum(figures["seconds"]) * 2  # as if there were something between the steps
         return figures | ({"allocated_bytes": held // 2} if self.name == "tinygrad" else {})
 
     def step(self) -> float:
@@ -336,15 +357,16 @@ def test_figures(scripted: list[Any], tmp_path: Path, monkeypatch: pytest.Monkey
     assert found["ceiling"] == {"n": 768, "flops": 3e9, "bytes": 2e9, "dtype": "float32"}
     ours = found["contenders"]["tinygrad"]
     assert ours == {
-        **{"tokens_per_second": pytest.approx(60 / 0.013), "step_seconds": 0.013, "steps": 7},
+        **{"tokens_per_second": pytest.approx(60 / 0.03), "step_seconds": pytest.approx(0.03), "steps": 7, "turns": 5},
         **{"step_seconds_10th": pytest.approx(0.0106), "step_seconds_90th": pytest.approx(0.224)},
-        **{"flops": pytest.approx(FLOPS / 0.013), "share_of_ceiling": pytest.approx(FLOPS / 0.013 / 3e9)},
+        **{"step_seconds_50th": 0.013, "flops": pytest.approx(FLOPS / 0.03)},
+        **{"share_of_ceiling": pytest.approx(FLOPS / 0.03 / 3e9)},
         **{"first_step_seconds": 5.0, "first_steps_seconds": 5.75, "compiled": 4, "first_loss": 6.9375},
         **{"allocated_bytes": 3_500_000_000, "held_bytes": 7_000_000_000},
     }
     assert found["ratios"] == {
-        "torch-compile": pytest.approx(0.026 / 0.013),
-        "torch-eager": pytest.approx(0.040 / 0.013),
+        "torch-compile": pytest.approx(0.054 / 0.03),
+        "torch-eager": pytest.approx(0.072 / 0.03),
     }
     assert [found["contenders"][n]["held_bytes"] for n in found["ratios"]] == [1_500_000_000, 9_000_000_000]
     assert "allocated_bytes" not in found["contenders"]["torch-eager"]
@@ -353,15 +375,26 @@ def test_figures(scripted: list[Any], tmp_path: Path, monkeypatch: pytest.Monkey
     assert lines[0].startswith("tiny, 0.0M parameters, steps of 3 x 20 tokens, bfloat16, plain kernels; CPU with ")
     ceilings = "768^3 float32 product 0.003 TFLOP/s, copy 0.002 TB/s"
     assert lines[1] == f"tinygrad {version('tinygrad')}, torch 2.13.0; ceilings: {ceilings}"
-    heads = ["tok/s", "ms a step", "(10-90 %)", "TFLOP/s", "of ceiling", "GB allocated", "GB held", "s to step 1"]
-    cells = [re.split(r"  +", line.strip()) for line in lines[3:7]]
-    assert cells[0] == [*heads, "to 3", "compiled", "loss", "tinygrad is"]
-    assert cells[1][:6] == ["tinygrad", "4,615", "13.00", "10.60-224.00", "0.000563", "18.8%"]
-    assert cells[1][6:] == ["3.50", "7.00", "5.0", "5.8", "4", "6.9375", "1.000 x"]
-    assert cells[2][:4] == ["torch-compile", "2,308", "26.00", "23.00-28.40"]
-    assert cells[2][6:] == ["-", "1.50", "5.0", "5.8", "4", "6.9375", "2.000 x"]
-    assert cells[3][:3] + cells[3][-1:] == ["torch-eager", "1,500", "40.00", "3.077 x"]
-    assert lines[8] == "tinygrad trains at 2.000 x the rate of torch-compile, the fastest peer"
+    assert lines[3] == "one process by itself"
+    shown = [re.split(r"  +", line) for line in lines[4:17]]
+    assert shown[0] == ["", "tinygrad", "torch-compile", "torch-eager"]
+    assert shown[1:] == [
+        ["tokens/s", "2,000", "1,111", "833"],
+        ["ms a step", "30.00", "54.00", "72.00"],
+        ["single steps, 10-90 %", "10.60-224.00", "23.00-28.40", "10.00-385.20"],
+        ["TFLOP/s", "0.000244", "0.000136", "0.000102"],
+        ["of ceiling", "8.1%", "4.5%", "3.4%"],
+        ["GB allocated", "3.50", "-", "-"],
+        ["GB held", "7.00", "1.50", "9.00"],
+        ["s to step 1", "5.0", "5.0", "5.0"],
+        ["s to step 3", "5.8", "5.8", "5.8"],
+        ["kernels compiled", "4", "4", "4"],
+        ["loss of step 1", "6.9375", "6.9375", "6.9375"],
+        ["tinygrad is", "1.800 x", "2.400 x"],
+    ]
+    assert lines[18] == "tinygrad trains at 1.800 x the rate of torch-compile, the fastest peer"
+    assert max(map(len, lines[3:19])) <= 100
+    assert found["finished"]
 
     # the median of the large kernels is 3 times 1 and 3 ms; 25 small ones are of 2 to 26 us
     total = 2 * 0.003 + 0.009 + 350e-6
@@ -378,14 +411,14 @@ def test_figures(scripted: list[Any], tmp_path: Path, monkeypatch: pytest.Monkey
         **{"share": pytest.approx(0.006 / total), "share_of_roofline": pytest.approx(0.004 / 0.006)},
     }
     assert [row["name"] for row in found["profile"][2:]] == [f"small_{n}" for n in range(26, 1, -1)]
-    rows = [re.split(r"  +", line.strip()) for line in lines[10:]]
+    rows = [re.split(r"  +", line.strip()) for line in lines[20:]]
     assert rows[0] == ["kernel", "count", "ms", "share", "TFLOP/s", "GB/s", "of roofline"]
     assert rows[1] == ["matmul", "1", "9.000", "58.6%", "0.000222", "1", "44.4%"]
     assert rows[2] == ["matmul", "2", "6.000", "39.1%", "0.002", "0", "66.7%"]
     assert rows[3][:4] == ["small_26", "1", "0.026", "0.2%"]
     assert rows[25][0] == "small_4"
     assert rows[26] == ["2 others", "2", "0.005", "0.0%"]
-    assert lines[-1] == "28 kernels, 15.35 ms one by one; a whole step takes 13.00 ms"
+    assert lines[-1] == "28 kernels, 15.35 ms one by one; a whole step takes 30.00 ms"
 
 
 def test_turns(scripted: list[Any], tmp_path: Path) -> None:
@@ -398,18 +431,43 @@ def test_turns(scripted: list[Any], tmp_path: Path) -> None:
     forth = ["tinygrad", "torch-eager", "torch-compile"]
     expected: list[Any] = []
     for i, steps in enumerate((2, 2, 1, 1, 1)):
-        expected += [(name, 1 + steps) for name in (forth[::-1] if i % 2 else forth)]
+        for name in forth[::-1] if i % 2 else forth:
+            expected += [(name, "ready"), (name, steps)]
         expected += [("torch-eager", "ceilings")]
     assert asked[3:] == expected
-    _, config, tokens, device, backend, ranks = scripted[2]
+    _, config, _, tokens, device, backend, ranks = scripted[2]
     assert (config, device, backend, ranks) == (CONFIG, "CPU", Plain(), ALONE)
     assert tokens.shape == (4, 8, 33)  # as tiny is trained
     np.testing.assert_array_equal(tokens, np.random.default_rng(1337).integers(0, 1024, (4, 8, 33), np.int32))
     for (_, _, build), compile in zip(scripted[:2], (False, True), strict=True):
         assert build.pop("tokens").endswith("tokens.npy")
-        common = {"warm_up": 3, "config": asdict(CONFIG), "seed": 1337, "dtype": "float32", "device": "cpu"}
+        assert build.pop("weights") == scripted[2][2]
+        common = {"warm_up": 3, "config": asdict(CONFIG), "dtype": "float32", "device": "cpu"}
         assert build == common | {"compile": compile}
-    assert scripted[6][2] == {"device": "cpu", "dtype": "float32"}
+    assert scripted[9][2] == {"device": "cpu", "dtype": "float32"}
+
+
+def test_cut_off(scripted: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By SIGTERM in a turn: what is known is in the file, not as finished, and is shown, with its turns."""
+
+    def run(self: Figures, steps: int) -> dict[str, Any]:
+        if [entry[0] for entry in self.log].count("tinygrad") == 3:  # ready and run, and ready
+            os.kill(os.getpid(), signal.SIGTERM)
+        return ran(self, steps)
+
+    ran = Figures.run
+    monkeypatch.setattr(Figures, "run", run)
+    options = "--preset tiny --device CPU --batch-size 3 --seq-len 20 --steps 7 --json found.json"
+    result = call(bench.main, *options.split(), cwd=tmp_path)
+    assert (result.code, len(result.errors)) == (1, 1)
+    assert "cut off by SIGTERM" in result.errors[0]
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert not found["finished"]
+    assert {name: row["turns"] for name, row in found["contenders"].items()} == {"tinygrad": 1, "torch-eager": 2}
+    told = "one process by itself: cut off after 1 turns of tinygrad, 2 turns of torch-eager, of 5 each"
+    assert told in result.out.splitlines()
+    assert "2,000" in result.out
+    assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
 
 
 def test_defaults(scripted: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -520,4 +578,6 @@ def test_the_peers_process_answers_line_by_line() -> None:
         check=True,
     )
     replies = [json.loads(line)["error"] for line in answered.stdout.splitlines()]
-    assert [words in reply for words, reply in zip(("nowhere", "float33", "peer"), replies, strict=True)] == [True] * 3
+    assert [words in reply for words, reply in zip(("nowhere", "float33", "IndexError"), replies, strict=True)] == [
+        True
+    ] * 3

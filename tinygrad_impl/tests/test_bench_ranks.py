@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,16 +19,18 @@ import numpy as np
 import pytest
 
 from data.checkpoints.config import GPT2Config
+from data.checkpoints.initialize import shared_weights
 from data.cli import InputError, Lost
 from data.ranks import ALONE, Place, Ranks
 from data.testing import call, refused
 from data.tests.ranks import in_ranks
-from tinygrad_impl import bench, bench_peers, bench_ranks
+from tinygrad_impl import bench, bench_peers, bench_port, bench_ranks
 from tinygrad_impl.backend import Plain
 
 CONFIG = GPT2Config(vocab_size=1024, n_layer=1, n_head=2, n_embd=16, n_positions=32)
 OPTIONS = argparse.Namespace(batch_size=3, seq_len=20, steps=2, dtype="float32", profile=False, against=["torch-eager"])
 SECONDS = {"tinygrad": ([1.0, 5.0], [2.0, 4.0]), "torch-eager": ([3.0, 12.0], [1.0, 16.0])}  # of steps, on two ranks
+WALL = {"tinygrad": ([1.5, 3.0], [1.0, 3.5]), "torch-eager": ([2.0, 9.0], [2.0, 20.0])}  # of turns, of a step each
 
 
 class Contender:
@@ -37,7 +40,7 @@ class Contender:
 
     def __init__(self, name: str, rank: int, log: list[Any], *given: Any):
         self.name, self.rank, self.log, self.given = name, rank, log, given
-        self.steps = iter(SECONDS[name][rank])
+        self.steps, self.wall = iter(SECONDS[name][rank]), iter(WALL[name][rank])
         self.figures = self.said([7.0 + rank, 0.5, 0.5])
 
     def said(self, seconds: list[float]) -> dict[str, Any]:
@@ -47,9 +50,12 @@ class Contender:
             **{"allocated_bytes": (1 + self.rank) * 10**9, "held_bytes": held, "versions": {"torch": "2.13.0"}},
         }
 
+    def ready(self) -> None:
+        self.log.append((self.name, "ready"))
+
     def run(self, steps: int) -> dict[str, Any]:
         self.log.append((self.name, steps))
-        return self.said([99.0, *(next(self.steps) for _ in range(steps - 1))])
+        return self.said([next(self.steps) for _ in range(steps)]) | {"wall_seconds": next(self.wall)}
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         self.log.append((self.name, do, arguments))
@@ -58,7 +64,7 @@ class Contender:
         return self.figures
 
 
-def compared(ranks: Ranks, *peers: str) -> tuple[dict[str, Any], list[Any], str | None]:
+def compared(ranks: Ranks, apart: bool, *peers: str) -> tuple[dict[str, Any], list[Any], str | None]:
     """What `bench.compare` finds on a rank, what the contenders there were given and asked, and the ranks' own port."""
     log: list[Any] = []
 
@@ -76,22 +82,28 @@ def compared(ranks: Ranks, *peers: str) -> tuple[dict[str, Any], list[Any], str 
         patch.setattr(bench, "worker", worker)
         patch.setattr(bench, "Port", Port)
         args = argparse.Namespace(**{**vars(OPTIONS), "against": list(peers)})
-        found = bench.compare(args, CONFIG, "CPU", Plain(), ranks)
+        kept = list[Any]()
+        found = bench.compare(args, CONFIG, "CPU", Plain(), "weights", ranks, apart, keep=kept.append)
+        assert found == kept[-1]
+        assert len(kept) == len(["tinygrad", *args.against]) * 2 + 1
     log = [tuple("ranks" if given is ranks else given for given in entry) for entry in log]
     return found, log, os.environ.get("MASTER_PORT")
 
 
 def test_two_ranks() -> None:
-    """Each has its own tokens and its own worker, which meets the other; a step takes as long as on the slower one."""
-    (first, log, _), (second, other, _) = found = in_ranks(2, compared, "torch-eager")
+    """Each has its own tokens and its own worker, which meets the other; the rate is that of turns on the clock."""
+    (first, log, _), (second, other, _) = found = in_ranks(2, compared, False, "torch-eager")
     places = [own for *_, own in found]
     assert first["contenders"].keys() == {"tinygrad", "torch-eager"}
-    rates = {"tinygrad": 2 * 60 / 3.5, "torch-eager": 2 * 60 / 9.5}  # the medians of 2 and 5, and of 3 and 16
+    rates = {"tinygrad": 2 * 60 / 2.5, "torch-eager": 2 * 60 / 11}  # by the medians of two turns
+    single = {"tinygrad": 3.0, "torch-eager": 7.5}  # the medians of the steps of both, by their own clocks
     for found, own in ((first, 1e9), (second, 2e9)):
         for name, row in found["contenders"].items():
             assert row["tokens_per_second"] == pytest.approx(rates[name])
             assert row["flops"] == pytest.approx(found["flops_a_step"] / row["step_seconds"])
             assert row["first_step_seconds"] == 8.0
+            assert row["first_steps_seconds"] == 8.5
+            assert (row["step_seconds_50th"], row["steps"], row["turns"]) == (single[name], 2, 2)
             assert row["first_loss"] == 6.5
             assert (row["allocated_bytes"], row["allocated_bytes_largest"]) == (own, 2e9)
             assert row["held_bytes_largest"] == 5e9
@@ -106,16 +118,33 @@ def test_two_ranks() -> None:
         build = next(entry[2] for entry in entries if entry[1] == "build")
         assert build["ranks"] is True
         assert build["config"] == asdict(CONFIG)
-        _, tokens, device, backend, ranks = next(entry for entry in entries if entry[0] == "Port")
+        _, _, tokens, device, backend, ranks = next(entry for entry in entries if entry[0] == "Port")
         assert (device, backend, ranks) == ("CPU", Plain(), "ranks")
         np.testing.assert_array_equal(tokens, np.random.default_rng(1337 + rank).integers(0, 1024, (4, 3, 21)))
-    turns = [("tinygrad", 2), ("torch-eager", 2), ("torch-eager", 2), ("tinygrad", 2)]
-    assert [entry for entry in log if isinstance(entry[-1], int) and entry[1] == 2] == turns
+    turns = [("tinygrad", 1), ("torch-eager", 1), ("torch-eager", 1), ("tinygrad", 1)]
+    assert [entry for entry in log if entry[1] == 1] == turns
+    assert log[log.index(turns[0]) - 1] == ("tinygrad", "ready")
+
+
+def test_each_by_itself_at_once() -> None:
+    """None meets another, tinygrad is in a process of its own, and the rate is of both on one clock."""
+    for found, log, _ in in_ranks(2, compared, True, "torch-eager"):
+        assert log[0] == ("torch-eager", {})
+        assert log[1][2]["warm_up"] == 1
+        assert "ranks" not in log[1][2]
+        assert log[2] == ("tinygrad", None)
+        build = log[3][2]
+        assert {name: build[name] for name in ("kernels", "device", "weights")} == {
+            **{"kernels": "plain", "device": "CPU", "weights": "weights"}
+        }
+        assert not [entry for entry in log if "Port" in entry or "ceilings" in entry]
+        assert found["contenders"]["tinygrad"]["tokens_per_second"] == pytest.approx(2 * 60 / 2.5)
+        assert found["ceiling"] is None
 
 
 def test_alone_nothing_is_exchanged() -> None:
     """As without ranks: no port, no mention of ranks, and no more figures."""
-    found, log, _ = compared(ALONE, "torch-eager")
+    found, log, _ = compared(ALONE, False, "torch-eager")
     assert log[0] == ("torch-eager", {})
     assert "ranks" not in log[1][2]
     assert not [key for key in found["contenders"]["tinygrad"] if "largest" in key]
@@ -136,13 +165,7 @@ class Two(Ranks):
         return [value, value]
 
 
-ONE = {
-    "contenders": {
-        "tinygrad": {"tokens_per_second": 20.0, "step_seconds": 3.0, "allocated_bytes": 4 * 10**9},
-        "torch-eager": {"tokens_per_second": 10.0, "step_seconds": 6.0},
-    },
-    "ratios": {"torch-eager": 2.0},
-}
+FAILING: dict[str, Any] = {}  # in which of its parts the job of `job` fails
 
 
 @pytest.fixture
@@ -156,27 +179,32 @@ def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
         yield Two(bench.place().rank)  # type: ignore[union-attr]
         log.append(("left",))
 
-    def one_gpu(args: argparse.Namespace, device: str) -> dict[str, Any]:
-        log.append(("one", device, args.batch_size, args.against))
-        return ONE
-
-    def compare(args: argparse.Namespace, config: GPT2Config, device: str, backend: Any, ranks: Ranks) -> Any:
-        log.append(("all", ranks.size))
+    def compare(*given: Any, apart: bool = False, keep: Any) -> Any:
+        args, _, device, _, weights, *more = given
+        size = more[0].size if more else 1
+        log.append(("apart" if apart else "together", device, args.batch_size, args.against, size))
+        if (size, apart) == FAILING.get("at"):
+            raise InputError("it is gone")
+        assert Path(weights).stat().st_size == 4 * bench.parameter_count(CONFIG)
+        rate, other = {(1, True): (20.0, 10.0), (2, True): (38.0, 19.0), (2, False): (36.0, 15.0)}[size, apart]
         row: dict[str, Any] = {
-            "tokens_per_second": 36.0,
+            "tokens_per_second": rate,
             "step_seconds": 3.5,
             "step_seconds_10th": 3.0,
             "step_seconds_90th": 4.0,
         }
         row |= {"flops": 1e9, "share_of_ceiling": None, "first_step_seconds": 1.0, "first_steps_seconds": 2.0}
-        row |= {"compiled": 1, "first_loss": 6.5}
-        memory = {"allocated_bytes": 2 * 10**9, "allocated_bytes_largest": 3 * 10**9}
-        rows = {"tinygrad": row | memory, "torch-eager": row | {"tokens_per_second": 15.0}}
-        ratios = {"torch-eager": 36 / 15}
-        return {"versions": {}, "ceiling": None, "contenders": rows, "ratios": ratios, "profile": None}
+        row |= {"compiled": 1, "first_loss": 6.5, "turns": 5}
+        memory = {"allocated_bytes": (4 if size == 1 else 2) * 10**9, "allocated_bytes_largest": 3 * 10**9}
+        rows = {"tinygrad": row | memory, "torch-eager": row | {"tokens_per_second": other}}
+        found = {"versions": {}, "ceiling": None, "contenders": rows, "ratios": {"torch-eager": rate / other}}
+        keep(found | {"profile": None, "turns": 5})
+        return found
 
     monkeypatch.setattr(bench, "joined", joined)
-    monkeypatch.setattr(bench, "one_gpu", one_gpu)
+    made = tmp_path.with_name(f"{tmp_path.name}-weights")  # by the other rank
+    made.write_bytes(bytes(4 * bench.parameter_count(CONFIG)))
+    monkeypatch.setattr(bench, "of_this_host", lambda file, ranks: file or str(made))
     monkeypatch.setattr(bench, "compare", compare)
     monkeypatch.setitem(bench.PRESETS, "tiny", CONFIG)
     return log
@@ -190,27 +218,67 @@ def test_the_first_rank_reports(job: list[Any], tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(bench, "place", lambda: Place(0, 2, 0, 1))
     result = call(bench.main, *TINY, "--batch-size", 3, "--json", "found.json", cwd=tmp_path)
     assert result.code == 0, result
-    assert job == [("one", "CPU", 3, ["torch-eager"]), ("joined", "CPU"), ("all", 2), ("left",)]
+    what = "CPU", 3, ["torch-eager"]
+    joined = [("joined", "CPU"), ("apart", *what, 2), ("together", *what, 2), ("left",)]
+    assert job == [("apart", *what, 1), *joined]
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
-    assert (found["ranks"], found["hosts"], found["one"]) == (2, 2, ONE)
+    assert (found["ranks"], found["hosts"], found["finished"]) == (2, 2, True)
+    rates = [found[key]["contenders"]["tinygrad"]["tokens_per_second"] for key in ("one", "at_once")]
+    assert [*rates, found["contenders"]["tinygrad"]["tokens_per_second"]] == [20, 38, 36]
     assert found["scaling"] == {
-        "tinygrad": {"rate": pytest.approx(36 / 40), "memory": pytest.approx(3 / 4)},
-        "torch-eager": {"rate": pytest.approx(15 / 20)},
+        "tinygrad": {
+            **{"rate": pytest.approx(36 / 40), "at_once": pytest.approx(38 / 40)},
+            **{"of_at_once": pytest.approx(36 / 38), "memory": pytest.approx(3 / 4)},
+        },
+        "torch-eager": {
+            **{"rate": pytest.approx(15 / 20), "at_once": pytest.approx(19 / 20)},
+            "of_at_once": pytest.approx(15 / 19),
+        },
     }
     lines = result.out.splitlines()
     assert lines[0].endswith("cores, each of 2 ranks")
-    cells = [re.split(r"  +", line.strip()) for line in lines[-3:]]
-    heads = ["tok/s on 2 processes", "on 1", "of 2 x 1", "tinygrad is", "on 1 it is", "GB allocated on rank 0"]
-    assert cells[0] == [*heads, "at most", "on 1", "of that"]
-    assert cells[1] == ["tinygrad", "36", "20", "0.900", "1.000 x", "1.000 x", "2.00", "3.00", "4.00", "0.75"]
-    assert cells[2] == ["torch-eager", "15", "10", "0.750", "2.400 x", "2.000 x", "-", "-", "-", "-"]
+    assert "one process by itself: tinygrad 20 tokens/s, torch-eager 10 tokens/s" in lines
+    assert "2 processes by themselves, all at once: tinygrad 38 tokens/s, torch-eager 19 tokens/s" in lines
+    assert [re.split(r"  +", line.strip()) for line in lines[-10:]] == [
+        ["tokens/s", "tinygrad", "torch-eager"],
+        ["one process by itself", "20", "10"],
+        ["2 processes by themselves, all at once", "38", "19"],
+        ["of 2 x one", "0.950", "0.950"],
+        ["2 processes together", "36", "15"],
+        ["of 2 x one", "0.900", "0.750"],
+        ["of by themselves", "0.947", "0.789"],
+        ["GB allocated by one", "4.00", "-"],
+        ["together, at most", "3.00", "-"],
+        ["of one's", "0.750", "-"],
+    ]
+    assert max(map(len, lines[2:])) <= 100
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_what_was_measured_before_a_failure(
+    apart: bool, job: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is in the file and is shown: of one GPU, and of all by themselves where they were measured."""
+    monkeypatch.setattr(bench, "place", lambda: Place(0, 2, 0, 1))
+    monkeypatch.setitem(FAILING, "at", (2, apart))
+    result = call(bench.main, *TINY, "--json", "found.json", cwd=tmp_path)
+    refused(result, "it is gone")
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert not found["finished"]
+    assert found["one"]["contenders"]["tinygrad"]["tokens_per_second"] == 20
+    assert found["scaling"]["tinygrad"] == ({} if apart else {"at_once": pytest.approx(38 / 40)})
+    rows = [re.split(r"  +", line.strip()) for line in result.out.splitlines()]
+    assert ["one process by itself", "20", "10"] in rows
+    assert ["2 processes together", "-", "-"] in rows
+    assert ["2 processes by themselves, all at once", *(["-", "-"] if apart else ["38", "19"])] in rows
 
 
 def test_other_ranks_are_silent(job: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "place", lambda: Place(1, 2, 0, 1))
     result = call(bench.main, *TINY, "--json", "found.json", cwd=tmp_path)
     assert (result.code, result.out, result.err) == (0, "", "")
-    assert job == [("joined", "CPU"), ("all", 2), ("left",)]
+    what = "CPU", 8, ["torch-eager"], 2
+    assert job == [("joined", "CPU"), ("apart", *what), ("together", *what), ("left",)]
     assert not list(tmp_path.iterdir())
 
 
@@ -257,35 +325,45 @@ TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE
 MEETING = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_PORT": "1", "MASTER_ADDR": "host"}
 
 
-def test_one_gpu_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same program with the same options, which does not know of the others."""
-    started: list[Any] = []
-    code = 0
+def test_weights_of_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Are read from the rank of the same host that has made them."""
+    ranks = Two(1)
+    told = [("other", "a"), ("here", "b"), ("here", None), ("other", None)]
+    monkeypatch.setattr(ranks, "gather", lambda value: told if value == ("here", None) else None)
+    monkeypatch.setattr("socket.gethostname", lambda: "here")
+    assert bench_ranks.of_this_host(None, ranks) == "b"
 
-    def start(command: list[str], env: dict[str, str], **_: Any) -> Any:
-        started.append((command, env))
-        Path(command[-1]).write_text('{"found": 1}')
-        return argparse.Namespace(returncode=code)
 
-    monkeypatch.setattr(subprocess, "run", start)
-    for name, value in (TORCHRUN | MEETING | {"DEV": "CPU", "CUDA_VISIBLE_DEVICES": "5"}).items():
-        monkeypatch.setenv(name, value)
-    args = argparse.Namespace(**vars(OPTIONS), preset="gpt2", kernels="fused")
-    assert bench_ranks.one_gpu(args, "CUDA") == {"found": 1}
-    command, environment = started[0]
-    options = "--preset gpt2 --batch-size 3 --seq-len 20 --dtype float32 --steps 2 --kernels fused --device CUDA"
-    assert command[1:-1] == ["-m", "tinygrad_impl.bench", *options.split(), "--against", "torch-eager", "--json"]
-    assert not environment.keys() & {*TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE", "DEV"}
-    assert environment["CUDA_VISIBLE_DEVICES"] == "5"
-    args.against = []
-    bench_ranks.one_gpu(args, "CUDA")
-    assert started[1][0][-4:-2] == ["--against", "none"]
-    code = 2
-    with pytest.raises(SystemExit, match="2"):
-        bench_ranks.one_gpu(args, "CUDA")
-    code = -9
-    with pytest.raises(InputError, match="measuring one process by itself ended with exit code -9; try `"):
-        bench_ranks.one_gpu(args, "CUDA")
+def test_a_port_to_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the process of one builds from what it is asked for, which trains by itself."""
+    tokens, built = np.arange(4 * 2 * 17).reshape(4, 2, 17), list[Any]()
+    np.save(tmp_path / "tokens.npy", tokens)
+    monkeypatch.setattr(bench_port, "Port", lambda *given, **more: built.append((given, more)))
+    given: dict[str, Any] = {"config": asdict(CONFIG), "weights": "weights", "tokens": str(tmp_path / "tokens.npy")}
+    bench_port.build(**given, dtype="float32", device="CPU", kernels="plain", warm_up=1)
+    [((config, weights, of_file, *place), more)] = built
+    assert (config, weights, place, more) == (CONFIG, "weights", ["CPU", Plain()], {"warm_up": 1})
+    np.testing.assert_array_equal(of_file, tokens)
+
+
+@pytest.mark.slow  # of a process that compiles; quicker, the same without it is seen above
+def test_ports_process() -> None:
+    """It answers as PyTorch's does, and trains as a port in this process."""
+    tokens = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (4, 2, 9), np.int32)
+    with shared_weights(CONFIG, 1) as weights, tempfile.TemporaryDirectory() as folder:
+        file = f"{folder}/tokens.npy"
+        np.save(file, tokens)
+        with bench_peers.worker("tinygrad") as port:
+            given = {"config": asdict(CONFIG), "weights": weights, "tokens": file, "dtype": "float32", "warm_up": 1}
+            begun = port.ask("build", **given, device="CPU", kernels="plain")
+            port.ready()
+            figures = port.run(2)
+            with pytest.raises(InputError, match=r"tinygrad cannot be measured here \(TypeError: .*; see whether"):
+                port.ask("run", times=3)
+        own = bench.Port(CONFIG, weights, tokens, "CPU", Plain(), warm_up=1)
+    assert (len(begun["seconds"]), len(figures["seconds"])) == (1, 2)
+    assert begun["first_loss"] == figures["first_loss"] == own.first_loss
+    assert figures["allocated_bytes"] > 0
 
 
 def test_a_worker_ends_with_its_rank() -> None:
@@ -312,9 +390,25 @@ def test_a_rank_that_is_ended_says_so() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
 
-    with pytest.raises(Lost, match="another rank is gone"):
+    with pytest.raises(Lost, match="another one is gone"):
         end()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_other_ranks_end_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the first comes out of what they do together, and shows what it has."""
+    monkeypatch.setattr(bench_ranks, "GRACE", 0.05)
+    ended: list[float] = []
+
+    def end() -> None:
+        with bench_ranks.told_of_its_end(rank=1):
+            os.kill(os.getpid(), signal.SIGTERM)
+            ended.append(time.monotonic())
+            time.sleep(5)
+
+    with pytest.raises(Lost):
+        end()
+    assert 0.04 < time.monotonic() - ended[0] < 4
 
 
 def test_workers_meet_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,32 +117,26 @@ def test_check() -> None:
     """Of the right number of hosts, in one micro-batch, as a share of what was measured."""
     network = Network(between=5e9)
     seconds, _ = step(replace(SMALL, micro=64), replace(network, per_host=2), 4, 64 * 1024)
-    rows = [Measured("gpt2", 4, 2, 64, seconds), Measured("gpt2", 4, 2, 64, seconds / 2)]
-    assert check(rows, network) == [pytest.approx(0), pytest.approx(1)]
-    assert check([Measured("gpt2", 4, 1, 64, seconds)], network)[0] < -0.2
+    assert check([Measured("gpt2", 4, 2, 64, 9.0)], network) == [seconds]
+    assert check([Measured("gpt2", 4, 1, 64, 9.0)], network)[0] < 0.8 * seconds
     # the constants against what they come from: 32 and 64 windows, alone
-    assert check([Measured("gpt2", 1, 1, 32, 61.5e-3), Measured("gpt2", 1, 1, 64, 119.6e-3)]) == pytest.approx(
-        [0, 0], abs=0.002
-    )
+    alone = check([Measured("gpt2", 1, 1, 32, 9.0), Measured("gpt2", 1, 1, 64, 9.0)])
+    assert alone == pytest.approx([61.5e-3, 119.6e-3], rel=0.002)
 
 
-def bench(tmp_path: Path, **more: Any) -> str:
-    rows = {"tinygrad": {"step_seconds": 0.0625}}
-    found = {"preset": "gpt2", "batch_size": 32, "seq_len": 1024, "contenders": rows} | more
-    (tmp_path / "bench.json").write_text(json.dumps(found), encoding="utf-8")
-    return "bench.json"
+def bench(tmp_path: Path, name: str = "bench.json", seconds: float = 0.0625, **more: Any) -> str:
+    rows = {"tinygrad": {"step_seconds": seconds}, "torch-compile": {"step_seconds": 9.0}}
+    found = {"preset": "gpt2", "batch_size": 32, "seq_len": 1024, "device": "CUDA", "contenders": rows} | more
+    (tmp_path / name).write_text(json.dumps(found), encoding="utf-8")
+    return name
 
 
-def test_the_command(tmp_path: Path) -> None:
-    one = {"contenders": {"tinygrad": {"step_seconds": 0.061}}}
-    file = bench(tmp_path, ranks=4, hosts=2, one=one)
-    result = call(scaling.main, "--json", "found.json", "--measured", file, cwd=tmp_path)
+ONE = {"contenders": {"tinygrad": {"step_seconds": 0.061}}}
+
+
+def test_the_tables(tmp_path: Path) -> None:
+    result = call(scaling.main, "--json", "found.json", cwd=tmp_path)
     assert result.code == 0, result
-    off = check([Measured("gpt2", 1, 1, 32, 0.061), Measured("gpt2", 4, 2, 32, 0.0625)])
-    assert result.out.splitlines()[-2:] == [
-        f"gpt2, 1 GPUs on 1 hosts, 32 windows each: measured 61.00 ms, model {off[0]:+.1%}",
-        f"gpt2, 4 GPUs on 2 hosts, 32 windows each: measured 62.50 ms, model {off[1]:+.1%}",
-    ]
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert list(found["tables"]) == ["gpt2, weak", "gpt2, strong", "gpt2-xl, weak", "gpt2-xl, strong"]
     for name, rows in found["tables"].items():
@@ -150,16 +144,46 @@ def test_the_command(tmp_path: Path) -> None:
         ends = {n: next((f"from {r['gpus']} on" for r in rows if r["rings"] < n), "nowhere") for n in (0.9, 0.5)}
         assert f"rings: under 0.9 {ends[0.9]}, under 0.5 {ends[0.5]}\n" in result.out, name
     assert f"   512{found['tables']['gpt2, weak'][-1]['seconds'] * 1e3:11.2f}" in result.out
+
+
+def test_measured_beside_the_model(tmp_path: Path) -> None:
+    """1, 2 and 4 GPUs, 2 x 2, and one that was cut off: the figures against what the model was seen to have."""
+    files = [bench(tmp_path, "two.json", 0.0625, ranks=2, hosts=1, one=ONE)]
+    files += [bench(tmp_path, "four.json", 0.0658, ranks=4, hosts=1, one=ONE)]
+    files += [bench(tmp_path, "hosts.json", 0.07, ranks=4, hosts=2, one={})]
+    files += [bench(tmp_path, "cut.json", ranks=4, one=ONE, contenders={})]
+    result = call(scaling.main, "--check", *files, "--between", 40, "--json", "found.json", cwd=tmp_path)
+    assert result.code == 0, result
+    expected = [(1, 1, 0.061), (2, 1, 0.0625), (1, 1, 0.061), (4, 1, 0.0658), (4, 2, 0.07), (1, 1, 0.061)]
+    rows = [Measured("gpt2", gpus, hosts, 32, seconds) for gpus, hosts, seconds in expected]
+    modelled = check(rows, Network(between=5e9))
+    lines = [line.split() for line in result.out.splitlines()]
+    names = {(1, 1): ["1"], (2, 1): ["2"], (4, 1): ["4"], (4, 2): ["2", "x", "2"]}
+    for line, row, seconds in zip(lines[1:-1], rows, modelled, strict=True):
+        figures = [f"{row.seconds * 1e3:.2f}", f"{seconds * 1e3:.2f}", f"{seconds / row.seconds - 1:+.1%}"]
+        assert line == ["gpt2", *names[row.gpus, row.hosts], "32", *figures]
+    # as the tables have them: 61.4 ms on one GPU is 0.7 % more than was measured
+    assert lines[1] == ["gpt2", "1", "32", "61.00", "61.45", "+0.7%"]
+    errors = [seconds / row.seconds - 1 for row, seconds in zip(rows, modelled, strict=True)]
+    assert result.out.splitlines()[-1] == f"largest error: {max(errors, key=abs):+.1%}"
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert [row["model"] for row in found["checked"]] == modelled
+    assert found["network"]["between"] == 5e9
     assert scaling.measured_in(tmp_path / bench(tmp_path)) == [Measured("gpt2", 1, 1, 32, 0.0625)]
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:
     def refuse(file: str, *words: str) -> None:
-        refused(call(scaling.main, "--measured", file, cwd=tmp_path), *words)
+        refused(call(scaling.main, "--check", file, cwd=tmp_path), *words)
 
-    refuse(bench(tmp_path, preset="tiny"), "bench.json is of tiny with windows of 1024; name one of gpt2 or gpt2-xl")
+    refuse(bench(tmp_path, preset="tiny"), "bench.json is of tiny with windows of 1024 on CUDA; name one of gpt2 or")
     refuse(bench(tmp_path, seq_len=256), "with windows of 256")
+    refuse(bench(tmp_path, device="CPU"), "on CPU; name one of")
+    refuse(bench(tmp_path, ranks=3, hosts=2, one=ONE), "hosts with different numbers of GPUs")
+    refuse(bench(tmp_path, ranks=4, contenders={}), "cut off before it had measured tinygrad")
+    refuse(bench(tmp_path, contenders={"tinygrad": {"step_seconds": "a"}}), "bench.json is no file of")
     refuse("nowhere.json", "nowhere.json is no file of tinygrad_impl.bench --json")
     (tmp_path / "other.json").write_text("[]")
     refuse("other.json", "other.json is no file of")
     refused(call(scaling.main, "--json", "nowhere/x.json", cwd=tmp_path), "there is no folder nowhere")
+    refused(call(scaling.main, "--between", "0", cwd=tmp_path), "--between")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from data.checkpoints.config import GPT2Config
+from data.checkpoints.initialize import initial_weights
 from data.ranks import Ranks
 from data.tests.ranks import in_ranks
 from torch_ref.bench_worker import LR, Peer
@@ -28,13 +29,15 @@ def folder(tmp_path: Path) -> Path:
     tokens[:, :2] //= 4  # so that the two ranks' gradients are not alike
     for name, part in {"all": tokens, "0": tokens[:, :2], "1": tokens[:, 2:]}.items():
         np.save(tmp_path / f"{name}.npy", part)
+    weights = initial_weights(CONFIG, 3).values()
+    (tmp_path / "weights").write_bytes(b"".join(array.tobytes() for array in weights))
     return tmp_path
 
 
 def asked(tokens: Path) -> dict[str, Any]:
     return {
         "config": asdict(CONFIG),
-        "seed": 3,
+        "weights": str(tokens.with_name("weights")),
         "tokens": str(tokens),
         "dtype": "float32",
         "device": "cpu",

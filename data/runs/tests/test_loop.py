@@ -54,6 +54,7 @@ from data.text.shards import read_meta
 
 LOSSES = [4 - n / 8 + 0.25 * (n % 3) for n in range(STEPS + 1)]  # of step n; that of 0 is none
 SECONDS = [0.0] + [1.25 * n + 0.0004 for n in range(1, STEPS)] + [0.0307]
+PARITY = {"verdict": "equal", "dtype": "float32", "device": "CPU", "summary": "parity: all of it"}
 VALIDATION = {0: 5.25, 4: 5.5, 8: 2.0, 12: 2.5, 13: 2.375}  # neither is the last the best nor the first the worst
 
 
@@ -84,7 +85,7 @@ def through(tmp_path_factory: pytest.TempPathFactory) -> Through:
     folder = place_in(tmp_path_factory.mktemp("through"))
     with pytest.MonkeyPatch.context() as monkeypatch:
         stub, drawn = scripted(clocked(monkeypatch)), drawings(monkeypatch)
-        stub.peak_flops, stub.kernels, stub.files = 1e8, "plain", {"parity.json": {"verdict": "equal"}}
+        stub.peak_flops, stub.kernels, stub.files = 1e8, "plain", {"parity.json": PARITY}
         return Through(stub, folder, trained(stub, folder, "run"), drawn)
 
 
@@ -278,6 +279,8 @@ def test_run_json(through: Through) -> None:
     assert said["command"] == ["python", "-m", "torch_ref.train", *map(str, options(out="run"))]
     assert (said["device"], said["card"], said["kernels"], said["seed"]) == ("CPU", CARD, "plain", 11)
     assert said["source"] == SOURCE
+    # 1,632 parameters but for 32 positions of 8, and attention in 8 tokens of 8
+    assert (said["peak_flops"], said["flops_a_token"]) == (1e8, 6 * (1632 - 32 * 8) + 12 * 8 * 8)
     assert said["versions"].keys() == {"python", "torch", "numpy", "tiktoken", "safetensors"}
     assert said["versions"]["numpy"] == np.__version__
     assert said["versions"]["torch"] == version("torch")
@@ -285,7 +288,7 @@ def test_run_json(through: Through) -> None:
     assert said["data"] == {"folder": "data", "checksum": read_meta(through.folder / "data")["checksum"]}
     assert said["sampling"] == {"temperature": 0.6, "top_k": 40, "top_p": None, "seed": 11, "max_new_tokens": 160}
     assert "continued" not in said
-    assert read_sealed(through.run / "parity.json") == {"verdict": "equal"}
+    assert read_sealed(through.run / "parity.json") == PARITY
 
 
 def test_run_json_of_the_port(stub: Stub, place: Path, tmp_path: Path) -> None:

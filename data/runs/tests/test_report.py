@@ -68,6 +68,11 @@ for _model, _mean in zip(COMPARISON["models"], (0.125, 0.5), strict=True):
     ]
 
 
+RANKS = {"world_size": 4, "hosts": {"a": 2, "b": 2}, "cards": {"NVIDIA H200": 4}}
+RANKS |= {"global_batch": 128, "global_batch_tokens": 131072}
+RATES = {"peak_flops": 989e12, "flops_a_token": 860_000_000}
+
+
 def metrics(steps: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": 10.5}]
     for step in range(1, steps + 1):
@@ -133,6 +138,36 @@ def curves(page: str, kind: str) -> list[str]:
     """The paths that have these classes, against the step."""
     drawings = re.findall(r'(?s)<svg class="step linear".*?</svg>', page)
     return [d for drawing in drawings for d in re.findall(rf'<path class="{kind}" d="([^"]*)"', drawing)]
+
+
+def test_several_ranks(folder: Path) -> None:
+    """How many, on what, what they do in an update, all their speed, and each time that they were started again."""
+
+    def told(**more: Any) -> str:
+        write_sealed(folder / "run.json", FACTS | more)
+        return " ".join(Page(report_page([load_run(folder)])).text.split())
+
+    again = {"step": 1900, "command": ["train", "--resume"], "device": "CUDA", "card": "NVIDIA H200"}
+    page = told(device="CUDA", ranks=RANKS, **RATES)
+    assert "Device 4 ranks on 2 hosts: 4 × NVIDIA H200, float32" in page
+    assert "Global batch 131,072 tokens in 128 windows" in page
+    mfu = 860e6 * 730 / (4 * 989e12)  # of the median rate, which is that of all of them
+    assert f"730 tokens/s, MFU {mfu:.1%} Global" in page
+    assert "Resumed never" in page
+    page = told(ranks=RANKS, **RATES, continued=[again | RATES | {"ranks": RANKS}, again | RATES])
+    assert "Resumed 2 times, from step 1,900, 1,900" in page
+    assert "MFU" not in page  # of four ranks, and then of one
+    assert "Continued from step 1,900, on 4 ranks on 2 hosts: 4 × NVIDIA H200: train" in page
+    assert "Continued from step 1,900, on CUDA (NVIDIA H200): train" in page
+    page = told(options=FACTS["options"] | {"grad_accum": 2, "batch_size": 8, "seq_len": 32})
+    assert "Global batch 512 tokens in 16 windows" in page
+    with_hostile = RANKS | {"cards": {HOSTILE: 4}, "hosts": {HOSTILE: 4}}
+    assert 'on 1 host: 4 × "><script>' in told(ranks=with_hostile)
+    wrong: list[dict[str, Any]] = [{"ranks": []}, {"ranks": RANKS | {"world_size": 0}}, {"peak_flops": "1"}]
+    wrong += [{"ranks": RANKS | {"cards": {"a": "b"}}}, {"continued": [again | {"card": 1}]}, {"flops_a_token": 0}]
+    for more in wrong:
+        with pytest.raises(InputError, match=r"run.json is damaged or of another version"):
+            told(**more)
 
 
 def test_the_page_says_what_the_files_do(folder: Path) -> None:
@@ -637,15 +672,17 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
         "Tokens trained on": "5,000",
         "Training time": "305 s",
         "Throughput (median)": "1,000 tokens/s",
+        "Global batch": "–",
         "Model": "3,318,592 parameters: 2 layers, 4 heads, 64 wide",
         "Device": "CPU with 2 cores, float32",
+        "Resumed": "never",
         "Data": "stories",
     }
     other = write_run(tmp_path / "other", rows[:2], everything=False)
     page = report_page([load_run(folder), load_run(other)])
     heads, first, second = re.findall(r"(?s)<tr>(.*?)</tr>", page)[:3]
     cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in (heads, first, second)]
-    same = ("Model", "Device", "Data")  # is said once
+    same = ("Global batch", "Model", "Device", "Resumed", "Data")  # is said once
     one = facts_of(report_page([load_run(folder)]))
     assert cells[0] == ["run", *(name for name in one if name not in same)]
     assert cells[1][:3] == ["mine", "4.000 → 2.500 (least 1.500)", "54.6 → 12.18"]
