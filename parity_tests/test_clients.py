@@ -108,7 +108,18 @@ def test_the_trainer_of_transformers_and_back(folder: Path, tmp_path: Path) -> N
     assert not np.array_equal(arrays["wte.weight"], load(folder)[1]["wte.weight"])
     np.testing.assert_array_equal(arrays["wte.weight"], model.transformer.wte.weight.detach().numpy())
     write_stories(tmp_path / "texts.txt", 40)
-    options = ("--init", "trained", "--data", "texts.txt", "--steps", 1, "--batch-size", 1, "--seq-len", 8)
+    options: tuple[object, ...] = (
+        "--init",
+        "trained",
+        "--data",
+        "texts.txt",
+        "--steps",
+        1,
+        "--batch-size",
+        1,
+        "--seq-len",
+        8,
+    )
     options += ("--eval-tokens", 16, "--device", "CPU", "--parity", "off", "--out", "run")
     result = call(tinygrad_impl.train.main, *options, cwd=tmp_path)
     assert result.code == 0, result

@@ -144,7 +144,7 @@ PLANTED: list[Row] = [
         "publish: a damaged checkpoint is sent",
         PUBLISH,
         "config, _ = load(folder)  #",
-        "config = __import__('data.checkpoints.checkpoint').checkpoints.checkpoint.read_config(folder)  #",
+        "config, _ = __import__('data.checkpoints.checkpoint', fromlist=['']).read_model(folder)  #",
         IN_PUBLISH + "what_is_refused_before_the_hub_is_asked",
     ),
     (
