@@ -5,7 +5,6 @@ What they need is the extra `clients`; without a part of it, its tests are skipp
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -109,7 +108,7 @@ def test_the_trainer_of_transformers_and_back(folder: Path, tmp_path: Path) -> N
     assert not np.array_equal(arrays["wte.weight"], load(folder)[1]["wte.weight"])
     np.testing.assert_array_equal(arrays["wte.weight"], model.transformer.wte.weight.detach().numpy())
     write_stories(tmp_path / "texts.txt", 40)
-    options: tuple[Any, ...] = (
+    options: tuple[object, ...] = (
         "--init",
         "trained",
         "--data",

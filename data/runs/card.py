@@ -174,12 +174,13 @@ def quoted(text: str) -> str:
 
 
 def verdict(parity: Mapping[str, Any] | None) -> str:
-    """What the certificate says."""
+    """What the certificate says, and no more than it says."""
     if not parity:
         return "Not checked in this run."
+    how = f", in {parity['dtype']} on {parity['device']}" if {"dtype", "device"} <= parity.keys() else ""
     return (
         f"**{str(parity['verdict']).upper()}**: before training, the loss, gradients and AdamW steps were compared "
-        f"with PyTorch's, in {parity['dtype']} on {parity['device']}. {parity['summary']}"
+        f"with PyTorch's{how}. {parity.get('summary', '')}".rstrip()
     )
 
 
