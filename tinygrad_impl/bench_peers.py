@@ -102,6 +102,7 @@ def worker(name: str, meeting: Mapping[str, str] | None = None) -> Iterator[Work
             text=True,
             env=environment() | dict(meeting or {}),
             preexec_fn=end_with_parent,
+            start_new_session=True,  # torchrun asks a rank to end by its group, and the rank then ends this
         )
         try:
             yield Worker(name, process, errors)

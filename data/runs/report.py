@@ -77,6 +77,7 @@ def figures(run: Run) -> dict[str, str]:
     columns = {key: [row[key] for row in run.metrics if key in row] for key in AXES + SERIES}
     step, tokens, seconds = (columns[axis][-1] if columns[axis] else 0 for axis in AXES)
     val, rates = columns["val_loss"], columns["tokens_per_second"]
+    rate = statistics.median(rates) if rates else 0.0
     least = f" (least {min(val):.3f})" if val and min(val) < val[-1] else ""
     size = f"{config['n_layer']} layers, {config['n_head']} heads, {config['n_embd']} wide"
     return {
@@ -86,7 +87,7 @@ def figures(run: Run) -> dict[str, str]:
         "Steps": f"{step:,.0f} of {options.get('steps', '?')}",
         "Tokens trained on": f"{tokens:,.0f}",
         "Training time": f"{seconds:,.0f} s",
-        "Throughput (median)": f"{statistics.median(rates):,.0f} tokens/s{mfu(run, rates)}" if rates else "–",
+        "Throughput (median)": f"{rate:,.0f} tokens/s{mfu(run, rate)}" if rates else "–",
         "Global batch": global_batch(run),
         "Model": f"{run.facts['parameters']:,} parameters: {size}",
         "Device": f"{machines(run.facts)}, {options.get('dtype', '?')}",
@@ -110,15 +111,15 @@ def parts(run: Run) -> list[dict[str, Any]]:
     return [run.facts, *run.facts["continued"]]
 
 
-def mfu(run: Run, rates: Sequence[float]) -> str:
-    """What the median rate is of the GPUs' peak rate, of all of them; nothing where they were not the same throughout,
-    or are not known.
+def mfu(run: Run, rate: float) -> str:
+    """What so many tokens a second are of the peak rate of all GPUs; nothing where they were not the same throughout, or
+    are not known.
     """
     peaks = {part.get("peak_flops", 0) * part.get("ranks", {}).get("world_size", 1) for part in parts(run)}
     flops = run.facts.get("flops_a_token")
     if len(peaks) > 1 or not flops or not (peak := peaks.pop()):
         return ""
-    return f", MFU {flops * statistics.median(rates) / peak:.1%}"
+    return f", MFU {flops * rate / peak:.1%}"
 
 
 def global_batch(run: Run) -> str:

@@ -604,4 +604,11 @@ PLANTED: list[Row] = [
         "found",
         IN_SCALING + "measured_beside_the_model",
     ),
+    (
+        "bench on ranks: a worker is ended before its rank can show anything",
+        PEERS,
+        "start_new_session=True",
+        "start_new_session=False",
+        IN_RANKS + "workers_meet_elsewhere",
+    ),
 ]

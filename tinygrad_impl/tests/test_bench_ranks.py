@@ -417,6 +417,7 @@ def test_workers_meet_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     for meeting in ({"MASTER_PORT": "4321", "RANK": "1"}, None):
         with bench_peers.worker("torch-eager", meeting) as peer:
+            assert os.getpgid(peer.process.pid) == peer.process.pid  # what is sent to the rank's group is not for it
             said = Path(f"/proc/{peer.process.pid}/environ").read_bytes().split(b"\0")
         environment = dict(entry.decode().split("=", 1) for entry in said if entry)
         assert {name: environment.get(name) for name in TORCHRUN} == dict.fromkeys(TORCHRUN) | (
