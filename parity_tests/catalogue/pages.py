@@ -88,8 +88,8 @@ PLANTED: list[Row] = [
     (
         "report: pieces without probabilities",
         REPORT_INPUT,
-        'if any(len(side["pieces"]) != len(side["probabilities"])',
-        'if any(len(side["pieces"]) > 10**9 + len(side["probabilities"])',
+        'if any(len(one["pieces"]) != len(one["probabilities"])',
+        'if any(len(one["pieces"]) > 10**9 + len(one["probabilities"])',
         IN_REPORT + "pieces_without_probabilities_are_refused",
     ),
     (
@@ -130,7 +130,7 @@ PLANTED: list[Row] = [
     (
         "report: chance is GPT-2's whatever the vocabulary",
         COMPARISON,
-        'c[side].get("vocab_size", GPT2_VOCABULARY)',
+        'model.get("vocab_size", GPT2_VOCABULARY)',
         "GPT2_VOCABULARY",
         IN_REPORT + "tokens_are_shaded_by_their_probability",
     ),
@@ -144,8 +144,8 @@ PLANTED: list[Row] = [
     (
         "report: a comparison of another form",
         REPORT_INPUT,
-        "if not all(fits(size, int) and size > 1 for size in sizes):",
-        "if not all(fits(size, int) for size in sizes):",
+        "not all(fits(size, int) and size > 1 for size in sizes):",
+        "not all(fits(size, int) for size in sizes):",
         IN_REPORT + "whole_files_of_another_form_are_refused",
     ),
     (
