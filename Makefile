@@ -38,7 +38,7 @@ check: $(VENV)/installed
 check-tests:
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=3 -m "not slow" $(CHECK) $(ARGS)
 
-test-all: $(VENV)/installed
+test-all: $(VENV)/installed-extras
 	@$(PYTEST) $(ARGS)
 
 test-gpu: $(VENV)/installed
@@ -65,8 +65,8 @@ $(VENV)/installed: .requirements.lock
 	@$(PIP) --quiet --requirement .requirements.lock
 	@touch $@
 
-$(VENV)/installed-mutants: $(VENV)/installed .requirements-mutants.lock
-	@$(PIP) --quiet --requirement .requirements-mutants.lock
+$(VENV)/installed-mutants $(VENV)/installed-extras: $(VENV)/installed-%: $(VENV)/installed .requirements-%.lock
+	@$(PIP) --quiet --requirement .requirements-$*.lock
 	@touch $@
 
 clean:

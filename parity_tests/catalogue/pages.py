@@ -144,8 +144,8 @@ PLANTED: list[Row] = [
     (
         "report: a comparison of another form",
         REPORT_INPUT,
-        "or not all(fits(size, int) and size > 1 for size in sizes):",
-        "or not all(fits(size, int) for size in sizes):",
+        "not all(fits(size, int) and size > 1 for size in sizes):",
+        "not all(fits(size, int) for size in sizes):",
         IN_REPORT + "whole_files_of_another_form_are_refused",
     ),
     (

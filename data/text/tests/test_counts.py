@@ -126,7 +126,7 @@ def test_the_order_of_words_counts(tmp_path: Path) -> None:
     tokenizer = of_folder(write_files(tmp_path / "own", own_tokenizer()), 300)
     folder = prepared(
         tmp_path / "data",
-        ["a b c d e f g h", "on as is at to be or so", "p q r s t u v w x q r s t u v w y"],
+        ["p q r s t u v w x q r s t u v w y", "a b c d e f g h", "on as is at to be or so"],
         tokenizer,
     )
     texts = ["b a c d e f g h", "no sa si ta ot eb ro os", "on as is at to be or so", "p q r s t u v w y"]
