@@ -112,8 +112,8 @@ def parts(run: Run) -> list[dict[str, Any]]:
 
 
 def mfu(run: Run, rate: float) -> str:
-    """What so many tokens a second are of the peak rate of all GPUs; nothing where they were not always the same, or are
-    not known.
+    """What so many tokens a second are of all GPUs' peak rate; nothing where they were not always the same, or are not
+    known.
     """
     peaks = {part.get("peak_flops", 0) * part.get("ranks", {}).get("world_size", 1) for part in parts(run)}
     flops = run.facts.get("flops_a_token")

@@ -81,8 +81,8 @@ PLANTED: list[Row] = [
     (
         "report: the commit may have any form",
         REPORT_INPUT,
-        'for part in [facts, *facts["continued"]] if',
-        'for part in facts["continued"] if',
+        'known(part) for part in [facts, *facts["continued"]]',
+        'known(part) for part in facts["continued"]',
         IN_REPORT + "whole_files_of_another_form_are_refused",
     ),
     (
