@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from data.checkpoints.config import GPT2Config, parameter_count
-from data.cli import InputError, run
+from data.cli import InputError, counted, run
 from data.evaluation.command import Opened, evaluate, parser
 from data.evaluation.subject import Subject, batch_tokens
 from data.gpu import numbered, show_one_gpu
@@ -27,7 +27,9 @@ def opened(args: Namespace, config: GPT2Config, arrays: dict[str, np.ndarray], t
     dtype = args.dtype or ("bfloat16" if device == "CUDA" else "float32")
     model = GPT2(config, arrays).to(device.lower())
     subject = subject_of(model, tokenizer, device, torch.bfloat16 if dtype == "bfloat16" else None)
-    name = torch.cuda.get_device_name() if device == "CUDA" else f"CPU with {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name() if device == "CUDA" else f"CPU with {counted(torch.get_num_threads(), 'thread')}"
+    )
     said = f"PyTorch, {parameter_count(config) / 1e6:.1f}M parameters; {name}, {dtype}"
     return subject, {"device": name, "dtype": dtype}, said
 

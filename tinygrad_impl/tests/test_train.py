@@ -24,7 +24,7 @@ from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
 from data.runs.implementation import Implementation
-from data.runs.options import PORTS, SEVERAL, UNRECORDED, parser
+from data.runs.options import EVALUATION, PORTS, SEVERAL, UNRECORDED, parser
 from data.runs.run_folder import read_metrics
 from data.runs.start import Start
 from data.testing import SMALL, Result, call, refused, save_model, write_tokens
@@ -200,7 +200,7 @@ def test_a_resumed_trainer_has_the_state_of_the_checkpoint(
 def test_run_json(folder: Path, finished: Result) -> None:
     said = json.loads((folder / "run" / "run.json").read_text(encoding="utf-8"))
     of_both = vars(parser("", "").parse_args([])).keys()
-    assert said["options"].keys() - PORTS == of_both - {*UNRECORDED, *SEVERAL}
+    assert said["options"].keys() - PORTS == of_both - {*UNRECORDED, *SEVERAL, *EVALUATION}
     assert (said["options"]["parity"], said["options"]["kernels"]) == ("off", "auto")
     assert said["versions"]["tinygrad"] == version("tinygrad")
     assert (said["device"], said["kernels"], said["config"]["n_layer"]) == ("CPU", "plain", 1)

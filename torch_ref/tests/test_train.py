@@ -12,6 +12,7 @@ import torch
 from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
+from data.cli import counted
 from data.runs.implementation import Implementation
 from data.runs.run_folder import RunFolder
 from data.runs.start import Start
@@ -57,7 +58,7 @@ def test_the_options_arrive_in_what_trains(folder: Path, monkeypatch: pytest.Mon
     assert groups == [((0.6, 0.7), 1e-8, 0.3), ((0.6, 0.7), 1e-8, 0.0)]
     assert (trainer.clip, trainer.autocast, trainer.device, trainer.steps) == (0.7, torch.bfloat16, "cpu", 0)
     assert (by.package, by.device, by.kernels, by.peak_flops, files) == ("torch_ref", "CPU", None, None, {})
-    assert by.device_name == f"CPU with {torch.get_num_threads()} threads"
+    assert by.device_name == f"CPU with {counted(torch.get_num_threads(), 'thread')}"
     for name, array in load(folder / "init")[1].items():
         np.testing.assert_array_equal(trainer.model.arrays()[name], array)
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from functools import partial
 from threading import Event
 
 import pytest
@@ -31,9 +32,11 @@ def repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
 
 
-def test_once_more_is_said_when_it_is_true(capfd: pytest.CaptureFixture[str]) -> None:
+def test_once_more_is_said_when_it_is_true(request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]) -> None:
     """A signal that comes twice within a moment is one request; one that comes after the sentence is another."""
     said = ""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt), stop_requests(Several()) as requests:  # noqa: PT012
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)

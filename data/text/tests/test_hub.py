@@ -73,9 +73,9 @@ def there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(content)
-                if "/resolve/" in self.path and code == 200:
+                if "/resolve/" in self.path and code == 200:  # before it: whoever has the content may look at once
                     found.sent.append(unquote(self.path).split("/", 6)[-1])
+                self.wfile.write(content)
 
         do_GET = do_HEAD
 
