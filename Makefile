@@ -1,7 +1,8 @@
 # make train     sets everything up and trains GPT-2 on this machine
-# make test      sets everything up and runs the tests of everything that people use: seven minutes on two cores
+# make test      sets everything up and runs the tests of everything that people use: six minutes on two cores
+# make extras    installs what compare --serve and evaluate need, too
 # make check     style, types, and the few tests that notice most breakage: a minute
-# make test-all  every test, the long ones too: 22 minutes
+# make test-all  every test, the long ones too, with the extras' packages
 # make test-gpu  the tests of the kernels, on an NVIDIA GPU
 # make mutants   changes the source in one place at a time, and tells which changes no test notices
 # make lint      checks style and types
@@ -24,13 +25,15 @@ CHECK := tinygrad_impl/kernels/tests/test_layer_norm.py tinygrad_impl/kernels/te
   data/text/tests/test_prepare.py::test_every_document_lands_once_in_order parity_tests/test_mirror.py \
   parity_tests/test_model.py::test_hard_weights
 
-.PHONY: train test check check-tests test-all test-gpu mutants lint clean
+.PHONY: train test extras check check-tests test-all test-gpu mutants lint clean
 
 train: $(VENV)/installed
 	@$(BIN)/python -m tinygrad_impl.train $(ARGS)
 
 test: $(VENV)/installed
 	@$(PYTEST) -m "not slow" $(ARGS)
+
+extras: $(VENV)/installed-extras
 
 check: $(VENV)/installed
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint check-tests
