@@ -230,8 +230,16 @@ def test_what_is_no_run(stub: Stub, finished: Folders) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_request_to_stop_saves_first(
-    number: signal.Signals, code: int, stub: Stub, finished: Folders, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    number: signal.Signals,
+    code: int,
+    stub: Stub,
+    finished: Folders,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where these tests run under nohup, it is ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, hangup))
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     between = []
 
