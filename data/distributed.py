@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from data.cli import InputError, Lost, counted, ending
-from data.ranks import Place, Ranks, Work, listed
+from data.ranks import Place, Ranks, Work, attempt, listed
 from data.watch import BEAT, Watch
 
 # PyTorch 2.13 has other names for these, and warns of those before
@@ -226,7 +226,7 @@ def connected(point: tuple[str, int], serve: bool, timeout: float) -> Any:
             f"rank 0 did not answer at {host}:{port} within {counted(timeout, 'second')}; see what rank 0 says, and "
             "whether MASTER_ADDR and MASTER_PORT are the same everywhere"
         ) from None
-    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return dist.PrefixStore(f"attempt {attempt()}", store)
 
 
 def meet(place: Place, store: Any, timeout: float) -> None:

@@ -134,6 +134,11 @@ def place() -> Place | None:
     return Place(rank, size, local_rank, local_size) if size > 1 else None
 
 
+def attempt() -> int:
+    """How often torchrun has started all ranks of this job again, because it had lost one (--max-restarts)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def slurm_place() -> Place | None:
     """The same of a task of srun's. What sbatch runs is no task, whatever SLURM_NTASKS says of those to come."""
     if os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":

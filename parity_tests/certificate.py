@@ -25,7 +25,6 @@ def certificate(setting: Setting, rows: Sequence[Row], culprit: str | None, **mo
     for name, array in sorted(setting.arrays.items()):
         weights.update(name.encode() + array.tobytes())
     equal = bool(rows) and all(row.passed for row in rows)
-    packages = ("torch", "tinygrad", "numpy")
     return {
         "verdict": "equal" if equal else "different",
         "culprit": culprit,
@@ -35,13 +34,18 @@ def certificate(setting: Setting, rows: Sequence[Row], culprit: str | None, **mo
             "sha256": weights.hexdigest(),
         },
         "revision": revision(),
-        "sources": sources(),
-        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
+        **programs(),
         "dtype": setting.dtype,
         "multiple": MULTIPLE.get(setting.dtype),
         **more,
         "rows": [vars(row) | {"ratio": row.ratio, "passed": row.passed} for row in rows],
     }
+
+
+def programs() -> dict[str, Any]:
+    """Of which programs a certificate is: the hashes of the sources, and the versions of the packages."""
+    versions = {package: importlib.metadata.version(package) for package in ("torch", "tinygrad", "numpy")}
+    return {"sources": sources(), "versions": {"python": platform.python_version()} | versions}
 
 
 def sources(root: Path = ROOT) -> dict[str, str]:

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 
 from data.cli import InputError, Progress
+from data.ranks import attempt
+from data.runs.run_folder import read_sealed
 from data.runs.start import Start
 from parity_tests.averaging import agreed, averaged_rows, culprit_of_ranks, wrong_windows
 from parity_tests.blame import find_culprit
 from parity_tests.bounds import NUDGED, near_miss
-from parity_tests.certificate import certificate
+from parity_tests.certificate import certificate, programs
 from parity_tests.checks import Step, gradient_rows, not_finite_rows, step_rows
 from parity_tests.proof import BATCHES, GRAPH_BATCHES, MORE
 from parity_tests.setting import NUDGES, Batch, Setting
@@ -32,6 +34,9 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
     With several ranks all of them call this, and have the same verdict: what is compared is what the ranks' graphs and
     their averaging come to (averaging.py).
 
+    Where torchrun has started the ranks again, the certificate that they had before holds if it is of these programs
+    and batches, so that only what they begin with is compared.
+
     Returns the certificate, in which "summary" is a line for people, and "batches" how many micro-batches' gradients
     were compared. Raises `InputError`, naming the part that is wrong.
     """
@@ -46,6 +51,8 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
     wrong = [difference(trainer, start.arrays | moments, steps, asked), wrong_windows(start)]
     if wrongs := [words for found in ranks.gather(wrong) for words in found if words]:
         raise refusal(args.dtype, device, wrongs[0])
+    if before := ranks.broadcast(certificate_before(start, device) if attempt() else None):
+        return before
     references = setting.references(**asked)
     for times in (1, MORE):
         groups, taken = user_steps(start, times * GRAPH_BATCHES)
@@ -90,9 +97,30 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
     count = len(trainer.parameters)
     over = f", averaged over {ranks.size} ranks," if ranks.size > 1 else ""
     summary = f"parity: {count} gradients{over} within {ratio:.1f}x of torch's own {args.dtype} error ({seconds:.0f} s)"
-    more = {"device": device, "batch_size": args.batch_size, "seq_len": args.seq_len, "grad_accum": args.grad_accum}
-    more |= {"batches": ranks.size * sum(map(len, groups))} | ({"ranks": ranks.size} if ranks.size > 1 else {})
+    more = circumstances(start, device) | {"batches": ranks.size * sum(map(len, groups))}
     return certificate(setting, rows, None, **more, seconds=round(seconds, 1), summary=summary)
+
+
+def circumstances(start: Start, device: str) -> dict[str, Any]:
+    """What is compared, but for the weights."""
+    args, ranks = start.options, start.ranks
+    found = {"device": device, "batch_size": args.batch_size, "seq_len": args.seq_len, "grad_accum": args.grad_accum}
+    return found | ({"ranks": ranks.size} if ranks.size > 1 else {})
+
+
+def certificate_before(start: Start, device: str) -> dict[str, Any] | None:
+    """The certificate in the run's folder, if it says that what is now to be trained was proven equal."""
+    assert start.options.out
+    file = start.options.out / "parity.json"
+    if start.state["step"] == 0 or not file.is_file():
+        return None
+    found = read_sealed(file)
+    same = {"verdict": "equal", "dtype": start.options.dtype} | programs() | circumstances(start, device)
+    if any(found.get(name) != value for name, value in same.items()):
+        return None
+    if not start.options.quiet:
+        print(f"parity: proven before the ranks were started again ({file})", flush=True)
+    return found
 
 
 def counted(items: Iterable[Any], bar: Progress) -> Iterator[Any]:

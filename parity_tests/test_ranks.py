@@ -20,12 +20,13 @@ import torch_ref.trainer
 from data.checkpoints.config import parameter_shapes
 from data.cli import InputError
 from data.ranks import ALONE, Ranks
-from data.runs.run_folder import read_metrics
+from data.runs.run_folder import read_metrics, write_sealed
 from data.testing import save_model, write_tokens
 from data.tests.ranks import in_ranks
 from data.text.loader import Loader
 from parity_tests import gate, mutants
 from parity_tests.averaging import SENT
+from parity_tests.certificate import programs
 from parity_tests.checks import AnyTrainer
 from parity_tests.lockstep import Arriving, in_lockstep
 from parity_tests.planted import ROOT
@@ -287,8 +288,14 @@ def prove(ranks: Ranks, folder: Path, accumulated: int = 2, reduce_dtype: str = 
     return certificate
 
 
-def test_the_gate(folder: Path) -> None:
-    """It proves the averages of two ranks, as often as it would one process's; all ranks have the same verdict."""
+def test_the_gate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It proves the averages of two ranks, as often as it would one process's; all ranks have the same verdict. Ranks
+    that torchrun has started again have the one that is kept.
+    """
+    monkeypatch.setattr(gate, "certificate_before", lambda start, device: {"kept": True})
+    with monkeypatch.context() as again:
+        again.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        assert in_lockstep(2, prove, folder, 1) == [{"kept": True}] * 2
     one, other = in_lockstep(2, prove, folder, 1)
     assert (one["verdict"], one["ranks"], one["batches"]) == ("equal", 2, 8)
     assert one["rows"] == other["rows"]
@@ -313,6 +320,21 @@ def test_the_gate_looks_at_the_windows(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("parity_tests.test_ranks.Loader", OfRank0)
     with pytest.raises(InputError, match="the data of rank 1: not its part"):
         in_lockstep(2, prove, folder)
+
+
+@pytest.mark.parametrize("changed", [{}, {"batch_size": 4}, {"verdict": "different"}, {"sources": {}}, {"ranks": 4}])
+def test_ranks_that_are_started_again_were_proven(
+    changed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the certificate in the run's folder is of something else, or torchrun has not started them again."""
+    options = {"batch_size": 2, "seq_len": T, "grad_accum": 2, "dtype": "float32", "quiet": True, "out": tmp_path}
+    start: Any = SimpleNamespace(options=SimpleNamespace(**options), state={"step": 3}, ranks=SimpleNamespace(size=2))
+    assert gate.certificate_before(start, "CPU") is None
+    found = {"verdict": "equal", "dtype": "float32"} | programs() | gate.circumstances(start, "CPU") | changed
+    write_sealed(tmp_path / "parity.json", found)
+    assert gate.certificate_before(start, "CPU") == (None if changed else found)
+    start.state["step"] = 0
+    assert gate.certificate_before(start, "CPU") is None
 
 
 def unsent(self: Any, bucket: str) -> None:

@@ -90,6 +90,20 @@ PLANTED: list[Row] = [
         "parity_tests/test_ranks.py::test_the_gate_looks_at_the_windows",
     ),
     (
+        "ranks: a run that goes on is not proven again",
+        GATE,
+        "if attempt() else None",
+        "if True else None",
+        "parity_tests/test_ranks.py::test_the_gate",
+    ),
+    (
+        "ranks: any certificate will do for ranks that are started again",
+        GATE,
+        "if any(found.get(name) != value for name, value in same.items()):",
+        "if False:",
+        "parity_tests/test_ranks.py::test_ranks_that_are_started_again_were_proven",
+    ),
+    (
         "ranks: the gate proves what each rank has by itself",
         GATE,
         "            if ranks.size == 1:\n                gradients",
