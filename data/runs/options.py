@@ -23,7 +23,7 @@ PORTS = {"parity", "kernels"}  # options of the port alone
 # may change from one part of a run to the next
 FREE = (*PORTS, "device", "gpus", "timeout", "zero", "keep", "quiet", "tensorboard", "eval_tasks", "eval_limit")
 UNRECORDED = (  # belong to one call, not to the run
-    *("out", "resume", "resume_if_any", "config", "find_lr", "rewarm", "global_batch_tokens"),
+    *("out", "resume", "resume_if_any", "config", "recipe", "find_lr", "rewarm", "global_batch_tokens"),
     *("quiet", "gpus", "timeout"),
 )
 SEVERAL = ("zero", "reduce_dtype")  # recorded where there were several ranks, or where they were given
@@ -42,6 +42,17 @@ MODEL, HOW, KEEP = "what to train", "how to train it", "what to measure, keep an
 NUMBER: dict[str, Any] = {"type": integer(1), "metavar": "N"}
 FLAG: dict[str, Any] = {"default": False, "action": "store_true"}
 DTYPES = ("float32", "bfloat16")
+
+# What --recipe stands for. Of llm.c's scripts/run_gpt2_124M.sh, but for the windows of a micro-batch, which fit a GPU
+# with 24 GB as well, and for the validation, which is on 10M tokens as there with 8 GPUs.
+REPRODUCTIONS: dict[str, Given] = {
+    "gpt2-124m-10b": {
+        **{"preset": "gpt2", "init": "random", "data": "fineweb10B", "seq_len": 1024, "batch_size": 32},
+        **{"global_batch_tokens": 2**19, "steps": 18_865, "lr": 6e-4, "min_lr": 0.0, "warmup": 700},
+        **{"weight_decay": 0.1, "betas": (0.9, 0.95), "clip": 1.0},
+        **{"eval_every": 250, "eval_tokens": 10 * 2**20, "sample_every": 5000, "save_every": 5000},
+    }
+}
 
 
 def option(group: str, help: str, default: Any = MISSING, **settings: Any) -> Any:
@@ -82,6 +93,13 @@ class Options:
     resume: Path | None = option(MODEL, "go on with a run, or from a checkpoint of it", None, type=Path, metavar="RUN")
     resume_if_any: bool = option(MODEL, "with --out RUN: go on with it if it has begun, as after a restart", **FLAG)
     config: Path | None = option(MODEL, "the options of a run; others change them", None, type=Path, metavar="RUN.JSON")
+    recipe: str | None = option(
+        MODEL,
+        "gpt2-124m-10b: GPT-2 on 10B tokens of FineWeb, as llm.c trains it; other options change it",
+        None,
+        choices=REPRODUCTIONS,
+        metavar="NAME",
+    )
     steps: int = option(HOW, "updates of the weights; with --resume also more (at --min-lr) or fewer", **NUMBER)
     batch_size: int = option(HOW, "windows of text in a (micro-)batch of one process", **NUMBER)
     seq_len: int = option(HOW, "tokens in a window", **NUMBER)
@@ -219,6 +237,12 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
     """The options given; with --config or --resume those of the run too, checked as if they had been given."""
     args = vars(parser.parse_args(argv))
     given = without_none(args)
+    if "recipe" in given:
+        if other := given.keys() & {"resume", "config"}:
+            raise InputError(f"--recipe and --{min(other)} exclude each other; leave one of them out")
+        recipe = REPRODUCTIONS[given.pop("recipe")]
+        worked_out = {"global_batch_tokens"} if "grad_accum" in given else set()
+        given = {name: value for name, value in recipe.items() if name not in worked_out} | given
     if "resume" in given and "config" in given:
         raise InputError("--resume and --config exclude each other; leave one of them out")
     if "rewarm" in given and not {"resume", "steps"} <= given.keys():

@@ -26,6 +26,20 @@ SAVING = "data/runs/tests/test_saving.py::"
 
 PLANTED: list[Row] = [
     (
+        "a recipe's options win over those that are given",
+        TRAINING_OPTIONS,
+        "given = {name: value for name, value in recipe.items() if name not in worked_out} | given",
+        "given = given | {name: value for name, value in recipe.items() if name not in worked_out}",
+        OPTIONS + "test_a_recipe_is_changed_by_other_options",
+    ),
+    (
+        "the recipe of GPT-2 ends in a tenth of its rate",
+        TRAINING_OPTIONS,
+        '"min_lr": 0.0, "warmup": 700',
+        '"min_lr": 6e-5, "warmup": 700',
+        OPTIONS + "test_gpt2_as_llm_c_trains_it",
+    ),
+    (
         "trained longer, the cosine rises again past its end",
         SCHEDULE,
         "    if step >= end:",

@@ -61,7 +61,7 @@ def defaults(preset: str, lr: float) -> dict[str, Any]:
     found |= {"sample_every": steps // 4, "save_every": steps // 4, "keep": None, "tensorboard": False, "quiet": False}
     found |= {"schedule": None, "rewarm": False, **dict.fromkeys(SIZES)}
     found |= {"resume_if_any": False, "global_batch_tokens": None, "reduce_dtype": None, "zero": None, "timeout": 600}
-    found |= {"gpus": None, "eval_tasks": None, "eval_limit": 100}
+    found |= {"gpus": None, "eval_tasks": None, "eval_limit": 100, "recipe": None}
     return found | {"out": None, "resume": None, "config": None, "find_lr": False, "parity": None, "kernels": None}
 
 
@@ -218,7 +218,7 @@ def test_what_is_given_is_not_replaced(narrow: dict[str, GPT2Config]) -> None:
     args = completed(*(word for option, words, _ in ALL for word in (option, *words)), device="CUDA")
     expected = {option[2:].replace("-", "_"): value for option, _, value in ALL}
     expected |= {"rewarm": False, "resume": None, "config": None, "parity": None, "kernels": None}
-    assert vars(args) == expected | {"global_batch_tokens": None, "resume_if_any": False, "gpus": None}
+    assert vars(args) == expected | {"global_batch_tokens": None, "resume_if_any": False, "gpus": None, "recipe": None}
 
 
 BOUNDS = [
@@ -556,6 +556,28 @@ def test_the_default_is_a_micro_batch_for_each_rank(narrow: dict[str, GPT2Config
     assert (options.grad_accum, options.batch_size) == (4, 8)
     assert options.recorded()["reduce_dtype"] == "float32"
     assert not {"zero", "reduce_dtype", "timeout", "gpus"} & completed("--preset", "tiny").recorded().keys()
+
+
+@pytest.mark.parametrize(("ranks", "grad_accum"), [(1, 16), (4, 16), (8, 16)])
+def test_gpt2_as_llm_c_trains_it(ranks: int, grad_accum: int, narrow: dict[str, GPT2Config]) -> None:
+    """0.5M tokens an update on any number of ranks, 9.9B in all."""
+    found = complete(given("--recipe", "gpt2-124m-10b", "--data", "stories"), "CPU", ranks)[0]
+    expected = {"preset": "gpt2", "init": "random", "steps": 18865, "lr": 6e-4, "min_lr": 0.0, "warmup": 700}
+    expected |= {"weight_decay": 0.1, "betas": (0.9, 0.95), "clip": 1.0, "grad_accum": grad_accum, "seq_len": 1024}
+    assert {name: getattr(found, name) for name in expected} == expected
+    assert found.grad_accum * found.batch_size * found.seq_len == 524_288
+    assert found.recipe is None
+    assert "recipe" not in found.recorded()
+    assert given("--recipe", "gpt2-124m-10b")["data"] == "fineweb10B"
+
+
+def test_a_recipe_is_changed_by_other_options() -> None:
+    changed = given("--recipe", "gpt2-124m-10b", "--lr", 1e-3, "--grad-accum", 8, "--steps", 50)
+    assert (changed["lr"], changed["grad_accum"], changed["steps"], changed["warmup"]) == (1e-3, 8, 50, 700)
+    assert "global_batch_tokens" not in changed
+    for other in ("resume", "config"):
+        with pytest.raises(InputError, match=f"--recipe and --{other} exclude each other"):
+            given("--recipe", "gpt2-124m-10b", f"--{other}", "run")
 
 
 def test_what_does_not_go_with_the_global_batch_and_with_going_on() -> None:
