@@ -1,5 +1,5 @@
 # make train     sets everything up and trains GPT-2 on this machine
-# make test      sets everything up and runs the tests of everything that people use: six minutes on two cores
+# make test      sets everything up and runs all but the slow tests: six minutes on two cores
 # make extras    installs what compare --serve and evaluate need, too
 # make check     style, types, and the few tests that notice most breakage: a minute
 # make test-all  every test, the long ones too, with the extras' packages
@@ -60,15 +60,18 @@ lint: $(VENV)/installed
 $(VENV)/installed: .requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than Python 3.11; install one and run make PYTHON=python3.11" >&2; exit 2; }
-	@echo "Setting up $(VENV): once, a minute or more"
+	@echo "Setting up $(VENV): once, a minute or two"
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "error: $(PYTHON) cannot make a virtual environment; install its venv module (python3-venv)" >&2; exit 2; }
+	@echo "installing PyTorch$(if $(GPU),, for CPUs)"
 	@$(if $(GPU),,$(PIP) -qq --retries 1 --no-deps --extra-index-url https://download.pytorch.org/whl/cpu \
 	  $(shell grep '^torch==' .requirements.lock))
+	@echo "installing the other packages of .requirements.lock"
 	@$(PIP) --quiet --requirement .requirements.lock
 	@touch $@
 
 $(VENV)/installed-mutants $(VENV)/installed-extras: $(VENV)/installed-%: $(VENV)/installed .requirements-%.lock
+	@echo "installing .requirements-$*.lock: once, a minute or more"
 	@$(PIP) --quiet --requirement .requirements-$*.lock
 	@touch $@
 

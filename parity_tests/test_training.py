@@ -113,7 +113,7 @@ def test_what_is_not_finite_updates_nothing(of: str, dtype: str) -> None:
     trainer: Any = setting.trainer() if of == "tinygrad_impl" else setting.references()[1]
     batch = random_batches(CONFIG, ROWS, LENGTH, seed=0, count=1)[0]
     finite = trainer.step([batch], 1e-2)
-    before = {name: np.array(array) for name, array in state(trainer).items()}
+    before = {name: np.asarray(array).copy() for name, array in state(trainer).items()}
     for spoilt, value in (("loss", math.inf), ("norm", math.inf), ("loss", math.nan), ("norm", math.nan)):
         trainer.accumulate([batch])
         loss, gradients = trainer.mean_gradients()

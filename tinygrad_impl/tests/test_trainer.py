@@ -138,7 +138,7 @@ class Truth:
         losses = [model(torch.tensor(x), torch.tensor(y))[1] for x, y in batches]
         loss = torch.stack(losses).mean()
         loss.backward()
-        gradients = {name: np.array(p.grad) for name, p in model.named_parameters()}
+        gradients = {name: np.asarray(p.grad) for name, p in model.named_parameters()}
         norm = math.sqrt(sum((g**2).sum() for g in gradients.values()))
         self.steps += 1
         for name, p in self.arrays.items():
