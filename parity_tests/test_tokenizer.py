@@ -135,7 +135,7 @@ def test_the_older_files(theirs: transformers.GPT2Tokenizer) -> None:
     assert json.loads(files["tokenizer_config.json"])["tokenizer_class"] == "GPT2Tokenizer"
 
 
-@pytest.mark.skipif(not STORIES.is_file(), reason="needs stories of TinyStories (../shared/data/tinystories), which no clone has")
+@pytest.mark.skipif(not STORIES.is_file(), reason="needs TinyStories in ../shared, which no clone has")
 @pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.slow)])
 def test_all_of_tinystories_valid(every: int, theirs: transformers.GPT2Tokenizer) -> None:
     stories = STORIES.read_text(encoding="utf-8").split(EOT_TEXT)

@@ -525,7 +525,7 @@ def test_a_single_stray_marker_stays_text(stray: str, place: int) -> None:
     assert gpt2().encode_documents(documents).tolist() == expected
 
 
-@pytest.mark.skipif(not TINYSTORIES.exists(), reason="needs stories of TinyStories (../shared/data/tinystories), which no clone has")
+@pytest.mark.skipif(not TINYSTORIES.exists(), reason="needs TinyStories in ../shared, which no clone has")
 def test_joined_encoding_is_that_of_each_document() -> None:
     text = sources.stream(str(TINYSTORIES), "train")
     assert text

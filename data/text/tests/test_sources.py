@@ -512,7 +512,7 @@ def test_a_full_disk_is_not_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         stream("tinystories", "train")
 
 
-@pytest.mark.skipif(not TINYSTORIES.exists(), reason="needs stories of TinyStories (../shared/data/tinystories), which no clone has")
+@pytest.mark.skipif(not TINYSTORIES.exists(), reason="needs TinyStories in ../shared, which no clone has")
 def test_tinystories() -> None:
     text = stream(str(TINYSTORIES), "train")
     assert text
