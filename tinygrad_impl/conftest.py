@@ -27,9 +27,11 @@ def prepared_device() -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """A test and its fixtures. tinygrad's tuned kernels take it twice as long to plan, so only the tests that are
-    marked `tuned` have them: those of arithmetic, and of each program one.
+    marked `tuned` have them: those of arithmetic, the proof and the gate.
     """
     from tinygrad.helpers import Context  # after TRITON_INTERPRET is set
 
-    with Context(NOOPT=int(not found and item.get_closest_marker("tuned") is None)):
+    simple = int(not found and item.get_closest_marker("tuned") is None)
+    with pytest.MonkeyPatch.context() as patch, Context(NOOPT=simple):
+        patch.setenv("NOOPT", str(simple))  # for the programs that it starts
         return (yield)
