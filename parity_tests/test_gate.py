@@ -88,7 +88,6 @@ def certified(run: Path, result: Result) -> dict[str, Any]:
     return proof
 
 
-@pytest.mark.tuned
 def test_the_gate(folder: Path, ungated: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     """What it prints and keeps, in a new run and in one that goes on; and it leaves no trace in what is trained."""
     monkeypatch.setattr(gate, "GRAPH_BATCHES", BATCHES)

@@ -27,7 +27,7 @@ def prepared_device() -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """A test and its fixtures. tinygrad's tuned kernels take it twice as long to plan, so only the tests that are
-    marked `tuned` have them: those of arithmetic, the proof and the gate.
+    marked `tuned` have them: those of arithmetic, and the proof.
     """
     from tinygrad.helpers import Context  # after TRITON_INTERPRET is set
 
