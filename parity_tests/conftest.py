@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tinygrad_impl.conftest import pytest_runtest_protocol as pytest_runtest_protocol
 from tinygrad_impl.device import open_device
 from torch_ref.testing import save_random_gpt2, save_small_gpt2
 

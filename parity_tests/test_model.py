@@ -41,6 +41,7 @@ def test_batches_have_what_matters() -> None:
 
 
 # bfloat16 is what GPUs train in, where kernels/tests/test_fused.py has the same of it
+@pytest.mark.tuned
 @pytest.mark.parametrize("dtype", ["float64", "float32", pytest.param("bfloat16", marks=slow)])
 def test_prove(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it; steps and generation too; on a context that is not full, with an epsilon that is not the usual one."""

@@ -1,7 +1,10 @@
-"""Before any test imports Triton: where there is no NVIDIA GPU, its kernels run in its interpreter."""
+"""Before any test imports Triton: where there is no NVIDIA GPU, its kernels run in its interpreter. And for all tests,
+those of parity_tests too: how hard tinygrad tries to make kernels fast.
+"""
 
 import ctypes
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,3 +22,16 @@ def prepared_device() -> None:
     from tinygrad_impl.device import open_device  # after TRITON_INTERPRET is set
 
     open_device(os.environ.get("DEV") or "CPU")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test and its fixtures. tinygrad's tuned kernels take it twice as long to plan, so only the tests that are
+    marked `tuned` have them: those of arithmetic, and the proof.
+    """
+    from tinygrad.helpers import Context  # after TRITON_INTERPRET is set
+
+    simple = int(not found and item.get_closest_marker("tuned") is None)
+    with pytest.MonkeyPatch.context() as patch, Context(NOOPT=simple):
+        patch.setenv("NOOPT", str(simple))  # for the programs that it starts
+        return (yield)

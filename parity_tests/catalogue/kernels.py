@@ -11,7 +11,7 @@ LOGITS, TEXTS = f"{DECODED}::test_logits", f"{DECODED}::test_texts_are_those_of_
 DRAWN = f"{DECODED}::test_tokens_are_those_of_the_sampler"
 ONE, DEEP, SEVERAL = (
     f"{LOGITS}[1-1-64-4-131-70-127-4-1e-05]",
-    f"{LOGITS}[2-12-64-1-3-3-2-1-1e-05]",
+    f"{LOGITS}[2-3-64-1-3-3-2-1-1e-05]",
     f"{LOGITS}[3-1-64-4-131-66-128-3-0.001]",
 )
 WIDE, MANY = f"{LOGITS}[5-1-192-3-4-2-3-1-0.1]", f"{LOGITS}[65-1-64-2-4-3-1-1-0.001]"

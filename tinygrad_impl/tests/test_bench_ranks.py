@@ -377,9 +377,13 @@ def test_a_worker_ends_with_its_rank() -> None:
     rank.kill()
     rank.communicate()
     until = time.monotonic() + 30
-    while Path(f"/proc/{pid}/stat").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    try:
+        while Path(f"/proc/{pid}/stat").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    except AssertionError:
+        os.kill(pid, signal.SIGKILL)  # stopped, it would never end
+        raise
 
 
 def test_a_rank_that_is_ended_says_so() -> None:

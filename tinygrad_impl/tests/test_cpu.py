@@ -9,6 +9,8 @@ from tinygrad.helpers import Context
 
 from tinygrad_impl.cpu import gemm, kernel
 
+pytestmark = pytest.mark.tuned
+
 RANDOM = np.random.default_rng(0)
 
 

@@ -22,6 +22,8 @@ from tinygrad_impl.cached_model import CachedModel
 from tinygrad_impl.cpu_decode import ROWS, CPUDecoder, source
 from tinygrad_impl.model import GPT2
 
+pytestmark = pytest.mark.tuned
+
 # more positions and columns than a sum has products, more columns than a unit has, and no multiples of vectors
 CONFIG = GPT2Config(vocab_size=203, n_positions=150, n_embd=260, n_layer=2, n_head=4, layer_norm_epsilon=1e-2)
 V = 200  # of them

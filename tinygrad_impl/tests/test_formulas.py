@@ -15,6 +15,8 @@ from data.checkpoints.initialize import initial_weights
 from tinygrad_impl.backend import Plain
 from tinygrad_impl.model import GPT2
 
+pytestmark = pytest.mark.tuned
+
 RANDOM = np.random.default_rng(0)
 
 

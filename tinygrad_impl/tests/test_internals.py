@@ -37,6 +37,8 @@ from tinygrad_impl.internals import (
     share_context,
 )
 
+pytestmark = pytest.mark.tuned
+
 
 def test_the_version() -> None:
     assert importlib.metadata.version("tinygrad") == "0.14.0", "read internals.py again: it is for tinygrad 0.14.0"

@@ -25,6 +25,8 @@ from tinygrad_impl.internals import overwrite
 from tinygrad_impl.losses import Evaluator
 from torch_ref.generate import generate
 
+pytestmark = pytest.mark.tuned
+
 CONFIG = GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=1, n_head=2, layer_norm_epsilon=1e-2)
 T = 11  # below n_positions
 BETAS, EPS, DECAY, CLIP = (0.8, 0.99), 1e-3, 0.3, 1.0  # none but the last is a default

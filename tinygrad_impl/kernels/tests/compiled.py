@@ -1,4 +1,6 @@
 """Compiles all kernels for an NVIDIA GPU that need not be there: `python -m tinygrad_impl.kernels.tests.compiled 86`.
+With `llir` after it, up to LLVM's code: Triton has then checked everything and placed what is in shared memory, and
+half of the work, which is that of LLVM and ptxas, is left out.
 
 Prints, as JSON, how many bytes of shared memory each takes. It is a process of its own: the tests' interprets kernels.
 """
@@ -8,7 +10,9 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
+import triton
 from tinygrad import dtypes
 from tinygrad.dtype import DType
 
@@ -62,6 +66,21 @@ def generating(gpu: GPU) -> Iterator[tuple[Launch, str]]:
     yield from [(k.greedy, "iiiif lf"), (k.sort, "ld fld"), (k.draw, "iiiif lflddd")]
 
 
+def up_to_llir(*asked: Any) -> Any:
+    """Triton's hook: the later stages give nothing. Asked for no stages, it says how such kernels are called in
+    Triton's cache.
+    """
+    if not asked:
+        return "llir", "llir"
+
+    def nothing(source: Any, metadata: dict[str, Any]) -> bytes:
+        metadata["name"] = ""
+        return b""
+
+    _, stages, *_ = asked
+    stages |= {"ptx": nothing, "cubin": nothing}
+
+
 def shared_memory(capability: int) -> list[tuple[str, int]]:
     """Of each kernel for that compute capability, its name and bytes."""
     gpu = GPU(capability, multiprocessors=132)
@@ -75,4 +94,6 @@ def shared_memory(capability: int) -> list[tuple[str, int]]:
 
 
 if __name__ == "__main__":
+    if "llir" in sys.argv[2:]:
+        triton.knobs.runtime.add_stages_inspection_hook = up_to_llir
     print(json.dumps(shared_memory(int(sys.argv[1]))))
