@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.slow,  # data/evaluation/tests checks the packing, and test_losses of both sides, more quickly
     pytest.mark.skipif(
         any(importlib.util.find_spec(name) is None for name in ("lm_eval", "accelerate")),
-        reason="needs lm-eval[hf]: pip install '.[evaluate]'",
+        reason="needs lm-eval[hf]: run `make extras`",
     ),
 ]
 
