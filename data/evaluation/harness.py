@@ -29,12 +29,12 @@ PIECE = 32  # tokens written before it is looked whether a text may stop
 RESAMPLES = 1000  # of a score whose standard error has no formula
 
 
-def bootstrap_stderr(score: Callable[[Sequence[Any]], float], answers: Sequence[Any], most: int) -> float:
+def bootstrap_stderr(score: Callable[[Sequence[Any]], float], answers: Sequence[Any], iters: int) -> float:
     """The standard error of a score, from scores of as many answers drawn with replacement. In this process alone: the
     harness's own function forks one that has signal handlers, threads and a GPU.
     """
     rng = random.Random(0)
-    draws = Progress(iterable=range(min(most, RESAMPLES)), desc="standard error", unit="sample", part=True)
+    draws = Progress(iterable=range(min(iters, RESAMPLES)), desc="standard error", unit="sample", part=True)
     return statistics.stdev([score(rng.choices(answers, k=len(answers))) for _ in draws])
 
 

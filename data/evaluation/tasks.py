@@ -29,8 +29,8 @@ SENTENCE = re.compile(r'[^.!?\s][^.!?]*[.!?]+"?')
 
 @dataclass(frozen=True)
 class Spec:
-    """One of --tasks: its name, or a file of tasks; `documents` are its questions, where they are given, which come from
-    `data_file` where they are the user's.
+    """One of --tasks: its name, or a file of tasks; `documents` are its questions, where they are given; those of
+    the user come from `data_file`.
     """
 
     name: str
