@@ -15,9 +15,9 @@ SAME = ("step", "task", "version", "metric", "by", "limit", "shots", "file_sha25
 
 def score_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row for each score of a task: `task`, its `version`, `metric`, `value` and `stderr` (None: the harness has
-    none); how many `questions` it is of, `of` how many, after how many examples (`shots`); what `chance` gives, where that is
-    known; and the user's own `file`, if there is one, with its SHA-256. The metric has the name of its filter after it,
-    where it has been through one.
+    none); how many `questions` it is of, `of` how many, after how many examples (`shots`); what `chance` gives, where
+    that is known; and the user's own `file`, if there is one, with its SHA-256. The metric has the name of its filter
+    after it, where it has been through one.
     """
     rows = []
     for task, found in results["results"].items():

@@ -93,12 +93,27 @@ def test_the_certificate_and_scores(run: Path) -> None:
     write_sealed(run / "parity.json", parity)
     last = run / "checkpoints" / f"step-{STEPS}"
     now = weights_sha256(last)
-    row = {"step": STEPS, "weights": now, "task": "t", "metric": "acc", "value": 0.5, "stderr": 0.125, "version": 2.0}
+    row: dict[str, Any] = {
+        "step": STEPS,
+        "weights": now,
+        "task": "t",
+        "metric": "acc",
+        "value": 0.5,
+        "stderr": 0.125,
+        "version": 2.0,
+    }
     row |= {"questions": 6, "of": 200, "shots": 5, "chance": 0.25, "by": "tinygrad_impl", "dtype": "bfloat16"}
     row |= {"kernels": "fused", "file": None, "file_sha256": None, "harness": "0.4.13"}
-    own = {"by": "torch_ref", "dtype": "float32", "kernels": None, "questions": 1, "of": 1, "value": 1 / 3}
+    own: dict[str, Any] = {
+        "by": "torch_ref",
+        "dtype": "float32",
+        "kernels": None,
+        "questions": 1,
+        "of": 1,
+        "value": 1 / 3,
+    }
     own |= {"file": "mine.jsonl", "file_sha256": "abc", "stderr": None, "chance": None}
-    others = [{"step": 3}, {"weights": "others"}, {"weights": None}]
+    others: list[dict[str, Any]] = [{"step": 3}, {"weights": "others"}, {"weights": None}]
     write_sealed(run / "evaluation.json", {"rows": [row, *(row | other for other in others), row | own]})
     text = card_of(last)
     assert "**EQUAL**: before training" in text
