@@ -85,7 +85,8 @@ def evaluation(scores: Sequence[Mapping[str, Any]]) -> str:
         around = "-" if row.get("stderr") is None else f"{row['stderr']:.4f}"
         chance = "-" if row.get("chance") is None else f"{row['chance']:.4g}"
         shots = "-" if row.get("shots") is None else row["shots"]
-        task = row["task"] if row.get("version") is None else f"{row['task']} (version {row['version']})"
+        numbered = isinstance(row.get("version"), int | float)  # the harness says Yaml where a task has none
+        task = f"{row['task']} (version {row['version']})" if numbered else row["task"]
         lines += [
             f"| {task} | {row['metric']} | {row['value']:.4f} | {around} | {chance} | {questions_of(row)} | {shots} | "
             f"{computed_by(row)} |"
