@@ -147,6 +147,16 @@ def real(above: float, below: float = math.inf, *, closed: bool = True) -> Calla
     return parse
 
 
+def missing_extra(what: str, package: str, extra: str) -> InputError:
+    """That `what` needs a package which only the optional dependencies `extra` bring, and how to install them here."""
+    root = Path(__file__).parents[1]
+    if (root / "Makefile").is_file() and Path(sys.prefix).resolve() == (root / ".venv").resolve():
+        folder = "" if root == Path.cwd() else f" -C {shlex.quote(str(root))}"
+        return InputError(f"{what} needs {package}; run `make{folder} extras`")
+    install = f"{shlex.quote(sys.executable)} -m pip install '.[{extra}]'"
+    return InputError(f"{what} needs {package}; run `{install}` in the project's folder")
+
+
 def refuse_missing_folder(*files: Path | None) -> None:
     """Raises `InputError` where a file that is to be written cannot be: before the work, not after it."""
     for file in files:

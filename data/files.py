@@ -20,8 +20,13 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Opens a temporary file beside `path`; on success it is fsynced and renamed to `path`, on any error removed."""
+    """Opens a temporary file beside `path`; on success it is fsynced and renamed to `path`, on any error removed.
+
+    Of processes that write the same file at the same time one waits for the other: the temporary file is locked, and
+    its name is always the same, so that whatever a killed process left of it goes with the next writing.
+    """
     temporary = path.with_name(path.name + ".tmp")
+    lock = _lock(temporary, waiting=lambda _: None)
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as f:
             yield f
@@ -30,8 +35,11 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        if _is_at(lock, temporary):  # else it is renamed, and another process may have begun the next
+            temporary.unlink()
         raise
+    finally:
+        lock.close()
 
 
 class Held(Exception):

@@ -19,9 +19,9 @@ from data.checkpoints.checkpoint import CONFIG, INDEX, WEIGHTS, load, resolve
 from data.checkpoints.config import parameter_count
 from data.checkpoints.hub import TIMEOUT
 from data.checkpoints.sums import CARD, CURVE
-from data.checkpoints.tensors import listing, read_json
+from data.checkpoints.tensors import listing
 from data.cli import ArgumentParser, InputError, run
-from data.runs.card import card_of, evaluation, scores_of
+from data.runs.card import card_of, evaluated, scores_of
 from data.runs.run_folder import run_of
 from data.text.tokenizer import FILES
 
@@ -37,16 +37,15 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def card_to_send(folder: Path, license: str | None, language: str | None) -> ModelCard:
-    """The card in the checkpoint, or that of its run, with the licence and language given, and with what was evaluated
-    since it was written. Raises `InputError` where there is none, or its front matter cannot be read.
+    """The card in the checkpoint, or that of its run, with the licence and language given, and with what is known now
+    of the scores of these weights. Raises `InputError` where there is none, or its front matter cannot be read.
     """
     written, of_run = folder / CARD, run_of(folder)
     if not written.is_file() and not (of_run and (folder / "trainer.json").is_file()):
         raise InputError(f"{folder} has no {CARD} and is no checkpoint of a run; write a model card there first")
     text = written.read_text(encoding="utf-8") if written.is_file() else card_of(folder)
-    if of_run and "\n## Evaluation\n" not in text and (folder / "trainer.json").is_file():
-        scores = scores_of(of_run, read_json(folder / "trainer.json").get("step", 0))
-        text += f"\n{evaluation(scores)}\n" if scores else ""
+    if of_run and (folder / "trainer.json").is_file():
+        text = evaluated(text, scores_of(folder))
     if not (folder / CURVE).is_file():
         text = re.sub(rf"!\[[^\]]*\]\({re.escape(CURVE)}\)\n*", "", text)
     try:

@@ -53,7 +53,7 @@ def test_the_pipeline_of_transformers(folder: Path, words: str) -> None:
 
 
 def test_ctranslate2(folder: Path, words: str, tmp_path: Path) -> None:
-    ctranslate2 = pytest.importorskip("ctranslate2", reason="needs ctranslate2 (the extra `clients`)")
+    ctranslate2 = pytest.importorskip("ctranslate2", reason="needs ctranslate2 (run `make extras`)")
     ctranslate2.converters.TransformersConverter(str(folder)).convert(str(tmp_path / "converted"))
     generator = ctranslate2.Generator(str(tmp_path / "converted"), device="cpu")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -64,9 +64,9 @@ def test_ctranslate2(folder: Path, words: str, tmp_path: Path) -> None:
 
 
 def test_onnx(folder: Path, words: str, tmp_path: Path) -> None:
-    pytest.importorskip("onnx", reason="needs onnx (the extra `clients`)")
-    pytest.importorskip("onnxscript", reason="needs onnxscript (the extra `clients`)")
-    runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime (the extra `clients`)")
+    pytest.importorskip("onnx", reason="needs onnx (run `make extras`)")
+    pytest.importorskip("onnxscript", reason="needs onnxscript (run `make extras`)")
+    runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime (run `make extras`)")
 
     class Logits(torch.nn.Module):
         def __init__(self) -> None:
@@ -93,7 +93,7 @@ def test_onnx(folder: Path, words: str, tmp_path: Path) -> None:
 
 def test_the_trainer_of_transformers_and_back(folder: Path, tmp_path: Path) -> None:
     """Two steps there, and its model is what --init begins with here."""
-    pytest.importorskip("accelerate", reason="needs accelerate (the extra `clients`)")
+    pytest.importorskip("accelerate", reason="needs accelerate (run `make extras`)")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     rows = [{"input_ids": row, "labels": row} for row in torch.arange(64).reshape(4, 16)]

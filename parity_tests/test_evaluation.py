@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.checkpoints.checkpoint import save
+from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import GPT2Config
 from data.evaluation.command import evaluate, parser
+from data.evaluation.scores import score_rows
 from data.evaluation.tasks import Spec, specs_of, story_questions
 from data.text.stories import stories
 from data.text.tokenizer import gpt2
@@ -24,7 +25,7 @@ pytestmark = [
     pytest.mark.slow,  # data/evaluation/tests checks the packing, and test_losses of both sides, more quickly
     pytest.mark.skipif(
         any(importlib.util.find_spec(name) is None for name in ("lm_eval", "accelerate")),
-        reason="needs lm-eval[hf]: pip install '.[evaluate]'",
+        reason="needs lm-eval[hf]: run `make extras`",
     ),
 ]
 
@@ -42,6 +43,7 @@ TASKS = {  # of every kind of request
     "generation_kwargs: {until: ['e', 'ing'], max_gen_toks: 36, do_sample: false}\n"
     "metric_list: [{metric: exact_match}]\n",
 }
+NO_MODEL = ["--model", "", "--tasks", "", "--device", "CPU"]
 ENDINGS = ["He went home and slept until the sun was up", "dog", "naïve — 猫<|endoftext|>"]
 
 
@@ -79,7 +81,7 @@ def answers_of_hf(folder: Path) -> dict[str, list[Any]]:
 
 
 def short_stories() -> list[Spec]:
-    """`hf` takes no continuation that is longer than the context."""
+    """As few as are asked of the others."""
     return [Spec("stories", documents=story_questions(10))]
 
 
@@ -108,3 +110,30 @@ def test_answers(
             assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
     scores = {(row["task"], row["metric"]): row["value"] for row in said["scores"]}
     assert {("stories", "acc"), ("choices", "acc_norm"), ("texts", "bits_per_byte")} <= scores.keys()
+
+
+def test_scores_that_are_resampled(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No process is forked for their standard errors, and nothing is printed; while training they are left out."""
+    from data.evaluation.harness import Tasks
+
+    (folder / "perplexity.yaml").write_text(
+        f'task: perplexity\n{DATA}output_type: loglikelihood\ndoc_to_text: "{{{{question}}}}"\n'
+        'doc_to_target: " {{choices[0]}}"\nmetric_list: [{metric: perplexity}, {metric: acc}]\n'
+    )
+    config, arrays = load(folder / "model")
+    subject = by_torch(parser("evaluate", "it").parse_args(NO_MODEL), config, arrays, gpt2())[0]
+    monkeypatch.setattr("multiprocessing.Pool", lambda *_: pytest.fail("a process was forked"))
+    tasks = Tasks(specs_of(f"stories,{folder / 'perplexity.yaml'}"))
+    capfd.readouterr()
+    rows = {(r["task"], r["metric"]): r for r in score_rows(tasks(subject, 10, disable=True))}
+    without = score_rows(tasks(subject, 10, stderr=False, disable=True))
+    assert "bootstrap" not in "".join(capfd.readouterr())
+    assert all(row["stderr"] is None for row in without)
+    assert [row["value"] for row in without] == [row["value"] for row in rows.values()]
+    perplexity, acc = rows["perplexity", "perplexity"], rows["stories", "acc"]
+    assert perplexity["stderr"] > 0
+    assert acc["stderr"] is not None
+    assert (acc["chance"], acc["questions"], acc["of"], acc["shots"], acc["file"]) == (0.25, 10, 200, 0, None)
+    assert (perplexity["chance"], perplexity["file"]) == (None, "perplexity.yaml")

@@ -172,7 +172,7 @@ def add_sampling_options(parser: ArgumentParser) -> Any:
     """The options that `generate` and `compare` share. Returns argparse's group of those of sampling."""
     parser.add_argument("--device", help="CPU, CUDA, METAL, ...; by default the best there is")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="of products (bfloat16 on an NVIDIA GPU, else float32)"
+        "--dtype", choices=("float32", "bfloat16"), help="of matmuls (bfloat16 on an NVIDIA GPU, else float32)"
     )
     group = parser.add_argument_group(
         "sampling",

@@ -14,6 +14,7 @@ from data.files import atomic_write
 
 SUMS = "SHA256SUMS"
 CARD, CURVE = "README.md", "loss.png"  # for people: a card that somebody edits must not make a checkpoint a damaged one
+WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 SUMS_LINE = re.compile(r"([0-9a-f]{64})  ([\w.-]+)\n")
 
 
@@ -52,6 +53,15 @@ def read_sums(folder: Path) -> dict[str, str] | None:
     if not re.fullmatch(f"({SUMS_LINE.pattern})+", content):
         return None
     return {name: digest for digest, name in SUMS_LINE.findall(content)}
+
+
+def weights_sha256(folder: Path) -> str | None:
+    """What tells the weights of a checkpoint from others: the SHA-256 of its part of SHA256SUMS. None where there is
+    no such file, or it is damaged.
+    """
+    sums = read_sums(folder) if (folder / SUMS).is_file() else None
+    parts = "".join(f"{digest}  {name}\n" for name, digest in sorted((sums or {}).items()) if WEIGHTS.fullmatch(name))
+    return hashlib.sha256(parts.encode()).hexdigest() if parts else None
 
 
 def summed(folder: Path, names: Iterable[str]) -> list[str]:

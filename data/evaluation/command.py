@@ -11,9 +11,10 @@ import numpy as np
 
 from data.checkpoints.checkpoint import load, resolve
 from data.checkpoints.config import GPT2Config
+from data.checkpoints.sums import weights_sha256
 from data.checkpoints.tensors import read_json
 from data.cli import ArgumentParser, command, integer, refuse_missing_folder
-from data.evaluation.scores import keep, score_rows
+from data.evaluation.scores import chances, keep, score_rows
 from data.evaluation.subject import Subject
 from data.evaluation.tasks import require_harness, specs_of
 from data.files import atomic_write
@@ -44,7 +45,7 @@ def parser(prog: str, framework: str) -> ArgumentParser:
         metavar="TASK,...",
         help="names that the harness knows (with data of the hub), .yaml files, or stories, which needs no network",
     )
-    parser.add_argument("--limit", type=integer(1), metavar="N", help="of each task the first N questions (all)")
+    parser.add_argument("--limit", type=integer(1), metavar="N", help="only the first N questions of each task (all)")
     parser.add_argument(
         "--data-file",
         type=Path,
@@ -54,7 +55,7 @@ def parser(prog: str, framework: str) -> ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write scores, and each answer, there too")
     parser.add_argument("--device", help="by default the best there is")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="of products (bfloat16 on an NVIDIA GPU, else float32)"
+        "--dtype", choices=("float32", "bfloat16"), help="of matmuls (bfloat16 on an NVIDIA GPU, else float32)"
     )
     return parser
 
@@ -64,8 +65,9 @@ def evaluate(args: Namespace, package: str, open: Open) -> None:
     require_harness()
     specs = specs_of(args.tasks, args.data_file)
     refuse_missing_folder(args.json)
-    config, arrays = load(args.model)
     folder = resolve(args.model)
+    weights = weights_sha256(folder)  # first: training may change what is in a run's folder meanwhile
+    config, arrays = load(folder if run_of(args.model) else args.model)
     tokenizer = of_folder(folder, config.vocab_size)
     subject, facts, said = open(args, config, {n: a.astype(np.float32) for n, a in arrays.items()}, tokenizer)
     print(f"{args.model}, {said}; loading {args.tasks}", file=sys.stderr, flush=True)
@@ -73,7 +75,7 @@ def evaluate(args: Namespace, package: str, open: Open) -> None:
 
     results = Tasks(specs)(subject, args.limit)
     rows = score_rows(results)
-    print(table(results))
+    print(table(results), *chances(results), sep="\n")
     if args.json:
         with atomic_write(args.json, "w") as f:
             f.write(json.dumps({"model": args.model, "scores": rows, "answers": answers(results)}, indent=1) + "\n")
@@ -81,5 +83,5 @@ def evaluate(args: Namespace, package: str, open: Open) -> None:
     if run := run_of(args.model):
         trainer = folder / "trainer.json"
         step = read_json(trainer).get("step") if trainer.is_file() else None
-        file = keep(run, rows, {"step": step, "by": package, "limit": args.limit, **facts})
+        file = keep(run, rows, {"step": step, "weights": weights, "by": package, "limit": args.limit, **facts})
         print(f"Kept in {file}; `{command('data.runs.report', run)}` shows it")

@@ -1,11 +1,14 @@
 """lm-evaluation-harness (Gao et al. 2021) on the project's models. Only here it is imported: it imports PyTorch."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lm_eval.api.metrics
 import lm_eval.api.task
 import lm_eval.evaluator
 import lm_eval.utils
@@ -23,6 +26,19 @@ from data.text.sampling import Sampler
 lm_eval.api.task.tqdm = partial(tqdm, disable=True)  # its bar of a moment's work, whatever stderr is
 ROWS = 16  # texts written at once
 PIECE = 32  # tokens written before it is looked whether a text may stop
+RESAMPLES = 1000  # of a score whose standard error has no formula
+
+
+def bootstrap_stderr(score: Callable[[Sequence[Any]], float], answers: Sequence[Any], iters: int) -> float:
+    """The standard error of a score, from scores of as many answers drawn with replacement. In this process alone: the
+    harness's own function forks one that has signal handlers, threads and a GPU.
+    """
+    rng = random.Random(0)
+    draws = Progress(iterable=range(min(iters, RESAMPLES)), desc="standard error", unit="sample", part=True)
+    return statistics.stdev([score(rng.choices(answers, k=len(answers))) for _ in draws])
+
+
+lm_eval.api.metrics.bootstrap_stderr = bootstrap_stderr
 
 
 class Harness(TemplateLM):
@@ -129,19 +145,30 @@ class Tasks:
 
     def __init__(self, specs: Sequence[Spec]):
         logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it tells of each step
-        self.loaded = load_tasks(TaskManager(), specs)
+        self.loaded, self.own_files = load_tasks(TaskManager(), specs)
 
-    def __call__(self, subject: Subject, limit: int | None, **show: Any) -> dict[str, Any]:
-        """The harness's results of the first `limit` documents of each task (None: of all). `show`: of `Progress`."""
-        return self.by(Harness(subject, show), limit)
+    def __call__(self, subject: Subject, limit: int | None, stderr: bool = True, **show: Any) -> dict[str, Any]:
+        """The harness's results of the first `limit` documents of each task (None: of all), with `choices` and `files`
+        by task. Standard errors are left out unless `stderr`: some take long. `show`: of `Progress`.
+        """
+        return self.by(Harness(subject, show), limit, stderr)
 
-    def by(self, model: Any, limit: int | None) -> dict[str, Any]:
+    def by(self, model: Any, limit: int | None, stderr: bool = True) -> dict[str, Any]:
         """The same of a model of the harness's."""
         for task in self.loaded["tasks"].values():
             task._instances = None  # those of the time before have answers
-        found = lm_eval.evaluator.evaluate(model, task_dict=self.loaded, limit=limit)
+        iterations = 100_000 if stderr else 0  # the harness's own default, and none
+        found = lm_eval.evaluator.evaluate(model, task_dict=self.loaded, limit=limit, bootstrap_iters=iterations)
         assert found is not None
-        return dict(found)
+        choices = {name: self._choices(name, rows) for name, rows in found["samples"].items()}
+        return {**found, "choices": choices, "files": self.own_files}
+
+    def _choices(self, name: str, rows: Sequence[Mapping[str, Any]]) -> list[int] | None:
+        """How many choices each question has; None where they are no choices of which one is right."""
+        task = self.loaded["tasks"][name]
+        if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_target:
+            return None
+        return [len(task.doc_to_choice(row["doc"])) for row in rows]
 
 
 def table(results: dict[str, Any]) -> str:

@@ -5,40 +5,52 @@ Nothing of the harness is imported here: what names tasks badly is refused befor
 
 import contextlib
 import gzip
+import hashlib
 import importlib.util
 import json
+import logging
 import random
-import sys
+import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
-from data.cli import InputError
+from data.cli import InputError, missing_extra
 from data.text.stories import pick, stories
 
 QUESTIONS = 200  # of the task `stories`
 STORIES_SEED = 2  # 0 and 1 are those of the training and validation text
-CHOICES = 4
+PARTS = 12  # words and punctuation marks of a sentence, at most: two of them fit in a context of 32 tokens
+SENTENCE = re.compile(r'[^.!?\s][^.!?]*[.!?]+"?')
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One task: its name, or a file; `documents` are its questions, where they are given."""
+    """One of --tasks: its name, or a file of tasks; `documents` are its questions, where they are given; those of
+    the user come from `data_file`.
+    """
 
     name: str
     file: Path | None = None
     documents: list[dict[str, Any]] | None = None
+    data_file: Path | None = None
+
+    def own_file(self) -> dict[str, str | None]:
+        """The name and SHA-256 of the user's own file of the task, or of its questions: these are not what the name of
+        the task may say.
+        """
+        file = self.file or self.data_file
+        digest = hashlib.sha256(file.read_bytes()).hexdigest() if file else None
+        return {"file": file.name if file else None, "file_sha256": digest}
 
 
 def require_harness() -> None:
     """Raises `InputError` where lm-evaluation-harness is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
-        raise InputError(
-            f"evaluation needs lm_eval; install it with `{sys.executable} -m pip install lm-eval` "
-            "(or with the project: `pip install '.[evaluate]'`)"
-        )
+        raise missing_extra("evaluation", "lm_eval", "evaluate")
 
 
 def specs_of(tasks: str, data_file: Path | None = None) -> list[Spec]:
@@ -61,7 +73,7 @@ def specs_of(tasks: str, data_file: Path | None = None) -> list[Spec]:
                 raise InputError(f"there is no task file {name}; give the path of a .yaml, with its data beside it")
             found.append(Spec(name, file=Path(name)))
         else:
-            found.append(Spec(name, documents=None if data_file is None else read_documents(data_file)))
+            found.append(Spec(name, documents=read_documents(data_file) if data_file else None, data_file=data_file))
     return found
 
 
@@ -70,14 +82,37 @@ def is_file(name: str) -> bool:
 
 
 def story_questions(count: int) -> list[dict[str, Any]]:
-    """Which paragraph ends a story: its own, or that of one of three other stories."""
-    told = [text.rpartition("\n\n") for text in islice(stories(STORIES_SEED), count * CHOICES)]
-    rng, found = random.Random(STORIES_SEED), []
-    for first in range(0, len(told), CHOICES):
-        (beginning, _, own), *others = told[first : first + CHOICES]
-        label, endings = pick(rng, range(CHOICES)), [ending for _, _, ending in others]
-        found.append({"query": beginning, "choices": [*endings[:label], own, *endings[label:]], "label": label})
+    """Which sentence follows one of a story: its own, one of another story, or its own with two neighbouring words
+    exchanged (twice). Word order alone tells the last two from the others, and so gives half of the answers.
+    """
+    rng = random.Random(STORIES_SEED)
+    told = islice(filter(None, (following(text, rng) for text in stories(STORIES_SEED))), count + 1)
+    found = []
+    for (before, own), (_, other) in pairwise(told):
+        wrong = [other, *exchanged(own, rng)]
+        label = pick(rng, range(len(wrong) + 1))
+        found.append({"query": before, "choices": [*wrong[:label], own, *wrong[label:]], "label": label})
     return found
+
+
+def following(text: str, rng: random.Random) -> tuple[str, str] | None:
+    """Two sentences of a story that follow one another, and are short; None where there are none."""
+    sizes = {sentence: len(re.findall(r"\w+|[^\w\s]", sentence)) for sentence in SENTENCE.findall(text)}
+    pairs = [
+        (before, after)
+        for before, after in pairwise(SENTENCE.findall(text))
+        if max(sizes[before], sizes[after]) <= PARTS and len(after.split()) > 4
+    ]
+    return pick(rng, pairs) if pairs else None
+
+
+def exchanged(sentence: str, rng: random.Random) -> list[str]:
+    """The sentence with two neighbouring words exchanged, in two ways."""
+    words = sentence.split()
+    places = [i for i in range(len(words) - 1) if words[i] != words[i + 1]]
+    first = pick(rng, places)
+    second = pick(rng, [i for i in places if i != first])
+    return [" ".join([*words[:i], words[i + 1], words[i], *words[i + 2 :]]) for i in (first, second)]
 
 
 STORIES_TASK: dict[str, Any] = {
@@ -87,11 +122,11 @@ STORIES_TASK: dict[str, Any] = {
     "doc_to_text": "{{query}}",
     "doc_to_choice": "choices",
     "doc_to_target": "label",
-    "target_delimiter": "\n\n",
+    "target_delimiter": " ",
     "metric_list": [
         {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
     ],
-    "metadata": {"version": 1.0},
+    "metadata": {"version": 2.0},  # 1: which paragraph ends a story,
 }
 
 
@@ -105,34 +140,40 @@ def read_documents(file: Path) -> list[dict[str, Any]]:
     try:
         with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file, encoding="utf-8") as f:
             for number, line in enumerate(f, 1):
+                if not line.strip():
+                    continue
                 document = json.loads(line)
                 if not isinstance(document, dict):
                     raise InputError(f"line {number} of {file} is no JSON object; give a question a line")
                 if "ctx" in document and "ctx_a" not in document:
                     document |= {"ctx_a": document["ctx"], "ctx_b": ""}
                 found.append(document)
-    except (ValueError, EOFError, OSError) as e:
+    except (ValueError, EOFError, OSError, zlib.error, RecursionError) as e:
         raise InputError(
-            f"{file} cannot be read after {len(found)} lines ({e}); give a .jsonl, or a .jsonl.gz"
+            f"{file} cannot be read after {len(found)} questions ({e}); give a .jsonl, or a .jsonl.gz"
         ) from None
     if not found:
         raise InputError(f"{file} is empty; give a .jsonl with a question a line")
     return found
 
 
-def load_tasks(manager: Any, specs: Sequence[Spec]) -> dict[str, Any]:
-    """The tasks by the harness's `TaskManager`, with their data. Raises `InputError` where that is not to be had."""
+def load_tasks(manager: Any, specs: Sequence[Spec]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tasks by the harness's `TaskManager`, with their data; and by task what `own_file` says of it. Raises
+    `InputError` where that is not to be had.
+    """
     loaded: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}
+    files: dict[str, Any] = {}
     for spec in specs:
         for kind, found in load_task(manager, spec).items():
             if twice := sorted(loaded[kind].keys() & found.keys()):
                 raise InputError(f"{twice[0]} is in more than one of the --tasks; leave one of them out")
             loaded[kind] |= found
+            files |= dict.fromkeys(found, spec.own_file())
     for task in loaded["tasks"].values():
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=1234)  # the harness's own
-    return loaded
+    return loaded, files
 
 
 def load_task(manager: Any, spec: Spec) -> dict[str, dict[str, Any]]:
@@ -194,13 +235,16 @@ def beside(file: Path | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Without the bars of `datasets`."""
+    """Without the bars of `datasets`, and without a line for each time that the hub could not be reached."""
     import datasets
 
-    before = datasets.is_progress_bar_enabled()
+    before, logger = datasets.is_progress_bar_enabled(), logging.getLogger("huggingface_hub")
+    level = logger.level
     datasets.disable_progress_bars()
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        logger.setLevel(level)
         if before:
             datasets.enable_progress_bars()

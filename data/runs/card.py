@@ -6,6 +6,7 @@ language only of data that is known here, and no licence, which is for whoever p
 
 import math
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +14,14 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from data.checkpoints.sums import CURVE
+from data.checkpoints.sums import CURVE, weights_sha256
 from data.checkpoints.tensors import read_json
-from data.runs.run_folder import read_metrics, read_samples, read_sealed
+from data.runs.run_folder import SCORES, read_metrics, read_samples, read_sealed
 from data.text.fineweb import is_fineweb
 from data.text.sources import HUB_FILES
 
 ROWS = 12  # of the table of validation losses
+TABLE = "| task | metric | value"  # what the scores of a card begin with
 ENGLISH = ("stories", *HUB_FILES)
 
 
@@ -28,23 +30,89 @@ def card_of(checkpoint: Path) -> str:
     run = checkpoint.parent.parent
     state = read_json(checkpoint / "trainer.json")
     samples = read_samples(run / "samples.md") if (run / "samples.md").exists() else []
-    return card(run, state, read_metrics(run), samples)
+    return evaluated(card(run, state, read_metrics(run), samples), scores_of(checkpoint))
 
 
-def scores_of(run: Path, step: int) -> list[dict[str, Any]]:
-    """What was evaluated of a run's checkpoint: rows of task, metric, value and stderr."""
-    file = run / "evaluation.json"
+def scores_of(checkpoint: Path) -> list[dict[str, Any]]:
+    """What was evaluated of a run's checkpoint, as rows of `data.evaluation.scores`: of its step, and of the weights
+    that it has now.
+    """
+    file = checkpoint.parent.parent / SCORES
     rows = read_sealed(file).get("rows", []) if file.is_file() else []
-    return [row for row in rows if row.get("step") == step]
+    step, weights = read_json(checkpoint / "trainer.json").get("step"), weights_sha256(checkpoint)
+    return [row for row in rows if weights and (row.get("step"), row.get("weights")) == (step, weights)]
+
+
+def evaluated(page: str, scores: Sequence[Mapping[str, Any]]) -> str:
+    """A card with these scores in its section `Evaluation`, instead of those that it had there. What somebody else has
+    written in a section of that name stays before them.
+    """
+    parts = sections(page)
+    place = next((i for i, part in enumerate(parts) if part.startswith("## Evaluation\n")), None)
+    if place is None:
+        place = next((i for i, part in enumerate(parts) if part.startswith("## Sample\n")), len(parts))
+        parts.insert(place, "")
+    words = parts[place].partition(TABLE)[0].removeprefix("## Evaluation\n").strip()
+    said = [text for text in (words, evaluation(scores) if scores else "") if text]
+    parts[place] = "\n\n".join(["## Evaluation", *said]) + "\n\n" if said else ""
+    return "".join(parts).rstrip("\n") + "\n"
+
+
+def sections(page: str) -> list[str]:
+    """The parts of a page that begin with a heading of the second level. What looks like one in a fence is none."""
+    parts, fence = [""], ""
+    for line in page.splitlines(keepends=True):
+        mark = re.match("`{3,}", line)
+        if mark and (not fence or line.strip() == fence):
+            fence = "" if fence else mark[0]
+        if line.startswith("## ") and not fence:
+            parts.append("")
+            if not parts[-2].endswith("\n\n") and parts[-2]:
+                parts[-2] += "\n"
+        parts[-1] += line
+    if parts[-1] and not parts[-1].endswith("\n\n"):
+        parts[-1] = parts[-1].rstrip("\n") + "\n\n"
+    return parts
 
 
 def evaluation(scores: Sequence[Mapping[str, Any]]) -> str:
-    """The section with what was evaluated."""
-    table = "## Evaluation\n\n| task | metric | value | standard error |\n|---|---|---|---|\n"
+    """What was evaluated, and of what."""
+    lines = [
+        f"{TABLE} | standard error | chance | questions | examples | computed by |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in scores:
         around = "-" if row.get("stderr") is None else f"{row['stderr']:.4f}"
-        table += f"| {row['task']} | {row['metric']} | {row['value']:.4f} | {around} |\n"
-    return table.rstrip()
+        chance = "-" if row.get("chance") is None else f"{row['chance']:.4g}"
+        shots = "-" if row.get("shots") is None else row["shots"]
+        numbered = isinstance(row.get("version"), int | float)  # the harness says Yaml where a task has none
+        task = f"{row['task']} (version {row['version']})" if numbered else row["task"]
+        lines += [
+            f"| {task} | {row['metric']} | {row['value']:.4f} | {around} | {chance} | {questions_of(row)} | {shots} | "
+            f"{computed_by(row)} |"
+        ]
+    versions = sorted({row["harness"] for row in scores if "harness" in row})
+    said = (
+        f"By lm-evaluation-harness{' ' if versions else ''}{', '.join(versions)}; examples are those before a question."
+    )
+    own = sorted({f"`{row['file']}` has the SHA-256 `{row['file_sha256']}`" for row in scores if row.get("file")})
+    return "\n".join([*lines, "", said, *(f"{each}." for each in own)])
+
+
+def questions_of(score: Mapping[str, Any]) -> str:
+    """How many questions a score is of, and whose, where they may be others than those that the task's name says."""
+    count, all_of = score.get("questions"), score.get("of")
+    said = "-" if count is None else f"{count:,}"
+    said = f"the first {count:,} of {all_of:,}" if count and all_of and count < all_of else said
+    return f"{said}, from {score['file']}, a local file" if score.get("file") else said
+
+
+def computed_by(score: Mapping[str, Any]) -> str:
+    """Which implementation computed a score, in which dtype, and with whose kernels where there is a choice."""
+    names = {"tinygrad_impl": "tinygrad", "torch_ref": "PyTorch"}
+    by = names.get(score.get("by", "-"), score.get("by", "-"))
+    kernels = f"{score['kernels']} kernels" if score.get("kernels") else None
+    return ", ".join(str(part) for part in (by, score.get("dtype"), kernels) if part)
 
 
 def card(
@@ -55,8 +123,8 @@ def card(
 ) -> str:
     """The card of the checkpoint that trainer.json says `state` of, of the run in `folder`.
 
-    metrics, samples: the run's; what is of later steps is left out. Raises `InputError` where run.json, parity.json or
-    evaluation.json is damaged.
+    metrics, samples: the run's; what is of later steps is left out. Raises `InputError` where run.json or
+    parity.json is damaged.
     """
     run = read_sealed(folder / "run.json")
     parity = read_sealed(folder / "parity.json") if (folder / "parity.json").is_file() else None
@@ -82,8 +150,6 @@ def card(
         lines += ["## Validation", *validation(losses, step)]
     if step:
         lines += [f"![Training and validation loss]({CURVE})"]
-    if scores := scores_of(folder, step):
-        lines += [evaluation(scores)]
     if before := [sample for sample in samples if sample[0] <= step]:
         at, text = before[-1]
         lines += ["## Sample", f"After {at:,} steps, {sampled(run)}:", quoted(text)]

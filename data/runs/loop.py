@@ -201,7 +201,9 @@ def scoring(start: Start, by: Implementation) -> Callable[[], dict[str, float]]:
     tasks, subject = in_turns(start.ranks, lambda: Tasks(specs_of(options.eval_tasks or ""))), by.subject
 
     def scores() -> dict[str, float]:
-        results = tasks(replace(subject, ranks=start.ranks), options.eval_limit, part=True, disable=options.quiet)
+        results = tasks(
+            replace(subject, ranks=start.ranks), options.eval_limit, stderr=False, part=True, disable=options.quiet
+        )
         return columns(score_rows(results))
 
     return scores

@@ -153,7 +153,7 @@ class Options:
     eval_tasks: str | None = option(
         KEEP, "score these tasks with each validation loss, as `evaluate` does (none)", None, metavar="TASK,..."
     )
-    eval_limit: int = option(KEEP, "of each of these tasks the first N questions (100)", 100, **NUMBER)
+    eval_limit: int = option(KEEP, "only the first N questions of each of these tasks (100)", 100, **NUMBER)
     sample_every: int = option(KEEP, "steps between samples", **NUMBER)
     save_every: int = option(KEEP, "steps between checkpoints, besides the last", **NUMBER)
     keep: int | None = option(KEEP, "only the N newest of these, the first and the best", None, **NUMBER)
@@ -243,6 +243,14 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
         recipe = REPRODUCTIONS[given.pop("recipe")]
         worked_out = {"global_batch_tokens"} if "grad_accum" in given else set()
         given = {name: value for name, value in recipe.items() if name not in worked_out} | given
+    complete = _completed(parser, args, given)
+    if "eval_limit" in given and "eval_tasks" not in complete:
+        raise InputError("--eval-limit goes with --eval-tasks TASK,...; give both, or leave it out")
+    return complete
+
+
+def _completed(parser: ArgumentParser, args: Mapping[str, Any], given: Given) -> Given:
+    """The options given, with those of the run that --config or --resume name."""
     if "resume" in given and "config" in given:
         raise InputError("--resume and --config exclude each other; leave one of them out")
     if "rewarm" in given and not {"resume", "steps"} <= given.keys():

@@ -12,6 +12,7 @@ from typing import Any
 
 from data.cli import ArgumentParser, InputError, run
 from data.files import atomic_write
+from data.runs.card import computed_by, questions_of
 from data.runs.report_charts import (
     BOTTOM,
     CHARTS,
@@ -213,12 +214,13 @@ def tasks(run: Run) -> str:
     """Scores on tasks: those of `evaluate`, and those that were measured while it was trained."""
     said = ""
     if run.scores:
-        heads = ["task", "metric", "score", "standard error", "questions", "after step", "by"]
+        heads = ["task", "metric", "score", "standard error", "chance", "questions", "examples", "after step", "by"]
         rows = [
             [
                 *(breakable(row["task"]), row["metric"], number(row["value"])),
-                *(number(row["stderr"]), "–" if row["questions"] is None else f"{row['questions']:,}"),
-                *("–" if row["step"] is None else f"{row['step']:,}", str(row.get("by", "–"))),
+                *(number(row["stderr"]), number(row.get("chance")), breakable(questions_of(row))),
+                "–" if row.get("shots") is None else f"{row['shots']}",
+                *("–" if row["step"] is None else f"{row['step']:,}", computed_by(row)),
             ]
             for row in run.scores
         ]

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.checkpoints.sums import weights_sha256
 from data.cli import InputError
-from data.evaluation.scores import FILE
 from data.runs.comparison import modern
+from data.runs.run_folder import SCORES as SCORES_FILE
 from data.runs.run_folder import read_metrics, read_samples, read_sealed
 
 # what the files of a run have to hold for the report, at least; see `fits`
@@ -40,6 +41,10 @@ OLDER_COMPARISON: dict[str, Any] = {  # see `data.runs.comparison.modern`
 }
 
 SCORE = {"task": str, "metric": str, "value": NUMBER, "stderr": NUMBER, "questions": int | None, "step": int | None}
+SCORE_SINCE: dict[str, Any] = {  # which rows of earlier versions lack
+    **{"of": int | None, "shots": int | None, "chance": NUMBER, "file": str | None, "file_sha256": str | None},
+    **{"by": str, "dtype": str | None, "kernels": str | None, "harness": str, "version": int | float | str | None},
+}
 SCORES: dict[str, Any] = {"rows": [SCORE]}
 
 AXES = ["step", "tokens", "seconds"]
@@ -101,7 +106,10 @@ def load_run(folder: Path) -> Run:
         return value
 
     facts, parity = read("run.json", RUN), read("parity.json", PARITY)
-    scores = read(FILE, SCORES) or {"rows": []}
+    scores = read(SCORES_FILE, SCORES) or {"rows": []}
+    for row in scores["rows"]:
+        if not fits(dict.fromkeys(SCORE_SINCE) | {"by": "", "harness": ""} | row, SCORE_SINCE):
+            raise InputError(f"{folder / SCORES_FILE} is damaged or of another version; copy it again or remove it")
     assert facts
     whole = fits(facts.setdefault("continued", []), CONTINUED)
     if not whole or not all(known(part) for part in [facts, *facts["continued"]]):
@@ -128,9 +136,15 @@ def load_run(folder: Path) -> Run:
         samples=read_samples(samples) if samples.exists() else [],
         parity=parity,
         comparison=comparison,
-        scores=scores["rows"],
+        scores=[row for row in scores["rows"] if not of_other_weights(row, folder)],
         scored=[row for row in map(task_columns, rows) if len(row) > 1],
     )
+
+
+def of_other_weights(score: dict[str, Any], run: Path) -> bool:
+    """Whether the checkpoint of the step that was scored has other weights now."""
+    now = weights_sha256(run / "checkpoints" / f"step-{score['step']}")
+    return now is not None and score.get("weights", now) != now
 
 
 def task_columns(row: dict[str, Any]) -> dict[str, float]:

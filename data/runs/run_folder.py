@@ -8,6 +8,7 @@
     metrics.jsonl        one object a step: step, loss, lr, grad_norm, tokens, seconds, tokens_per_second, and val_loss
                          where it was measured; step 0, before training, has step, tokens, seconds and val_loss alone;
                          last on a line is crc32, of the line without it
+    evaluation.json      scores on tasks: rows of task, metric, value, ...; step and weights say of which checkpoint
     samples.md           what the model wrote, step by step
     loss.png             training and validation loss
     tensorboard/         events, where --tensorboard was given
@@ -32,7 +33,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -44,12 +45,13 @@ from data.checkpoints.config import GPT2Config
 from data.checkpoints.sums import CARD, checkpoints, remedy, verify, write_sums
 from data.checkpoints.tensors import read_json, read_safetensors, write_safetensors
 from data.cli import InputError
-from data.files import atomic_write, sync_folder
+from data.files import atomic_write, locked, sync_folder
 from data.text.sampling import SAMPLING
 from data.text.tokenizer import Tokenizer
 
 END = "\n\n---\n\n"  # of a sample
 LOCK = "run.lock"
+SCORES = "evaluation.json"
 
 
 def section(step: int, text: str) -> str:
@@ -78,6 +80,18 @@ def read_sealed(file: Path) -> dict[str, Any]:
     if not whole:
         raise InputError(f"{file} is damaged or was changed (its SHA-256 differs); put it back as it was written")
     return content
+
+
+def change_scores(run: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> Path:
+    """Replaces the rows of a run's evaluation.json by what `change` makes of them, while no other process does so.
+    Returns the file.
+    """
+    file = run / SCORES
+    with locked(run / f"{SCORES}.lock", waiting=lambda _: None):
+        rows = change(read_sealed(file)["rows"] if file.is_file() else [])
+        if rows or file.is_file():
+            write_sealed(file, {"rows": rows})
+    return file
 
 
 def run_of(model: str | Path) -> Path | None:
@@ -188,6 +202,9 @@ class RunFolder:
                     f"{path / 'metrics.jsonl'} is missing or damaged; "
                     f"begin a run with `--init {quote(str(whole))}`, which is whole"
                 ) from None
+        step = state["step"] if state else -1
+        change_scores(path, lambda rows: [row for row in rows if (row.get("step") or 0) <= step])
+        if state:
             # first, because of what comes after it no metrics will be left
             folder.name("latest", f"step-{state['step']}")
         for left in path.glob("checkpoints/*.partial"):

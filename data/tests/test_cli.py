@@ -14,7 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from data.cli import ArgumentParser, InputError, Progress, command, integer, real, refuse_missing_folder, run
+from data.cli import (
+    ArgumentParser,
+    InputError,
+    Progress,
+    command,
+    integer,
+    missing_extra,
+    real,
+    refuse_missing_folder,
+    run,
+)
 
 Ended = tuple[int, str, str]
 
@@ -358,6 +368,18 @@ def test_errors_have_commands_as_they_can_be_typed(
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/opt/python3")
     assert end(InputError("bad; `python -m data.x`"))[2] == "error: bad; `/opt/python3 -m data.x`\n"
+
+
+def test_what_installs_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """make in a clone's environment, which has the versions that were tried; else pip."""
+    root = Path(__file__).parents[2]
+    monkeypatch.setattr(sys, "prefix", str(root / ".venv"))
+    monkeypatch.chdir(root)
+    assert str(missing_extra("it", "lm_eval", "evaluate")) == "it needs lm_eval; run `make extras`"
+    monkeypatch.chdir(tmp_path)
+    assert str(missing_extra("it", "lm_eval", "evaluate")) == f"it needs lm_eval; run `make -C {root} extras`"
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert "-m pip install '.[evaluate]'` in the project's folder" in str(missing_extra("it", "lm_eval", "evaluate"))
 
 
 def test_every_command_has_its_versions(capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,6 +84,29 @@ def test_the_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypa
     assert events == ["file.tmp of 7", "file.tmp -> file", tmp_path.name]
 
 
+def test_writers_of_one_file_take_turns(tmp_path: Path) -> None:
+    """Each leaves a whole file, whatever a killed one has left."""
+    path = tmp_path / "file"
+    path.with_name("file.tmp").write_bytes(b"half of a file that somebody wanted to write" * 9999)
+    children = []
+    for letter in (b"a", b"b"):
+        if not (child := os.fork()):
+            try:
+                for _ in range(30):
+                    with atomic_write(path) as f:
+                        f.write(letter * 5000)
+                        f.flush()
+                        f.write(letter * 5000)
+                    assert {*path.read_bytes()} in ({97}, {98})
+                    assert path.stat().st_size == 10_000
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    assert names(tmp_path) == ["file"]
+
+
 @pytest.mark.parametrize("error", [None, OSError("no space")])
 def test_a_folder_that_is_synced_is_closed(
     error: OSError | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,7 +15,9 @@ import data.publish
 from data.checkpoints.checkpoint import load
 from data.checkpoints.config import GPT2Config, to_hf
 from data.checkpoints.initialize import initial_weights
+from data.checkpoints.sums import weights_sha256
 from data.publish import main
+from data.runs.card import evaluation
 from data.runs.run_folder import RunFolder, write_sealed
 from data.testing import Result, call, refused, save_model
 from data.text.tokenizer import gpt2
@@ -182,9 +184,12 @@ def test_what_is_sent(hub: Hub, folder: Path, tmp_path: Path) -> None:
 
 def test_a_checkpoint_with_a_card_and_scores(hub: Hub, folder: Path) -> None:
     """Its own card, with what was evaluated of this step; the folder stays as it is."""
-    rows = [{"step": step, "task": "t", "metric": "acc", "value": 0.5 + step, "stderr": 0.125} for step in (0, 1)]
-    write_sealed(folder / "evaluation.json", {"rows": rows})
     step_0 = folder / "checkpoints" / "step-0"
+    row = {"step": 0, "weights": weights_sha256(step_0), "task": "t", "metric": "acc", "value": 0.5, "stderr": 0.125}
+    write_sealed(folder / "evaluation.json", {"rows": [row | {"value": 0.25}]})
+    with open(step_0 / "README.md", "a") as f:  # as it was published before
+        f.write(f"\n{evaluation([row | {'value': 0.25}])}\n".replace("\n| task", "\n## Evaluation\n\n| task", 1))
+    write_sealed(folder / "evaluation.json", {"rows": [row, row | {"step": 1, "value": 1.5}]})
     before = {path.name: path.read_bytes() for path in step_0.iterdir()}
     for words in ("making", "updating"):
         result = call(main, step_0, "--to", ME, "--language", "en", cwd=folder.parent)
@@ -192,7 +197,9 @@ def test_a_checkpoint_with_a_card_and_scores(hub: Hub, folder: Path) -> None:
         assert "note: the card names no licence" in result.err
     text = hub.models[ME]["README.md"].decode()
     assert "# The card of step 0\n\n## Evaluation\n" in text
-    assert text.endswith("| t | acc | 0.5000 | 0.1250 |\n")
+    assert "| t | acc | 0.5000 | 0.1250 |" in text
+    assert "0.2500" not in text
+    assert text.count("## Evaluation") == text.count("| t | acc |") == 1
     assert ModelCard(text).data.to_dict() == {"language": "en", "tags": ["gpt2"]}
     assert before == {path.name: path.read_bytes() for path in step_0.iterdir()}
     assert not hub.private[ME]

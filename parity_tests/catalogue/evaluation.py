@@ -7,6 +7,8 @@ KERNEL, JOINS = "tinygrad_impl/kernels/cross_entropy.py", "tinygrad_impl/kernels
 FORMULAS = "tinygrad_impl/formulas.py"
 PACKED = "data/evaluation/tests/test_packing.py::test_"
 SCORES = PACKED + "scores"
+TASK_SCORES, KEPT = "data/evaluation/scores.py", "data/evaluation/tests/test_scores.py::test_"
+ASKED = "data/evaluation/tests/test_tasks.py::test_"
 IN_KERNEL = "tinygrad_impl/kernels/tests/test_cross_entropy.py::test_loss_alone_and_argmax"
 
 PLANTED: list[Row] = [
@@ -163,5 +165,96 @@ PLANTED: list[Row] = [
         '*(number(row["stderr"]),',
         '*(number(row["stderr"] or 0),',
         "data/runs/tests/test_report.py::test_scores_on_tasks",
+    ),
+    (
+        "report: scores of weights that are gone",
+        "data/runs/report_input.py",
+        'return now is not None and score.get("weights", now) != now',
+        "return False",
+        "data/runs/tests/test_report.py::test_scores_of_other_weights_are_not_those_of_a_checkpoint",
+    ),
+    (
+        "scores of later steps outlast a run that is resumed",
+        "data/runs/run_folder.py",
+        'if (row.get("step") or 0) <= step]',
+        "]",
+        "data/runs/tests/test_run_folder.py::test_resuming_forgets_what_came_after_the_checkpoint",
+    ),
+    (
+        "standard errors are estimated while training",
+        "data/runs/loop.py",
+        "stderr=False, ",
+        "",
+        "data/runs/tests/test_loop.py::test_tasks_are_scored_with_each_validation",
+    ),
+    (
+        "scores: one in bfloat16 takes the place of one in float32",
+        TASK_SCORES,
+        '"dtype", "kernels")',
+        '"kernels")',
+        KEPT + "a_row_takes_the_place_of_one_of_the_same",
+    ),
+    (
+        "scores: one of other questions takes the place of one",
+        TASK_SCORES,
+        '"file_sha256", "dtype", ',
+        '"dtype", ',
+        KEPT + "a_row_takes_the_place_of_one_of_the_same",
+    ),
+    (
+        "scores: chance is one in the mean number of choices",
+        TASK_SCORES,
+        "chance = sum(1 / n for n in choices) / len(choices) if choices and metric",
+        "chance = len(choices) / sum(choices) if choices and metric",
+        KEPT + "rows_say_what_they_are_of",
+    ),
+    (
+        "scores: an evaluation at the same time loses rows",
+        "data/runs/run_folder.py",
+        'with locked(run / f"{SCORES}.lock", waiting=lambda _: None):',
+        "with open(os.devnull):",
+        KEPT + "two_evaluations_at_once",
+    ),
+    (
+        "two writers share a temporary file",
+        "data/files.py",
+        "lock = _lock(temporary, waiting=lambda _: None)",
+        'lock = open(temporary, "a+b")',
+        "data/tests/test_files.py::test_writers_of_one_file_take_turns",
+    ),
+    (
+        "questions: a damaged gzip file is a fault of the program",
+        "data/evaluation/tasks.py",
+        "OSError, zlib.error, RecursionError)",
+        "OSError, RecursionError)",
+        ASKED + "files_that_cannot_be_read",
+    ),
+    (
+        "questions: brackets without an end are a fault of the program",
+        "data/evaluation/tasks.py",
+        "OSError, zlib.error, RecursionError)",
+        "OSError, zlib.error)",
+        ASKED + "files_that_cannot_be_read",
+    ),
+    (
+        "stories: both wrong word orders are the same",
+        "data/evaluation/tasks.py",
+        "second = pick(rng, [i for i in places if i != first])",
+        "second = first",
+        ASKED + "questions_of_stories",
+    ),
+    (
+        "--eval-limit without tasks is ignored",
+        "data/runs/options.py",
+        'if "eval_limit" in given and "eval_tasks" not in complete:',
+        "if False:",
+        "data/runs/tests/test_options.py::test_a_limit_is_of_tasks",
+    ),
+    (
+        "make extras is said to those who use another environment",
+        "data/cli.py",
+        'if (root / "Makefile").is_file() and Path(sys.prefix).resolve() == (root / ".venv").resolve():',
+        'if (root / "Makefile").is_file():',
+        "data/tests/test_cli.py::test_what_installs_an_extra",
     ),
 ]

@@ -18,7 +18,7 @@ import numpy as np
 from data.checkpoints.checkpoint import load, resolve
 from data.checkpoints.config import parameter_count
 from data.checkpoints.tensors import read_json
-from data.cli import ArgumentParser, InputError, Progress
+from data.cli import ArgumentParser, InputError, Progress, missing_extra
 from data.text.tokenizer import of_folder
 from tinygrad_impl.device import open_device
 from tinygrad_impl.generate import COMPILING, Generator, backend_for, setup
@@ -86,10 +86,7 @@ def require_packages() -> None:
         try:
             import_module(package)
         except ImportError:
-            raise InputError(
-                f"--serve needs {package}; install it with `{sys.executable} -m pip install {' '.join(PACKAGES)}` "
-                "(or with the project: `pip install '.[serve]'`)"
-            ) from None
+            raise missing_extra("--serve", package, "serve") from None
 
 
 def beginning(form: dict[str, str]) -> Asked:

@@ -16,3 +16,4 @@ def test_every_command_is_listed_and_exists(tmp_path: Path) -> None:
     assert lines[len(COMMANDS) + 1 :] == [f"{name} {version}" for name, version in versions().items()]
     assert not [module for module in COMMANDS if importlib.util.find_spec(module) is None]
     assert ended.out.startswith("python -m tinygrad_impl.train ")
+    assert {"tinygrad_impl.evaluate", "torch_ref.evaluate"} <= {*COMMANDS}

@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard
 
 import data.runs.recorder
 from data.checkpoints.checkpoint import load
-from data.checkpoints.sums import damage, read_sums
-from data.runs.card import card, card_of
+from data.checkpoints.sums import damage, read_sums, weights_sha256
+from data.runs.card import card, card_of, evaluated, scores_of
 from data.runs.options import Options
 from data.runs.run_folder import load_checkpoint, read_metrics, read_samples, read_sealed, write_sealed
 from data.runs.start import hub_names
@@ -91,12 +91,61 @@ def test_names_of_the_hub(
 def test_the_certificate_and_scores(run: Path) -> None:
     parity = {"verdict": "equal", "dtype": "float32", "device": "CPU", "summary": "194 of 194 tensors."}
     write_sealed(run / "parity.json", parity)
-    rows = [{"step": step, "task": "t", "metric": "acc", "value": step / 10, "stderr": None} for step in (3, STEPS)]
-    write_sealed(run / "evaluation.json", {"rows": rows})
-    text = card_of(run / "checkpoints" / f"step-{STEPS}")
+    last = run / "checkpoints" / f"step-{STEPS}"
+    now = weights_sha256(last)
+    row: dict[str, Any] = {
+        "step": STEPS,
+        "weights": now,
+        "task": "t",
+        "metric": "acc",
+        "value": 0.5,
+        "stderr": 0.125,
+        "version": 2.0,
+    }
+    row |= {"questions": 6, "of": 200, "shots": 5, "chance": 0.25, "by": "tinygrad_impl", "dtype": "bfloat16"}
+    row |= {"kernels": "fused", "file": None, "file_sha256": None, "harness": "0.4.13"}
+    own: dict[str, Any] = {
+        "by": "torch_ref",
+        "dtype": "float32",
+        "kernels": None,
+        "questions": 1,
+        "of": 1,
+        "value": 1 / 3,
+    }
+    own |= {"file": "mine.jsonl", "file_sha256": "abc", "stderr": None, "chance": None}
+    others: list[dict[str, Any]] = [{"step": 3}, {"weights": "others"}, {"weights": None}]
+    write_sealed(run / "evaluation.json", {"rows": [row, *(row | other for other in others), row | own]})
+    text = card_of(last)
     assert "**EQUAL**: before training" in text
     assert "in float32 on CPU. 194 of 194 tensors." in text
-    assert text.count("| t | acc | ") == text.count("| t | acc | 1.3000 | - |") == 1
+    section = text.partition("\n## Evaluation\n\n")[2].partition("\n\n## ")[0].splitlines()
+    assert section == [
+        "| task | metric | value | standard error | chance | questions | examples | computed by |",
+        "|---|---|---|---|---|---|---|---|",
+        "| t (version 2.0) | acc | 0.5000 | 0.1250 | 0.25 | the first 6 of 200 | 5 | "
+        "tinygrad, bfloat16, fused kernels |",
+        "| t (version 2.0) | acc | 0.3333 | - | - | 1, from mine.jsonl, a local file | 5 | PyTorch, float32 |",
+        *("", "By lm-evaluation-harness 0.4.13; examples are those before a question."),
+        "`mine.jsonl` has the SHA-256 `abc`.",
+    ]
+    assert evaluated(text, scores_of(last)) == text
+    assert evaluated(text, []) == card(
+        run, json.loads((last / "trainer.json").read_text()), read_metrics(run), read_samples(run / "samples.md")
+    )
+
+
+def test_scores_take_the_place_of_older_ones() -> None:
+    """What somebody else wrote stays; a sample that looks like a heading is none."""
+    page = "# A\n\n## Evaluation\n\nMy words.\n\n## Sample\n\n```text\n## Evaluation\n```\n\n## End\n"
+    score = {"task": "t", "metric": "acc", "value": 0.5}
+    first = evaluated(page, [score])
+    second = evaluated(first, [score | {"value": 0.75}])
+    assert "\n## Evaluation\n\nMy words.\n\n| task |" in second
+    assert ("| 0.5000 |" in first, "| 0.5000 |" in second, "| 0.7500 |" in second) == (True, False, True)
+    assert second.index("| 0.7500 |") < second.index("## Sample")
+    assert evaluated(second, []) == page
+    assert second.endswith("\n\n## Sample\n\n```text\n## Evaluation\n```\n\n## End\n")
+    assert evaluated("# A\n", [score]).startswith("# A\n\n## Evaluation\n\n| task |")
 
 
 def test_what_comes_later_is_of_later_checkpoints(stub: Stub, run: Path, place: Path) -> None:

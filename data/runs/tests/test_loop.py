@@ -564,6 +564,7 @@ def test_tasks_are_scored_with_each_validation(
 
         def __call__(self, subject: Any, limit: int, **show: Any) -> Any:
             asked.append((subject.context, limit))
+            assert show == {"stderr": False, "part": True, "disable": False}  # some would take long
             score = {"acc,none": len(asked) / 100, "acc_stderr,none": 0.5, "alias": "stories"}
             return {"results": {"stories": score}, "n-samples": {}}
 

@@ -239,7 +239,6 @@ BOUNDS = [
     ("--seed", "-1", "-1 is not a whole number of at least 0", "0"),
     ("--eval-every", "0", "0 is not a whole number of at least 1", "1"),
     ("--eval-tokens", "-1", "-1 is not a whole number of at least 0", "0"),
-    ("--eval-limit", "0", "0 is not a whole number of at least 1", "1"),
     ("--sample-every", "0", "0 is not a whole number of at least 1", "1"),
     ("--save-every", "0", "0 is not a whole number of at least 1", "1"),
     ("--global-batch-tokens", "0", "0 is not a whole number of at least 1", "1"),
@@ -633,3 +632,11 @@ def test_a_rank_that_cannot_read_the_run_says_where(tmp_path: Path, monkeypatch:
         InputError, match=r"rank 3 on \S+ finds no run in .*: put it on a disk that they share, or copy"
     ):
         given("--resume", tmp_path)
+
+
+def test_a_limit_is_of_tasks(tmp_path: Path) -> None:
+    assert given("--eval-tasks", "stories", "--eval-limit", 1)["eval_limit"] == 1
+    with pytest.raises(InputError, match="--eval-limit goes with --eval-tasks"):
+        given("--eval-limit", 1)
+    with pytest.raises(InputError, match="0 is not a whole number of at least 1"):
+        given("--eval-tasks", "stories", "--eval-limit", 0)

@@ -977,8 +977,10 @@ def test_scores_on_tasks(folder: Path) -> None:
         "step": 60,
         "by": "<b>",
     }
+    since = {"of": 2400, "shots": 5, "chance": 0.125, "file": "a_b.jsonl", "dtype": "float32", "kernels": "fused"}
     write_sealed(
-        folder / "evaluation.json", {"rows": [row, row | {"metric": "acc_norm", "value": 0.375, "stderr": 0.125}]}
+        folder / "evaluation.json",
+        {"rows": [row, row | since | {"metric": "acc_norm", "value": 0.375, "stderr": 0.125}]},
     )
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     lines[0]["stories/acc"], lines[-1]["stories/acc"] = 0.125, 0.8125
@@ -986,12 +988,27 @@ def test_scores_on_tasks(folder: Path) -> None:
     (folder / "metrics.jsonl").write_text("".join(map(checked_line, bare)))
     page = report_page([load_run(folder)])
     cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", r) for r in re.findall(r"(?s)<tr>(.*?)</tr>", page)]
-    assert ["stories", "acc", "0.25", "–", "1,200", "60", "&lt;b&gt;"] in cells
-    assert ["stories", "acc_norm", "0.375", "0.125", "1,200", "60", "&lt;b&gt;"] in cells
+    assert ["stories", "acc", "0.25", "–", "–", "1,200", "–", "60", "&lt;b&gt;"] in cells
+    questions = "the first 1,200 of 2,400, from a_<wbr>b.<wbr>jsonl, a local file"
+    own = ["stories", "acc_norm", "0.375", "0.125", "0.125", questions, "5", "60"]
+    assert [*own, "&lt;b&gt;, float32, fused kernels"] in cells
     assert [[step, score] for step, score in (c for c in cells if len(c) == 2) if score in ("0.125", "0.8125")] == [
         [f"{lines[0]['step']:,}", "0.125"],
         [f"{lines[-1]['step']:,}", "0.8125"],
     ]
-    write_sealed(folder / "evaluation.json", {"rows": [row | {"value": "much"}]})
-    with pytest.raises(InputError, match=r"evaluation\.json is damaged"):
-        load_run(folder)
+    for wrong in ({"value": "much"}, {"chance": "little"}, {"file": 1}):
+        write_sealed(folder / "evaluation.json", {"rows": [row | wrong]})
+        with pytest.raises(InputError, match=r"evaluation\.json is damaged"):
+            load_run(folder)
+
+
+def test_scores_of_other_weights_are_not_those_of_a_checkpoint(folder: Path) -> None:
+    """Nor are they shown as such: training was resumed before it, and came to other weights."""
+    row = {"task": "stories", "metric": "acc", "value": 0.25, "stderr": None, "questions": 9, "step": 60}
+    rows = [row, row | {"weights": "those that were"}, row | {"step": 61, "weights": "of no checkpoint"}]
+    write_sealed(folder / "evaluation.json", {"rows": rows})
+    checkpoint = folder / "checkpoints" / "step-60"
+    assert load_run(folder).scores == rows
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / "SHA256SUMS").write_text(f"{'a' * 64}  model.safetensors\n")
+    assert load_run(folder).scores == [rows[0], rows[2]]

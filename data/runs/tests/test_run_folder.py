@@ -106,8 +106,11 @@ def test_what_a_run_killed_at_its_beginning_left_is_no_run(tmp_path: Path) -> No
 
 def test_resuming_forgets_what_came_after_the_checkpoint(run: RunFolder) -> None:
     (run.path / "checkpoints" / "step-9.partial").mkdir()  # of a run that was killed while it saved
+    scores = [{"step": step, "task": "t"} for step in (0, 2, 3, 4)]
+    write_sealed(run.path / "evaluation.json", {"rows": scores})
     resumed = RunFolder.resume(run.path, state_of(run, 2), ORIGIN)
     assert rows(resumed) == resumed.metrics == [row(step) for step in range(3)]
+    assert read_sealed(run.path / "evaluation.json") == {"rows": scores[:2]}
     assert resumed.samples == [(0, "A text\n\nof step 0."), (2, "A text\n\nof step 2.")]
     assert latest_checkpoint(run.path).name == "step-2"  # killed now, it goes on from here
     assert sorted(os.listdir(run.path / "checkpoints")) == ["latest", "step-0", "step-2"]

@@ -21,13 +21,13 @@ from tinygrad_impl.live.tests.support import form
 from tinygrad_impl.live.turns import Events, Turns
 
 pytestmark = pytest.mark.slow
-EXTRA = "needs the extra `serve`: pip install '.[serve]'"
+EXTRA = "needs the extra `serve`: run `make extras`"
 pytest.importorskip("starlette", reason=EXTRA)
 pytest.importorskip("uvicorn", reason=EXTRA)
 try:
     from starlette.testclient import TestClient
 except (ImportError, RuntimeError):
-    pytest.skip("Starlette's test client needs httpx2: pip install httpx2", allow_module_level=True)
+    pytest.skip("Starlette's test client needs httpx2: run `make extras`", allow_module_level=True)
 
 FACTS = {"models": [], "form": form()}
 

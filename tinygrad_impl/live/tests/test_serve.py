@@ -29,7 +29,7 @@ def test_a_missing_package_is_named(
     package: str, started: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    refused(started(), f"--serve needs {package}; install it with `", "pip install starlette uvicorn`", "'.[serve]'")
+    refused(started(), f"--serve needs {package}; run `")
 
 
 @pytest.mark.parametrize(
