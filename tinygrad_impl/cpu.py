@@ -1,5 +1,6 @@
-"""What makes tinygrad's CPU device fast: a kernel in C for GEMMs, in parts that all cores compute."""
+"""What makes tinygrad's CPU device fast: kernels in C, in parts that all cores compute. This one is for GEMMs."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +12,34 @@ from tinygrad.uop.ops import ProgramInfo, UOp
 
 from tinygrad_impl.internals import program
 
-SOURCE = Path(__file__).with_name("gemm.c").read_text()
 TYPES = {dtypes.float32: "float", dtypes.float64: "double"}
 OPERATIONS = 1 << 18  # of a part: fewer are done before another thread has begun
+
+
+def c_source(file: str, words: Mapping[str, str | int]) -> str:
+    """A file of C with these words defined, after what all such files have in common (vectors.h)."""
+    given = {key: f"{value}L" if isinstance(value, int) else value for key, value in words.items()}
+    defined = "".join(f"#define {key} {value}\n" for key, value in given.items())
+    return defined + "".join(Path(__file__).with_name(name).read_text() for name in ("vectors.h", file))
+
+
+def c_kernel(
+    file: str, name: str, words: Mapping[str, str | int], buffers: Sequence[UOp], outs: int, parts: int, operations: int
+) -> UOp:
+    """What tinygrad has of a kernel once it is written in C and not yet compiled.
+
+    Its function `name` takes the buffers, of which it writes the first `outs`, and which of its `parts` it is to
+    compute. `operations` is what all of them compute, for profiles.
+    """
+    dtype, count = buffers[0].dtype, len(buffers)
+    source = c_source(file, {"T": TYPES[dtype], "NAME": name, **words})
+    core = UOp.param(count, dtypes.int, (), vmin_vmax=(0, parts - 1), name="core_id", addrspace=AddrSpace.ALU)
+    moved = sum(int(b.numel()) for b in buffers) * dtype.itemsize
+    places = tuple(range(count))
+    info = ProgramInfo(
+        name, (parts, 1, 1), (1, 1, 1), vars=(core,), globals=places, outs=places[:outs], ins=places[outs:]
+    )
+    return program(name, buffers, info, Estimates(operations, moved, moved), source, variables=(core,))
 
 
 def gemm(a: Tensor, b: Tensor, layout: str = "NN") -> Tensor:
@@ -38,7 +64,7 @@ def _gemm_gradient(layout: str, gradient: UOp, call: UOp) -> tuple[None, UOp, UO
 
 
 def kernel(layout: str, c: UOp, a: UOp, b: UOp) -> UOp:
-    """gemm.c for such c, a and b: what tinygrad has of a kernel once it is written in C and not yet compiled."""
+    """gemm.c for such c, a and b."""
     (M, N), K = c.shape, a.shape[layout[0] == "N"]
     longer, operations = max(M, N), 2 * M * N * K
     parts = max(1, min(NUM_CPU_THREADS.value, operations // OPERATIONS))
@@ -46,12 +72,5 @@ def kernel(layout: str, c: UOp, a: UOp, b: UOp) -> UOp:
     parts = ceildiv(longer, part)
     AM, AK = (K, 1) if layout[0] == "N" else (1, M)
     BK, BN = (N, 1) if layout[1] == "N" else (1, K)
-    name = f"gemm_{layout}_{M}_{N}_{K}"
     sizes = {"M": M, "N": N, "K": K, "PART": part, "AM": AM, "AK": AK, "BK": BK, "BN": BN}
-    given = {"T": TYPES[c.dtype], "NAME": name} | {size: f"{value}L" for size, value in sizes.items()}
-    source = "".join(f"#define {key} {value}\n" for key, value in given.items()) + SOURCE
-
-    core = UOp.param(3, dtypes.int, (), vmin_vmax=(0, parts - 1), name="core_id", addrspace=AddrSpace.ALU)
-    moved = (M * N + M * K + K * N) * c.dtype.itemsize
-    info = ProgramInfo(name, (parts, 1, 1), (1, 1, 1), vars=(core,), globals=(0, 1, 2), outs=(0,), ins=(1, 2))
-    return program(name, (c, a, b), info, Estimates(operations, moved, moved), source, variables=(core,))
+    return c_kernel("gemm.c", f"gemm_{layout}_{M}_{N}_{K}", sizes, (c, a, b), 1, parts, operations)

@@ -16,7 +16,7 @@ from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 from tinygrad.uop.ops import AxisType, KernelInfo, UOp
 
-from tinygrad_impl import cpu
+from tinygrad_impl import cpu, cpu_attention
 
 VOCAB_TILE = 128  # 50257 = 29 * 1733 has no factor to tile by; 393 * 128 = 50304 has many
 ROWS = 64  # of a block: what is summed over more rows than that, as gradients of parameters are, is so in blocks
@@ -222,6 +222,8 @@ def attention(
     With attn_mask, bool (B, 1, T, S), k and v are (B, H, S, D), of which a query takes those where it is true.
     """
     q, k, v = (cast(t, dtype).contiguous().contiguous_backward() for t in (q, k, v))
+    if is_cpu(q) and is_causal and q.dtype in cpu.TYPES:
+        return cpu_attention.attention(q, k, v)
     scores = q.matmul(k.transpose(-2, -1), dtype=at_least_float32(q).dtype) / math.sqrt(q.shape[-1])  # (B, H, T, T)
     if is_causal:
         seen = Tensor.ones(*scores.shape[-2:], dtype=dtypes.bool).tril()

@@ -3,26 +3,12 @@
 // cpu.py defines T, NAME, the sizes, how many rows (where M > N) or columns are a PART, and the strides of a and b:
 // element (m, k) of a is a[m * AM + k * AK], and (k, n) of b is b[k * BK + n * BN].
 
-// What is kept in registers are the sums of a tile of HIGH rows by ACROSS vectors, beside ACROSS vectors of b.
-#if defined(__AVX512F__)
-enum { BYTES = 64, ACROSS = 4 };
-// or clang, tuning for some processors, would halve such vectors, and run out of registers
-#define FULL __attribute__((min_vector_width(512)))
-#elif defined(__AVX__)
-enum { BYTES = 32, ACROSS = 2 };
-#define FULL
-#else
-enum { BYTES = 16, ACROSS = 4 };
-#define FULL
-#endif
-enum { HIGH = 6, LANES = BYTES / sizeof(T), WIDE = ACROSS * LANES, DEEP = 128, LINE = 64 / sizeof(T) };
+enum { WIDE = ACROSS * LANES, DEEP = 128 };  // a panel of b has so many columns and rows
 enum { ROWS = 258, COLUMNS = 768 };  // of c at once: few enough for what is used again to stay in the second cache
 // Element (m, k) of a tile of a is tile[m * PM + k * PK]. Tiles begin an odd number of cache lines apart, or what is
 // copied to all of them at once would be in few places of the first cache.
 enum { PM = AM == 1 ? 1 : DEEP, PK = AM == 1 ? HIGH : 1, TILE = HIGH * DEEP + LINE };
-typedef T vector __attribute__((ext_vector_type(LANES), aligned(sizeof(T))));
 
-static long least(long x, long y) { return x < y ? x : y; }
 FULL static void copy_rows(const T *restrict a, T *restrict part, long rows, long depth);
 FULL static void copy_panel(const T *restrict b, T panel[DEEP][WIDE], long depth, long width);
 FULL static void tile(
@@ -35,7 +21,7 @@ FULL void NAME(T *restrict c, const T *restrict a, const T *restrict b, const in
   const long top = M > N ? first : 0, bottom = M > N ? last : M, left = M > N ? 0 : first, right = M > N ? N : last;
   for (long m = top; m < bottom; m += ROWS)
     for (long n = left; n < right; n += COLUMNS) {
-      const long rows = least(ROWS, bottom - m), end = least(n + COLUMNS, right), tiles = (rows + HIGH - 1) / HIGH;
+      const long rows = least(ROWS, bottom - m), end = least(n + COLUMNS, right), tiles = parts(rows, HIGH);
       for (long k = 0; k < K; k += DEEP) {
         const long depth = least(DEEP, K - k);
         copy_rows(a + m * AM + k * AK, part, rows, depth);
