@@ -47,30 +47,53 @@ def gemm(a: Tensor, b: Tensor, layout: str = "NN") -> Tensor:
 
     Where the layout has a T, as BLAS has it, the first (TN) or the second (NT) is given transposed: (K, M) or (N, K).
     """
-    M, N = a.shape[layout[0] == "T"], b.shape[layout[1] == "N"]
-    c = Tensor.invalids(M, N, dtype=a.dtype, device=a.device)
+    return _product(a, b, layout, a.shape[layout[0] == "T"], b.shape[layout[1] == "N"])
+
+
+def head(x: Tensor, table: Tensor, columns: int) -> Tensor:
+    """x (M, K) @ table (N, K).T and then columns of -inf, up to so many: (M, columns), in float32 or float64."""
+    return _product(x, table, "NT", x.shape[0], columns)
+
+
+def _product(a: Tensor, b: Tensor, layout: str, rows: int, columns: int) -> Tensor:
+    c = Tensor.invalids(rows, columns, dtype=a.dtype, device=a.device)
     return c.custom_kernel(a, b, fxn=partial(kernel, layout), grad_fxn=partial(_gemm_gradient, layout))[0]
 
 
 def _gemm_gradient(layout: str, gradient: UOp, call: UOp) -> tuple[None, UOp, UOp]:
-    """gradient (M, N) -> those of a and b, as they are given."""
+    """gradient (M, N) -> those of a and b, as they are given. Columns past b's are left out."""
     dc, a, b = map(Tensor, (gradient, *call.src[2:]))
     if layout == "NN":
         da, db = gemm(dc, b, "NT"), gemm(a, dc, "TN")
     else:
         assert layout == "NT"
-        da, db = gemm(dc, b, "NN"), gemm(dc, a, "TN")
+        da, db = gemm(dc, b, "NN"), _product(dc, a, "TN", *b.shape)
     return None, da.uop, db.uop
 
 
 def kernel(layout: str, c: UOp, a: UOp, b: UOp) -> UOp:
-    """gemm.c for such c, a and b."""
-    (M, N), K = c.shape, a.shape[layout[0] == "N"]
+    """gemm.c for such c, a and b. Columns of c past b's are filled with -inf; of a those past c's or b's are not read,
+    which are rows of what is multiplied where a is given transposed.
+    """
+    M, N, K = c.shape[0], b.shape[layout[1] == "N"], b.shape[layout[1] == "T"]
     longer, operations = max(M, N), 2 * M * N * K
     parts = max(1, min(NUM_CPU_THREADS.value, operations // OPERATIONS))
     part = round_up(ceildiv(longer, parts), 6 if M > N else 64)  # without half a tile of gemm.c's inside
     parts = ceildiv(longer, part)
-    AM, AK = (K, 1) if layout[0] == "N" else (1, M)
+    AM, AK = (a.shape[1], 1) if layout[0] == "N" else (1, a.shape[1])
     BK, BN = (N, 1) if layout[1] == "N" else (1, K)
-    sizes = {"M": M, "N": N, "K": K, "PART": part, "AM": AM, "AK": AK, "BK": BK, "BN": BN}
+    sizes = {"M": M, "N": N, "K": K, "PART": part, "CM": c.shape[1], "AM": AM, "AK": AK, "BK": BK, "BN": BN}
     return c_kernel("gemm.c", f"gemm_{layout}_{M}_{N}_{K}", sizes, (c, a, b), 1, parts, operations)
+
+
+def column_sums(x: Tensor) -> Tensor:
+    """x (R, M) -> its sum over R: (M,), in float32 or float64."""
+    sums = Tensor.invalids(x.shape[1], dtype=x.dtype, device=x.device)
+    return sums.custom_kernel(x.contiguous(), fxn=_column_sums)[0]
+
+
+def _column_sums(sums: UOp, x: UOp) -> UOp:
+    R, M = x.shape
+    part = round_up(ceildiv(M, max(1, min(NUM_CPU_THREADS.value, R * M // OPERATIONS))), 64)
+    sizes = {"R": R, "M": M, "PART": part}
+    return c_kernel("sums.c", f"column_sums_{R}_{M}", sizes, (sums, x), 1, ceildiv(M, part), R * M)

@@ -93,6 +93,6 @@ def source(config: GPT2Config, V: int, dtype: np.dtype) -> str:
     """decode.c for a model, of whose tokens the first V have logits."""
     sizes = {"LAYERS": config.n_layer, "C": config.n_embd, "H": config.n_head, "P": config.n_positions, "V": V}
     sizes |= {"INNER": config.inner, "DEEP": DEEP}
-    words = {"T": {4: "float", 8: "double"}[dtype.itemsize], "NAME": "decode", **sizes}
+    words: dict[str, str | int] = {"T": {4: "float", 8: "double"}[dtype.itemsize], "NAME": "decode", **sizes}
     words |= {"EPS": repr(config.layer_norm_epsilon), "ACTIVATION": config.activation_function}
     return c_source("decode.c", words)

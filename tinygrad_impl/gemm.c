@@ -1,7 +1,8 @@
 // c (M, N) = a (M, K) @ b (K, N), in float32 or float64: sums of DEEP products, which are then added up.
 //
-// cpu.py defines T, NAME, the sizes, how many rows (where M > N) or columns are a PART, and the strides of a and b:
-// element (m, k) of a is a[m * AM + k * AK], and (k, n) of b is b[k * BK + n * BN].
+// cpu.py defines T, NAME, the sizes, how many rows (where M > N) or columns are a PART, and the strides: element (m, n)
+// of c is c[m * CM + n], (m, k) of a is a[m * AM + k * AK], and (k, n) of b is b[k * BK + n * BN]. Columns of c from N to
+// CM become -inf.
 
 enum { WIDE = ACROSS * LANES, DEEP = 128 };  // a panel of b has so many columns and rows
 enum { ROWS = 258, COLUMNS = 768 };  // of c at once: few enough for what is used again to stay in the second cache
@@ -19,6 +20,8 @@ FULL void NAME(T *restrict c, const T *restrict a, const T *restrict b, const in
   T part[ROWS / HIGH * TILE] __attribute__((aligned(64))), panel[DEEP][WIDE] __attribute__((aligned(64)));
   const long first = core_id * PART, last = least(first + PART, M > N ? M : N);
   const long top = M > N ? first : 0, bottom = M > N ? last : M, left = M > N ? 0 : first, right = M > N ? N : last;
+  for (long m = top; right == N && m < bottom; m++)
+    for (long n = N; n < CM; n++) c[m * CM + n] = -__builtin_inf();
   for (long m = top; m < bottom; m += ROWS)
     for (long n = left; n < right; n += COLUMNS) {
       const long rows = least(ROWS, bottom - m), end = least(n + COLUMNS, right), tiles = parts(rows, HIGH);
@@ -33,7 +36,7 @@ FULL void NAME(T *restrict c, const T *restrict a, const T *restrict b, const in
           for (long t = 0; t < tiles; t++) {
             const long row = t * HIGH;
             fetch(next, t, tiles, depth);
-            tile(c + (m + row) * N + j, part + t * TILE, panel, depth, least(HIGH, rows - row), width, k == 0);
+            tile(c + (m + row) * CM + j, part + t * TILE, panel, depth, least(HIGH, rows - row), width, k == 0);
           }
         }
       }
@@ -104,7 +107,7 @@ FULL static void tile(
     T *restrict c, const T *restrict a, T panel[DEEP][WIDE], long depth, long high, long width, int first) {
   vector sums[HIGH][ACROSS] = {};
   for (long i = 0; i < HIGH; i++)
-    for (long j = 0; j < WIDE; j += LINE) __builtin_prefetch(c + i * N + j, 1);
+    for (long j = 0; j < WIDE; j += LINE) __builtin_prefetch(c + i * CM + j, 1);
   for (long k = 0; k < depth; k++)
 #pragma unroll
     for (int i = 0; i < HIGH; i++)
@@ -115,7 +118,7 @@ FULL static void tile(
     for (int i = 0; i < HIGH; i++)
 #pragma unroll
       for (int j = 0; j < ACROSS; j++) {
-        vector *place = (vector *)(c + i * N) + j;
+        vector *place = (vector *)(c + i * CM) + j;
         *place = first ? sums[i][j] : *place + sums[i][j];
       }
     return;
@@ -126,5 +129,5 @@ FULL static void tile(
 #pragma unroll
     for (int j = 0; j < ACROSS; j++) ((vector *)all[i])[j] = sums[i][j];
   for (long i = 0; i < high; i++)
-    for (long j = 0; j < width; j++) c[i * N + j] = first ? all[i][j] : c[i * N + j] + all[i][j];
+    for (long j = 0; j < width; j++) c[i * CM + j] = first ? all[i][j] : c[i * CM + j] + all[i][j];
 }
