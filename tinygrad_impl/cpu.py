@@ -17,10 +17,10 @@ OPERATIONS = 1 << 18  # of a part: fewer are done before another thread has begu
 
 
 def c_source(file: str, words: Mapping[str, str | int]) -> str:
-    """A file of C with these words defined, after what all such files have in common (vectors.h)."""
+    """A file of C with these words defined, after what such files have in common."""
     given = {key: f"{value}L" if isinstance(value, int) else value for key, value in words.items()}
     defined = "".join(f"#define {key} {value}\n" for key, value in given.items())
-    return defined + "".join(Path(__file__).with_name(name).read_text() for name in ("vectors.h", file))
+    return defined + "".join(Path(__file__).with_name(name).read_text() for name in ("vectors.h", "phases.h", file))
 
 
 def c_kernel(

@@ -1,9 +1,8 @@
 // The whole model for R tokens at once, whose keys and values go into the cache, in float32 or float64.
 //
 // cpu_decode.py defines T, NAME, the model's sizes, DEEP, EPS and the activation, and calls NAME on every thread with
-// the same `given`. It goes phase by phase. A phase has units, which whoever is free takes, so that a thread that the
-// system holds up is not waited for with more than one. What a unit computes does not depend on who that is: the bits
-// are the same for any number of threads. They are the same for any R as well, since every sum has one order: DEEP
+// the same `given`. It goes phase by phase (phases.h). What a unit computes does not depend on who does: the bits are
+// the same for any number of threads. They are the same for any R as well, since every sum has one order: DEEP
 // products after each other, and then these sums, as in gemm.c.
 //
 // Library functions come as pointers: tinygrad's loader cannot link what is more than 2 GB away.
@@ -12,18 +11,12 @@ enum { D = C / H, TILE = ACROSS * LANES };  // columns of a tile
 enum { FEW = 14 };                         // rows: as long as they are fewer, reading the weights takes longest
 enum { STEP = 8 };                         // rows of the weight that are read at once, for few rows
 enum { WIDTH = 768, TOKENS = 64, NEIGHBOURS = 256 };  // columns in a unit: of a product, the head, the activation
-enum { SPINS = 2000 };                                // before a thread that waits lets others run
 
 typedef struct {
   const T *ln_1_weight, *ln_1_bias, *attn_c_attn_weight, *attn_c_attn_bias, *attn_c_proj_weight, *attn_c_proj_bias;
   const T *ln_2_weight, *ln_2_bias, *mlp_c_fc_weight, *mlp_c_fc_bias, *mlp_c_proj_weight, *mlp_c_proj_bias;
   T *keys, *values;  // (N, H, P, D)
 } layer;
-
-typedef struct {
-  long taken, apart[7];  // units that someone has begun; in another cache line than
-  long done, too[7];     // those that are done
-} phase;
 
 typedef struct {
   const layer *layers;
@@ -46,16 +39,12 @@ FULL static void attention(const given *m, const layer *l, long unit);
 static void add(const given *m, long r, const T *bias, long K, const T *gain, const T *shift);
 static void activate(const given *m, const T *bias, long unit);
 static void head(const given *m, long unit);
-static void wait_for(const given *m, phase *p, long units);
 
-#define EACH(units, work)                                                                      \
-  {                                                                                            \
-    const long all = units;                                                                    \
-    for (long unit; (unit = __atomic_fetch_add(&p->taken, 1, __ATOMIC_RELAXED)) < all;) {      \
-      work;                                                                                    \
-      __atomic_fetch_add(&p->done, 1, __ATOMIC_RELEASE);                                       \
-    }                                                                                          \
-    wait_for(m, p++, all);                                                                     \
+#define EACH(units, work)                                                \
+  {                                                                      \
+    const long all = units;                                              \
+    for (long unit; (unit = take(p)) < all; finish(p)) work;             \
+    wait_for(p++, all, m->yield);                                        \
   }
 #define PRODUCT(in, weight, K, N) EACH(parts(K, DEEP) * parts(N, WIDTH), product(in, weight, m->sums, m->R, K, N, unit))
 
@@ -76,15 +65,6 @@ void NAME(const given *m) {
     EACH(m->R, add(m, unit, l->mlp_c_proj_bias, INNER, gain, shift))
   }
   if (m->logits) EACH(parts(V, TOKENS), head(m, unit))
-}
-
-static void wait_for(const given *m, phase *p, long units) {
-  for (long spins = 0; __atomic_load_n(&p->done, __ATOMIC_ACQUIRE) < units; spins++) {
-    if (spins >= SPINS) m->yield();
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-  }
 }
 
 // Layer norm of x (C,).

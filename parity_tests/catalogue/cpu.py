@@ -40,13 +40,6 @@ PLANTED: list[Row] = [
         IN_CPU + "head_and_its_gradients",
     ),
     (
-        "cpu: a part of the sums ends within a vector, of which another part has the rest",
-        CPU,
-        "OPERATIONS))), 64)",
-        "OPERATIONS))), 64) + 1",
-        IN_CPU + "sums_of_columns",
-    ),
-    (
         "gemm.c: only the last block of the matmul is stored",
         PRODUCT,
         "first ? sums[i][j] : *place + ",
@@ -120,13 +113,6 @@ PLANTED: list[Row] = [
         "unit < UNITS; unit += PARTS + (PARTS > 2))\n    forward",
         IN_ATTENTION + "heads_have_the_same_bits_on_any_number_of_threads",
     ),
-    (
-        "attention.c: parts share their memory",
-        IN_C,
-        "backward((working *)(memory + core_id * MEMORY)",
-        "backward((working *)(memory + 0 * MEMORY)",
-        IN_ATTENTION + "heads_have_the_same_bits_on_any_number_of_threads",
-    ),
     ("attention: gradients of k and v exchanged", ATTENTION, "found[:3]", "(found[0], found[2], found[1])", GRADIENTS),
     (
         "attention: float32 where bfloat16 is asked for",
@@ -157,13 +143,6 @@ PLANTED: list[Row] = [
         "double lanes[2 * LANES]",
         "T lanes[2 * LANES]",
         IN_ADAMW + "squares_stay_exact",
-    ),
-    (
-        "adamw.c: sums of squares past the end",
-        ADAMW,
-        "i < least(first + PIECE, SIZE)",
-        "i < first + PIECE",
-        IN_ADAMW + SAME,
     ),
     (
         "adamw: decay of what follows what decays",
