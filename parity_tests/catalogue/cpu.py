@@ -1,4 +1,4 @@
-"""Bugs in the CPU's kernels of training: GEMMs, attention, AdamW, sums."""
+"""Bugs in the CPU's kernels of training (GEMMs, attention, AdamW, sums) and in its graphs."""
 
 from parity_tests.catalogue import Row
 
@@ -8,6 +8,7 @@ ATTENTION, IN_C, FUNCTIONAL = f"{HERE}/cpu_attention.py", f"{HERE}/attention.c",
 ADAMW, OF_ADAMW = f"{HERE}/adamw.c", f"{HERE}/cpu_adamw.py"
 IN_CPU, IN_ATTENTION = f"{HERE}/tests/test_cpu.py::test_", f"{HERE}/tests/test_cpu_attention.py::test_"
 IN_ADAMW, IN_PLACE = f"{HERE}/tests/test_cpu_adamw.py::test_", f"{HERE}/tests/test_in_place.py::test_"
+GRAPH, GRAPH_C, IN_GRAPH = f"{HERE}/cpu_graph.py", f"{HERE}/graph.c", f"{HERE}/tests/test_cpu_graph.py::test_"
 GRADIENTS, SAME = IN_ATTENTION + "attention_and_its_gradients", "parts_are_the_whole_bit_for_bit"
 
 PLANTED: list[Row] = [
@@ -178,5 +179,48 @@ PLANTED: list[Row] = [
         "!= formulas.ADD_ROWS",
         "!= formulas.ADD_ROWS + ' '",
         IN_PLACE + "rows_of_the_embedding_are_added_to_the_heads_gradient",
+    ),
+    (
+        "graph.c: every part is the first",
+        GRAPH_C,
+        "j == c->core ? part",
+        "j == c->core ? 0",
+        IN_GRAPH + "a_graph_computes_what_its_kernels_do",
+    ),
+    (
+        "graph.c: nobody waits for the others",
+        GRAPH_C,
+        "wait_for(m->phases + i, c->parts, m->yield);",
+        "",
+        IN_GRAPH + "a_graph_computes_what_its_kernels_do",
+    ),
+    ("graph: computes once", GRAPH, "self.phases[:] = 0", "pass", IN_GRAPH + "a_graph_computes_what_its_kernels_do"),
+    (
+        "graph: inputs of the call that was captured",
+        GRAPH,
+        "self.inputs.append((i, column, of_inputs[place]))",
+        "pass",
+        IN_GRAPH + "a_graph_computes_what_its_kernels_do",
+    ),
+    (
+        "graph: a call of the host is taken for a kernel",
+        GRAPH,
+        " or HostCall.is_in(new_call)",
+        "",
+        IN_GRAPH + "a_call_of_the_host_is_between_graphs",
+    ),
+    (
+        "graph: arguments that there is no place for",
+        GRAPH,
+        "<= ARGUMENTS",
+        "<= 99",
+        IN_GRAPH + "a_kernel_of_many_arguments_is_by_itself",
+    ),
+    (
+        "graph: kernels are called one by one",
+        "tinygrad_impl/device.py",
+        "use_graphs(device, CPUGraph)",
+        "pass",
+        IN_GRAPH + "a_graph_computes_what_its_kernels_do",
     ),
 ]

@@ -45,7 +45,7 @@ PLANTED: list[Row] = [
     (
         "decode.c: nobody waits for the others",
         KERNEL,
-        "wait_for(m, p++, all);",
+        "wait_for(p++, all, m->yield);",
         "p++;",
         IN + "a_phase_waits_for_what_others_have_begun",
     ),
@@ -69,8 +69,8 @@ PLANTED: list[Row] = [
     (
         "the CPU's decoder: one thread",
         "tinygrad_impl/internals.py",
-        "ctypes.c_uint64(address)), range(NUM_CPU_THREADS.value)",
-        "ctypes.c_uint64(address)), range(1)",
+        "ctypes.c_uint64(address)) for _ in range(1, NUM_CPU_THREADS.value)",
+        "ctypes.c_uint64(address)) for _ in range(1, 1)",
         IN + "every_thread_takes_part",
     ),
     (
