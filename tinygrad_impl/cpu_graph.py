@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from tinygrad.engine.jit import GraphRunner
+from tinygrad.runtime.ops_cpu import CPUProgram
 from tinygrad.uop.ops import Ops, UOp
 
 from tinygrad_impl.cpu import c_source
@@ -22,6 +23,11 @@ class Given(ctypes.Structure):
     """What graph.c is given."""
 
     _fields_ = [(name, ctypes.c_void_p) for name in ("calls", "phases", "sched_yield")] + [("count", ctypes.c_long)]
+
+
+def caller() -> CPUProgram:
+    """graph.c, which takes the address of a `Given`."""
+    return c_function("graph", c_source("graph.c", {"T": "float", "NAME": "graph", "ARGUMENTS": ARGUMENTS}))
 
 
 class CPUGraph(GraphRunner):
@@ -41,9 +47,7 @@ class CPUGraph(GraphRunner):
         self.phases = np.zeros((len(self.calls), PHASE), np.int64)
         self.given = Given(self.table.ctypes.data, self.phases.ctypes.data, count=len(self.calls))
         self.given.sched_yield = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p)
-        self.function = c_function(
-            "graph", c_source("graph.c", {"T": "float", "NAME": "graph", "ARGUMENTS": ARGUMENTS})
-        )
+        self.function = caller()
 
     @staticmethod
     def supports_uop(batch_devs: list[Any], new_call: UOp) -> bool:

@@ -192,7 +192,7 @@ PLANTED: list[Row] = [
         GRAPH_C,
         "wait_for(m->phases + i, c->parts, m->yield);",
         "",
-        IN_GRAPH + "a_graph_computes_what_its_kernels_do",
+        IN_GRAPH + "a_kernel_waits_for_what_others_have_begun",
     ),
     ("graph: computes once", GRAPH, "self.phases[:] = 0", "pass", IN_GRAPH + "a_graph_computes_what_its_kernels_do"),
     (

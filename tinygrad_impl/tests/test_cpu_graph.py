@@ -1,5 +1,8 @@
 """A captured graph of the CPU device as one call."""
 
+import ctypes
+import time
+
 import numpy as np
 import pytest
 from tinygrad import Tensor, TinyJit
@@ -7,8 +10,8 @@ from tinygrad.engine.realize import graph_cache
 from tinygrad.helpers import Context
 
 from tinygrad_impl import cpu
-from tinygrad_impl.cpu_graph import ARGUMENTS, CPUGraph
-from tinygrad_impl.internals import called_after, contents, one_by_one
+from tinygrad_impl.cpu_graph import ARGUMENTS, FIELDS, PHASE, CPUGraph, Given, caller
+from tinygrad_impl.internals import called_after, contents, in_parallel, one_by_one
 
 RANDOM = np.random.default_rng(0)
 
@@ -39,6 +42,33 @@ def test_a_graph_computes_what_its_kernels_do(cores: int) -> None:
     with Context(NUM_CPU_THREADS=cores):
         np.testing.assert_array_equal(captured(graph, first, second), expected)
     assert graphs() == before + 1
+
+
+def test_a_kernel_waits_for_what_others_have_begun() -> None:
+    """Of two parts one takes longer; whoever has computed the other does not go on to the next kernel."""
+    ended = list[str]()
+    kernel = ctypes.CFUNCTYPE(None, ctypes.c_long)
+
+    @kernel
+    def first(part: int) -> None:
+        if part == 0:
+            deadline = time.monotonic() + 0.3
+            while time.monotonic() < deadline and "second" not in ended:
+                time.sleep(0.01)
+        ended.append("first")
+
+    @kernel
+    def second(part: int) -> None:
+        ended.append("second")
+
+    table, phases = np.zeros((2, FIELDS + ARGUMENTS), np.int64), np.zeros((2, PHASE), np.int64)
+    for row, (function, parts) in zip(table, ((first, 2), (second, 1)), strict=True):
+        row[:FIELDS] = ctypes.cast(function, ctypes.c_void_p).value or 0, parts, 0
+    given = Given(table.ctypes.data, phases.ctypes.data, count=2)
+    given.sched_yield = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p)
+    with Context(NUM_CPU_THREADS=2):
+        in_parallel(caller(), ctypes.addressof(given))
+    assert ended == ["first", "first", "second"]
 
 
 def test_a_call_of_the_host_is_between_graphs() -> None:
