@@ -54,7 +54,7 @@ def sources(root: Path = ROOT) -> dict[str, str]:
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*")):
             inside = path.relative_to(root)
-            code = path.suffix in (".py", ".c") or path.name == "zig-clang"
+            code = path.suffix in (".py", ".c", ".h") or path.name == "zig-clang"
             if code and not path.name.startswith("test_") and not {*inside.parts} & {*NO_SOURCES}:
                 found[inside.as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found

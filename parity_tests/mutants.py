@@ -31,6 +31,8 @@ import data.runs.run_folder as R
 import data.text.loader as L
 import tinygrad_impl.backend as B
 import tinygrad_impl.cached_model as C
+import tinygrad_impl.cpu_adamw as P
+import tinygrad_impl.cpu_attention as A
 import tinygrad_impl.formulas as F
 import tinygrad_impl.generate as G
 import tinygrad_impl.model as M
@@ -142,6 +144,7 @@ for name, other in {
     mutant(name, NORM, (F, "layer_norm", (plain_norm, other)))
 mutant("layer norm's gain plus one", NORM, (F, "layer_norm", ("for_rows(weight, x)", "for_rows(1 + weight, x)")))
 
+formula = "is_cpu(q) and is_causal and q.dtype in cpu.TYPES", "False"  # and not the kernel in C
 root, T_T = " / math.sqrt(q.shape[-1])", "Tensor.ones(*scores.shape[-2:], dtype=dtypes.bool).tril("
 itself = " | (Tensor.arange(q.shape[-2]).unsqueeze(-1) + Tensor.arange(q.shape[-2]) == 0)"  # row 0 has nothing else
 for name, change in {
@@ -155,7 +158,8 @@ for name, change in {
     "v detached": (".contiguous() @ v", ".contiguous() @ v.detach()"),
     "softmax detached": (".cast(v.dtype)", ".cast(v.dtype).detach()"),
 }.items():
-    mutant(name, ATTENTION, (F, "attention", change))
+    mutant(name, ATTENTION, (F, "attention", formula), (F, "attention", change))
+mutant("gradients of k and v exchanged", ATTENTION, (A, "_gradient", ("found[:3]", "(found[0], found[2], found[1])")))
 split = "t.reshape(B, T, self.n_head, -1).transpose(1, 2)"
 for name, change in {
     "q and k exchanged": ("attention(q, k, v,", "attention(k, q, v,"),
@@ -233,7 +237,7 @@ mutant(
 mutant(
     "embedding's gradient keeps the last of repeated tokens",
     "wte ",
-    (F, "_add_rows", ("cell.load() + rows", "rows")),
+    (F, "add_rows", ("cell.load() + rows", "rows")),
 )
 mutant(
     "embedding's gradient in bfloat16",
@@ -254,6 +258,7 @@ mutant(
 mutant(
     "head's padding not masked",
     (HEAD, LOSS),
+    (F, "lm_head", ("if is_cpu(x):", "if False:")),
     (F, "lm_head", ("contiguous_backward(), -math.inf", "contiguous_backward(), 0")),
 )
 mutant("head scaled by 1 / sqrt(C)", HEAD, (*head, ("F.lm_head(x,", "F.lm_head(x / x.shape[-1]**0.5,")))
@@ -280,6 +285,7 @@ mutant("last position never trained", LOSS, (M.GPT2, "__call__", (scored, shifte
 
 DECAY, CLIPPING, UPDATE, GRAPH = "weight decay", "clipping", "AdamW's update", "only the graph that trains"
 adamw, decays = (B.Plain, "adamw"), (T.Trainer, "adamw")
+formula = "if on_cpu(part):", "if False:"  # and not the kernel in C
 # where the bug needs what only the trainer knows
 known = (*decays, ("for part in", "self.backend.trainer = self\n    for part in"))
 matrices, decayed = "self.weight_decay if p.ndim == 2 else 0.0", "p * (1 - lr * decays[s.name])"
@@ -314,12 +320,19 @@ for name, named, *changes in (
     ("clipping by each tensor's norm", CLIPPING, (scaled, f"{mean} * (self.trainer.clip / (({mean}).square().sum().sqrt() + 1e-6)).minimum(1)")),
     ("clipping by value", CLIPPING, (scaled, f"({mean}).clip(-self.trainer.clip, self.trainer.clip)")),
 ):  # fmt: skip
-    mutant(name, named, known, *((*adamw, change) for change in changes))
+    mutant(name, named, known, *((*adamw, change) for change in [formula, *changes]))
+for name, named, *changes in (
+    ("decay of what follows what decays", DECAY, ("{decay!r}", "{segments[0][2]!r}")),
+    ("betas exchanged in C", (r"AdamW's exp_avg:", r"AdamW's exp_avg_sq:"), ("size = int(", "betas, size = betas[::-1], int(")),
+    ("eps 1e-6 in C", UPDATE, ("repr(eps)", "repr(1e-6)")),
+):  # fmt: skip
+    mutant(name, named, *((P, "_adamw", change) for change in changes))
 
 init, update = (T.Trainer, "__init__"), (T.Trainer, "update")
 mutant(
     "norm without wte",
     ("AdamW's norm", CLIPPING),
+    (B.Plain, "squares", ("if on_cpu(parts[0]):", "if False:")),
     (B.Plain, "squares", ("for s in part.segments]", "for s in part.segments if s.name != 'wte.weight']")),
 )
 clipped, root = "min(self.clip / (norm + 1e-6), 1.0)", "math.sqrt(squares[: self.shards, 1:].sum()) / self.count"

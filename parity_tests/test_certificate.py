@@ -25,13 +25,13 @@ def test_a_changed_byte_of_any_source_changes_the_certificate(tmp_path: Path) ->
         shutil.copytree(certificate.ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     before = certificate.sources(tmp_path)
     assert before == certificate.sources()
-    files = [p for p in tmp_path.rglob("*") if p.suffix in (".py", ".c") or p.name == "zig-clang"]
+    files = [p for p in tmp_path.rglob("*") if p.suffix in (".py", ".c", ".h") or p.name == "zig-clang"]
     tests = [p for p in files if "test" in p.name or {"tests", "catalogue"} & {*p.parts} or p.name == "conftest.py"]
     assert len(tests) > 40
     assert before.keys() == {p.relative_to(tmp_path).as_posix() for p in {*files} - {*tests}}
     needed = {"torch_ref/model.py", "tinygrad_impl/cpu.py", "tinygrad_impl/gemm.c", "tinygrad_impl/decode.c"}
     needed |= {"tinygrad_impl/kernels/fused.py", "data/text/sampling.py", "parity_tests/bounds.py"}
-    needed |= {"tinygrad_impl/zig-clang"}
+    needed |= {"tinygrad_impl/zig-clang", "tinygrad_impl/vectors.h", "tinygrad_impl/attention.c"}
     assert needed <= before.keys()
     for name in before:
         content = bytearray((tmp_path / name).read_bytes() or b" ")

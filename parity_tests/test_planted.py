@@ -65,6 +65,7 @@ def test_the_copy_is_whole(server: Server) -> None:
     for name in (
         "data/text/gpt2.tiktoken",
         "data/runs/run_folder.py",
+        "tinygrad_impl/vectors.h",
         "tinygrad_impl/gemm.c",
         "tinygrad_impl/decode.c",
         "tinygrad_impl/zig-clang",

@@ -12,10 +12,10 @@ from tinygrad.dtype import DType, dtypes
 
 from data.checkpoints.config import GPT2Config
 from data.cli import InputError
-from tinygrad_impl import cpu, formulas, functional
+from tinygrad_impl import cpu, cpu_adamw, formulas, functional
 from tinygrad_impl.cached_model import CachedModel, Decoder
 from tinygrad_impl.cpu_decode import CPUDecoder
-from tinygrad_impl.flat import Bucket, Segment
+from tinygrad_impl.flat import Bucket, Segment, joined_segments
 from tinygrad_impl.internals import part_of
 from tinygrad_impl.kernels import gpu_of, obstacle, own_graphs
 from tinygrad_impl.model import GPT2
@@ -133,12 +133,14 @@ class Plain:
         return [getattr(formulas, name)(*sources, **settings, **more)]
 
     def gradient(self, out: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
-        return out.gradient(*targets)
+        return functional.joined_gradients(out.gradient(*targets))
 
     def written(self, totals: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
-        return [total.assign(value) for total, value in zip(totals, values, strict=True)]
+        return functional.in_place(totals, values)
 
     def squares(self, parts: Sequence[Part]) -> list[Tensor]:
+        if on_cpu(parts[0]):
+            return [cpu_adamw.squares(part.gradients).realize() for part in parts]
         pieces = list[Tensor]()
         for part in parts:  # of equal parts all ranks have equally many sums
             whole = [part_of(part.gradients, s.start, s.size) for s in part.segments]
@@ -154,6 +156,13 @@ class Plain:
         betas: tuple[float, float],
         eps: float,
     ) -> list[Tensor]:
+        if on_cpu(part):
+            sizes, starts, of_decay, _ = joined_segments(part.segments, decays, dict.fromkeys(decays))
+            segments = [
+                (first, first + size, decay) for first, size, decay in zip(starts, sizes, of_decay, strict=True)
+            ]
+            memory = part.parameters, part.exp_avg, part.exp_avg_sq, part.gradients
+            return cpu_adamw.adamw(memory, scalars, segments, betas, eps) if segments else [part.parameters]
         scale, rest, lr, correction1, correction2 = (scalars[i] for i in range(5))
         beta1, beta2 = betas
         # Realised piece by piece, because tinygrad plans many small graphs, mostly alike, sooner than one large graph.
@@ -172,6 +181,11 @@ class Plain:
         if formulas.is_cpu(weight) and self.dtype is None and weight.dtype in cpu.TYPES:
             return CPUDecoder(model, N, V)
         return CachedModel(model, self, N, chunk, V)
+
+
+def on_cpu(part: Part) -> bool:
+    """Whether kernels in C compute what is done with all parameters."""
+    return formulas.is_cpu(part.parameters) and part.parameters.dtype in cpu.TYPES
 
 
 def choose(wanted: str, config: GPT2Config, device: str, bfloat16: bool) -> Backend:

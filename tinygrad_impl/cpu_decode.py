@@ -5,7 +5,6 @@ In the comments N is the number of rows of a batch, R how many tokens are comput
 
 import ctypes
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from tinygrad import Tensor, nn
@@ -13,10 +12,10 @@ from tinygrad.helpers import ceildiv
 
 from data.checkpoints.config import GPT2Config
 from data.text.sampling import Sampler, probability
+from tinygrad_impl.cpu import c_source
 from tinygrad_impl.internals import c_function, in_parallel, memory_of
 from tinygrad_impl.model import GPT2
 
-SOURCE = Path(__file__).with_name("decode.c").read_text()
 ROWS = 64  # tokens at once: more would not be faster, since the weights are then read seldom enough
 DEEP = 128  # products of a sum
 PHASE = 16  # integers of a phase
@@ -94,7 +93,6 @@ def source(config: GPT2Config, V: int, dtype: np.dtype) -> str:
     """decode.c for a model, of whose tokens the first V have logits."""
     sizes = {"LAYERS": config.n_layer, "C": config.n_embd, "H": config.n_head, "P": config.n_positions, "V": V}
     sizes |= {"INNER": config.inner, "DEEP": DEEP}
-    words = {"T": {4: "float", 8: "double"}[dtype.itemsize], "NAME": "decode"}
-    words |= {name: f"{size}L" for name, size in sizes.items()}
+    words: dict[str, str | int] = {"T": {4: "float", 8: "double"}[dtype.itemsize], "NAME": "decode", **sizes}
     words |= {"EPS": repr(config.layer_norm_epsilon), "ACTIVATION": config.activation_function}
-    return "".join(f"#define {key} {value}\n" for key, value in words.items()) + SOURCE
+    return c_source("decode.c", words)

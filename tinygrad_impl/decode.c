@@ -1,41 +1,22 @@
 // The whole model for R tokens at once, whose keys and values go into the cache, in float32 or float64.
 //
 // cpu_decode.py defines T, NAME, the model's sizes, DEEP, EPS and the activation, and calls NAME on every thread with
-// the same `given`. It goes phase by phase. A phase has units, which whoever is free takes, so that a thread that the
-// system holds up is not waited for with more than one. What a unit computes does not depend on who that is: the bits
-// are the same for any number of threads. They are the same for any R as well, since every sum has one order: DEEP
+// the same `given`. It goes phase by phase (phases.h). What a unit computes does not depend on who does: the bits are
+// the same for any number of threads. They are the same for any R as well, since every sum has one order: DEEP
 // products after each other, and then these sums, as in gemm.c.
 //
 // Library functions come as pointers: tinygrad's loader cannot link what is more than 2 GB away.
 
-#if defined(__AVX512F__)
-enum { BYTES = 64, ACROSS = 4 };
-#define WIDE __attribute__((min_vector_width(512)))  // or clang, tuning for some processors, would halve such vectors
-#elif defined(__AVX__)
-enum { BYTES = 32, ACROSS = 2 };
-#define WIDE
-#else
-enum { BYTES = 16, ACROSS = 4 };
-#define WIDE
-#endif
-enum { LANES = BYTES / sizeof(T), D = C / H };
-enum { HIGH = 6, TILE = ACROSS * LANES };  // rows and columns whose sums are in registers
+enum { D = C / H, TILE = ACROSS * LANES };  // columns of a tile
 enum { FEW = 14 };                         // rows: as long as they are fewer, reading the weights takes longest
 enum { STEP = 8 };                         // rows of the weight that are read at once, for few rows
 enum { WIDTH = 768, TOKENS = 64, NEIGHBOURS = 256 };  // columns in a unit: of a product, the head, the activation
-enum { SPINS = 2000 };                                // before a thread that waits lets others run
-typedef T vector __attribute__((ext_vector_type(LANES), aligned(sizeof(T))));
 
 typedef struct {
   const T *ln_1_weight, *ln_1_bias, *attn_c_attn_weight, *attn_c_attn_bias, *attn_c_proj_weight, *attn_c_proj_bias;
   const T *ln_2_weight, *ln_2_bias, *mlp_c_fc_weight, *mlp_c_fc_bias, *mlp_c_proj_weight, *mlp_c_proj_bias;
   T *keys, *values;  // (N, H, P, D)
 } layer;
-
-typedef struct {
-  long taken, apart[7];  // units that someone has begun; in another cache line than
-  long done, too[7];     // those that are done
-} phase;
 
 typedef struct {
   const layer *layers;
@@ -52,24 +33,18 @@ typedef struct {
   long R, G;
 } given;
 
-static long least(long x, long y) { return x < y ? x : y; }
-static long parts(long size, long part) { return (size + part - 1) / part; }
 static void embed(const given *m, long r);
-WIDE static void product(const T *in, const T *weight, T *sums, long R, long K, long N, long unit);
-WIDE static void attention(const given *m, const layer *l, long unit);
+FULL static void product(const T *in, const T *weight, T *sums, long R, long K, long N, long unit);
+FULL static void attention(const given *m, const layer *l, long unit);
 static void add(const given *m, long r, const T *bias, long K, const T *gain, const T *shift);
 static void activate(const given *m, const T *bias, long unit);
 static void head(const given *m, long unit);
-static void wait_for(const given *m, phase *p, long units);
 
-#define EACH(units, work)                                                                      \
-  {                                                                                            \
-    const long all = units;                                                                    \
-    for (long unit; (unit = __atomic_fetch_add(&p->taken, 1, __ATOMIC_RELAXED)) < all;) {      \
-      work;                                                                                    \
-      __atomic_fetch_add(&p->done, 1, __ATOMIC_RELEASE);                                       \
-    }                                                                                          \
-    wait_for(m, p++, all);                                                                     \
+#define EACH(units, work)                                                \
+  {                                                                      \
+    const long all = units;                                              \
+    for (long unit; (unit = take(p)) < all; finish(p)) work;             \
+    wait_for(p++, all, m->yield);                                        \
   }
 #define PRODUCT(in, weight, K, N) EACH(parts(K, DEEP) * parts(N, WIDTH), product(in, weight, m->sums, m->R, K, N, unit))
 
@@ -92,15 +67,6 @@ void NAME(const given *m) {
   if (m->logits) EACH(parts(V, TOKENS), head(m, unit))
 }
 
-static void wait_for(const given *m, phase *p, long units) {
-  for (long spins = 0; __atomic_load_n(&p->done, __ATOMIC_ACQUIRE) < units; spins++) {
-    if (spins >= SPINS) m->yield();
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-  }
-}
-
 // Layer norm of x (C,).
 static void normalise(const T *x, const T *gain, const T *shift, T *out) {
   double mean = 0, square = 0;
@@ -118,7 +84,7 @@ static void embed(const given *m, long r) {
 }
 
 // Adds `deep` products to the sums, or begins them: those of rows in + k of the weight, from column left to right.
-static inline __attribute__((always_inline)) void add_products(
+INLINE void add_products(
     const T *in, const T *weight, T *out, long R, long K, long N, long left, long right, int begin, const long deep) {
   long n = left;
   for (; n + LANES <= right; n += LANES) {
@@ -142,7 +108,7 @@ static inline __attribute__((always_inline)) void add_products(
 
 // The sums of `deep` products of `high` rows, in registers, for columns that are side by side in the panel. Meanwhile
 // some lines of the next panel are fetched, which lie far apart.
-static inline __attribute__((always_inline)) void tile(
+INLINE void tile(
     const T *in, T panel[DEEP][TILE], const T *next, long lines, T *out, long K, long N, long deep, long width,
     const long high) {
   vector sums[HIGH][ACROSS] = {};
@@ -163,7 +129,7 @@ static inline __attribute__((always_inline)) void tile(
 }
 
 // A unit of in (R, K) @ weight (K, N): the sums of DEEP products, of WIDTH columns.
-WIDE static void product(const T *in, const T *weight, T *sums, long R, long K, long N, long unit) {
+FULL static void product(const T *in, const T *weight, T *sums, long R, long K, long N, long unit) {
   const long across = parts(N, WIDTH), block = unit / across, top = block * DEEP, bottom = least(top + DEEP, K);
   const long left = unit % across * WIDTH, right = least(left + WIDTH, N);
   T *out = sums + block * R * N;
@@ -192,7 +158,7 @@ WIDE static void product(const T *in, const T *weight, T *sums, long R, long K, 
 }
 
 // Row r of such a product with its bias: out (size,) are its elements from column n on.
-WIDE static void linear(const given *m, const T *bias, long r, long n, long size, long K, long N, T *out) {
+FULL static void linear(const given *m, const T *bias, long r, long n, long size, long K, long N, T *out) {
   for (long block = 0; block < parts(K, DEEP); block++) {
     const T *sums = m->sums + (block * m->R + r) * N + n;
     for (long i = 0; i < size; i++) out[i] = block ? out[i] + sums[i] : sums[i];
@@ -200,25 +166,7 @@ WIDE static void linear(const given *m, const T *bias, long r, long n, long size
   for (long i = 0; i < size; i++) out[i] += bias[n + i];
 }
 
-// exp(x) to a unit or two in float64's last place; at most 2^1023. Of |r| <= log(2) / 2 it is Taylor's polynomial.
-static inline double exponential(double x) {
-  const double round = 0x1.8p52;
-  x = x < -708 ? -708 : x > 709 ? 709 : x;
-  const double shifted = x * 1.4426950408889634 + round, k = shifted - round;  // the last bits of `shifted` are k's
-  const double r = (x - k * 0x1.62e42fefap-1) - k * 0x1.cf79abc9e3b39p-40;       // log(2) in two parts
-  double sum = 1 / 6227020800.;
-  const double factorials[] = {479001600, 39916800, 3628800, 362880, 40320, 5040, 720, 120, 24, 6, 2, 1, 1};
-#pragma unroll
-  for (int n = 0; n < 13; n++) sum = sum * r + 1 / factorials[n];
-  long bits;
-  double power;
-  __builtin_memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits + 1023) << 52;
-  __builtin_memcpy(&power, &bits, sizeof power);
-  return sum * power;
-}
-
-WIDE static T dot(const T *a, const T *b, long size) {
+FULL static T dot(const T *a, const T *b, long size) {
   vector lanes = 0;
   long i = 0;
   for (; i + LANES <= size; i += LANES) lanes += *(const vector *)(a + i) * *(const vector *)(b + i);
@@ -273,7 +221,7 @@ static void add(const given *m, long r, const T *bias, long K, const T *gain, co
 #define gelu(x) (0.5 * x * m->erfc(-0.7071067811865476 * x))
 #define relu(x) (x < 0 ? 0 : x)
 
-WIDE static void activate(const given *m, const T *bias, long unit) {
+FULL static void activate(const given *m, const T *bias, long unit) {
   const long across = parts(INNER, NEIGHBOURS), r = unit / across, left = unit % across * NEIGHBOURS;
   const long size = least(NEIGHBOURS, INNER - left);
   T *out = m->inner + r * INNER + left;

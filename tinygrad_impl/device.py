@@ -17,7 +17,15 @@ from tinygrad.helpers import DEV, NUM_CPU_THREADS
 from data.cli import InputError, counted
 from data.gpu import numbered, show_one_gpu
 from data.ranks import place
-from tinygrad_impl.internals import KernelCache, gpu_name, share_context, shield_compilers, use_all_cores
+from tinygrad_impl.cpu_graph import CPUGraph
+from tinygrad_impl.internals import (
+    KernelCache,
+    gpu_name,
+    share_context,
+    shield_compilers,
+    use_all_cores,
+    use_graphs,
+)
 
 # Dense peak rates in FLOP/s by what the GPU's name contains, of bfloat16 with float32 sums and of float32 without
 # tensor cores: NVIDIA's datasheets. The first match counts.
@@ -138,6 +146,7 @@ def fault(device: str) -> str | None:
         Device[device]
         if device == "CPU":
             use_all_cores()
+            use_graphs(device, CPUGraph)
             if place():  # of several ranks each has a share
                 NUM_CPU_THREADS.value = min(NUM_CPU_THREADS.value, len(os.sched_getaffinity(0)))
     except Exception as e:  # whatever a missing driver raises

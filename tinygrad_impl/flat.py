@@ -88,6 +88,28 @@ def _bucket(name: str, names: Sequence[str], shapes: Mapping[str, tuple[int, ...
     return Bucket(name, starts, sizes, round_up(end, ALIGNED * ranks))
 
 
+def joined_segments(
+    segments: Sequence[Segment], decays: Mapping[str, float], copies: Mapping[str, int | None]
+) -> tuple[list[int], list[int], list[float], list[int | None]]:
+    """The segments' sizes, where in the part they begin, their decays, and where their copies begin (None: without).
+
+    Neighbours that are alike become one: what lies between them is 0 and stays 0.
+    """
+    sizes, starts, of_decay, of_copy = list[int](), list[int](), list[float](), list[int | None]()
+    for s in segments:
+        decay, copy = decays[s.name], copies[s.name]
+        if starts and of_decay[-1] == decay:
+            before = of_copy[-1]
+            if copy == (None if before is None else before + s.start - starts[-1]):
+                sizes[-1] = s.start + s.size - starts[-1]
+                continue
+        sizes.append(s.size)
+        starts.append(s.start)
+        of_decay.append(decay)
+        of_copy.append(copy)
+    return sizes, starts, of_decay, of_copy
+
+
 class Flat(Mapping[str, Tensor]):
     """Zeros of these shapes, by a parameter's name, in the order of `shapes`; `memory` has the bytes of each bucket.
 

@@ -16,9 +16,10 @@ from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 from tinygrad.uop.ops import AxisType, KernelInfo, UOp
 
-from tinygrad_impl import cpu
+from tinygrad_impl import cpu, cpu_attention
 
 VOCAB_TILE = 128  # 50257 = 29 * 1733 has no factor to tile by; 393 * 128 = 50304 has many
+ADD_ROWS = "embedding_gradient"  # the name of `add_rows` in graphs
 ROWS = 64  # of a block: what is summed over more rows than that, as gradients of parameters are, is so in blocks
 
 Gradient = Callable[[UOp, UOp], tuple[UOp | None, ...]]  # of a call: from its output's, those of its sources
@@ -39,7 +40,7 @@ def is_cpu(x: Tensor | UOp) -> bool:
 
 
 def embedding(tokens: Tensor, weight: Tensor, gradient: Gradient | None = None) -> Tensor:
-    """The rows of weight (V, C) that tokens (B, T) name: (B, T, C). `gradient` takes the place of `_add_rows`."""
+    """The rows of weight (V, C) that tokens (B, T) name: (B, T, C). `gradient` takes the place of `add_rows`."""
     table, index = weight.as_param(0), tokens.as_param(1)
     one_hot = Tensor.arange(weight.shape[0]) == index.unsqueeze(-1)  # becomes a plain gather
     rows = one_hot.unsqueeze(-1).where(table, 0).sum(-2, dtype=weight.dtype)
@@ -52,10 +53,10 @@ def _embedding_gradient(gradient: UOp, call: UOp) -> tuple[UOp, None]:
     total = Tensor.zeros(*weight.shape, dtype=gradient.dtype, device=weight.device).contiguous().uop
     rows = gradient.reshape((tokens.numel(), weight.shape[1])).contiguous()  # (B*T, C)
     index = tokens.reshape((tokens.numel(),)).contiguous()  # (B*T,)
-    return total.custom_kernel(index, rows, fxn=partial(_add_rows, on_cpu=is_cpu(weight)))[0], None
+    return total.custom_kernel(index, rows, fxn=partial(add_rows, on_cpu=is_cpu(weight)))[0], None
 
 
-def _add_rows(total: UOp, index: UOp, rows: UOp, on_cpu: bool) -> UOp:
+def add_rows(total: UOp, index: UOp, rows: UOp, on_cpu: bool) -> UOp:
     """The kernel total[index[i]] += rows[i], in the order of i, so that a sum is the same in every run.
 
     total (V, C), index (N,), rows (N, C). A thread owns a column: no two write to the same place.
@@ -68,7 +69,7 @@ def _add_rows(total: UOp, index: UOp, rows: UOp, on_cpu: bool) -> UOp:
     row = index[i].load().clip(0, total.shape[0] - 1).cast(dtypes.weakint)  # known bounds spare an index check
     cell = total.after(i).index(row, column)  # `after(i)`: read anew each time round
     stored = cell.store(cell.load() + rows[i, column].load())
-    return stored.end(i, lane, block).sink(arg=KernelInfo(name="embedding_gradient", opts_to_apply=()))
+    return stored.end(i, lane, block).sink(arg=KernelInfo(name=ADD_ROWS, opts_to_apply=()))
 
 
 def long_sum(x: Tensor) -> Tensor:
@@ -92,9 +93,16 @@ def for_rows(p: Tensor, x: Tensor) -> Tensor:
     R, M = math.prod(outer), p.shape[-1]
     if R <= ROWS or p.dtype.itemsize < 4:  # the sums of blocks would be rounded to 16 bits
         return p
+    if is_cpu(x) and p.dtype in cpu.TYPES:
+        return Tensor.call(p, fxn=p.as_param(0).expand(*outer, M), grad_fxn=_column_sums)
     blocks = -(-R // ROWS)
     p = p.expand(blocks, 1, M).contiguous_backward().expand(blocks, ROWS, M)
     return p.reshape(blocks * ROWS, M)[:R].reshape(*outer, M)
+
+
+def _column_sums(gradient: UOp, call: UOp) -> tuple[UOp]:
+    """gradient (..., M) -> its sum over all rows: (M,)."""
+    return (cpu.column_sums(Tensor(gradient).reshape(-1, gradient.shape[-1])).uop,)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: DType | None = None) -> Tensor:
@@ -222,6 +230,8 @@ def attention(
     With attn_mask, bool (B, 1, T, S), k and v are (B, H, S, D), of which a query takes those where it is true.
     """
     q, k, v = (cast(t, dtype).contiguous().contiguous_backward() for t in (q, k, v))
+    if is_cpu(q) and is_causal and q.dtype in cpu.TYPES:
+        return cpu_attention.attention(q, k, v)
     scores = q.matmul(k.transpose(-2, -1), dtype=at_least_float32(q).dtype) / math.sqrt(q.shape[-1])  # (B, H, T, T)
     if is_causal:
         seen = Tensor.ones(*scores.shape[-2:], dtype=dtypes.bool).tril()
@@ -239,12 +249,13 @@ def lm_head(x: Tensor, weight: Tensor, dtype: DType | None = None) -> Tensor:
     B, T, C = x.shape
     V = weight.shape[0]
     tiles = -(-V // VOCAB_TILE)
+    if is_cpu(x):
+        rows, table = (at_least_float32(cast(t, dtype)) for t in (x.reshape(B * T, C), weight))
+        logits = cpu.head(rows, table, tiles * VOCAB_TILE).cast(cast(weight, dtype).dtype)
+        return logits.reshape(B, T, -1).contiguous_backward()
     # `contiguous_backward`: the gradient too is tiled, and added to the embedding's only then
     table = cast(weight, dtype).pad(((0, tiles * VOCAB_TILE - V), None)).contiguous().contiguous_backward()
-    if is_cpu(x):
-        rows = at_least_float32(cast(x, dtype).reshape(B * T, C))
-        logits = cpu.gemm(rows, at_least_float32(table), "NT").cast(table.dtype).reshape(B, T, -1)
-    elif dtype is not None:  # the rounding of 16 bits is larger than the error of a long sum
+    if dtype is not None:  # the rounding of 16 bits is larger than the error of a long sum
         logits = (cast(x, dtype).contiguous() @ table.T).contiguous()
     elif B * T <= ROWS:  # as in generation, where a long running sum would cost the likeliest token most digits
         logits = blocked_matmul(x, table.T).contiguous()

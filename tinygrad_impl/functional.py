@@ -8,11 +8,13 @@ seen computes the formulas, in the dtype of the parameters; it has no gradients.
 In the comments B is the batch, T the sequence length, C = n_embd, H = n_head, D = C / H, V = vocab_size.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 from tinygrad import Tensor, nn
+from tinygrad.dtype import Invalid
 from tinygrad.uop.ops import CallInfo, Ops, PatternMatcher, UOp, UPat, graph_rewrite
 
 from tinygrad_impl import formulas
@@ -85,6 +87,58 @@ def _lower(ctx: tuple[Compute, dict[UOp, list[Tensor]]], out: UOp, call: UOp) ->
 
 
 LOWER = PatternMatcher([(UPat(Ops.GETTUPLE, src=(UPat(Ops.FUNCTION, name="call"),), name="out"), _lower)])
+
+
+def in_place(totals: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
+    """The totals, which are realized, after the values have been computed into their memory. What kernels would write
+    to memory of its own, they write to that of the totals.
+    """
+    places, found = {}, []
+    for total, value in zip(totals, values, strict=True):
+        uop = value.uop
+        if (memory := _written(uop)) is None or memory in places:
+            uop = total.assign(value).uop
+        else:
+            places[memory] = total.uop.reshape(memory.shape)
+        found.append(uop)
+    return [Tensor(uop.base) for uop in UOp.sink(*found).substitute(places).src]
+
+
+def joined_gradients(gradients: Iterable[Tensor]) -> list[Tensor]:
+    """The same gradients. That of a table which is both the embedding's and the head's is a sum of two tables, of which
+    one has few rows: these are added to the other, in its memory, if a kernel has written it.
+    """
+    return [Tensor(uop) for uop in graph_rewrite(UOp.sink(*(g.uop for g in gradients)), ROWS_ONTO_HEAD).src]
+
+
+def _onto(head: UOp, rows: UOp) -> UOp | None:
+    call = rows.src[1]
+    if call.op is not Ops.CALL or getattr(call.src[0].arg, "name", "") != formulas.ADD_ROWS or _written(head) is None:
+        return None
+    return head.custom_kernel(*call.src[2:], fxn=partial(formulas.add_rows, on_cpu=formulas.is_cpu(head)))[0]
+
+
+ROWS_ONTO_HEAD = PatternMatcher(
+    [(UPat(Ops.ADD, src=[UPat(Ops.AFTER, name="head"), UPat(Ops.AFTER, name="rows")]), _onto)]
+)
+
+
+def _written(uop: UOp) -> UOp | None:
+    """The memory that `Tensor.invalids` stands for, if the uop is that after kernels have written it."""
+    while uop.op in (Ops.RESHAPE, Ops.AFTER):
+        if uop.op is Ops.AFTER and uop.src[1].op is Ops.STORE:
+            return uop if constant(uop) is Invalid else None
+        uop = uop.src[0]
+    return None
+
+
+def constant(uop: UOp) -> Any:
+    """The number, or Invalid, of which all of a tensor is made; None if it is no constant."""
+    if uop.op is Ops.AFTER and uop.src[1].op is Ops.STORE:
+        uop = uop.src[1].src[1]
+    while uop.op in (Ops.RESHAPE, Ops.EXPAND):
+        uop = uop.src[0]
+    return uop.arg if uop.op is Ops.CONST else None
 
 
 def embedding(tokens: Tensor, weight: Tensor) -> Tensor:

@@ -163,7 +163,10 @@ class ParallelProgram(CPUProgram):
         def run(part: int) -> None:
             self.fxn(*map(ctypes.c_uint64, [*arguments[:core], part, *arguments[core + 1 :]]))  # without Python's lock
 
-        list(threads.map(run, range(global_size[0])))
+        others = [threads.submit(run, part) for part in range(1, global_size[0])]
+        run(0)  # here, which spares one thread's waking up
+        for part in others:
+            part.result()
         return time.perf_counter() - started
 
 
@@ -176,7 +179,10 @@ def c_function(name: str, source: str) -> CPUProgram:
 
 def in_parallel(function: CPUProgram, address: int) -> None:
     """Calls function(address) on every thread at once, and returns when all have."""
-    list(threads.map(lambda _: function.fxn(ctypes.c_uint64(address)), range(NUM_CPU_THREADS.value)))
+    others = [threads.submit(function.fxn, ctypes.c_uint64(address)) for _ in range(1, NUM_CPU_THREADS.value)]
+    function.fxn(ctypes.c_uint64(address))  # here, which spares one thread's waking up
+    for other in others:
+        other.result()
 
 
 def use_all_cores() -> None:

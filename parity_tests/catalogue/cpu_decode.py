@@ -33,7 +33,7 @@ PLANTED: list[Row] = [
         "out[i] += N == INNER ? 0 : bias[n + i]",
         LOGITS,
     ),
-    ("decode.c: exp with log(2) in one part", KERNEL, " - k * 0x1.cf79abc9e3b39p-40", "", LOGITS),
+    ("vectors.h: exp with log(2) in one part", "tinygrad_impl/vectors.h", " - k * 0x1.cf79abc9e3b39p-40", "", LOGITS),
     ("decode.c: the last row of a tile is lost", KERNEL, "bottom - top, width, 5)", "bottom - top, width, 4)", BITS),
     (
         "decode.c: the last columns of a tile are lost",
@@ -45,7 +45,7 @@ PLANTED: list[Row] = [
     (
         "decode.c: nobody waits for the others",
         KERNEL,
-        "wait_for(m, p++, all);",
+        "wait_for(p++, all, m->yield);",
         "p++;",
         IN + "a_phase_waits_for_what_others_have_begun",
     ),
@@ -69,8 +69,8 @@ PLANTED: list[Row] = [
     (
         "the CPU's decoder: one thread",
         "tinygrad_impl/internals.py",
-        "ctypes.c_uint64(address)), range(NUM_CPU_THREADS.value)",
-        "ctypes.c_uint64(address)), range(1)",
+        "ctypes.c_uint64(address)) for _ in range(1, NUM_CPU_THREADS.value)",
+        "ctypes.c_uint64(address)) for _ in range(1, 1)",
         IN + "every_thread_takes_part",
     ),
     (

@@ -1,4 +1,4 @@
-"""Bugs in generate, compare and bench, in the choice of device, and in the CPU's matmuls."""
+"""Bugs in generate, compare and bench, and in the choice of device."""
 
 from parity_tests.catalogue import Row
 
@@ -7,12 +7,12 @@ BENCH, PEER = "tinygrad_impl/bench.py", "torch_ref/bench_worker.py"
 TABLES, RANKS = "tinygrad_impl/bench_tables.py", "tinygrad_impl/bench_ranks.py"
 PEERS, SCALING = "tinygrad_impl/bench_peers.py", "tinygrad_impl/scaling.py"
 PORT = "tinygrad_impl/bench_port.py"
-DEVICE, CPU, PRODUCT = "tinygrad_impl/device.py", "tinygrad_impl/cpu.py", "tinygrad_impl/gemm.c"
+DEVICE = "tinygrad_impl/device.py"
 IN_GENERATE = "tinygrad_impl/tests/test_generate.py::test_"
 IN_COMPARE = "tinygrad_impl/tests/test_compare.py::test_"
 IN_BENCH, IN_TRAINER = "tinygrad_impl/tests/test_bench.py::test_", "tinygrad_impl/tests/test_trainer.py::test_"
 IN_RANKS, IN_SCALING = "tinygrad_impl/tests/test_bench_ranks.py::test_", "tinygrad_impl/tests/test_scaling.py::test_"
-IN_DEVICE, IN_CPU = "tinygrad_impl/tests/test_device.py::test_", "tinygrad_impl/tests/test_cpu.py::test_"
+IN_DEVICE = "tinygrad_impl/tests/test_device.py::test_"
 IN_FORMULAS = "tinygrad_impl/tests/test_formulas.py::test_"
 
 PLANTED: list[Row] = [
@@ -281,41 +281,6 @@ PLANTED: list[Row] = [
         '["CUDA", *(d for d in ALL_DEVICES if d != "CUDA")]',
         "[*ALL_DEVICES]",
         IN_DEVICE + "the_best_device_there_is",
-    ),
-    (
-        "cpu: parts end within a tile",
-        CPU,
-        "6 if M > N else 64",
-        "4 if M > N else 64",
-        IN_CPU + "sizes_parts_and_estimates",
-    ),
-    (
-        "cpu: a part has as many operations as all of it",
-        CPU,
-        "operations // OPERATIONS))",
-        "OPERATIONS))",
-        IN_CPU + "sizes_parts_and_estimates",
-    ),
-    (
-        "cpu: the gradient of a transposed matmul is not transposed",
-        CPU,
-        'gemm(dc, b, "NN"), gemm(dc, a, "TN")',
-        'gemm(dc, b, "NN"), gemm(a, dc, "TN")',
-        IN_CPU + "gradients_of_a_gemm",
-    ),
-    (
-        "gemm.c: only the last block of the matmul is stored",
-        PRODUCT,
-        "*sum = start ? *sum + tile[i][j] : tile[i][j];",
-        "*sum = tile[i][j];",
-        IN_CPU + "gemm",
-    ),
-    (
-        "gemm.c: every tile has the rows of the first",
-        PRODUCT,
-        "least(m + i, M - 1)",
-        "least(i, M - 1)",
-        IN_CPU + "gemm",
     ),
     (
         "formulas: layer norm's epsilon outside the root",

@@ -145,10 +145,17 @@ PLANTED: list[Row] = [
         f"{IN_GENERATION}::test_prompts_reach_all_of_the_context",
     ),
     (
+        "vectors.h is not in the certificate",
+        CERTIFICATE,
+        'in (".py", ".c", ".h")',
+        'in (".py", ".c")',
+        f"{IN_CERTIFICATE}::test_a_changed_byte_of_any_source_changes_the_certificate",
+    ),
+    (
         "gemm.c is not in the certificate",
         CERTIFICATE,
-        'in (".py", ".c")',
-        'in (".py",)',
+        'in (".py", ".c", ".h")',
+        'in (".py", ".h")',
         f"{IN_CERTIFICATE}::test_a_changed_byte_of_any_source_changes_the_certificate",
     ),
     (

@@ -5,18 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tinygrad import Tensor, dtypes
-from tinygrad.dtype import Invalid
-from tinygrad.uop.ops import Ops, UOp
+from tinygrad.uop.ops import UOp
 
 from data.checkpoints.config import GPT2Config
 from tinygrad_impl.backend import Part
-from tinygrad_impl.flat import REST, Bucket, Flat, Segment
-from tinygrad_impl.functional import lower
+from tinygrad_impl.flat import REST, Bucket, Flat, joined_segments
+from tinygrad_impl.functional import in_place, lower
 from tinygrad_impl.internals import part_of
 from tinygrad_impl.kernels import GPU, adamw, joins
 from tinygrad_impl.kernels.decode import Decoder
 from tinygrad_impl.kernels.launch import launch, new
-from tinygrad_impl.kernels.operations import Operations, constant, padded
+from tinygrad_impl.kernels.operations import Operations, padded
 from tinygrad_impl.model import GPT2
 
 
@@ -92,16 +91,7 @@ class Fused:
         return lower(map(Tensor, graph.src), self.operations)
 
     def written(self, totals: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
-        """What kernels would write to memory of its own, they write to that of the totals."""
-        places, found = {}, []
-        for total, value in zip(totals, values, strict=True):
-            uop = value.uop
-            if (memory := written(uop)) is None:
-                uop = total.assign(value).uop
-            else:
-                places[memory] = total.uop.reshape(memory.shape)
-            found.append(uop)
-        return [Tensor(uop.base) for uop in UOp.sink(*found).substitute(places).src]
+        return in_place(totals, values)
 
     def squares(self, parts: Sequence[Part]) -> list[Tensor]:
         sums = []
@@ -137,34 +127,3 @@ class Fused:
 
     def decoder(self, model: GPT2, N: int, chunk: int, V: int) -> Decoder:
         return Decoder(model, self, N, chunk, V)
-
-
-def written(uop: UOp) -> UOp | None:
-    """What `new` made, if the uop is that after kernels have written it."""
-    while uop.op in (Ops.RESHAPE, Ops.AFTER):
-        if uop.op is Ops.AFTER and uop.src[1].op is Ops.STORE:
-            return uop if constant(uop) is Invalid else None
-        uop = uop.src[0]
-    return None
-
-
-def joined_segments(
-    segments: Sequence[Segment], decays: Mapping[str, float], copies: Mapping[str, int | None]
-) -> tuple[list[int], list[int], list[float], list[int | None]]:
-    """The segments' sizes, where in the part they begin, their decays, and where their copies begin (None: without).
-
-    Neighbours that are alike become one: what lies between them is 0 and stays 0.
-    """
-    sizes, starts, of_decay, of_copy = list[int](), list[int](), list[float](), list[int | None]()
-    for s in segments:
-        decay, copy = decays[s.name], copies[s.name]
-        if starts and of_decay[-1] == decay:
-            before = of_copy[-1]
-            if copy == (None if before is None else before + s.start - starts[-1]):
-                sizes[-1] = s.start + s.size - starts[-1]
-                continue
-        sizes.append(s.size)
-        starts.append(s.start)
-        of_decay.append(decay)
-        of_copy.append(copy)
-    return sizes, starts, of_decay, of_copy

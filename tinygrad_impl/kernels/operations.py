@@ -19,7 +19,7 @@ from tinygrad.uop.ops import Ops, UOp
 
 from tinygrad_impl import formulas
 from tinygrad_impl.formulas import VOCAB_TILE, long_sum
-from tinygrad_impl.functional import node
+from tinygrad_impl.functional import constant, node
 from tinygrad_impl.kernels import GPU, attention, cross_entropy, embedding, layer_norm, matmul
 from tinygrad_impl.kernels.launch import launch, new, stored
 
@@ -349,12 +349,3 @@ def _embedding_gradient(gradient: UOp, call: UOp) -> Gradients:
     weight, tokens = call.src[1:]
     out = UOp.param(2, weight.dtype, weight.shape, weight.device)
     return node("embedding_gradient", [out], (tokens, gradient), V=weight.shape[0])[0], None
-
-
-def constant(uop: UOp) -> Any:
-    """The number, or Invalid, of which all of a tensor is made; None if it is no constant."""
-    if uop.op is Ops.AFTER and uop.src[1].op is Ops.STORE:
-        uop = uop.src[1].src[1]
-    while uop.op in (Ops.RESHAPE, Ops.EXPAND):
-        uop = uop.src[0]
-    return uop.arg if uop.op is Ops.CONST else None

@@ -7,7 +7,7 @@ import pytest
 from tinygrad import Tensor
 from tinygrad.helpers import Context
 
-from tinygrad_impl.cpu import gemm, kernel
+from tinygrad_impl.cpu import column_sums, gemm, head, kernel
 
 pytestmark = pytest.mark.tuned
 
@@ -45,6 +45,41 @@ def test_gradients_of_a_gemm(layout: str) -> None:
     of_a, of_b = gemm(x, y, layout).gradient(x, y, gradient=Tensor(above))
     np.testing.assert_allclose(of_a.numpy(), above @ (b if layout == "NT" else b.T), rtol=0, atol=1e-12)
     np.testing.assert_allclose(of_b.numpy(), above.T @ a if layout == "NT" else a.T @ above, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("M", "N", "cores"), [(10, 70, 1), (300, 70, 2), (70, 300, 2)])
+def test_head_and_its_gradients(M: int, N: int, cores: int) -> None:
+    """Columns of -inf, whose gradients are not read; in one part, and in parts of rows and of columns."""
+    x, table = given("NT", M, N, 40, np.float64)
+    above = RANDOM.standard_normal((M, N + 9))
+    above[:, N:] = np.nan
+    a, b = Tensor(x), Tensor(table)
+    with Context(NUM_CPU_THREADS=cores):
+        logits = head(a, b, N + 9)
+        of_a, of_b = (t.numpy() for t in logits.gradient(a, b, gradient=Tensor(above)))
+        found = logits.numpy()
+    np.testing.assert_allclose(found[:, :N], x @ table.T, rtol=0, atol=1e-12)
+    assert (found[:, N:] == -np.inf).all()
+    np.testing.assert_allclose(of_a, above[:, :N] @ table, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(of_b, above[:, :N].T @ x, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("R", "M"), [(1, 1), (150, 200), (5000, 130)])
+def test_sums_of_columns(R: int, M: int) -> None:
+    x = RANDOM.standard_normal((R, M)).astype(np.float32)
+    results = []
+    for cores in (1, 3):
+        with Context(NUM_CPU_THREADS=cores):
+            results.append(column_sums(Tensor(x)).numpy())
+    np.testing.assert_array_equal(results[0], results[1])
+    atol = 16 * np.sqrt(R) * np.finfo(np.float32).eps
+    np.testing.assert_allclose(results[0], x.astype(np.float64).sum(0), rtol=0, atol=atol)
+
+
+def test_sums_of_columns_stay_exact() -> None:
+    """Of 50,000 equal rows, which one running sum would have wrong by 6e-4."""
+    x = np.full((50_000, 1), 0.1, np.float32)
+    assert column_sums(Tensor(x)).item() == pytest.approx(50_000 * float(x[0, 0]), rel=1e-5)
 
 
 @pytest.mark.parametrize(("M", "N"), [(200, 64), (64, 200)])  # parts of rows, and of columns

@@ -224,7 +224,7 @@ def test_compilers_use_the_cache_that_goes_on(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_graphs_kernel_by_kernel() -> None:
-    """Of a batch of kernels, as on CUDA, too; the device NULL has such, and computes nothing."""
+    """Of a batch of kernels, which all devices here have; NULL computes nothing."""
     double = TinyJit(lambda x: (x.contiguous() @ x.transpose().contiguous()).sum().realize())
     for device in ("CPU", "NULL"):
         double.reset()
@@ -235,8 +235,7 @@ def test_graphs_kernel_by_kernel() -> None:
             result = double(x)
         assert jit.run_linear is run_linear
         assert double.captured
-        batched = any(call.src[0].arg == "graph" for call in double.captured.linear.src)
-        assert batched == (device == "NULL")
+        assert any(call.src[0].arg == "graph" for call in double.captured.linear.src)
         assert len(kernels) >= 2
         assert all(flops >= 0 and moved > 0 and seconds > 0 for _, flops, moved, seconds in kernels)
         assert sum(flops for _, flops, _, _ in kernels) >= 2 * 8**3
