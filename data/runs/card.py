@@ -15,6 +15,7 @@ from huggingface_hub import ModelCardData
 
 from data.checkpoints.sums import CURVE
 from data.checkpoints.tensors import read_json
+from data.evaluation.losses import perplexity
 from data.runs.run_folder import read_metrics, read_samples, read_sealed
 from data.text.fineweb import is_fineweb
 from data.text.sources import HUB_FILES
@@ -141,7 +142,7 @@ def training(run: Mapping[str, Any], state: Mapping[str, Any], rows: Sequence[Ma
 def validation(losses: Sequence[Mapping[str, Any]], step: int) -> list[str]:
     """The validation losses until this step, in a few rows, the last of them and the best said first."""
     last, best = losses[-1], min(losses, key=lambda row: row["val_loss"])
-    said = f"Loss {last['val_loss']:.4f} nats a token, perplexity {perplexity(last['val_loss'])}"
+    said = f"Loss {last['val_loss']:.4f} nats a token, perplexity {perplexity(last['val_loss']):,.2f}".replace("inf", "∞")
     said += "" if last["step"] == step else f", measured after {last['step']:,} steps"
     said += "." if best is last else f"; the best was {best['val_loss']:.4f}, after {best['step']:,} steps."
     every = max(1, math.ceil((len(losses) - 1) / (ROWS - 1)))
@@ -151,10 +152,6 @@ def validation(losses: Sequence[Mapping[str, Any]], step: int) -> list[str]:
         trained = f"{row['loss']:.4f}" if "loss" in row else "-"
         table += f"| {row['step']:,} | {trained} | {row['val_loss']:.4f} |\n"
     return [said, table.rstrip()]
-
-
-def perplexity(loss: float) -> str:
-    return f"{math.exp(loss):,.2f}" if loss < 700 else "∞"
 
 
 def sampled(run: Mapping[str, Any]) -> str:

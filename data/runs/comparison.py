@@ -1,6 +1,6 @@
 """A comparison of models, as `tinygrad_impl.compare` makes it: what compare.json holds, and its page in Markdown.
 
-models         of each: name, loss (nats a token), perplexity, bits_per_byte, tokens, tokenizer (SHA-256), vocab_size,
+models         of each: name, loss (nats a token), perplexity (null: beyond float64), bits_per_byte, tokens, tokenizer (SHA-256), vocab_size,
                and `measures` of all its texts (see `data.text.counts.measured`)
 data, tokens, bytes, valid_tokens, seq_len   what the losses are of: a prepared folder, its first tokens for
                validation, their bytes, how many there are, and how many at a time
@@ -131,7 +131,8 @@ def markdown(c: dict[str, Any]) -> str:
 
 def _losses(model: dict[str, Any]) -> list[str]:
     bits = model["bits_per_byte"]
-    cells = [f"{model['loss']:.4f}", f"{model['perplexity']:.2f}", f"{model['tokens']:,}"]
+    perplexity = "∞" if model["perplexity"] is None else f"{model['perplexity']:.2f}"
+    cells = [f"{model['loss']:.4f}", perplexity, f"{model['tokens']:,}"]
     return [*cells, "-" if bits is None else f"{bits:.4f}"]
 
 

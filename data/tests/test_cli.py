@@ -152,12 +152,12 @@ def test_real_numbers_at_their_bounds() -> None:
 
 
 def test_real_numbers() -> None:
-    assert [real(0)(text) for text in ("0", "1e-3", "5")] == [0, 1e-3, 5]
+    assert [real(0)(text) for text in ("0", "1e-3", "5.", ".5", "+2E1")] == [0, 1e-3, 5, 0.5, 20]
     assert real(0, 1)("0.999") == 0.999
     assert real(0, closed=False)("1e-9") == 1e-9
 
 
-@pytest.mark.parametrize("text", ["-0.1", "1", "nan", "inf", "-inf", "", "x"])
+@pytest.mark.parametrize("text", ["-0.1", "1", "nan", "inf", "-inf", "", "x", "0_0", "０", "0 ", ".", "0e"])
 def test_what_is_no_number_from_zero_to_below_one(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=r"is not a number of at least 0 and below 1$"):
         real(0, 1)(text)

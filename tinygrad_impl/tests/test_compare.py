@@ -408,9 +408,31 @@ def test_device_dtype_and_stories(
     assert asked == ["metal", "stories"]
     assert [arguments[1:] for arguments in quick.made] == [
         (Plain(dtypes.bfloat16),),
-        (Plain(dtypes.bfloat16), 50257, 50256),
+        (Plain(dtypes.bfloat16), 50257, 50256, str(smallest)),
     ] * 2
     assert len(re.findall(r"(?m)^/.*, bfloat16, plain kernels$", result.err)) == 2
+
+
+@pytest.mark.parametrize(("loss", "shown"), [(699.0, f"{math.exp(699):.2f}"), (701.0, "∞"), (1e300, "∞")])
+def test_a_perplexity_beyond_float64(
+    loss: float, shown: str, quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(compare, "Evaluator", lambda *_: lambda batches: (list(batches), loss)[1])
+    given = (smallest, "--data", prepared_folder, "--device", "CPU", "--html", "page.html")
+    assert f"| {loss:.4f} | {shown} |" in call(main, *given, cwd=tmp_path).out
+    json.loads((tmp_path / "compare.json").read_text(), parse_constant=pytest.fail)
+    assert (">∞<" in (tmp_path / "page.html").read_text(encoding="utf-8")) == (shown == "∞")
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_model_that_gives_no_number_is_named(
+    loss: float, quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(compare, "Evaluator", lambda *_: lambda batches: (list(batches), loss)[1])
+    result = call(main, smallest, "--data", prepared_folder, "--device", "CPU", cwd=tmp_path)
+    assert result.code == 2
+    assert result.errors[0].startswith(f"error: what {smallest} computes is not a number")
+    assert not (tmp_path / "compare.json").exists()
 
 
 def test_how_a_text_is_read(quick: Watched, smallest: Path, tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def test_huge_logits_and_tiny_temperatures_do_not_overflow() -> None:
     ("options", "message"),
     [
         ({"temperature": -0.1}, "temperature is -0.1"),
+        ({"temperature": 1e-320}, "temperature is 1e-320"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_k": 0}, "top-k is 0"),
