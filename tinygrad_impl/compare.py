@@ -75,7 +75,7 @@ def parser() -> ArgumentParser:
         "--eval-tokens", type=integer(0), default=16_384, metavar="N", help="its first N (16384); 0: all of it"
     )
     loss.add_argument("--seq-len", type=integer(1), metavar="N", help="tokens in a window; by default as in the run")
-    copying = parser.add_argument_group("whose words may have been copied")
+    copying = parser.add_argument_group("checking for memorized text")
     copying.add_argument(
         "--trained-on",
         metavar="TEXT",

@@ -56,7 +56,7 @@ def card(
 ) -> str:
     """The card of the checkpoint that trainer.json says `state` of, of the run in `folder`.
 
-    metrics, samples: the run's; what is of later steps is left out. Raises `InputError` where run.json, parity.json or
+    metrics, samples: the run's; losses of later steps are left out, and samples of any other. Raises `InputError` where run.json, parity.json or
     evaluation.json is damaged.
     """
     run = read_sealed(folder / "run.json")
@@ -85,9 +85,8 @@ def card(
         lines += [f"![Training and validation loss]({CURVE})"]
     if scores := scores_of(folder, step):
         lines += [evaluation(scores)]
-    if before := [sample for sample in samples if sample[0] <= step]:
-        at, text = before[-1]
-        lines += ["## Sample", f"After {at:,} steps, {sampled(run)}:", quoted(text)]
+    if texts := [text for at, text in samples if at == step]:  # others are of other weights
+        lines += ["## Sample", f"After {step:,} steps, {sampled(run)}:", quoted(texts[-1])]
     lines += ["## Equality with PyTorch", verdict(parity)]
     lines += ["## How to repeat this", *commands(run, step)]
     return "\n\n".join(lines) + "\n"
@@ -126,10 +125,10 @@ def training(run: Mapping[str, Any], state: Mapping[str, Any], rows: Sequence[Ma
     update = options["grad_accum"] * options["batch_size"] * options["seq_len"]
     first, second = options["betas"]
     facts = {
-        "tokens an update": f"{update:,}, in windows of {options['seq_len']:,}",
+        "tokens per optimizer step": f"{update:,}, in windows of {options['seq_len']:,}",
         "learning rate": f"up to {options['lr']:g} in {options['warmup']:,} steps, down to {options['min_lr']:g}",
         "AdamW": f"betas {first:g} and {second:g}, weight decay {options['weight_decay']:g}",
-        "gradients' largest norm": f"{options['clip']:g}",
+        "gradient clipping (global norm)": f"{options['clip']:g}",
         "dtype of matmuls": options.get("dtype"),
         "seed": f"{options['seed']}",
         "device": f"{run['device']} ({run['card']})",

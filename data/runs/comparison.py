@@ -27,8 +27,7 @@ TOKENIZERS_DIFFER = (
 )
 MEANING = (
     "Words are compared without case and punctuation. Repeated 4-grams are the share of four words in a row that stood "
-    "in the same text before; ended is the share of texts that came to an end by themselves; bits per byte are what a "
-    "text cost the model that wrote it."
+    "in the same text before; bits per byte of its own text are what a text cost the model that wrote it."
 )
 
 
@@ -95,8 +94,8 @@ def meaning(c: dict[str, Any]) -> str:
     if not where:
         return MEANING
     return (
-        f"{MEANING} Copied is what stands word for word in the training text of {where}: the longest run, 0 where it "
-        f"is shorter than {N} words, and the share of {N} words in a row."
+        f"{MEANING} Copied: verbatim overlap with the training text of {where}: the longest run, 0 where it is shorter "
+        f"than {N} words, and the share of {N} words in a row."
     )
 
 

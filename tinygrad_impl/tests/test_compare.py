@@ -92,7 +92,7 @@ def test_what_it_says(compared: tuple[Path, Result], models: dict[str, Path], pr
     assert last == "Written to compare.md, compare.json and page.html\n"
     table, counted = page.split("\n\n")[2], page.split("\n\n")[3:6]
     assert counted[0] == "Of 2 texts of each model, mean ± standard deviation:"
-    assert counted[1].startswith("| | words | distinct words | repeated 4-grams | ended | bits per byte |\n|---|")
+    assert counted[1].startswith("| | words | distinct words | repeated 4-grams | reached end of text | bits per byte of its own text |\n|---|")
     assert "copied" not in page  # nothing says what these were trained on
     printed = re.findall(r"(?m)^\| (.*) \| (.*) \| (.*) \| (.*) \| (.*) \|$", table)
     assert "\n| | loss (nats a token) | perplexity | tokens | bits per byte |\n|---|---|---|---|---|\n| /" in page
@@ -252,7 +252,9 @@ def test_a_run_names_its_data_and_keeps_the_page(
     step_20 = load(run / "checkpoints" / "step-20")[1]["wte.weight"]
     for found_there, expected in zip(weights, [load(smallest)[1]["wte.weight"]] * 2 + [step_20] * 2, strict=True):
         np.testing.assert_array_equal(found_there, expected)
-    assert [arguments[1:] for arguments in quick.made] == [(Plain(),), (Plain(), 50257, 50256)] * 2
+    names = (str(smallest), str(run))
+    made = [of for name in names for of in ((Plain(),), (Plain(), 50257, 50256, name))]
+    assert [arguments[1:] for arguments in quick.made] == made
     samplers = [sampler for _, _, sampler in quick.asked]
     assert [(s.temperature, s.top_k, s.top_p) for s in samplers] == [(0.6, 40, None)] * 2
     first = np.random.Generator(np.random.PCG64(1337)).random()
@@ -312,7 +314,7 @@ def test_many_samples_of_three_models(
         assert found["models"][i]["measures"][0]["spread"] == statistics.stdev([2, 6, 5, size + 1, 0, 2])
     assert result.out.startswith(f"# {smallest}, {smallest} and {smallest}\n")
     assert "Of 6 texts of each model, mean ± standard deviation:" in result.out
-    assert "in the training text of data: the longest run" in result.out
+    assert "Copied: verbatim overlap with the training text of data: the longest run" in result.out
     assert result.out.count(f"\n| {smallest} | 4.3 ± 2.1 | ") == 3
     assert result.out.count("\n> A a b c d e\n") == 3
     page = (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -397,6 +397,16 @@ def test_bfloat16_products(generator: Generator) -> None:
     assert all(abs(p - exact) > 1e-4 * exact for p, exact in zip(steps[0], expected, strict=True))
 
 
+def test_a_model_that_gives_no_number_is_named() -> None:
+    """Token 0 would be drawn for ever. Whoever wants to see what it gives names no model."""
+    arrays = initial_weights(SMALLER, 1)
+    arrays["ln_f.bias"][0] = np.nan
+    model = GPT2(SMALLER, arrays)
+    assert Generator(model, V=V)([[1]], 2, Sampler(0)) == [[0, 0]]
+    with pytest.raises(generate_module.InputError, match=r"^what a/model computes is not a number"):
+        list(Generator(model, V=V, eot=0, name="a/model").stream([[1]], 2, Sampler(0)))
+
+
 @pytest.mark.parametrize("more", [0, 1])
 def test_the_model_has_to_have_what_is_drawn_from(more: int) -> None:
     config = GPT2Config(vocab_size=9, n_layer=1, n_head=1, n_embd=4, n_positions=8)
