@@ -84,8 +84,8 @@ class Scripted(Sampler):
 class Witness:
     """Takes a generator's place in the program and keeps what it was given. Writes " 0", " 1", ... after prompts."""
 
-    def __init__(self, model: GPT2, backend: Backend, V: int, eot: int):
-        self.model, self.backend, self.V, self.eot = model, backend, V, eot
+    def __init__(self, model: GPT2, backend: Backend, V: int, eot: int, name: str):
+        self.model, self.backend, self.V, self.eot, self.name = model, backend, V, eot, name
 
     def __call__(
         self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler, tick: Callable[[], object] = int
