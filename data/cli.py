@@ -23,6 +23,14 @@ class InputError(Exception):
     """Bad input, in one sentence: what was wrong, where, and what to do next. Commands end with it and exit code 2."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal has asked the program to end, of which something has been said. It ends with 128 and its number."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
 class Lost(Exception):
     """Another rank of the job is gone, in one sentence. Commands end with it and exit code 1."""
 
@@ -180,6 +188,8 @@ def ending(e: BaseException, where: str = "") -> tuple[int, str] | None:
     if isinstance(e, MemoryError) or (isinstance(e, RuntimeError) and OUT_OF_MEMORY.search(str(e))):
         less = "use a smaller model, or --batch-size (--grad-accum makes up for it)"
         return 2, f"error: out of memory{where}; {less}\n"
+    if isinstance(e, Stopped):
+        return 128 + e.number, ""
     return (130, "interrupted\n") if isinstance(e, KeyboardInterrupt) else None
 
 
