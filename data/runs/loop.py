@@ -82,6 +82,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         compiling=compiling,
         disable=options.quiet,
     )
+    start.before.over()  # from here on a request ends after a step
     with stop_requests(ranks) as requests, bar, recorder.finished(), recorder.room_on_disk():
 
         def stop_request() -> int:
@@ -98,7 +99,6 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
                 requests.agreed()
             return int(asked)
 
-        start.before.said = ""  # from here on a request ends a step
         stop = stop_request()
         while trainer.steps < options.steps and not stop:
             started = time.perf_counter()

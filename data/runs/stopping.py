@@ -6,7 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from threading import Event, Thread
 from types import FrameType
 
@@ -103,25 +103,29 @@ class BeforeTraining:
     """SIGINT, SIGTERM and SIGHUP before the first step, in a process that is alone: they end it by `Stopped`, once what
     it computes lets it, and that is said at once.
 
-    `said` is what is said in the end; with nothing to say, training has begun, and `stop_requests` are what counts.
+    `said` is what is said in the end. Once training begins, `over`, they do what they did.
     """
 
     def __init__(self) -> None:
         self.said = "stopped before the first step; nothing was trained"
+        self._held = ExitStack()
 
     @contextmanager
     def stops(self, ranks: Ranks) -> Iterator[None]:
         """While this lasts. Other ranks' launcher ends them, and says why."""
         try:
-            if ranks.size > 1 or started_with_others():
+            with self._held:
+                if ranks.size == 1 and not started_with_others():
+                    self._held.enter_context(self._caught())
                 yield
-            else:
-                with self._caught():
-                    yield
         except KeyboardInterrupt:
             if self.said and ranks.rank == 0:
                 print(self.said, file=sys.stderr)
             raise
+
+    def over(self) -> None:
+        self.said = ""
+        self._held.close()
 
     @contextmanager
     def _caught(self) -> Iterator[None]:
