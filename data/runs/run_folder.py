@@ -31,6 +31,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import zlib
 from collections.abc import Collection
 from pathlib import Path
@@ -188,6 +189,7 @@ class RunFolder:
                     f"{path / 'metrics.jsonl'} is missing or damaged; "
                     f"begin a run with `--init {quote(str(whole))}`, which is whole"
                 ) from None
+            folder._say_what_is_removed(state["step"])
             # first, because of what comes after it no metrics will be left
             folder.name("latest", f"step-{state['step']}")
         for left in path.glob("checkpoints/*.partial"):
@@ -209,6 +211,18 @@ class RunFolder:
         if state:
             folder.prune(range(state["step"] + 1))
         return folder
+
+    def _say_what_is_removed(self, step: int) -> None:
+        """Where there are checkpoints of later steps; what was measured since the latest is no more than half done."""
+        found = (int(path.name.removeprefix("step-")) for path in checkpoints(self.path / "checkpoints"))
+        if later := sorted(other for other in found if other > step):
+            which = ", ".join(f"step-{other}" for other in later)
+            print(
+                f"note: {self.path} was trained to step {later[-1]} and goes back to step {step}: its later checkpoints "
+                f"({which}) are removed now, and what was measured and sampled after step {step}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Appends one step's object to metrics.jsonl."""

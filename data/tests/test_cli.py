@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from data.cli import ArgumentParser, InputError, Progress, command, integer, real, refuse_missing_folder, run
+from data.cli import ArgumentParser, InputError, Progress, Stopped, command, integer, real, refuse_missing_folder, run
 
 Ended = tuple[int, str, str]
 
@@ -49,6 +49,7 @@ def test_bad_input_is_one_sentence(end: Callable[[BaseException | None], Ended])
 
 def test_interrupted(end: Callable[[BaseException | None], Ended]) -> None:
     assert end(KeyboardInterrupt()) == (130, "begun\n", "interrupted\n")
+    assert end(Stopped(15)) == (143, "begun\n", "")
 
 
 @pytest.mark.parametrize("e", [MemoryError(), MemoryError("x"), RuntimeError("CUDA Error 2, Out of Memory")])
