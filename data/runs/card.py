@@ -56,8 +56,8 @@ def card(
 ) -> str:
     """The card of the checkpoint that trainer.json says `state` of, of the run in `folder`.
 
-    metrics, samples: the run's; losses of later steps are left out, and samples of any other. Raises `InputError` where run.json, parity.json or
-    evaluation.json is damaged.
+    metrics, samples: the run's; losses of later steps are left out, and samples of any other. Raises `InputError` where
+    run.json, parity.json or evaluation.json is damaged.
     """
     run = read_sealed(folder / "run.json")
     parity = read_sealed(folder / "parity.json") if (folder / "parity.json").is_file() else None
@@ -141,7 +141,8 @@ def training(run: Mapping[str, Any], state: Mapping[str, Any], rows: Sequence[Ma
 def validation(losses: Sequence[Mapping[str, Any]], step: int) -> list[str]:
     """The validation losses until this step, in a few rows, the last of them and the best said first."""
     last, best = losses[-1], min(losses, key=lambda row: row["val_loss"])
-    said = f"Loss {last['val_loss']:.4f} nats a token, perplexity {perplexity(last['val_loss']):,.2f}".replace("inf", "∞")
+    confusion = f"{perplexity(last['val_loss']):,.2f}".replace("inf", "∞")
+    said = f"Loss {last['val_loss']:.4f} nats a token, perplexity {confusion}"
     said += "" if last["step"] == step else f", measured after {last['step']:,} steps"
     said += "." if best is last else f"; the best was {best['val_loss']:.4f}, after {best['step']:,} steps."
     every = max(1, math.ceil((len(losses) - 1) / (ROWS - 1)))

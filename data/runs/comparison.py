@@ -1,7 +1,7 @@
 """A comparison of models, as `tinygrad_impl.compare` makes it: what compare.json holds, and its page in Markdown.
 
-models         of each: name, loss (nats a token), perplexity (null: beyond float64), bits_per_byte, tokens, tokenizer (SHA-256), vocab_size,
-               and `measures` of all its texts (see `data.text.counts.measured`)
+models         of each: name, loss (nats a token), perplexity (null: beyond float64), bits_per_byte, tokens, tokenizer
+               (SHA-256), vocab_size, and `measures` of all its texts (see `data.text.counts.measured`)
 data, tokens, bytes, valid_tokens, seq_len   what the losses are of: a prepared folder, its first tokens for
                validation, their bytes, how many there are, and how many at a time
 training_text  the prepared folder in which copied words were looked for; null where there was none

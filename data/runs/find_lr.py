@@ -31,8 +31,8 @@ def find_learning_rate(start: Start, by: Implementation) -> None:
             if not math.isfinite(loss):
                 if not losses:
                     raise InputError(
-                        f"the first loss, from the weights as they are, is {loss}: no learning rate mends that; look at "
-                        "the data, and at the weights of --init"
+                        f"the first loss, from the weights as they are, is {loss}: no learning rate mends that; look "
+                        "at the data, and at the weights of --init"
                     )
                 break
             mean = 0.9 * mean + 0.1 * loss

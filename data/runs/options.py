@@ -312,12 +312,10 @@ def refuse_other_config(given: Given, had: Given) -> None:
     changed |= {name for name in (*SEVERAL, "schedule") if options[name] is None}  # which a run may get since
     for name in options:
         if name not in {*FREE, *given, *changed} and options[name] != had[name]:
-            has, other = (
-                "none" if value is None else as_words(value) for value in (had[name], options[name])
-            )
+            has, other = ("none" if value is None else as_words(value) for value in (had[name], options[name]))
             raise InputError(
-                f"{run} has begun, with {flag(name)} {has}, and --config {given['config']} has {other}; --resume-if-any "
-                "goes on with it as it is: leave --config out, or give another --out"
+                f"{run} has begun, with {flag(name)} {has}, and --config {given['config']} has {other}; "
+                "--resume-if-any goes on with it as it is: leave --config out, or give another --out"
             )
 
 

@@ -218,8 +218,8 @@ class RunFolder:
         if later := sorted(other for other in found if other > step):
             which = ", ".join(f"step-{other}" for other in later)
             print(
-                f"note: {self.path} was trained to step {later[-1]} and goes back to step {step}: its later checkpoints "
-                f"({which}) are removed now, and what was measured and sampled after step {step}",
+                f"note: {self.path} was trained to step {later[-1]} and goes back to step {step}: its later "
+                f"checkpoints ({which}) are removed now, and what was measured and sampled after step {step}",
                 file=sys.stderr,
                 flush=True,
             )

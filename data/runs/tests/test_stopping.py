@@ -9,8 +9,8 @@ from threading import Event
 import pytest
 
 import data.runs.stopping
-from data.ranks import ALONE, Ranks
 from data.cli import Stopped
+from data.ranks import ALONE, Ranks
 from data.runs.stopping import AGAIN, STOPPING, BeforeTraining, stop_requests
 
 

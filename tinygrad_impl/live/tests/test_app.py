@@ -105,7 +105,11 @@ def test_whoever_leaves_in_the_middle_of_the_body_ends_nothing() -> None:
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/write", "headers": [(b"host", b"localhost")]}
-    asyncio.run(application(Turns(), FACTS, True)(scope | {"query_string": b"", "root_path": ""}, receive, send))
+
+    async def asked() -> None:
+        await application(Turns(), FACTS, True)(scope | {"query_string": b"", "root_path": ""}, receive, send)
+
+    asyncio.run(asked())
     assert not messages
     assert sent[0]["status"] == 400
 
