@@ -23,6 +23,14 @@ class InputError(Exception):
     """Bad input, in one sentence: what was wrong, where, and what to do next. Commands end with it and exit code 2."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal has asked the program to end, of which something has been said. It ends with 128 and its number."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
 class Lost(Exception):
     """Another rank of the job is gone, in one sentence. Commands end with it and exit code 1."""
 
@@ -133,10 +141,9 @@ def real(above: float, below: float = math.inf, *, closed: bool = True) -> Calla
     """An argparse type: a number from `above` (itself too, if `closed`) to below `below`."""
 
     def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
+        # float takes more: 1_000, and the digits of every script
+        plain = re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", text)
+        value = float(text) if plain else math.nan
         if not above <= value < below or (value == above and not closed):
             least = f"of at least {above}" if closed else f"above {above}"
             raise argparse.ArgumentTypeError(
@@ -191,6 +198,8 @@ def ending(e: BaseException, where: str = "") -> tuple[int, str] | None:
     if isinstance(e, MemoryError) or (isinstance(e, RuntimeError) and OUT_OF_MEMORY.search(str(e))):
         less = "use a smaller model, or --batch-size (--grad-accum makes up for it)"
         return 2, f"error: out of memory{where}; {less}\n"
+    if isinstance(e, Stopped):
+        return 128 + e.number, ""
     return (130, "interrupted\n") if isinstance(e, KeyboardInterrupt) else None
 
 

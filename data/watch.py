@@ -114,9 +114,14 @@ class Watch:
         if since is None:
             return
         if now - since > self.timeout:
-            self.end(self.missing() or self.behind())
-        elif asked and now - asked > PATIENCE and now - since > DOUBT and (missing := self.missing()):
-            self.end(missing)
+            said = self.missing() or self.behind()
+        elif asked and now - asked > PATIENCE and now - since > DOUBT:
+            said = self.missing()
+        else:
+            return
+        # to find that out took seconds, in which the others may have come, and even have ended
+        if said and self.since() == since and not (said == self.gone and self._leaving.is_set()):
+            self.end(said)
 
     @property
     def remedy(self) -> str:

@@ -16,7 +16,7 @@ from parity_tests.edges import Flow, flow_in_tinygrad, flow_in_torch
 from tinygrad_impl.backend import Backend, Plain
 
 NUDGES = 8  # sets of nudged weights: how far PyTorch's results scatter over them shows how well conditioned they are
-REFERENCE_TOKENS = 1024  # at a time, on a GPU: with far fewer, starting kernels takes longer than their work
+REFERENCE_TOKENS = 1024  # at a time: with far fewer, starting kernels on a GPU takes longer than their work
 # of these edges the kernels store bfloat16, to which PyTorch's autocast rounds them when its matmuls read them
 ROUNDED = (
     "ln_1",
@@ -70,12 +70,11 @@ class Setting:
         return tinygrad_impl.model.GPT2(self.config, self.arrays)
 
     def reference_batches(self, batches: Sequence[Batch]) -> Sequence[Batch]:
-        """Micro-batches of the same mean loss for the float64 reference: on a GPU of few rows each, since float64 takes
-        several times the memory that training does. Not where some rows score fewer targets than others: these would
-        weigh too much in a mean of means.
+        """Micro-batches of the same mean loss for the float64 reference, of few rows each, since float64 takes several
+        times the memory that training does. Not where some rows score fewer targets than others: these would weigh too
+        much in a mean of means.
         """
-        scored = {int(count) for _, y in batches for count in (y != IGNORED).sum(1)}
-        if self.torch_device == "cpu" or len(scored) > 1:
+        if len({int(count) for _, y in batches for count in (y != IGNORED).sum(1)}) > 1:
             return batches
         found = []
         for x, y in batches:

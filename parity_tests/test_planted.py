@@ -50,7 +50,7 @@ def server() -> Iterator[Server]:
 def test_a_bug_acts_in_the_tests_and_nowhere_else(server: Server) -> None:
     test = "data/runs/tests/test_revision.py::test_a_commit_and_what_was_changed_since"
     before = (ROOT / "data" / "runs" / "revision.py").read_text()
-    assert caught(("upside down", "data/runs/revision.py", "not changes", "bool(changes)", test), server)
+    assert caught(("upside down", "data/runs/revision.py", "not changed", "bool(changed)", test), server)
     assert not caught(("harmless", "data/runs/revision.py", "timeout=30", "timeout=29", test), server)
     with pytest.raises(LookupError, match="elsewhere: there is no test"):
         caught(("elsewhere", "data/runs/revision.py", "timeout=30", "timeout=29", f"{test}_and_more"), server)
@@ -98,7 +98,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says which are not caught, and by which test they should have been."""
     test = "data/runs/tests/test_revision.py::test_a_commit_and_what_was_changed_since"
     rows = [("one bug", "data/runs/revision.py", "timeout=30", "timeout=29", test)]
-    rows += [("another", "data/runs/revision.py", "not changes", "bool(changes)", test)]
+    rows += [("another", "data/runs/revision.py", "not changed", "bool(changed)", test)]
     rows += [("a third", "data/cli.py", "import errno", "import errno as e", test)]
     monkeypatch.setattr(planted, "catalogue", lambda: rows)
     monkeypatch.setattr(planted.Server.__init__, "__defaults__", (["pytest"],))

@@ -203,7 +203,9 @@ def command() -> ArgumentParser:
     parser.add_argument("--batch-size", type=integer(1), metavar="N", help="windows in a step (default: as train)")
     parser.add_argument("--seq-len", type=integer(1), metavar="N", help="tokens in a window (default: as train)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of matmuls (default: as train)")
-    parser.add_argument("--steps", type=integer(1), metavar="N", help="to measure of each (default: 100; on a CPU 10)")
+    parser.add_argument(
+        "--steps", type=integer(1), metavar="N", help="steps to measure per contender (default: 100; on a CPU 10)"
+    )
     parser.add_argument("--kernels", choices=CHOICES, default="auto", help="as train's (default: %(default)s)")
     parser.add_argument(
         "--against",

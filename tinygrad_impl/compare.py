@@ -13,6 +13,7 @@ import numpy as np
 from data.checkpoints.checkpoint import load, resolve
 from data.checkpoints.tensors import read_json
 from data.cli import ArgumentParser, InputError, Progress, command, integer, run
+from data.evaluation.losses import perplexity
 from data.files import atomic_write
 from data.runs.comparison import add_copied, add_measures, markdown, sample
 from data.runs.report_comparison import comparison_page
@@ -31,6 +32,7 @@ from tinygrad_impl.generate import (
     add_sampling_options,
     backend_for,
     encode,
+    not_a_number,
     pieces,
     sampling,
     setup,
@@ -73,7 +75,7 @@ def parser() -> ArgumentParser:
         "--eval-tokens", type=integer(0), default=16_384, metavar="N", help="its first N (16384); 0: all of it"
     )
     loss.add_argument("--seq-len", type=integer(1), metavar="N", help="tokens in a window; by default as in the run")
-    copying = parser.add_argument_group("whose words may have been copied")
+    copying = parser.add_argument_group("checking for memorized text")
     copying.add_argument(
         "--trained-on",
         metavar="TEXT",
@@ -260,11 +262,15 @@ def main() -> None:
             count, batches = len(own) - 1, windows_of(own, BATCH_SIZE, seq_len)
         steps = math.ceil(count / (BATCH_SIZE * seq_len))
         loss = Evaluator(model, backend)(shown(batches, steps, "loss", "batch"))
+        if not math.isfinite(loss):
+            raise InputError(not_a_number(name))
         bits = loss * count / math.log(2) / found["bytes"] if found["bytes"] else None
-        entry = {"name": name, "loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits}
+        confusion = perplexity(loss)
+        entry = {"name": name, "loss": loss, "perplexity": confusion if confusion < math.inf else None}
+        entry |= {"bits_per_byte": bits}
         entry |= {"tokens": count, "tokenizer": tokenizer.sha256, "vocab_size": config.vocab_size}
         found["models"].append(entry)
-        generator = Generator(model, backend, tokenizer.vocab_size, tokenizer.eot)
+        generator = Generator(model, backend, tokenizer.vocab_size, tokenizer.eot, name)
         rows = [encode(tokenizer, prompt, args.special_tokens) for prompt in prompts for _ in range(args.num_samples)]
         samples = written(generator, tokenizer, rows, new_tokens, Sampler(**settings))
         for i, text in enumerate(found["texts"]):

@@ -37,12 +37,20 @@ class Generator:
 
     Cache and graphs are kept from call to call, for each size of a batch. `backend` computes; the first `V` of the
     model's tokens are drawn from, those of its tokenizer (None: all), and a text ends before the token `eot` (None:
-    never). Raises `InputError` for a model of fewer than V tokens.
+    never). Raises `InputError` for a model of fewer than V tokens; and while it writes, where the model has a `name`,
+    for one that gives NaN, of which token 0 would be drawn for ever.
     """
 
-    def __init__(self, model: GPT2, backend: Backend | None = None, V: int | None = None, eot: int | None = None):
+    def __init__(
+        self,
+        model: GPT2,
+        backend: Backend | None = None,
+        V: int | None = None,
+        eot: int | None = None,
+        name: str | None = None,
+    ):
         rows = model.config.vocab_size
-        self.model, self.backend, self.V, self.eot = model, backend or Plain(), V or rows, eot
+        self.model, self.backend, self.V, self.eot, self.name = model, backend or Plain(), V or rows, eot, name
         if rows < self.V:
             raise InputError(f"the model has {rows} tokens, the tokenizer {V}; choose other weights")
         self._decoders: dict[int, Decoder] = {}  # by batch size
@@ -92,6 +100,8 @@ class Generator:
             tokens, lengths = np.array([row[-1] for row in rows], np.int32), np.array(held, np.int32)
             most = min(max_new_tokens - steps, context - max(held))  # until the first row's context is full
             for drawn, probabilities in model.draw(tokens, lengths, most, sampler):
+                if self.name and np.isnan(probabilities).any():
+                    raise InputError(not_a_number(self.name))
                 step: list[Drawn | None] = [None] * N
                 for i, (token, p) in enumerate(zip(drawn.tolist(), probabilities.tolist(), strict=True)):
                     ended[i] = ended[i] or token == self.eot
@@ -103,6 +113,14 @@ class Generator:
                     return
                 steps += 1
                 yield step
+
+
+def not_a_number(model: str) -> str:
+    """What is said of a model that gives NaN or infinity."""
+    return (
+        f"what {model} computes is not a number (NaN or infinity): its weights are damaged, or too large for its "
+        "dtype; give other weights, or --dtype float32"
+    )
 
 
 def encode(tokenizer: Tokenizer, prompt: str, special_tokens: bool = False) -> list[int]:
@@ -248,7 +266,7 @@ def main() -> None:
     device = open_device(args.device)
     model = GPT2(config, {name: a.astype(np.float32) for name, a in arrays.items()})
     backend = backend_for(args.dtype, config, device)
-    generator = Generator(model, backend, tokenizer.vocab_size, tokenizer.eot)
+    generator = Generator(model, backend, tokenizer.vocab_size, tokenizer.eot, args.model)
     print(setup(args.model, config, device, backend), file=sys.stderr)
     prompts = [prompt for prompt in args.prompt or ["Once upon a time"] for _ in range(args.num_samples)]
     rows = [encode(tokenizer, prompt, args.special_tokens) for prompt in prompts]

@@ -88,7 +88,8 @@ class Trainer:
         self.loss = 0.0
         for x, y in batches:
             with torch.autocast(self.device, self.autocast, enabled=self.autocast is not None):
-                _, loss = self.forward(torch.tensor(x, device=self.device), torch.tensor(y, device=self.device))
+                # what is not kept of it are the logits, which would take up their memory until the gradients are there
+                loss = self.forward(torch.tensor(x, device=self.device), torch.tensor(y, device=self.device))[1]
             (loss / len(batches)).backward()
             self.loss += loss.item() / len(batches)
 

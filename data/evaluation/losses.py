@@ -1,5 +1,6 @@
 """The losses of tokens, added up: validation and perplexity are made of them, whichever implementation computes."""
 
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -8,6 +9,11 @@ Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, integers (B, T); a 
 # of inputs and targets: the loss of each target in nats, float32 (B, T), 0 where it is -100; and whether it is the
 # token that the model finds likeliest, bool (B, T)
 TokenLosses = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def perplexity(loss: float) -> float:
+    """exp of a mean loss in nats; infinity where float64 has no such number, or only just."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def loss_sums(losses: TokenLosses, batches: Iterable[Batch]) -> tuple[float, int]:

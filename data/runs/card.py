@@ -16,6 +16,7 @@ from huggingface_hub import ModelCardData
 
 from data.checkpoints.sums import CURVE, weights_sha256
 from data.checkpoints.tensors import read_json
+from data.evaluation.losses import perplexity
 from data.runs.run_folder import SCORES, read_metrics, read_samples, read_sealed
 from data.text.fineweb import is_fineweb
 from data.text.sources import HUB_FILES
@@ -123,8 +124,8 @@ def card(
 ) -> str:
     """The card of the checkpoint that trainer.json says `state` of, of the run in `folder`.
 
-    metrics, samples: the run's; what is of later steps is left out. Raises `InputError` where run.json or
-    parity.json is damaged.
+    metrics, samples: the run's; losses of later steps are left out, and samples of any other. Raises `InputError` where
+    run.json or parity.json is damaged.
     """
     run = read_sealed(folder / "run.json")
     parity = read_sealed(folder / "parity.json") if (folder / "parity.json").is_file() else None
@@ -150,9 +151,8 @@ def card(
         lines += ["## Validation", *validation(losses, step)]
     if step:
         lines += [f"![Training and validation loss]({CURVE})"]
-    if before := [sample for sample in samples if sample[0] <= step]:
-        at, text = before[-1]
-        lines += ["## Sample", f"After {at:,} steps, {sampled(run)}:", quoted(text)]
+    if texts := [text for at, text in samples if at == step]:  # others are of other weights
+        lines += ["## Sample", f"After {step:,} steps, {sampled(run)}:", quoted(texts[-1])]
     lines += ["## Equality with PyTorch", verdict(parity)]
     lines += ["## How to repeat this", *commands(run, step)]
     return "\n\n".join(lines) + "\n"
@@ -191,10 +191,10 @@ def training(run: Mapping[str, Any], state: Mapping[str, Any], rows: Sequence[Ma
     update = options["grad_accum"] * options["batch_size"] * options["seq_len"]
     first, second = options["betas"]
     facts = {
-        "tokens an update": f"{update:,}, in windows of {options['seq_len']:,}",
+        "tokens per optimizer step": f"{update:,}, in windows of {options['seq_len']:,}",
         "learning rate": f"up to {options['lr']:g} in {options['warmup']:,} steps, down to {options['min_lr']:g}",
         "AdamW": f"betas {first:g} and {second:g}, weight decay {options['weight_decay']:g}",
-        "gradients' largest norm": f"{options['clip']:g}",
+        "gradient clipping (global norm)": f"{options['clip']:g}",
         "dtype of matmuls": options.get("dtype"),
         "seed": f"{options['seed']}",
         "device": f"{run['device']} ({run['card']})",
@@ -207,7 +207,8 @@ def training(run: Mapping[str, Any], state: Mapping[str, Any], rows: Sequence[Ma
 def validation(losses: Sequence[Mapping[str, Any]], step: int) -> list[str]:
     """The validation losses until this step, in a few rows, the last of them and the best said first."""
     last, best = losses[-1], min(losses, key=lambda row: row["val_loss"])
-    said = f"Loss {last['val_loss']:.4f} nats a token, perplexity {perplexity(last['val_loss'])}"
+    confusion = f"{perplexity(last['val_loss']):,.2f}".replace("inf", "∞")
+    said = f"Loss {last['val_loss']:.4f} nats a token, perplexity {confusion}"
     said += "" if last["step"] == step else f", measured after {last['step']:,} steps"
     said += "." if best is last else f"; the best was {best['val_loss']:.4f}, after {best['step']:,} steps."
     every = max(1, math.ceil((len(losses) - 1) / (ROWS - 1)))
@@ -217,10 +218,6 @@ def validation(losses: Sequence[Mapping[str, Any]], step: int) -> list[str]:
         trained = f"{row['loss']:.4f}" if "loss" in row else "-"
         table += f"| {row['step']:,} | {trained} | {row['val_loss']:.4f} |\n"
     return [said, table.rstrip()]
-
-
-def perplexity(loss: float) -> str:
-    return f"{math.exp(loss):,.2f}" if loss < 700 else "∞"
 
 
 def sampled(run: Mapping[str, Any]) -> str:

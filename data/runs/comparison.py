@@ -1,7 +1,7 @@
 """A comparison of models, as `tinygrad_impl.compare` makes it: what compare.json holds, and its page in Markdown.
 
-models         of each: name, loss (nats a token), perplexity, bits_per_byte, tokens, tokenizer (SHA-256), vocab_size,
-               and `measures` of all its texts (see `data.text.counts.measured`)
+models         of each: name, loss (nats a token), perplexity (null: beyond float64), bits_per_byte, tokens, tokenizer
+               (SHA-256), vocab_size, and `measures` of all its texts (see `data.text.counts.measured`)
 data, tokens, bytes, valid_tokens, seq_len   what the losses are of: a prepared folder, its first tokens for
                validation, their bytes, how many there are, and how many at a time
 training_text  the prepared folder in which copied words were looked for; null where there was none
@@ -27,8 +27,7 @@ TOKENIZERS_DIFFER = (
 )
 MEANING = (
     "Words are compared without case and punctuation. Repeated 4-grams are the share of four words in a row that stood "
-    "in the same text before; ended is the share of texts that came to an end by themselves; bits per byte are what a "
-    "text cost the model that wrote it."
+    "in the same text before; bits per byte of its own text are what a text cost the model that wrote it."
 )
 
 
@@ -95,8 +94,8 @@ def meaning(c: dict[str, Any]) -> str:
     if not where:
         return MEANING
     return (
-        f"{MEANING} Copied is what stands word for word in the training text of {where}: the longest run, 0 where it "
-        f"is shorter than {N} words, and the share of {N} words in a row."
+        f"{MEANING} Copied: verbatim overlap with the training text of {where}: the longest run, 0 where it is shorter "
+        f"than {N} words, and the share of {N} words in a row."
     )
 
 
@@ -131,7 +130,8 @@ def markdown(c: dict[str, Any]) -> str:
 
 def _losses(model: dict[str, Any]) -> list[str]:
     bits = model["bits_per_byte"]
-    cells = [f"{model['loss']:.4f}", f"{model['perplexity']:.2f}", f"{model['tokens']:,}"]
+    perplexity = "∞" if model["perplexity"] is None else f"{model['perplexity']:.2f}"
+    cells = [f"{model['loss']:.4f}", perplexity, f"{model['tokens']:,}"]
     return [*cells, "-" if bits is None else f"{bits:.4f}"]
 
 

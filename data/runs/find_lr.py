@@ -29,6 +29,11 @@ def find_learning_rate(start: Start, by: Implementation) -> None:
         for i, lr in enumerate(rates, 1):
             loss, _ = by.trainer.step(start.loader.next_micro_batches(start.micro_batches), lr)
             if not math.isfinite(loss):
+                if not losses:
+                    raise InputError(
+                        f"the first loss, from the weights as they are, is {loss}: no learning rate mends that; look "
+                        "at the data, and at the weights of --init"
+                    )
                 break
             mean = 0.9 * mean + 0.1 * loss
             losses.append(loss)

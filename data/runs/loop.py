@@ -37,6 +37,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
     task_scores = scoring(start, by)  # before the run's folder is written to: a task may be refused
     recorder = Recorder(start, by, files)
     run = recorder.folder
+    start.before.said = f"stopped before the first step; go on with\n  {recorder.resuming}"
     smoothed = Smoothed(row["loss"] for row in run.metrics[1:])
     say: Callable[[str], None] = (lambda text: None) if options.quiet else partial(print, flush=True)
     targets = read_meta(start.folder)["splits"]["valid"]["tokens"] - 1
@@ -63,16 +64,11 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         say(f"note: positions from {config.context} on stay untrained, as --seq-len is below {config.n_positions}")
     if start.moments is None:
         started = time.perf_counter()
-        try:
-            with recorder.room_on_disk():
-                row = {"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": validation_loss()}
-                recorder.metrics(row | task_scores())
-                recorder.sample()
-                recorder.checkpoint(tokens, seconds)
-        except KeyboardInterrupt:
-            if ranks.rank == 0:
-                print(f"stopped before the first step; go on with\n  {recorder.resuming}", file=sys.stderr)
-            raise
+        with recorder.room_on_disk():
+            row = {"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": validation_loss()}
+            recorder.metrics(row | task_scores())
+            recorder.sample()
+            recorder.checkpoint(tokens, seconds)
         taken = f"{time.perf_counter() - started:.0f} s with compiling, a sample and a checkpoint"
         say(f"before training: validation loss {run.metrics[0]['val_loss']:.3f} ({taken})")
     val_loss = next(row["val_loss"] for row in reversed(run.metrics) if "val_loss" in row)
@@ -86,6 +82,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         compiling=compiling,
         disable=options.quiet,
     )
+    start.before.over()  # from here on a request ends after a step
     with stop_requests(ranks) as requests, bar, recorder.finished(), recorder.room_on_disk():
 
         def stop_request() -> int:

@@ -276,20 +276,32 @@ def _completed(parser: ArgumentParser, args: Mapping[str, Any], given: Given) ->
                 )
             raise InputError(f"{resume} holds no run ({file} is missing); pass the folder of one")
     elif "config" in given:
-        file = given["config"]
-        file = given["config"] = file / "run.json" if file.is_dir() else file
+        file = given["config"] = of_config(given["config"])
     else:
         return given
-    options = options_of_run(read_sealed(file).get("options"), file)
-    for name, others in GO_WITH.items():
-        if name in given:  # another text or model: what was said of the run's own does not go with it
-            options |= dict.fromkeys(others)
+    options = options_beside(given, file)
     words = []
     for name, value in (options | given).items():
         if name in args and value is not None and value is not False:
             values = value if isinstance(value, list | tuple) else [value]
             words += [flag(name), *([] if value is True else map(str, values))]
     return without_none(vars(parser.parse_args(words)))
+
+
+def of_config(path: Path) -> Path:
+    """The file that --config means."""
+    return path / "run.json" if path.is_dir() else path
+
+
+def options_beside(given: Given, file: Path) -> Given:
+    """All options of the run that `file` is of, of which those given will change some. Where another text or model is
+    given, what was said of the run's own does not go with it, and is None.
+    """
+    options = options_of_run(read_sealed(file).get("options"), file)
+    for name, others in GO_WITH.items():
+        if name in given:
+            options |= dict.fromkeys(others)
+    return options
 
 
 def going_on(given: Given, module: str) -> Given:
@@ -317,7 +329,26 @@ def going_on(given: Given, module: str) -> Given:
             f"{run} {has}, and --resume-if-any goes on with it as it is, so {as_words(value)} is not possible; {same}, "
             "or give another --out"
         )
+    if "config" in given:
+        refuse_other_config(given, had)
     return {name: value for name, value in given.items() if name in (*FREE, "resume_if_any")} | {"resume": run}
+
+
+def refuse_other_config(given: Given, had: Given) -> None:
+    """Raises `InputError` where the run that goes on, and `had` these options, was not begun with those of --config."""
+    run, file = given["out"], of_config(given["config"])
+    options = options_beside(given, file)
+    changed = {name for option in given.keys() & GO_WITH.keys() for name in GO_WITH[option]}
+    if "global_batch_tokens" in given:  # of which this follows too
+        changed.add("batch_size")
+    changed |= {name for name in (*SEVERAL, "schedule") if options[name] is None}  # which a run may get since
+    for name in options:
+        if name not in {*FREE, *given, *changed} and options[name] != had[name]:
+            has, other = ("none" if value is None else as_words(value) for value in (had[name], options[name]))
+            raise InputError(
+                f"{run} has begun, with {flag(name)} {has}, and --config {given['config']} has {other}; "
+                "--resume-if-any goes on with it as it is: leave --config out, or give another --out"
+            )
 
 
 def as_words(value: Any) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.cli import ArgumentParser, InputError, run
+from data.evaluation.losses import perplexity
 from data.files import atomic_write
 from data.runs.card import computed_by, questions_of
 from data.runs.report_charts import (
@@ -26,7 +27,6 @@ from data.runs.report_charts import (
     controls,
     look,
     number,
-    perplexity,
     points,
     spread,
 )

@@ -3,8 +3,9 @@
 import math
 from typing import Any
 
+from data.evaluation.losses import perplexity
 from data.runs.comparison import SHOWN, TOKENIZERS_DIFFER, meaning, measures_table, other_tokenizers
-from data.runs.report_charts import number, perplexity
+from data.runs.report_charts import number
 from data.runs.report_html import breakable, escaped, page, spoken, table
 
 GPT2_VOCABULARY = 50_257  # of every model that was compared before compare.json said it
@@ -25,7 +26,7 @@ def comparison(c: dict[str, Any]) -> str:
         ["model", "loss (nats a token)", "perplexity", "bits per byte"],
         ["loss", "perplexity", "bits_per_byte"],  # older comparisons have no bits per byte
     )
-    rows = [[breakable(model["name"]), *(number(model.get(key)) for key in keys)] for model in models]
+    rows = [[breakable(model["name"]), *(number(model.get(key)) for key in keys)] for model in map(as_numbers, models)]
     differ = f"<p>{TOKENIZERS_DIFFER}</p>" if other_tokenizers(c) else ""
     sampling = [f"{key.replace('_', ' ')} {spoken(value)}" for key, value in c["sampling"].items() if value is not None]
     vocabulary = max(model.get("vocab_size", GPT2_VOCABULARY) for model in models)
@@ -40,6 +41,11 @@ less likely it was to the model that wrote it, on a logarithmic scale up to chan
 <span class="text">{legend}</span>. Over each text is its perplexity to the model that wrote it: a model that knows
 nothing has about {vocabulary:,}.</p>
 {"".join(side_by_side(text, c, vocabulary) for text in c["texts"])}"""
+
+
+def as_numbers(model: dict[str, Any]) -> dict[str, Any]:
+    """A model of a comparison, with infinity for its perplexity where compare.json has null."""
+    return model | ({"perplexity": math.inf} if model["perplexity"] is None else {})
 
 
 def counted(c: dict[str, Any]) -> str:

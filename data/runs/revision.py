@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+SOURCES = (".py", ".c")
 
 
 def revision(root: Path = ROOT) -> dict[str, Any]:
     """{"commit": 40 hex digits, "clean": whether every file is as committed}, of the repository at `root`.
 
-    Files that git does not track count as a change, ignored ones do not. Both are None where `root` is no git
+    Of files that git does not track `SOURCES` count as a change, unless they are ignored: a text of the user's computes
+    nothing. Both are None where `root` is no git
     repository's top folder, has no commit yet, or git is not installed.
     """
     unknown = {"commit": None, "clean": None}
@@ -19,10 +21,11 @@ def revision(root: Path = ROOT) -> dict[str, Any]:
     try:
         commit, changes = (
             subprocess.run(
-                ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=30
+                ["git", "-C", str(root), *words], capture_output=True, errors="replace", check=True, timeout=30
             ).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-z", "--untracked-files=all"])
         )
     except (OSError, subprocess.SubprocessError):
         return unknown
-    return {"commit": commit, "clean": not changes}
+    changed = [line for line in changes.split("\0") if line and (line[:3] != "?? " or line.endswith(SOURCES))]
+    return {"commit": commit, "clean": not changed}

@@ -32,6 +32,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -205,6 +206,7 @@ class RunFolder:
         step = state["step"] if state else -1
         change_scores(path, lambda rows: [row for row in rows if (row.get("step") or 0) <= step])
         if state:
+            folder._say_what_is_removed(state["step"])
             # first, because of what comes after it no metrics will be left
             folder.name("latest", f"step-{state['step']}")
         for left in path.glob("checkpoints/*.partial"):
@@ -226,6 +228,18 @@ class RunFolder:
         if state:
             folder.prune(range(state["step"] + 1))
         return folder
+
+    def _say_what_is_removed(self, step: int) -> None:
+        """Where there are checkpoints of later steps; what was measured since the latest is no more than half done."""
+        found = (int(path.name.removeprefix("step-")) for path in checkpoints(self.path / "checkpoints"))
+        if later := sorted(other for other in found if other > step):
+            which = ", ".join(f"step-{other}" for other in later)
+            print(
+                f"note: {self.path} was trained to step {later[-1]} and goes back to step {step}: its later "
+                f"checkpoints ({which}) are removed now, and what was measured and sampled after step {step}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Appends one step's object to metrics.jsonl."""

@@ -27,6 +27,7 @@ from data.runs.options import FREE, RECIPES, SIZES, Given, Options, flag, is_che
 from data.runs.run_folder import load_checkpoint, read_sealed
 from data.runs.sameness import refuse_other_programs, refuse_other_starts
 from data.runs.schedule import refuse_disorder, trained_longer
+from data.runs.stopping import BeforeTraining
 from data.runs.together import SharedVerification, by_rank_0, in_turns
 from data.text import token_files
 from data.text.formats import Reading
@@ -53,6 +54,7 @@ class Start:
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # options of a run that goes on: before and now
     ranks: Ranks = ALONE
     machines: dict[str, Any] = field(default_factory=dict)  # what run.json says of several ranks
+    before: BeforeTraining = field(default_factory=BeforeTraining)
 
     @property
     def micro_batches(self) -> int:
@@ -100,8 +102,9 @@ def begin(given: Given, device: str, ranks: Ranks = ALONE) -> Iterator[Start]:
 
     Raises `InputError` for whatever is wrong with them, on all ranks, be it on one alone.
     """
-    with ExitStack() as held:
-        yield _begin(given, device, ranks, held)
+    before = BeforeTraining()
+    with before.stops(ranks), ExitStack() as held:
+        yield replace(_begin(given, device, ranks, held), before=before)
 
 
 def _begin(given: Given, device: str, ranks: Ranks, held: ExitStack) -> Start:

@@ -2,13 +2,15 @@
 
 import os
 import signal
+import socket
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from threading import Event, Thread
 from types import FrameType
 
-from data.cli import leave_lost_terminal
+from data.cli import Stopped, leave_lost_terminal
 from data.ranks import Ranks, started_with_others
 
 REPEATED = 2.0  # seconds within which a signal to several ranks is taken for the same request
@@ -95,3 +97,67 @@ def stop_requests(ranks: Ranks) -> Iterator[StopRequests]:
         for number, handler in previous.items():
             signal.signal(number, handler)
         requests.leave()
+
+
+class BeforeTraining:
+    """SIGINT, SIGTERM and SIGHUP before the first step, in a process that is alone: they end it by `Stopped`, once what
+    it computes lets it, and that is said at once.
+
+    `said` is what is said in the end. Once training begins, `over`, they do what they did.
+    """
+
+    def __init__(self) -> None:
+        self.said = "stopped before the first step; nothing was trained"
+        self._held = ExitStack()
+
+    @contextmanager
+    def stops(self, ranks: Ranks) -> Iterator[None]:
+        """While this lasts. Other ranks' launcher ends them, and says why."""
+        try:
+            with self._held:
+                if ranks.size == 1 and not started_with_others():
+                    self._held.enter_context(self._caught())
+                yield
+        except KeyboardInterrupt:
+            if self.said and ranks.rank == 0:
+                print(self.said, file=sys.stderr)
+            raise
+
+    def over(self) -> None:
+        self.said = ""
+        self._held.close()
+
+    @contextmanager
+    def _caught(self) -> Iterator[None]:
+        numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+        reading, writing = socket.socketpair()
+        writing.setblocking(False)
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            for other, handler in previous.items():  # a second one acts
+                signal.signal(other, handler)
+            leave_lost_terminal()
+            raise Stopped(number)
+
+        def tell() -> None:
+            """In a thread: a handler has to wait for what is being computed."""
+            caught = {*reading.recv(64)}
+            if self.said and caught & {*numbers}:
+                with suppress(OSError):
+                    os.write(2, b"\nstopping\n")
+
+        previous = {number: signal.signal(number, stop) for number in numbers}
+        before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        teller = Thread(target=tell, daemon=True, name="stopping")
+        teller.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            with suppress(OSError):
+                writing.send(b"\0")
+            teller.join()
+            reading.close()
+            writing.close()

@@ -18,6 +18,7 @@ from data.cli import (
     ArgumentParser,
     InputError,
     Progress,
+    Stopped,
     command,
     integer,
     missing_extra,
@@ -59,6 +60,7 @@ def test_bad_input_is_one_sentence(end: Callable[[BaseException | None], Ended])
 
 def test_interrupted(end: Callable[[BaseException | None], Ended]) -> None:
     assert end(KeyboardInterrupt()) == (130, "begun\n", "interrupted\n")
+    assert end(Stopped(15)) == (143, "begun\n", "")
 
 
 @pytest.mark.parametrize("e", [MemoryError(), MemoryError("x"), RuntimeError("CUDA Error 2, Out of Memory")])
@@ -162,12 +164,12 @@ def test_real_numbers_at_their_bounds() -> None:
 
 
 def test_real_numbers() -> None:
-    assert [real(0)(text) for text in ("0", "1e-3", "5")] == [0, 1e-3, 5]
+    assert [real(0)(text) for text in ("0", "1e-3", "5.", ".5", "+2E1")] == [0, 1e-3, 5, 0.5, 20]
     assert real(0, 1)("0.999") == 0.999
     assert real(0, closed=False)("1e-9") == 1e-9
 
 
-@pytest.mark.parametrize("text", ["-0.1", "1", "nan", "inf", "-inf", "", "x"])
+@pytest.mark.parametrize("text", ["-0.1", "1", "nan", "inf", "-inf", "", "x", "0_0", "０", "0 ", ".", "0e"])
 def test_what_is_no_number_from_zero_to_below_one(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=r"is not a number of at least 0 and below 1$"):
         real(0, 1)(text)

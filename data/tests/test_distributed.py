@@ -5,15 +5,16 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data.cli import InputError
-from data.ranks import Ranks
+from data.ranks import Place, Ranks
 from data.tests.ranks import PATIENCE, Ended, ended, environment, free_port
+from data.watch import Watch
 
 RESUMING = "torchrun -m it --resume 'a run'"
 REMEDY = f"what is saved is not lost: go on with `{RESUMING}`"
@@ -204,3 +205,35 @@ def test_ranks_of_different_jobs(tmp_path: Path, changed: dict[str, str], words:
     ends = ended(tmp_path, [first, {**second, **changed}], bad, timeout=1)
     assert all(end.code == 2 for end in ends)
     assert any(words in end.err for end in ends), ends
+
+
+class Gone:
+    """A store that goes away, as rank 0 does at its end, while a rank asks who gives signs of life."""
+
+    def __init__(self) -> None:
+        self.meanwhile: Callable[[], object] = int
+
+    def set(self, key: str, value: str) -> None:
+        pass
+
+    def get(self, key: str) -> bytes:
+        self.meanwhile()
+        raise RuntimeError("Connection reset by peer")
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "leaves", "waits no longer"])
+def test_who_ends_while_others_look_for_it_is_not_lost(meanwhile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once this rank leaves too, or the others have come to where it waited."""
+    store, since, said = Gone(), [0.0], list[str]()
+    watch = Watch(Place(1, 2, 1, 2), store, False, 600, lambda: since[-1], int)
+    monkeypatch.setattr(watch, "end", said.append)
+    changes: dict[str, Callable[[], object]] = {"leaves": watch.leave, "waits no longer": lambda: since.append(1.0)}
+    store.meanwhile = changes.get(meanwhile, int)
+    try:
+        for asked, timeout in ((None, 0), (-1e6, 1e12)):
+            watch.timeout = timeout
+            since[:] = [-1e6]
+            watch._judge(asked, None)
+    finally:
+        signal.set_wakeup_fd(-1)
+    assert said == ([watch.gone] * 2 if meanwhile == "nothing" else [])

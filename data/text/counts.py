@@ -17,8 +17,8 @@ MEASURES = {  # of a text, by its key in JSON: what it is called
     "words": "words",
     "distinct_words": "distinct words",
     "repeated_4grams": "repeated 4-grams",
-    "ended": "ended",
-    "bits_per_byte": "bits per byte",
+    "ended": "reached end of text",
+    "bits_per_byte": "bits per byte of its own text",
     "longest_copied": "longest copied run",
     "copied_8grams": "copied 8-grams",
 }

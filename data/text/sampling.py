@@ -8,6 +8,7 @@ from data.cli import InputError
 
 # How texts are written unless told otherwise: the samples of training, by `generate` and by `compare`
 SAMPLING: dict[str, Any] = {"temperature": 0.6, "top_k": 40, "top_p": None, "seed": 1337, "max_new_tokens": 160}
+COLDEST = 1e-9  # the lowest temperature above 0: far below it logits / temperature are too large for a float
 
 
 class Sampler:
@@ -19,8 +20,8 @@ class Sampler:
     """
 
     def __init__(self, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, seed: int = 0):
-        if not 0 <= temperature < float("inf"):
-            raise InputError(f"temperature is {temperature}; give 0 (greedy) or a positive number")
+        if temperature != 0 and not COLDEST <= temperature < float("inf"):
+            raise InputError(f"temperature is {temperature}; give 0 (greedy), or a number of at least {COLDEST}")
         if top_k is not None and top_k < 1:
             raise InputError(f"top-k is {top_k}; give a whole number of at least 1")
         if top_p is not None and not 0 < top_p <= 1:

@@ -124,8 +124,8 @@ PLANTED: list[Row] = [
     (
         "compare: perplexity of base 2",
         COMPARE,
-        '"perplexity": math.exp(loss)',
-        '"perplexity": 2**loss',
+        "confusion = perplexity(loss)",
+        "confusion = 2**loss",
         IN_COMPARE + "what_it_says",
     ),
     (

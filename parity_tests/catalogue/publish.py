@@ -24,8 +24,8 @@ PLANTED: list[Row] = [
     (
         "card: a sample of a later step",
         CARD,
-        "[sample for sample in samples if sample[0] <= step]",
-        "list(samples)",
+        "[text for at, text in samples if at == step]",
+        "[text for _, text in samples]",
         IN_CARD + "what_comes_later_is_of_later_checkpoints",
     ),
     (

@@ -168,7 +168,7 @@ PLANTED: list[Row] = [
     (
         "live: other pages may ask",
         GUARD,
-        "if any(urlsplit(origin).netloc !=",
+        "if any(place(origin) !=",
         "if any(origin and urlsplit(origin).path ==",
         IN_GUARD + "other_pages_are_refused",
     ),

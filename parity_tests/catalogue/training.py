@@ -77,8 +77,8 @@ PLANTED: list[Row] = [
     (
         "a stop is announced on a terminal that is gone",
         "data/runs/stopping.py",
-        "        leave_lost_terminal()\n",
-        "",
+        "        leave_lost_terminal()\n        requests.",
+        "        requests.",
         RESUME + "test_a_terminal_that_goes_away",
     ),
     (
@@ -654,8 +654,8 @@ PLANTED: list[Row] = [
     (
         "a stop before the first step does not say how to go on",
         "data/runs/loop.py",
-        "except KeyboardInterrupt:",
-        "except SystemExit:",
+        "    start.before.said = f",
+        "    _ = f",
         "data/runs/tests/test_resume.py::test_a_stop_before_the_first_step_says_how_to_go_on",
     ),
     (

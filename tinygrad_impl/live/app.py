@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -35,6 +35,8 @@ def application(turns: Turns, facts: dict[str, Any], local: bool) -> App:
             turns.join(visit)
         except Refused as e:
             return JSONResponse({"errors": e.errors}, 422)
+        except ClientDisconnect:  # in the middle of the body: nobody is there to be answered
+            return Response(status_code=400)
         return EventStream(turns, visit, events)
 
     async def loaded(_: Request) -> Response:

@@ -55,6 +55,14 @@ def refusal(scope: Scope, local: bool) -> str:
     )
     if local and not (len(named) == 1 and LOCAL.fullmatch(named[0])):
         return "This page answers to the names 127.0.0.1 and localhost only; --host lets others in."
-    if any(urlsplit(origin).netloc != (named or [""])[0] for origin in origins):
+    if any(place(origin) != (named or [""])[0] for origin in origins):
         return "This request comes from another page; it is answered to its own page only."
     return ""
+
+
+def place(origin: str) -> str | None:
+    """The host and port of an origin; None where it is not written as one."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None

@@ -181,7 +181,7 @@ async function begin() {
         on[event.event](event);
         ended = event.event === "done" || event.event === "failed";
       }
-      if (!ended) say("The connection ended before the text did; write again.", true);
+      if (!ended) say("The connection ended before the text did; generate again.", true);
     }
   } catch (error) {
     if (control.signal.aborted) say("Stopped.");

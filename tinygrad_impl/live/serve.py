@@ -115,7 +115,7 @@ def opened(name: str, model: str, device: str, dtype: str | None) -> Model:
         "vocabulary": config.vocab_size,
         "computes": computed.rpartition("; ")[2],
     }
-    return Model(tokenizer, Generator(made, backend, tokenizer.vocab_size, tokenizer.eot), facts)
+    return Model(tokenizer, Generator(made, backend, tokenizer.vocab_size, tokenizer.eot, name), facts)
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -92,7 +92,8 @@ def test_what_it_says(compared: tuple[Path, Result], models: dict[str, Path], pr
     assert last == "Written to compare.md, compare.json and page.html\n"
     table, counted = page.split("\n\n")[2], page.split("\n\n")[3:6]
     assert counted[0] == "Of 2 texts of each model, mean ± standard deviation:"
-    assert counted[1].startswith("| | words | distinct words | repeated 4-grams | ended | bits per byte |\n|---|")
+    heads = "words | distinct words | repeated 4-grams | reached end of text | bits per byte of its own text"
+    assert counted[1].startswith(f"| | {heads} |\n|---|")
     assert "copied" not in page  # nothing says what these were trained on
     printed = re.findall(r"(?m)^\| (.*) \| (.*) \| (.*) \| (.*) \| (.*) \|$", table)
     assert "\n| | loss (nats a token) | perplexity | tokens | bits per byte |\n|---|---|---|---|---|\n| /" in page
@@ -252,7 +253,9 @@ def test_a_run_names_its_data_and_keeps_the_page(
     step_20 = load(run / "checkpoints" / "step-20")[1]["wte.weight"]
     for found_there, expected in zip(weights, [load(smallest)[1]["wte.weight"]] * 2 + [step_20] * 2, strict=True):
         np.testing.assert_array_equal(found_there, expected)
-    assert [arguments[1:] for arguments in quick.made] == [(Plain(),), (Plain(), 50257, 50256)] * 2
+    names = (str(smallest), str(run))
+    made = [of for name in names for of in ((Plain(),), (Plain(), 50257, 50256, name))]
+    assert [arguments[1:] for arguments in quick.made] == made
     samplers = [sampler for _, _, sampler in quick.asked]
     assert [(s.temperature, s.top_k, s.top_p) for s in samplers] == [(0.6, 40, None)] * 2
     first = np.random.Generator(np.random.PCG64(1337)).random()
@@ -312,7 +315,7 @@ def test_many_samples_of_three_models(
         assert found["models"][i]["measures"][0]["spread"] == statistics.stdev([2, 6, 5, size + 1, 0, 2])
     assert result.out.startswith(f"# {smallest}, {smallest} and {smallest}\n")
     assert "Of 6 texts of each model, mean ± standard deviation:" in result.out
-    assert "in the training text of data: the longest run" in result.out
+    assert "Copied: verbatim overlap with the training text of data: the longest run" in result.out
     assert result.out.count(f"\n| {smallest} | 4.3 ± 2.1 | ") == 3
     assert result.out.count("\n> A a b c d e\n") == 3
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
@@ -408,9 +411,31 @@ def test_device_dtype_and_stories(
     assert asked == ["metal", "stories"]
     assert [arguments[1:] for arguments in quick.made] == [
         (Plain(dtypes.bfloat16),),
-        (Plain(dtypes.bfloat16), 50257, 50256),
+        (Plain(dtypes.bfloat16), 50257, 50256, str(smallest)),
     ] * 2
     assert len(re.findall(r"(?m)^/.*, bfloat16, plain kernels$", result.err)) == 2
+
+
+@pytest.mark.parametrize(("loss", "shown"), [(699.0, f"{math.exp(699):.2f}"), (701.0, "∞"), (1e300, "∞")])
+def test_a_perplexity_beyond_float64(
+    loss: float, shown: str, quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(compare, "Evaluator", lambda *_: lambda batches: (list(batches), loss)[1])
+    given = (smallest, "--data", prepared_folder, "--device", "CPU", "--html", "page.html")
+    assert f"| {loss:.4f} | {shown} |" in call(main, *given, cwd=tmp_path).out
+    json.loads((tmp_path / "compare.json").read_text(), parse_constant=pytest.fail)
+    assert (">∞<" in (tmp_path / "page.html").read_text(encoding="utf-8")) == (shown == "∞")
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_model_that_gives_no_number_is_named(
+    loss: float, quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(compare, "Evaluator", lambda *_: lambda batches: (list(batches), loss)[1])
+    result = call(main, smallest, "--data", prepared_folder, "--device", "CPU", cwd=tmp_path)
+    assert result.code == 2
+    assert result.errors[0].startswith(f"error: what {smallest} computes is not a number")
+    assert not (tmp_path / "compare.json").exists()
 
 
 def test_how_a_text_is_read(quick: Watched, smallest: Path, tmp_path: Path) -> None:

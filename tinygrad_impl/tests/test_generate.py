@@ -84,8 +84,8 @@ class Scripted(Sampler):
 class Witness:
     """Takes a generator's place in the program and keeps what it was given. Writes " 0", " 1", ... after prompts."""
 
-    def __init__(self, model: GPT2, backend: Backend, V: int, eot: int):
-        self.model, self.backend, self.V, self.eot = model, backend, V, eot
+    def __init__(self, model: GPT2, backend: Backend, V: int, eot: int, name: str):
+        self.model, self.backend, self.V, self.eot, self.name = model, backend, V, eot, name
 
     def __call__(
         self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler, tick: Callable[[], object] = int
@@ -395,6 +395,16 @@ def test_bfloat16_products(generator: Generator) -> None:
     assert steps[1] == pytest.approx(expected, rel=1e-4)
     assert steps[0] == pytest.approx(expected, rel=0.1)
     assert all(abs(p - exact) > 1e-4 * exact for p, exact in zip(steps[0], expected, strict=True))
+
+
+def test_a_model_that_gives_no_number_is_named() -> None:
+    """Token 0 would be drawn for ever. Whoever wants to see what it gives names no model."""
+    arrays = initial_weights(SMALLER, 1)
+    arrays["ln_f.bias"][0] = np.nan
+    model = GPT2(SMALLER, arrays)
+    assert Generator(model, V=V)([[1]], 2, Sampler(0)) == [[0, 0]]
+    with pytest.raises(generate_module.InputError, match=r"^what a/model computes is not a number"):
+        list(Generator(model, V=V, eot=0, name="a/model").stream([[1]], 2, Sampler(0)))
 
 
 @pytest.mark.parametrize("more", [0, 1])

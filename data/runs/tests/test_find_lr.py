@@ -115,6 +115,14 @@ def test_it_ends_where_the_loss_is_no_number(stub: Stub, place: Path, tmp_path: 
     assert len(stub.stepped) == 30
 
 
+def test_a_first_loss_that_is_no_number(stub: Stub, place: Path, tmp_path: Path) -> None:
+    stub.loss = lambda step: math.nan
+    result = training(stub, place, tmp_path / "found", find_lr=True)
+    assert result.code == 2
+    [said] = result.errors
+    assert said.startswith("error: the first loss, from the weights as they are, is nan: ")
+
+
 @pytest.mark.parametrize(("turn", "refusal"), [(4, True), (5, False)])
 def test_a_loss_that_does_not_fall(turn: int, refusal: bool, stub: Stub, place: Path, tmp_path: Path) -> None:
     """Or only over the first four rates, which is too little to tell."""

@@ -603,6 +603,18 @@ def test_the_same_command_goes_on(stub: Stub, place: Path, tmp_path: Path, monke
     refused(other, "was begun without --valid, and --resume-if-any", "so 0.2 is not possible; leave it out")
 
 
+def test_the_same_command_with_the_options_of_another_run(stub: Stub, place: Path, tmp_path: Path) -> None:
+    """A run that has them goes on; another says in what its own differ, unless that was given."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    for folder, weight_decay in ((run, 0.2), (other, 0.3)):
+        assert training(stub, place, folder, weight_decay=weight_decay, steps=1).code == 0
+    words = ["--out", run, "--resume-if-any", "--config"]
+    assert call(stub.main, *words, run, cwd=place).out == f"{run} is finished, with all its 1 step\n"
+    said = f"{run} has begun, with --weight-decay 0.2, and --config {other} has 0.3; --resume-if-any goes on with it"
+    refused(call(stub.main, *words, other, cwd=place), said, "leave --config out, or give another --out")
+    assert call(stub.main, *words, other, "--weight-decay", 0.2, cwd=place).code == 0
+
+
 def test_the_same_command_with_more_steps_says_how_to_train_longer(stub: Stub, place: Path, tmp_path: Path) -> None:
     """And what it says is so: the command, and then the same one with these steps."""
     run = tmp_path / "run"

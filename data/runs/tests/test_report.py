@@ -479,7 +479,7 @@ def test_what_was_counted_of_the_texts() -> None:
     """In a table; nothing of an older comparison, which is shown all the same."""
     text = " ".join(Page(comparison_page(COMPARISON)).text.split())
     assert "Of 1 text of each model, mean ± standard deviation. Words are compared" in text
-    assert "in the training text of runs/data/stories: the longest run" in text
+    assert "Copied: verbatim overlap with the training text of runs/data/stories: the longest run" in text
     assert "model words copied 8-grams step-0 2.0 12.5 ± 25.0 % runs/mine 2.0 50.0 ± 25.0 %" in text
     older = " ".join(Page(comparison_page(modern(OLDER_COMPARISON))).text.split())
     assert "mean ±" not in older

@@ -106,7 +106,10 @@ def test_a_resumed_run_records_where_it_did_so(stub: Stub, finished: Folders, tm
     stopped = rewind(finished[1], tmp_path / "stopped", 6)
     stub.kernels, stub.package = "fused", "tinygrad_impl"
     assert resume(stub, finished[0], stopped / "checkpoints" / "step-6").code == 0
-    assert resume(stub, finished[0], stopped / "checkpoints" / "step-3").code == 0
+    again = resume(stub, finished[0], stopped / "checkpoints" / "step-3")
+    assert again.code == 0
+    note = f"note: {stopped} was trained to step 13 and goes back to step 3: its later checkpoints (step-6, "
+    assert again.err.startswith(note)
     said, began = (read_sealed(run / "run.json") for run in (stopped, finished[1]))
     continued = said.pop("continued")
     assert said == began

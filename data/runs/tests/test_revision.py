@@ -34,8 +34,13 @@ def test_a_commit_and_what_was_changed_since(tmp_path: Path) -> None:
     second = git(tmp_path, "rev-parse", "HEAD")
     assert second != first
     assert revision(tmp_path) == {"commit": second, "clean": True}
-    (tmp_path / "new.py").write_text("")
-    assert revision(tmp_path) == {"commit": second, "clean": False}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "stories.txt").write_text("")
+    assert revision(tmp_path) == {"commit": second, "clean": True}  # no source
+    for name in ("new.py", "mine/é.c"):
+        (tmp_path / name).write_text("")
+        assert revision(tmp_path) == {"commit": second, "clean": False}
+        (tmp_path / name).unlink()
 
 
 def test_where_there_is_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

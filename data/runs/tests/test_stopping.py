@@ -9,8 +9,9 @@ from threading import Event
 import pytest
 
 import data.runs.stopping
+from data.cli import Stopped
 from data.ranks import ALONE, Ranks
-from data.runs.stopping import AGAIN, STOPPING, stop_requests
+from data.runs.stopping import AGAIN, STOPPING, BeforeTraining, stop_requests
 
 
 class Several(Ranks):
@@ -72,3 +73,24 @@ def test_a_process_that_torchrun_started_alone_may_be_told_twice(monkeypatch: py
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
     assert requests.caught == [signal.SIGINT]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_before_the_first_step(
+    number: signal.Signals, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is said at once, though the program computes; then it ends, unless training had begun."""
+    own = signal.signal(number, signal.default_int_handler)
+    request.addfinalizer(partial(signal.signal, number, own))
+    before = BeforeTraining()
+    with pytest.raises(Stopped) as stopped, before.stops(ALONE):
+        signal.raise_signal(number)
+    assert stopped.value.number == number
+    assert capfd.readouterr().err == "\nstopping\nstopped before the first step; nothing was trained\n"
+    for when in (BeforeTraining(), before):
+        with pytest.raises(KeyboardInterrupt) as interrupted, when.stops(ALONE):  # noqa: PT012
+            when.over()
+            signal.raise_signal(number)
+        assert not isinstance(interrupted.value, Stopped)
+    assert capfd.readouterr().err == ""
+    assert signal.getsignal(number) == signal.default_int_handler

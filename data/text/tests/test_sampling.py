@@ -108,6 +108,7 @@ def test_huge_logits_and_tiny_temperatures_do_not_overflow() -> None:
     ("options", "message"),
     [
         ({"temperature": -0.1}, "temperature is -0.1"),
+        ({"temperature": 9e-10}, "temperature is 9e-10"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_k": 0}, "top-k is 0"),
@@ -225,7 +226,7 @@ def test_probabilities_are_computed_in_float64(options: dict[str, float]) -> Non
 def test_the_last_value_in_range_is_taken() -> None:
     """Of every option; what lies beyond it is refused below."""
     logits = np.array([[1, 2, 3]], np.float32)
-    for sampler in (Sampler(0, 1, 1.0, 0), Sampler(1e-300, 1, 1.0, 0), Sampler(top_p=1e-300)):
+    for sampler in (Sampler(0, 1, 1.0, 0), Sampler(1e-9, 1, 1.0, 0), Sampler(top_p=1e-300)):
         np.testing.assert_array_equal(sampler(logits), [2])
     assert Sampler(1e300, top_k=3)(logits)[0] in (0, 1, 2)
 

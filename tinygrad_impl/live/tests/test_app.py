@@ -1,5 +1,6 @@
 """The page by HTTP: through Starlette's client, and the program as it is started."""
 
+import asyncio
 import http.client
 import json
 import signal
@@ -88,6 +89,29 @@ def test_bad_values_are_said() -> None:
         answer = browser.post("/write", content=b"x" * (MOST_BYTES + 1))
         assert (answer.status_code, answer.json()["errors"].keys()) == (422, {"prompt"})
         assert browser.post("/write", content=b"{").json()["errors"].keys() == {""}
+
+
+def test_whoever_leaves_in_the_middle_of_the_body_ends_nothing() -> None:
+    """And no error is let out, which the server would print."""
+    from tinygrad_impl.live.app import application
+
+    messages = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/write", "headers": [(b"host", b"localhost")]}
+
+    async def asked() -> None:
+        await application(Turns(), FACTS, True)(scope | {"query_string": b"", "root_path": ""}, receive, send)
+
+    asyncio.run(asked())
+    assert not messages
+    assert sent[0]["status"] == 400
 
 
 def test_who_is_answered() -> None:

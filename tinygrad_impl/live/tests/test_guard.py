@@ -54,7 +54,7 @@ def test_one_name_has_to_be_given(headers: list[tuple[str, str]]) -> None:
 
 
 @pytest.mark.parametrize("local", [True, False])
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:8001", ""])
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:8001", "", "http://[::1"])
 def test_other_pages_are_refused(origin: str, local: bool) -> None:
     status, said, _ = ask([("host", "127.0.0.1:8000"), ("origin", origin)], local)
     assert status == 403

@@ -37,6 +37,8 @@ def test_zero_and_nothing_are_all_tokens() -> None:
         ("temperature", "-1", "-1 is not a number of at least 0."),
         ("temperature", "nan", "nan is not a number of at least 0."),
         ("temperature", "inf", "inf is not a number of at least 0."),
+        ("temperature", "1e-320", "Temperature is 1e-320; give 0 (greedy), or a number of at least 1e-09."),
+        ("temperature", "1_0", "1_0 is not a number of at least 0."),
         ("temperature", "", "Nothing is given; 0.6 is usual."),
         ("top_k", "2.5", "2.5 is not a whole number of at least 0."),
         ("top_k", "-1", "-1 is not a whole number of at least 0."),
