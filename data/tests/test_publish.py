@@ -213,7 +213,7 @@ def test_a_dry_run_asks_nobody(hub: Hub, folder: Path, monkeypatch: pytest.Monke
     size = (folder / "checkpoints" / "step-1" / "model.safetensors").stat().st_size
     assert f"  model.safetensors {size:>26,} bytes\n" in result.out
     assert "license: mit\n" in result.out
-    assert "optimizer" not in result.out
+    assert "optimizer.safetensors" not in result.out
     assert result.out.endswith(f"Nothing was sent. Without --dry-run this goes to {ME}.\n")
 
 
