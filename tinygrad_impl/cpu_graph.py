@@ -12,7 +12,7 @@ from tinygrad.runtime.ops_cpu import CPUProgram
 from tinygrad.uop.ops import Ops, UOp
 
 from tinygrad_impl.cpu import c_source
-from tinygrad_impl.internals import HostCall, c_function, in_parallel
+from tinygrad_impl.internals import c_function, in_parallel, runtime_of
 
 ARGUMENTS = 16  # of a kernel, at most
 FIELDS = 3  # of graph.c's struct `call`, before the arguments
@@ -51,7 +51,9 @@ class CPUGraph(GraphRunner):
 
     @staticmethod
     def supports_uop(batch_devs: list[Any], new_call: UOp) -> bool:
-        if not GraphRunner.supports_uop(batch_devs, new_call) or HostCall.is_in(new_call):
+        if not GraphRunner.supports_uop(batch_devs, new_call):
+            return False
+        if not isinstance(runtime_of(new_call), CPUProgram | None):  # but a function of Python's
             return False
         info = new_call.src[0].arg
         constant = all(isinstance(size, int) for size in info.global_size)

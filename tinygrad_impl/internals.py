@@ -124,7 +124,12 @@ class HostCall:
     @staticmethod
     def is_in(call: UOp) -> bool:
         """Whether a call of a captured graph is one of these, which a CUDA graph cannot have."""
-        return isinstance(runtime_cache.get((call.src[0].key, str(call.src[1].device))), HostCall)
+        return isinstance(runtime_of(call), HostCall)
+
+
+def runtime_of(call: UOp) -> Any:
+    """What computes a call of a captured graph; None if it is yet to be compiled."""
+    return runtime_cache.get((call.src[0].key, str(call.src[1].device)))
 
 
 def called_after(tensors: Sequence[Tensor], name: str, function: Callable[[], None]) -> list[Tensor]:

@@ -205,8 +205,8 @@ PLANTED: list[Row] = [
     (
         "graph: a call of the host is taken for a kernel",
         GRAPH,
-        " or HostCall.is_in(new_call)",
-        "",
+        "if not isinstance(runtime_of(new_call), CPUProgram | None):",
+        "if False:",
         IN_GRAPH + "a_call_of_the_host_is_between_graphs",
     ),
     (
