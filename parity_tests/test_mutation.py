@@ -102,7 +102,7 @@ def test_a_mutant_is_tried_in_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
         server, file = Server(tree, ["pytest"]), tree / "data" / "runs" / "revision.py"
         source = file.read_text()
         try:
-            for old, new, outcome in (("not changes", "changes", "killed"), ("timeout=30", "timeout=29", "survived")):
+            for old, new, outcome in (("not changed", "changed", "killed"), ("timeout=30", "timeout=29", "survived")):
                 monkeypatch.setattr(mutation, "changed", lambda _, text, old=old, new=new: text.replace(old, new))
                 place = Mutant("data/runs/revision.py", 30, 0, "revision", "core/AddNot", 0, "0")
                 result = tried(place, server, {"data/runs/revision.py": {30: [test]}}, {test: 1.0})

@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-SOURCES = (".py", ".c")
+SOURCES = (".py", ".c", ".h")
 
 
 def revision(root: Path = ROOT) -> dict[str, Any]:
     """{"commit": 40 hex digits, "clean": whether every file is as committed}, of the repository at `root`.
 
     Of files that git does not track `SOURCES` count as a change, unless they are ignored: a text of the user's computes
-    nothing. Both are None where `root` is no git
-    repository's top folder, has no commit yet, or git is not installed.
+    nothing. Both are None where `root` is no git repository's top folder, has no commit yet, or git is not installed.
     """
     unknown = {"commit": None, "clean": None}
     if not (root / ".git").exists():  # an installed copy inside some other repository is none of its commits
