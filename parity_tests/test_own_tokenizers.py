@@ -133,7 +133,7 @@ class Echo:
 
     made: ClassVar[list["Echo"]] = []
 
-    def __init__(self, model: object, backend: object, V: int, eot: int, name: str):
+    def __init__(self, model: object, backend: object, V: int, eot: int, name: str | None = None):
         self.vocabulary, self.rows = (V, eot), list[list[int]]()
         self.made.append(self)
 

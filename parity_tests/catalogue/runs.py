@@ -76,7 +76,7 @@ PLANTED: list[Row] = [
     (
         "sources that are not committed",
         "data/runs/revision.py",
-        'SOURCES = (".py", ".c")',
+        'SOURCES = (".py", ".c", ".h")',
         'SOURCES = (".py",)',
         "data/runs/tests/test_revision.py::test_a_commit_and_what_was_changed_since",
     ),
