@@ -237,7 +237,7 @@ mutant(
 mutant(
     "embedding's gradient keeps the last of repeated tokens",
     "wte ",
-    (F, "add_rows", ("cell.load() + rows", "rows")),
+    (F, "_add_rows", ("cell.load() + rows", "rows")),
 )
 mutant(
     "embedding's gradient in bfloat16",

@@ -133,7 +133,7 @@ class Plain:
         return [getattr(formulas, name)(*sources, **settings, **more)]
 
     def gradient(self, out: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
-        return functional.joined_gradients(out.gradient(*targets))
+        return out.gradient(*targets)
 
     def written(self, totals: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
         return functional.in_place(totals, values)

@@ -19,7 +19,6 @@ from tinygrad.uop.ops import AxisType, KernelInfo, UOp
 from tinygrad_impl import cpu, cpu_attention
 
 VOCAB_TILE = 128  # 50257 = 29 * 1733 has no factor to tile by; 393 * 128 = 50304 has many
-ADD_ROWS = "embedding_gradient"  # the name of `add_rows` in graphs
 ROWS = 64  # of a block: what is summed over more rows than that, as gradients of parameters are, is so in blocks
 
 Gradient = Callable[[UOp, UOp], tuple[UOp | None, ...]]  # of a call: from its output's, those of its sources
@@ -40,7 +39,7 @@ def is_cpu(x: Tensor | UOp) -> bool:
 
 
 def embedding(tokens: Tensor, weight: Tensor, gradient: Gradient | None = None) -> Tensor:
-    """The rows of weight (V, C) that tokens (B, T) name: (B, T, C). `gradient` takes the place of `add_rows`."""
+    """The rows of weight (V, C) that tokens (B, T) name: (B, T, C). `gradient` takes the place of `_add_rows`."""
     table, index = weight.as_param(0), tokens.as_param(1)
     one_hot = Tensor.arange(weight.shape[0]) == index.unsqueeze(-1)  # becomes a plain gather
     rows = one_hot.unsqueeze(-1).where(table, 0).sum(-2, dtype=weight.dtype)
@@ -53,10 +52,10 @@ def _embedding_gradient(gradient: UOp, call: UOp) -> tuple[UOp, None]:
     total = Tensor.zeros(*weight.shape, dtype=gradient.dtype, device=weight.device).contiguous().uop
     rows = gradient.reshape((tokens.numel(), weight.shape[1])).contiguous()  # (B*T, C)
     index = tokens.reshape((tokens.numel(),)).contiguous()  # (B*T,)
-    return total.custom_kernel(index, rows, fxn=partial(add_rows, on_cpu=is_cpu(weight)))[0], None
+    return total.custom_kernel(index, rows, fxn=partial(_add_rows, on_cpu=is_cpu(weight)))[0], None
 
 
-def add_rows(total: UOp, index: UOp, rows: UOp, on_cpu: bool) -> UOp:
+def _add_rows(total: UOp, index: UOp, rows: UOp, on_cpu: bool) -> UOp:
     """The kernel total[index[i]] += rows[i], in the order of i, so that a sum is the same in every run.
 
     total (V, C), index (N,), rows (N, C). A thread owns a column: no two write to the same place.
@@ -69,7 +68,7 @@ def add_rows(total: UOp, index: UOp, rows: UOp, on_cpu: bool) -> UOp:
     row = index[i].load().clip(0, total.shape[0] - 1).cast(dtypes.weakint)  # known bounds spare an index check
     cell = total.after(i).index(row, column)  # `after(i)`: read anew each time round
     stored = cell.store(cell.load() + rows[i, column].load())
-    return stored.end(i, lane, block).sink(arg=KernelInfo(name=ADD_ROWS, opts_to_apply=()))
+    return stored.end(i, lane, block).sink(arg=KernelInfo(name="embedding_gradient", opts_to_apply=()))
 
 
 def long_sum(x: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ In the comments B is the batch, T the sequence length, C = n_embd, H = n_head, D
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NoReturn
 
 from tinygrad import Tensor, nn
@@ -102,25 +101,6 @@ def in_place(totals: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]
             places[memory] = total.uop.reshape(memory.shape)
         found.append(uop)
     return [Tensor(uop.base) for uop in UOp.sink(*found).substitute(places).src]
-
-
-def joined_gradients(gradients: Iterable[Tensor]) -> list[Tensor]:
-    """The same gradients. That of a table which is both the embedding's and the head's is a sum of two tables, of which
-    one has few rows: these are added to the other, in its memory, if a kernel has written it.
-    """
-    return [Tensor(uop) for uop in graph_rewrite(UOp.sink(*(g.uop for g in gradients)), ROWS_ONTO_HEAD).src]
-
-
-def _onto(head: UOp, rows: UOp) -> UOp | None:
-    call = rows.src[1]
-    if call.op is not Ops.CALL or getattr(call.src[0].arg, "name", "") != formulas.ADD_ROWS or _written(head) is None:
-        return None
-    return head.custom_kernel(*call.src[2:], fxn=partial(formulas.add_rows, on_cpu=formulas.is_cpu(head)))[0]
-
-
-ROWS_ONTO_HEAD = PatternMatcher(
-    [(UPat(Ops.ADD, src=[UPat(Ops.AFTER, name="head"), UPat(Ops.AFTER, name="rows")]), _onto)]
-)
 
 
 def _written(uop: UOp) -> UOp | None:

@@ -174,13 +174,6 @@ PLANTED: list[Row] = [
         IN_PLACE + "one_kernel_for_two_totals",
     ),
     (
-        "the embedding's gradient is a table of its own",
-        FUNCTIONAL,
-        "!= formulas.ADD_ROWS",
-        "!= formulas.ADD_ROWS + ' '",
-        IN_PLACE + "rows_of_the_embedding_are_added_to_the_heads_gradient",
-    ),
-    (
         "graph.c: every part is the first",
         GRAPH_C,
         "j == c->core ? part",

@@ -1,12 +1,12 @@
 """Gradients that kernels write where they stay."""
 
 import numpy as np
-from tinygrad import Tensor, dtypes
+from tinygrad import Tensor
 from tinygrad.helpers import GlobalCounters
 
-from tinygrad_impl import cpu, formulas
+from tinygrad_impl import cpu
 from tinygrad_impl.flat import zeros
-from tinygrad_impl.functional import in_place, joined_gradients
+from tinygrad_impl.functional import in_place
 from tinygrad_impl.internals import contents
 
 RANDOM = np.random.default_rng(0)
@@ -38,22 +38,3 @@ def test_one_kernel_for_two_totals() -> None:
     Tensor.realize(*in_place(totals, [product, product]))
     for total in totals:
         np.testing.assert_allclose(contents(total), a @ a, rtol=0, atol=1e-5)
-
-
-def test_rows_of_the_embedding_are_added_to_the_heads_gradient() -> None:
-    """The table is both. There is no table of the embedding's gradient alone, which would be made and added."""
-    table, above = (RANDOM.standard_normal((70, 8)).astype(np.float32) for _ in range(2))
-    tokens = np.array([[3, 1, 3, 69]], np.int32)
-    expected = np.repeat(above[:4].sum(0, keepdims=True), 70, 0)
-    np.add.at(expected, tokens[0], above[:4])
-
-    def gradient() -> Tensor:
-        weight, index = Tensor(table).realize(), Tensor(tokens).realize()
-        x = Tensor(above[:4]).realize().reshape(1, 4, 8)
-        out = (formulas.embedding(index, weight) * x).sum() + formulas.lm_head(x, weight)[:, :, :70].sum()
-        return out.gradient(weight)[0]
-
-    apart, [joined], total = gradient(), joined_gradients([gradient()]), zeros(560, dtypes.float32).reshape(70, 8)
-    assert kernels(*in_place([total], [joined])) == kernels(apart) - 2
-    np.testing.assert_allclose(contents(total), expected, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(apart.numpy(), expected, rtol=0, atol=1e-5)
