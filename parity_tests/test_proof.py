@@ -64,7 +64,7 @@ def test_ill_conditioned_training_is_bounded_by_its_condition() -> None:
     last place grows to more than the bound, in torch as here.
     """
     setting, rows, length, _ = configuration(18, 0)
-    judged, culprit = prove(setting, rows, length, seed=18, steps=4, generated=0, quiet=True)
+    judged, culprit = prove(setting, rows, length, seed=3, steps=4, generated=0, quiet=True)
     assert culprit is None
     (row,) = (row for row in judged if row.check == "training" and row.name == "h.2.attn.c_attn.weight")
     assert EXACT["training"] < row.error <= row.allowed < 1e-11
