@@ -1,5 +1,5 @@
 # make train     sets everything up and trains GPT-2 on this machine
-# make test      sets everything up and runs all but the slow tests: six minutes on two cores
+# make test      sets everything up and runs all but the slow tests: under five minutes on two cores
 # make extras    installs what compare --serve and evaluate need, too
 # make check     style, types, and the few tests that notice most breakage: a minute
 # make test-all  every test, the long ones too, with the extras' packages
