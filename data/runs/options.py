@@ -47,10 +47,23 @@ DTYPES = ("float32", "bfloat16")
 # with 24 GB as well, and for the validation, which is on 10M tokens as there with 8 GPUs.
 REPRODUCTIONS: dict[str, Given] = {
     "gpt2-124m-10b": {
-        **{"preset": "gpt2", "init": "random", "data": "fineweb10B", "seq_len": 1024, "batch_size": 32},
-        **{"global_batch_tokens": 2**19, "steps": 18_865, "lr": 6e-4, "min_lr": 0.0, "warmup": 700},
-        **{"weight_decay": 0.1, "betas": (0.9, 0.95), "clip": 1.0},
-        **{"eval_every": 250, "eval_tokens": 10 * 2**20, "sample_every": 5000, "save_every": 5000},
+        "preset": "gpt2",
+        "init": "random",
+        "data": "fineweb10B",
+        "seq_len": 1024,
+        "batch_size": 32,
+        "global_batch_tokens": 2**19,
+        "steps": 18_865,
+        "lr": 6e-4,
+        "min_lr": 0.0,
+        "warmup": 700,
+        "weight_decay": 0.1,
+        "betas": (0.9, 0.95),
+        "clip": 1.0,
+        "eval_every": 250,
+        "eval_tokens": 10 * 2**20,
+        "sample_every": 5000,
+        "save_every": 5000,
     }
 }
 

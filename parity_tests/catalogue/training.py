@@ -35,8 +35,8 @@ PLANTED: list[Row] = [
     (
         "the recipe of GPT-2 ends in a tenth of its rate",
         TRAINING_OPTIONS,
-        '"min_lr": 0.0, "warmup": 700',
-        '"min_lr": 6e-5, "warmup": 700',
+        '"min_lr": 0.0,',
+        '"min_lr": 6e-5,',
         OPTIONS + "test_gpt2_as_llm_c_trains_it",
     ),
     (
