@@ -207,7 +207,7 @@ def paired(gpu: GPU, M: int, N: int, K: int, transposed: bool, epilogue: str, **
     tiles["BN"] = width(N, tiles["BN"])
     grid = (min(gpu.multiprocessors, triton.cdiv(M, tiles["BM"]) * triton.cdiv(N, tiles["BN"])),)
     constants = {"M": M, "N": N, "K": K, "B_TRANSPOSED": transposed, "EPILOGUE": epilogue, "PROGRAMS": grid[0]} | tiles
-    outs = 2 if epilogue == "gelu" else 3
+    outs, ins = {"gelu": 2, "gelu gradient": 3}.get(epilogue, 1), 2 if epilogue == "none" else 3
     return Launch(
         pingpong.pingpong_kernel,
         grid,
@@ -217,7 +217,7 @@ def paired(gpu: GPU, M: int, N: int, K: int, transposed: bool, epilogue: str, **
         flops=2 * M * N * K,
         bytes=2 * (M * K + K * N + M * N * outs),
         descriptors=True,
-        groups=(outs, 3),
+        groups=(outs, ins),
     )
 
 

@@ -95,20 +95,23 @@ def finish(
 ):  # fmt: skip
     """Stores WIDTH columns of a tile, and GELU. `vector`: the bias that is read or the sums that are written."""
     columns = n + gl.arange(0, WIDTH, layout=gl.SliceLayout(0, values.type.layout))
-    if EPILOGUE == "gelu":
+    if EPILOGUE == "bias" or EPILOGUE == "gelu":
         values += gl.load(vector + columns, mask=columns < N, other=0.0)[None, :]
+    if EPILOGUE == "gelu":
         scaled = gl.fma(values, gl.full_like(values, 65536.0), values)  # rounded to bfloat16, as in matmul.py
         values = scaled - (scaled - values)
         y, slope = gelu_and_slope(values)
-    else:
+    if EPILOGUE == "gelu gradient":
         y, slope = gelu_and_slope(out_tile.load(values.type.layout).to(gl.float32))
         values *= slope
-    tma.store_wait(0)  # until y_tile is free
     out_tile.store(values.to(gl.bfloat16))
-    y_tile.store(y.to(gl.bfloat16))
+    if EPILOGUE == "gelu" or EPILOGUE == "gelu gradient":
+        tma.store_wait(0)  # until y_tile is free
+        y_tile.store(y.to(gl.bfloat16))
     fence_async_shared()  # so that the copy engine sees them
     tma.async_copy_shared_to_global(out_map, [m, n], out_tile)
-    tma.async_copy_shared_to_global(y_map, [m, n], y_tile)
+    if EPILOGUE == "gelu" or EPILOGUE == "gelu gradient":
+        tma.async_copy_shared_to_global(y_map, [m, n], y_tile)
     if EPILOGUE == "gelu gradient":
         gl.store(vector + m // BM * N + columns, gl.sum(values, 0), mask=columns < N)
 
@@ -146,16 +149,19 @@ def multiply(
 
         if EPILOGUE == "gelu gradient":
             mbarrier.wait(x_full.index(WHO), turn & 1)
+        else:
+            tma.store_wait(0)  # until x_tiles are free
         parts = (values,) if slices == 1 else values.reshape([BM, 2, WIDTH]).permute(0, 2, 1).split()
         for i in gl.static_range(slices):
             finish(
                 parts[i], m, n + i * WIDTH, out_map, y_map, vector, x_tiles.index(WHO * slices + i),
                 y_tiles.index(WHO), M, N, EPILOGUE, BM,
             )  # fmt: skip
-        tma.store_wait(0)
         if EPILOGUE == "gelu gradient":
+            tma.store_wait(0)
             mbarrier.arrive(x_empty.index(WHO))
         turn += 1
+    tma.store_wait(0)
 
 
 @gluon.jit
@@ -184,12 +190,15 @@ def pingpong_kernel(
         b_map = tma.make_tensor_descriptor(ins[1], [K, N], [N, 1], [BK, BN], swizzled)
         b_ring = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BK, BN], swizzled)
     out_map = tma.make_tensor_descriptor(outs[0], [M, N], [N, 1], [BM, WIDTH], swizzled)
-    y_map = tma.make_tensor_descriptor(outs[1], [M, N], [N, 1], [BM, WIDTH], swizzled)
-    x_map, vector = out_map, ins[2]
+    x_tiles = gl.allocate_shared_memory(gl.bfloat16, [2 * (BN // WIDTH), BM, WIDTH], swizzled)  # then out's
+    x_map, y_map, y_tiles, vector = out_map, out_map, x_tiles, outs[0]
+    if EPILOGUE == "gelu" or EPILOGUE == "gelu gradient":
+        y_map = tma.make_tensor_descriptor(outs[1], [M, N], [N, 1], [BM, WIDTH], swizzled)
+        y_tiles = gl.allocate_shared_memory(gl.bfloat16, [2, BM, WIDTH], swizzled)
+    if EPILOGUE == "bias" or EPILOGUE == "gelu":
+        vector = ins[2]
     if EPILOGUE == "gelu gradient":
         x_map, vector = tma.make_tensor_descriptor(ins[2], [M, N], [N, 1], [BM, WIDTH], swizzled), outs[2]
-    x_tiles = gl.allocate_shared_memory(gl.bfloat16, [2 * (BN // WIDTH), BM, WIDTH], swizzled)  # then out's
-    y_tiles = gl.allocate_shared_memory(gl.bfloat16, [2, BM, WIDTH], swizzled)
 
     barriers: gl.constexpr = mbarrier.MBarrierLayout()
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barriers)
