@@ -1,4 +1,4 @@
-"""A kernel of Triton or Gluon with everything that it is compiled for, and how it becomes a node of tinygrad's graphs."""
+"""A kernel with everything that it is compiled for, and how it becomes a node of tinygrad's graphs."""
 
 import math
 import os

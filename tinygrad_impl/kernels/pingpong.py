@@ -65,9 +65,9 @@ def fetch_inputs(
     """What GELU was given, a tile at a time for each of the two warpgroups in turn."""
     tiles: gl.constexpr = ((M + BM - 1) // BM) * ((N + BN - 1) // BN) if EPILOGUE == "gelu gradient" else 0
     slices: gl.constexpr = BN // WIDTH
-    turn = 0
     for tile in range(gl.program_id(0), tiles, PROGRAMS):
         m, n = place(tile, M, N, BM, BN, GROUP)
+        turn = tile // PROGRAMS
         who = turn & 1
         mbarrier.wait(x_empty.index(who), (turn >> 1 & 1) ^ 1)
         mbarrier.expect(x_full.index(who), BM * BN * 2)
@@ -75,7 +75,6 @@ def fetch_inputs(
             tma.async_copy_global_to_shared(
                 x_map, [m, n + i * WIDTH], x_full.index(who), tiles_of_x.index(who * slices + i)
             )
-        turn += 1
 
 
 @gluon.jit
@@ -129,10 +128,10 @@ def multiply(
     tiles: gl.constexpr = ((M + BM - 1) // BM) * ((N + BN - 1) // BN)
     steps: gl.constexpr = (K + BK - 1) // BK
     slices: gl.constexpr = BN // WIDTH
-    turn = 0
     for tile in range(gl.program_id(0) + WHO * PROGRAMS, tiles, 2 * PROGRAMS):
         m, n = place(tile, M, N, BM, BN, GROUP)
-        count = (turn * 2 + WHO) * steps
+        count = tile // PROGRAMS * steps
+        turn = tile // PROGRAMS // 2
         mbarrier.wait(turns.index(WHO), (turn & 1) ^ (1 - WHO))  # until the other has given its products
         sums = warpgroup_mma_init(gl.zeros((BM, BN), gl.float32, layout))
         for step in range(steps):
@@ -160,7 +159,6 @@ def multiply(
         if EPILOGUE == "gelu gradient":
             tma.store_wait(0)
             mbarrier.arrive(x_empty.index(WHO))
-        turn += 1
     tma.store_wait(0)
 
 
@@ -217,12 +215,21 @@ def pingpong_kernel(
 
     gl.warp_specialize(
         [
-            (multiply, (0, out_map, y_map, vector, a_ring, b_ring, x_tiles, y_tiles, full, empty, x_full, x_empty, turns,
-                        M, N, K, B_TRANSPOSED, EPILOGUE, BM, BN, BK, GROUP, STAGES, PROGRAMS)),
-            (multiply, (1, out_map, y_map, vector, a_ring, b_ring, x_tiles, y_tiles, full, empty, x_full, x_empty, turns,
-                        M, N, K, B_TRANSPOSED, EPILOGUE, BM, BN, BK, GROUP, STAGES, PROGRAMS)),
-            (fetch_operands, (a_map, b_map, a_ring, b_ring, full, empty,
-                              M, N, K, B_TRANSPOSED, BM, BN, BK, GROUP, STAGES, PROGRAMS)),
+            (
+                multiply,
+                (0, out_map, y_map, vector, a_ring, b_ring, x_tiles, y_tiles, full, empty, x_full, x_empty, turns,
+                 M, N, K, B_TRANSPOSED, EPILOGUE, BM, BN, BK, GROUP, STAGES, PROGRAMS),
+            ),
+            (
+                multiply,
+                (1, out_map, y_map, vector, a_ring, b_ring, x_tiles, y_tiles, full, empty, x_full, x_empty, turns,
+                 M, N, K, B_TRANSPOSED, EPILOGUE, BM, BN, BK, GROUP, STAGES, PROGRAMS),
+            ),
+            (
+                fetch_operands,
+                (a_map, b_map, a_ring, b_ring, full, empty,
+                 M, N, K, B_TRANSPOSED, BM, BN, BK, GROUP, STAGES, PROGRAMS),
+            ),
             (fetch_inputs, (x_map, x_tiles, x_full, x_empty, M, N, EPILOGUE, BM, BN, GROUP, PROGRAMS)),
         ],
         [4, 1, 1],

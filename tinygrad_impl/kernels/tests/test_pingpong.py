@@ -1,4 +1,4 @@
-"""GEMMs with GELU on Hopper, beside float64 and beside Triton's kernels. Gluon has no interpreter: they need the GPU."""
+"""GEMMs with GELU on Hopper, beside float64. Gluon has no interpreter: they need the GPU."""
 
 from dataclasses import replace
 
