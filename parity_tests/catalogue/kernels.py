@@ -239,6 +239,13 @@ PLANTED: list[Row] = [
         f"{MATMULS}::test_column_sums[dtype0-200-160-3-1]",
     ),
     (
+        "Hopper's products of warpgroups on what came after it",
+        GPU,
+        "90 <= self.capability < 100",
+        "90 <= self.capability",
+        f"{TESTS}/test_pingpong.py::test_who_has_them",
+    ),
+    (
         "tiles of an H100 on what came after it",
         GPU,
         "90 <= self.capability < 120",

@@ -24,6 +24,11 @@ class GPU:
         return 90 <= self.capability < 120
 
     @property
+    def pairs_warpgroups(self) -> bool:
+        """Whether it has Hopper's instructions for products of warpgroups (pingpong.py)."""
+        return 90 <= self.capability < 100
+
+    @property
     def starts_early(self) -> bool:
         """Whether a kernel can begin while the one before it ends (graph.py)."""
         return self.capability >= 90

@@ -1,4 +1,4 @@
-"""A Triton kernel with everything that it is compiled for, and how it becomes a node of tinygrad's graphs."""
+"""A kernel with everything that it is compiled for, and how it becomes a node of tinygrad's graphs."""
 
 import math
 import os
@@ -35,7 +35,7 @@ class Launch:
     only read; `constants` are the rest of its parameters, all of them `tl.constexpr`.
     """
 
-    kernel: Any  # what triton.jit made
+    kernel: Any  # what triton.jit or gluon.jit made
     grid: tuple[int, ...]
     constants: dict[str, Any] = field(hash=False)
     warps: int = 4
@@ -44,6 +44,7 @@ class Launch:
     bytes: int = 0  # and the fewest bytes that it must move
     descriptors: bool = False  # whether it makes tensor descriptors, up to five
     groups: tuple[int, ...] = ()  # of tensors that a parameter takes as a tuple, how many; 0: it takes one tensor
+    workers: int = 0  # warps beside the first, to which a kernel in Gluon gives work of their own
 
     @property
     def name(self) -> str:
@@ -119,6 +120,7 @@ class Compiled:
 
         binary = self.binary.result()
         obj = replace(self.uop.to_elf(), name=binary.metadata.name, lib=binary.asm["cubin"])
+        assert binary.metadata.num_warps == self.kernel.warps + self.kernel.workers
         assert binary.metadata.global_scratch_size <= (DESCRIPTORS if self.kernel.descriptors else 0)
         loaded = Device[self.device].runtime(obj)
         loaded.smem = binary.metadata.shared
@@ -138,11 +140,12 @@ def compile_kernel(kernel: Launch, types: tuple[Any, ...], arch: str) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     names = kernel.kernel.arg_names
     pointers = kernel.arguments([TYPES[dtype] for dtype in types])
     paths = [[(i,)] if isinstance(p, str) else [(i, j) for j in range(len(p))] for i, p in enumerate(pointers)]
-    source = ASTSource(
+    source = (GluonASTSource if kernel.kernel.is_gluon() else ASTSource)(
         kernel.kernel,
         dict(zip_longest(names, pointers, fillvalue="constexpr")),
         {(names.index(name),): value for name, value in kernel.constants.items()},
@@ -159,7 +162,7 @@ def wrap(kernel: Launch, outs: int, args: tuple[UOp, ...]) -> UOp:
     info = ProgramInfo(
         name=name,
         global_size=(*kernel.grid, 1, 1)[:3],
-        local_size=(32 * kernel.warps, 1, 1),
+        local_size=(32 * (kernel.warps + kernel.workers), 1, 1),
         globals=tuple(range(len(args))),
         outs=(*range(outs), len(args) - SCRATCH),
         ins=tuple(range(len(args))),  # what is written may be read too

@@ -16,6 +16,7 @@ from tinygrad_impl.kernels.launch import Launch
 HOPPER = {"BM": 128, "BN": 256, "BK": 64, "GROUP": 8, "SLICES": 2, "stages": 3}
 LAYER = {"GROUP": 4, "stages": 4}  # what is quicker for a layer's
 GELU = {"BN": 128, "warps": 8, "programs": 2}  # with one: one program computes it while the other multiplies
+PAIRED = {"BM": 128, "BN": 128, "BK": 64, "GROUP": 8, "STAGES": 4}  # instead of GELU, on Hopper
 # What has less shared memory takes instead, from the A100 and the RTX 30 on: about 100 KB.
 OTHERS = {"BM": 128, "BN": 128, "BK": 64, "warps": 8, "stages": 3, "programs": 1}
 
@@ -198,8 +199,32 @@ def parts(gpu: GPU, tiles: int, M: int, N: int, K: int) -> int:
     return min(range(1, min(16, triton.cdiv(K, 512)) + 1), key=seconds)
 
 
+def paired(gpu: GPU, M: int, N: int, K: int, transposed: bool, epilogue: str, **tiles: Any) -> Launch:
+    """As `tiled`, with a GELU, for Hopper."""
+    from tinygrad_impl.kernels import pingpong  # here, because Triton's interpreter does not know Gluon
+
+    tiles = PAIRED | tiles
+    tiles["BN"] = width(N, tiles["BN"])
+    grid = (min(gpu.multiprocessors, triton.cdiv(M, tiles["BM"]) * triton.cdiv(N, tiles["BN"])),)
+    constants = {"M": M, "N": N, "K": K, "B_TRANSPOSED": transposed, "EPILOGUE": epilogue, "PROGRAMS": grid[0]} | tiles
+    outs, ins = {"gelu": 2, "gelu gradient": 3}.get(epilogue, 1), 2 if epilogue == "none" else 3
+    return Launch(
+        pingpong.pingpong_kernel,
+        grid,
+        constants,
+        stages=tiles["STAGES"],
+        workers=pingpong.WORKERS,
+        flops=2 * M * N * K,
+        bytes=2 * (M * K + K * N + M * N * outs),
+        descriptors=True,
+        groups=(outs, ins),
+    )
+
+
 def forward(gpu: GPU, R: int, K: int, N: int, gelu: bool = False, **options: Any) -> Launch:
     """y (R, N) <- x (R, K), weight [K, N], in bfloat16, bias [N] in float32. With gelu: y, gelu(y) <- them."""
+    if gelu and gpu.pairs_warpgroups:
+        return paired(gpu, R, N, K, False, "gelu", **options)
     return tiled(gpu, R, N, K, epilogue="gelu" if gelu else "bias", **(GELU if gelu else LAYER) | options)
 
 
@@ -208,6 +233,8 @@ def input_gradient(gpu: GPU, R: int, K: int, N: int, gelu: bool = False, **optio
 
     With gelu, x = gelu(h): dh, x, parts of the sums of dh's columns, float32 (R / BM rounded up, K) <- them, h.
     """
+    if gelu and gpu.pairs_warpgroups:
+        return paired(gpu, R, K, N, True, "gelu gradient", **options)
     tiles = GELU | {"BK": 32, "stages": 5} if gelu else LAYER  # two programs' shared memory has room for no more
     return tiled(gpu, R, K, N, (False, True), "gelu gradient" if gelu else "none", **tiles | options)
 

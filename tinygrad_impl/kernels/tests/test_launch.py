@@ -88,7 +88,7 @@ class Loaded:
 
 
 def compiled(
-    kernel: Launch, scratch: int, monkeypatch: pytest.MonkeyPatch, binary: Any = None
+    kernel: Launch, scratch: int, monkeypatch: pytest.MonkeyPatch, warps: int | None = None
 ) -> tuple[Any, list[Any]]:
     """A kernel that has been compiled, and what the driver is told when it is loaded."""
     told: list[Any] = []
@@ -106,6 +106,7 @@ def compiled(
     device = SimpleNamespace(renderer=SimpleNamespace(target=SimpleNamespace(arch="sm_90")), runtime=runtime)
     monkeypatch.setattr(launch, "Device", {"GPU": device})
     metadata = SimpleNamespace(name="entry", shared=1234, global_scratch_size=scratch)
+    metadata.num_warps = kernel.warps if warps is None else warps
     future: Future[Any] = Future()
     future.set_result(SimpleNamespace(metadata=metadata, asm={"cubin": b"code"}))
     return Compiled(kernel, future, "GPU", launch.wrap(kernel, 2, ARGS)), told
@@ -128,6 +129,15 @@ def test_more_scratch_than_it_gets(descriptors: bool, scratch: int, monkeypatch:
     program, _ = compiled(kernel, scratch, monkeypatch)
     with pytest.raises(AssertionError):
         program()
+
+
+def test_warps_of_a_kernel_in_gluon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that its first warps give work to are threads of a program too."""
+    kernel = Launch(Kernel(), (1,), CONSTANTS, warps=4, workers=8)
+    assert launch.wrap(kernel, 2, ARGS).arg.local_size == (384, 1, 1)
+    assert compiled(kernel, 0, monkeypatch, warps=12)[0].smem == 1234
+    with pytest.raises(AssertionError):
+        compiled(kernel, 0, monkeypatch, warps=8)[0]()
 
 
 def test_program(monkeypatch: pytest.MonkeyPatch) -> None:
