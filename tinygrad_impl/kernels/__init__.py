@@ -19,8 +19,13 @@ class GPU:
     multiprocessors: int
 
     @property
-    def has_large_shared_memory(self) -> bool:
-        """227 KB for a program, as on Hopper and on the Blackwell of data centres, where others have about 100."""
+    def shared_memory(self) -> int:
+        """KB that a program can have: most on Hopper and on the Blackwell of data centres, then on the A100."""
+        return 227 if 90 <= self.capability < 120 else 163 if self.capability in (80, 87) else 99
+
+    @property
+    def has_copy_engine(self) -> bool:
+        """Whether it moves tiles as Hopper does, and multiplies from there, or each thread copies by addresses."""
         return 90 <= self.capability < 120
 
     @property

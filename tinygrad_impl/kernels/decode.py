@@ -36,7 +36,7 @@ class Launches:
         P, C, H, inner = config.n_positions, config.n_embd, config.n_head, config.inner
         R, one = N * T, N * T == 1
         early = {"EARLY": gpu.starts_early}
-        stages = 4 if gpu.has_large_shared_memory else 2
+        stages = 4 if gpu.shared_memory == 227 else 2
         # rows of a program: a tensor core takes 16 or more; few, to have programs enough, while there are few in all
         tall = 1 if one else min(64, max(16, triton.next_power_of_2(R)))
         rows = tall if R > 64 else min(tall, 32)
