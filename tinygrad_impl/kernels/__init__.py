@@ -6,17 +6,25 @@ from dataclasses import dataclass
 from tinygrad import Device
 
 from data.checkpoints.config import GPT2Config
+from data.cli import InputError
 from tinygrad_impl.internals import gpu_attribute, use_graphs
 
 OLDEST = 80  # compute capability: Ampere, the first with bfloat16 GEMMs
+PORTABLE = ("sm_80", "sm_86", "sm_89")  # whose code newer GPUs run too, once their driver has translated it
 
 
 @dataclass(frozen=True)
 class GPU:
-    """What kernels are tuned by: 10 times the compute capability, and how many multiprocessors there are."""
+    """What kernels are compiled for and tuned by: 10 times the compute capability, and how many multiprocessors there
+    are. The GPU at hand may be a newer one.
+    """
 
     capability: int
     multiprocessors: int
+
+    @property
+    def arch(self) -> str:
+        return f"sm_{self.capability}"
 
     @property
     def shared_memory(self) -> int:
@@ -38,8 +46,21 @@ def capability(device: str) -> int:
     return int(Device[device].renderer.target.arch.removeprefix("sm_"))
 
 
-def gpu_of(device: str) -> GPU:
-    return GPU(capability(device), gpu_attribute(device, "MULTIPROCESSOR_COUNT"))
+def gpu_of(device: str, arch: str | None = None) -> GPU:
+    """The GPU at hand; with `arch`, such as "sm_80", or "sm_80:108" with 108 multiprocessors, one of this architecture
+    in its stead. Raises `InputError` where the GPU at hand cannot run that.
+    """
+    own, count = capability(device), gpu_attribute(device, "MULTIPROCESSOR_COUNT")
+    if arch is None:
+        return GPU(own, count)
+    name, _, named = arch.partition(":")
+    known = [*(a for a in PORTABLE if int(a.removeprefix("sm_")) < own), f"sm_{own}"]
+    if name not in known or (named and not (named.isdecimal() and int(named))):
+        raise InputError(
+            f"--arch {arch} is none that the GPU at hand (sm_{own}) can run; name {', '.join(known)}, and if you like "
+            "the number of multiprocessors after a colon: sm_80:108"
+        )
+    return GPU(int(name.removeprefix("sm_")), int(named or count))
 
 
 def own_graphs(device: str) -> None:
