@@ -26,6 +26,21 @@ class GPU:
     def arch(self) -> str:
         return f"sm_{self.capability}"
 
+    def as_arch(self, arch: str | None) -> "GPU":
+        """In its stead a GPU of another architecture, such as "sm_80", or "sm_80:108" with 108 multiprocessors, whose
+        code this one can run; None: itself. Raises `InputError` where it cannot.
+        """
+        if arch is None:
+            return self
+        name, colon, count = arch.partition(":")
+        known = [*(a for a in PORTABLE if int(a.removeprefix("sm_")) < self.capability), self.arch]
+        if name not in known or (colon and not (count.isdecimal() and int(count))):
+            raise InputError(
+                f"--arch {arch} is none that the GPU at hand ({self.arch}) can run; name {' or '.join(known)}, with "
+                "a number of multiprocessors if you like (sm_80:108)"
+            )
+        return GPU(int(name.removeprefix("sm_")), int(count or self.multiprocessors))
+
     @property
     def shared_memory(self) -> int:
         """KB that a program can have: most on Hopper and on the Blackwell of data centres, then on the A100."""
@@ -47,20 +62,8 @@ def capability(device: str) -> int:
 
 
 def gpu_of(device: str, arch: str | None = None) -> GPU:
-    """The GPU at hand; with `arch`, such as "sm_80", or "sm_80:108" with 108 multiprocessors, one of this architecture
-    in its stead. Raises `InputError` where the GPU at hand cannot run that.
-    """
-    own, count = capability(device), gpu_attribute(device, "MULTIPROCESSOR_COUNT")
-    if arch is None:
-        return GPU(own, count)
-    name, _, named = arch.partition(":")
-    known = [*(a for a in PORTABLE if int(a.removeprefix("sm_")) < own), f"sm_{own}"]
-    if name not in known or (named and not (named.isdecimal() and int(named))):
-        raise InputError(
-            f"--arch {arch} is none that the GPU at hand (sm_{own}) can run; name {', '.join(known)}, and if you like "
-            "the number of multiprocessors after a colon: sm_80:108"
-        )
-    return GPU(int(name.removeprefix("sm_")), int(named or count))
+    """The GPU at hand, or with `arch` another in its stead (`GPU.as_arch`)."""
+    return GPU(capability(device), gpu_attribute(device, "MULTIPROCESSOR_COUNT")).as_arch(arch)
 
 
 def own_graphs(device: str) -> None:

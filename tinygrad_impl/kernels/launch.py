@@ -64,7 +64,9 @@ class Launch:
 
 
 def launch(gpu: GPU, kernel: Launch, outs: Sequence[Tensor], *ins: Tensor) -> list[Tensor]:
-    """The outputs after the kernel, compiled for such a GPU, has written them. An output may be a tensor that it reads and changes in place."""
+    """The outputs after the kernel, compiled for such a GPU, has written them. An output may be a tensor that it reads
+    and changes in place.
+    """
     first, *rest = outs
     ins = tuple(map(stored, ins))
     size = DESCRIPTORS * math.prod(kernel.grid) if kernel.descriptors else 1
@@ -118,7 +120,9 @@ class Compiled:
         from tinygrad.runtime.ops_cuda import check, cuda  # only where there is CUDA can it be imported
 
         binary = self.binary.result()
-        obj = replace(self.uop.to_elf(), name=binary.metadata.name, lib=code(binary, Device[self.device].renderer.target.arch))
+        obj = replace(
+            self.uop.to_elf(), name=binary.metadata.name, lib=code(binary, Device[self.device].renderer.target.arch)
+        )
         assert binary.metadata.global_scratch_size <= (DESCRIPTORS if self.kernel.descriptors else 0)
         loaded = Device[self.device].runtime(obj)
         loaded.smem = binary.metadata.shared

@@ -122,7 +122,9 @@ class Operations:
         (R, K), N = hidden.shape, table.shape[1]
         kernel = matmul.input_gradient(self.gpu, R, K, N, gelu=True)
         parts = new(hidden, triton.cdiv(R, kernel.constants["BM"]), K, dtype=dtypes.float32)
-        dhidden, g, parts = launch(self.gpu, kernel, [new(hidden, R, K), new(hidden, R, K), parts], dy_rows, table, hidden)
+        dhidden, g, parts = launch(
+            self.gpu, kernel, [new(hidden, R, K), new(hidden, R, K), parts], dy_rows, table, hidden
+        )
         dw, db = self.weight_gradient(g, dy_rows), bias_gradient(self.gpu, bias, dy_rows)
         return dhidden.uop, dw, db, column_sums(self.gpu, parts).uop, None, None
 
@@ -167,7 +169,9 @@ class Operations:
         rows, added = stream.reshape(R, C), bfloat16(branch).reshape(R, C)
         outs = [new(rows, R, C, dtype=dtypes.float32), new(rows, R, C)]
         outs += [new(rows, R, dtype=dtypes.float32) for _ in range(2)]
-        total, y, mean, rstd = launch(self.gpu, layer_norm.forward(R, C, eps, added=True), outs, rows, added, weight, bias)
+        total, y, mean, rstd = launch(
+            self.gpu, layer_norm.forward(R, C, eps, added=True), outs, rows, added, weight, bias
+        )
         sources = [rows, added, bias_before, weight, bias]
         outs = differentiable([total, y], self._residual_layer_norm_gradient, sources, mean, rstd)
         return [out.reshape(stream.shape) for out in outs]

@@ -1,5 +1,5 @@
-"""The GEMM of GPUs without Hopper's copy engine and its warpgroups' products: each thread copies by addresses of its own
-(cp.async), and each warp multiplies (mma.sync), from Ampere on.
+"""The GEMM of GPUs without Hopper's copy engine and its products of four warps: each thread copies by addresses of its
+own (cp.async), and each warp multiplies by itself (mma.sync).
 
 A program computes one tile. A multiprocessor has room for several, so that one multiplies while another is in its
 epilogue; tensor descriptors would be addresses here too, but worked out anew in each step.
@@ -55,7 +55,9 @@ def pointer_matmul_kernel(
     k = tl.arange(0, BK)
     rows, columns = tl.arange(0, BM), tl.arange(0, BN)
     a_at = a + (m.to(tl.int64) * row + first.to(tl.int64) * a_step) + (rows[:, None] * row + k[None, :] * a_step)
-    b_at = b + (n.to(tl.int64) * column + first.to(tl.int64) * b_step) + (k[:, None] * b_step + columns[None, :] * column)
+    b_at = (
+        b + (n.to(tl.int64) * column + first.to(tl.int64) * b_step) + (k[:, None] * b_step + columns[None, :] * column)
+    )
     total = tl.zeros((BM, BN), tl.float32)
     for step in range(steps):
         deep = first + step * BK + k < K
