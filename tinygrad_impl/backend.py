@@ -49,7 +49,10 @@ class Backend(Protocol):
 
     name: str
     dtype: DType | None
-    gpu: GPU | None  # whose kernels these are; tinygrad's own are of the device
+
+    @property
+    def gpu(self) -> GPU | None:
+        """What its kernels are compiled for; tinygrad's own are for the device."""
 
     def bind(self, parameters: Mapping[str, Tensor], ranks: int | None = None) -> Backend:
         """This backend with what it keeps of a model's parameters (copies in bfloat16), up to date.

@@ -13,10 +13,10 @@ import triton.language as tl
 from tinygrad_impl.kernels import GPU
 from tinygrad_impl.kernels.epilogue import described, finish, place
 from tinygrad_impl.kernels.launch import Launch
-from tinygrad_impl.kernels.pointers import pointer_matmul_kernel
+from tinygrad_impl.kernels.pointers import matmul_pointers_kernel
 
 # Tiles by how many KB of shared memory a program can have, and by operation: what differs from the first row, of all.
-# Stages are tiles of a and b in shared memory, of which `pointer_matmul_kernel` has one less.
+# Stages are tiles of a and b in shared memory, of which `matmul_pointers_kernel` has one less.
 TILES: dict[int, dict[str, dict[str, int]]] = {
     227: {  # Hopper. Of those with a GELU two programs are on a multiprocessor: one computes it, the other multiplies
         "all": {"BM": 128, "BN": 256, "BK": 64, "GROUP": 8, "SLICES": 2, "stages": 3, "programs": 1},
@@ -133,7 +133,7 @@ def tiled(
     constants |= dict(zip(("A_FIRST", "B_FIRST", "OUT_FIRST"), starts, strict=True))
     constants |= {"OUT_ROWS": splits * M if rows is None else rows}
     constants |= {"EPILOGUE": epilogue, "SPLITS": splits} | tiles
-    kernel, grid = pointer_matmul_kernel, (count * splits,)
+    kernel, grid = matmul_pointers_kernel, (count * splits,)
     if gpu.has_copy_engine:
         kernel, grid = matmul_kernel, (min(programs, count * splits),)
         constants |= {"PROGRAMS": grid[0]}

@@ -18,7 +18,7 @@ def load(at, inside, RAGGED: tl.constexpr):
 
 
 @triton.jit
-def pointer_matmul_kernel(
+def matmul_pointers_kernel(
     outs,
     ins,
     M: tl.constexpr,

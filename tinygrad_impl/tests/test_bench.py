@@ -475,7 +475,8 @@ def test_defaults(scripted: list[Any], tmp_path: Path, monkeypatch: pytest.Monke
     chosen: list[Any] = []
     names: list[str | None] = []
 
-    def choose(wanted: str, config: GPT2Config, device: str, bfloat16: bool) -> Plain:
+    def choose(wanted: str, config: GPT2Config, device: str, bfloat16: bool, arch: str | None) -> Plain:
+        assert arch is None
         chosen.append((wanted, config, device, bfloat16))
         return Plain(name="fused" if device == "CUDA" else "plain")
 
