@@ -27,8 +27,8 @@ TILES: dict[int, dict[str, dict[str, int]]] = {
         "head": {"SLICES": 1},
         "head weight gradient": {"GROUP": 16},
     },
-    163: {"all": {"BM": 128, "BN": 128, "BK": 32, "GROUP": 8, "SLICES": 1, "stages": 4, "warps": 4}},  # the A100
-    99: {"all": {"BM": 128, "BN": 128, "BK": 32, "GROUP": 8, "SLICES": 1, "stages": 4, "warps": 4}},  # GPUs of desktops
+    163: {"all": {"BM": 128, "BN": 128, "BK": 32, "GROUP": 8, "SLICES": 1, "stages": 4, "warps": 4, "programs": 2}},  # the A100
+    99: {"all": {"BM": 128, "BN": 128, "BK": 32, "GROUP": 8, "SLICES": 1, "stages": 4, "warps": 4, "programs": 2}},  # GPUs of desktops
 }
 
 
@@ -124,9 +124,9 @@ def tiled(
     if split and M % tiles["BM"]:
         tiles["BM"] = 64  # divides all widths
     warps, stages = tiles.pop("warps", max(4, tiles["BM"] * tiles["BN"] // 4096)), tiles.pop("stages")
-    programs = tiles.pop("programs", 1) * gpu.multiprocessors  # how many a multiprocessor can hold, at once
+    programs = tiles.pop("programs") * gpu.multiprocessors  # how many they can hold, at once
     count = triton.cdiv(M, tiles["BM"]) * triton.cdiv(N, tiles["BN"])
-    splits = tiles.pop("SPLITS", parts(gpu, count, M, N, K) if split else 1)
+    splits = tiles.pop("SPLITS", parts(gpu, programs, count, M, N, K) if split else 1)
     constants = {"M": M, "N": N, "K": K, "A_TRANSPOSED": transposed[0], "B_TRANSPOSED": transposed[1]}
     widths = M if transposed[0] else K, K if transposed[1] else N, N
     starts = [row * width for row, width in zip(first, widths, strict=True)]
@@ -147,12 +147,15 @@ def width(N: int, widest: int) -> int:
     return next((w for w in (256, 128, 64) if w <= widest and triton.cdiv(N, w) * w * 7 < N * 8), 64)
 
 
-def parts(gpu: GPU, tiles: int, M: int, N: int, K: int) -> int:
-    """How many parts to split the sum over K into to keep all multiprocessors busy: the fastest by an estimate."""
+def parts(gpu: GPU, programs: int, tiles: int, M: int, N: int, K: int) -> int:
+    """How many parts to split the sum over K into to keep all multiprocessors busy, which hold so many programs at
+    once: the fastest by an estimate.
+    """
+    rate = (6e12 if gpu.has_copy_engine else 2.5e12) * gpu.multiprocessors / programs  # FLOP/s of a program
 
     def seconds(splits: int) -> float:
-        rounds = triton.cdiv(tiles * splits, gpu.multiprocessors)
-        product = rounds * 2 * M * N * K / (tiles * splits) / 6e12  # FLOP/s of a multiprocessor
+        rounds = triton.cdiv(tiles * splits, programs)
+        product = rounds * 2 * M * N * K / (tiles * splits) / rate
         return product + 4 * M * N * (splits / 3e12 + (splits + 1) / 1.8e12)  # bytes/s of it, and of who adds up
 
     return min(range(1, min(16, triton.cdiv(K, 512)) + 1), key=seconds)

@@ -133,7 +133,7 @@ class Operations:
         B, T, width = qkv.shape
         qkv, C = bfloat16(qkv), width // 3
         outs = [new(qkv, B, T, C), new(qkv, B, n_head, T, dtype=dtypes.float32)]
-        y, lse = launch(self.gpu, attention.forward(B, T, n_head, C // n_head), outs, qkv)
+        y, lse = launch(self.gpu, attention.forward(self.gpu, B, T, n_head, C // n_head), outs, qkv)
         return differentiable([y], partial(_attention_gradient, self.gpu, n_head), [qkv, *bias], lse)
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> list[Tensor]:
@@ -340,11 +340,11 @@ def _attention_gradient(gpu: GPU, H: int, dy: UOp, call: UOp) -> Gradients:
     qkv, *bias, lse, y = map(Tensor, call.src[1:])
     B, T, C = y.shape
     gradient = Tensor(dy)
-    first = attention.query_gradient(B, T, H, C // H)
+    first = attention.query_gradient(gpu, B, T, H, C // H)
     sums = new(y, B * triton.cdiv(T, first.constants["QUERIES"]), 3 * C, dtype=dtypes.float32)
     outs = new(y, B, T, 3 * C), sums, new(y, B, H, T, dtype=dtypes.float32)
     dqkv, sums, delta = launch(gpu, first, outs, gradient, qkv, y, lse)
-    dqkv, sums = launch(gpu, attention.key_gradient(B, T, H, C // H), [dqkv, sums], gradient, qkv, lse, delta)
+    dqkv, sums = launch(gpu, attention.key_gradient(gpu, B, T, H, C // H), [dqkv, sums], gradient, qkv, lse, delta)
     return dqkv.uop, *(column_sums(gpu, sums).uop for _ in bias), None, None
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tinygrad_impl.kernels import attention
-from tinygrad_impl.kernels.tests.support import DEVICE, check, relative_error, run_launch, slow_without_gpu
+from tinygrad_impl.kernels.tests.support import DEVICE, THIS_GPU, check, relative_error, run_launch, slow_without_gpu
 
 # B, T, H, D, TILE: one tile; some, and so loops that run not at all, once, and more often; others where the last tile
 # is not full, of which the last has the size that training takes
@@ -39,7 +39,7 @@ def by_kernels(qkv: torch.Tensor, dy: torch.Tensor, H: int, group: int) -> tuple
     """y, lse, dqkv and its sums over rows; computed in groups of as many heads."""
     B, T, C = dy.shape
     makers = attention.forward, attention.query_gradient, attention.key_gradient
-    launches = [make(B, T, H, C // H) for make in makers]
+    launches = [make(THIS_GPU, B, T, H, C // H) for make in makers]
     launches = [replace(one, constants={**one.constants, "GROUP": group}) for one in launches]
     y, (lse, delta) = empty(B, T, C), (empty(B, H, T, dtype=torch.float32) for _ in range(2))
     dqkv, dq_only = empty(B, T, 3 * C), empty(B, T, 3 * C)
