@@ -27,8 +27,14 @@ TILES: dict[int, dict[str, dict[str, int]]] = {
         "head": {"SLICES": 1},
         "head weight gradient": {"GROUP": 16},
     },
-    163: {"all": {"BM": 128, "BN": 128, "BK": 32, "GROUP": 8, "SLICES": 1, "stages": 4, "warps": 4, "programs": 2}},  # the A100
-    99: {"all": {"BM": 128, "BN": 128, "BK": 32, "GROUP": 8, "SLICES": 1, "stages": 4, "warps": 4, "programs": 2}},  # GPUs of desktops
+    163: {  # the A100
+        "all": {"BM": 128, "BN": 128, "BK": 32, "GROUP": 8, "SLICES": 1, "stages": 4, "warps": 4, "programs": 2},
+        "gelu gradient": {"SLICES": 2},
+    },
+    99: {  # the RTX 30 and what came after it
+        "all": {"BM": 128, "BN": 128, "BK": 32, "GROUP": 8, "SLICES": 1, "stages": 4, "warps": 4, "programs": 2},
+        "gelu gradient": {"SLICES": 2},
+    },
 }
 
 
