@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("data", "torch_ref", "tinygrad_impl", "parity_tests")
 TABLES = (
     *("data", "tokenizers", "training", "programs", "pages", "weights", "kernels", "proof"),
-    *("ranks", "ranks_reference", "launch", "evaluation", "serve", "texts", "publish", "cpu_decode"),
+    *("ranks", "ranks_reference", "launch", "evaluation", "serve", "texts", "publish", "cpu_decode", "arch"),
 )
 LEFT_OUT = (".git", ".venv", ".mutants", "__pycache__", ".*_cache", "*.egg-info")
 LEFT_OUT_AT_THE_TOP = ("runs", "build")  # what training and packaging write; data/runs is source

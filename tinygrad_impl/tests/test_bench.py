@@ -542,6 +542,14 @@ def test_as_another_gpu(scripted: list[Any], tmp_path: Path, monkeypatch: pytest
     assert "bfloat16, fused kernels for sm_80 with 108 multiprocessors; NVIDIA H200\n" in result.out
     assert "ceilings: 512^3 bfloat16 product 0.003 TFLOP/s (our GEMM for sm_80), copy 0.002 TB/s\n" in result.out
 
+    scripted.clear()
+    options = "--preset tiny --batch-size 1 --seq-len 2 --steps 1 --dtype bfloat16 --arch sm_80:108"
+    args = bench.command().parse_args(options.split())
+    args.against = []
+    bench.compare(args, CONFIG, "CUDA", Plain(name="fused", gpu=GPU(80, 108)), "weights", apart=True)
+    assert scripted[0][:2] == ("tinygrad", "build")
+    assert scripted[0][2]["arch"] == "sm_80:108"
+
     np.save(tmp_path / "tokens.npy", np.zeros((1, 1, 2), np.int32))
     monkeypatch.setattr(bench_port, "Port", lambda *given, **more: given)
     given: dict[str, Any] = {

@@ -158,6 +158,7 @@ def test_program(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [(ADD, types, "sm_90")]
     older = launch.program(GPU(80, 132), ADD, 2, "GPU", *ARGS)
     assert (older.key != uop.key, runtime_cache[older.key, "GPU"].binary.result()) == (True, "binary")
+    assert [arch for *_, arch in asked] == ["sm_90", "sm_80"]
     assert asked[1:] == [(ADD, types, "sm_80")]
     other = Launch(Kernel(), (6, 2), CONSTANTS | {"K": 8}, warps=8, stages=3, flops=50, bytes=70, groups=(0, 3, 0))
     assert launch.program(GPU_90, other, 2, "GPU", *ARGS) is not uop
