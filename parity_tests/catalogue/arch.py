@@ -1,7 +1,7 @@
 """Bugs in what GPUs before Hopper compute, and in `--arch`, by which a newer one computes it in their stead."""
 
 from parity_tests.catalogue import Row
-from parity_tests.catalogue.kernels import BACKEND, CHOICES, GPU, GPUS, LAUNCH, LAUNCHES, MATMULS
+from parity_tests.catalogue.kernels import ATTENTION, ATTENTIONS, BACKEND, CHOICES, GPU, GPUS, LAUNCH, LAUNCHES, MATMULS
 
 POINTERS = "tinygrad_impl/kernels/pointers.py"
 BENCH, PORT, BENCHES = "tinygrad_impl/bench.py", "tinygrad_impl/bench_port.py", "tinygrad_impl/tests/test_bench.py"
@@ -35,6 +35,13 @@ PLANTED: list[Row] = [
         "b_at += BK * b_step",
         "b_at += 0",
         f"{MATMULS}::test_forward[200-64-192-sm_80]",
+    ),
+    (
+        "the two sums of attention's gradient are of different rows",
+        ATTENTION,
+        "attention_key_gradient: Tiles(0.5, 2, ",
+        "attention_key_gradient: Tiles(0.5, 1, ",
+        f"{ATTENTIONS}[2-70-3-32-16-sm_80]",
     ),
     (
         "an older GPU's machine code is loaded",

@@ -21,7 +21,7 @@ from tinygrad_impl.kernels import GPU
 from tinygrad_impl.kernels.launch import Launch
 
 LOG2E = tl.constexpr(math.log2(math.e))
-TILE = 64  # rows whose gradients are summed: queries of `attention_query_gradient`, keys of `attention_key_gradient`
+TILE = 64  # queries and keys: the unit of tiles
 
 
 @triton.jit
@@ -200,7 +200,12 @@ HOPPER = {
     attention_query_gradient: Tiles(1, 1, 4, 2, 24),
     attention_key_gradient: Tiles(2, 1, 4, 2, 48),
 }
-TILES = {227: HOPPER, 163: HOPPER, 99: HOPPER}  # by how many KB of shared memory a program can have
+AMPERE = {  # 32 rows for a warp where Hopper has 64 for all four
+    attention_forward: Tiles(2, 1, 4, 3, 48),
+    attention_query_gradient: Tiles(2, 0.5, 4, 3, 24),
+    attention_key_gradient: Tiles(0.5, 2, 4, 2, 48),
+}
+TILES = {227: HOPPER, 163: AMPERE, 99: AMPERE}  # by how many KB of shared memory a program can have
 
 
 def launch_of(gpu: GPU, kernel: Any, B: int, T: int, H: int, D: int) -> Launch:
@@ -229,13 +234,15 @@ def forward(gpu: GPU, B: int, T: int, H: int, D: int) -> Launch:
 
 
 def query_gradient(gpu: GPU, B: int, T: int, H: int, D: int) -> Launch:
-    """Writes dqkv (B, T, 3 * H * D) bfloat16 and its sums over TILE rows (B, T / TILE rounded up, 3 * H * D) float32,
-    of both the columns of q only, and delta (B, H, T) float32; reads dy and, of the forward pass, qkv, y and lse. It
-    comes before `key_gradient`.
+    """Writes dqkv (B, T, 3 * H * D) bfloat16 and its sums over QUERIES rows (B, T / QUERIES rounded up, 3 * H * D)
+    float32, of both the columns of q only, and delta (B, H, T) float32; reads dy and, of the forward pass, qkv, y and
+    lse. It comes before `key_gradient`.
     """
     return launch_of(gpu, attention_query_gradient, B, T, H, D)
 
 
 def key_gradient(gpu: GPU, B: int, T: int, H: int, D: int) -> Launch:
-    """Writes dqkv and its sums, the columns of k and v only; reads dy, qkv, lse and delta."""
+    """Writes dqkv and its sums over KEYS rows, as many as those, the columns of k and v only; reads dy, qkv, lse and
+    delta.
+    """
     return launch_of(gpu, attention_key_gradient, B, T, H, D)

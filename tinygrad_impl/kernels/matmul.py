@@ -28,12 +28,17 @@ TILES: dict[int, dict[str, dict[str, int]]] = {
         "head weight gradient": {"GROUP": 16},
     },
     163: {  # the A100
-        "all": {"BM": 128, "BN": 128, "BK": 32, "GROUP": 8, "SLICES": 1, "stages": 4, "warps": 4, "programs": 2},
+        "all": {"BM": 128, "BN": 128, "BK": 64, "GROUP": 8, "SLICES": 1, "stages": 3, "warps": 4, "programs": 2},
+        "forward": {"BK": 32, "stages": 4},
         "gelu gradient": {"SLICES": 2},
+        "weight gradient": {"BN": 256, "warps": 8, "programs": 1},
+        "head input gradient": {"BK": 32, "stages": 4},
     },
     99: {  # the RTX 30 and what came after it
         "all": {"BM": 128, "BN": 128, "BK": 32, "GROUP": 8, "SLICES": 1, "stages": 4, "warps": 4, "programs": 2},
         "gelu gradient": {"SLICES": 2},
+        "weight gradient": {"BN": 256, "BK": 64, "stages": 3, "warps": 8, "programs": 1},
+        "head": {"BN": 256, "BK": 64, "stages": 3, "warps": 8, "programs": 1},
     },
 }
 

@@ -26,6 +26,8 @@ if DEVICE == "cuda":
 else:
     AT_HAND = GPU(90, 132)  # an H100
 THIS_GPU = AT_HAND.as_arch(os.environ.get("TESTED_ARCH"))  # as conftest.py was told
+# Whose kernels a test can have: in the interpreter those of Hopper and those of the GPUs before it
+GPUS = [THIS_GPU, GPU(80, 132)] if DEVICE == "cpu" and THIS_GPU == AT_HAND else [THIS_GPU]
 slow_without_gpu = pytest.mark.slow if DEVICE == "cpu" else lambda test: test
 DTYPES = {
     dtypes.float64: torch.float64,

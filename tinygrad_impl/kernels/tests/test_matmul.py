@@ -13,6 +13,7 @@ from tinygrad_impl.kernels import GPU, matmul
 from tinygrad_impl.kernels.launch import Launch
 from tinygrad_impl.kernels.tests.support import (
     DEVICE,
+    GPUS,
     THIS_GPU,
     call,
     check,
@@ -21,8 +22,6 @@ from tinygrad_impl.kernels.tests.support import (
     run_launch,
 )
 
-# Hopper's kernel, and in the interpreter that of the GPUs before it too
-GPUS = [THIS_GPU, GPU(80, 132)] if DEVICE == "cpu" and THIS_GPU.has_copy_engine else [THIS_GPU]
 on_each_gpu = pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.arch)
 SIZES = [(200, 64, 192), (128, 384, 64), (72, 128, 320)]  # R, K, N: rows, columns and sums that fill tiles, or do not
 
