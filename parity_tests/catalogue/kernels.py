@@ -242,8 +242,8 @@ PLANTED: list[Row] = [
     (
         "tiles of an H100 on what came after it",
         GPU,
-        "return 227 if 90 <= self.capability < 120",
-        "return 227 if 90 <= self.capability",
+        'return "sm_90" if self.capability < 120 else "sm_120"',
+        'return "sm_90"',
         f"{MATMULS}::test_tiles_fit_the_gpu",
     ),
     (

@@ -42,14 +42,23 @@ class GPU:
         return GPU(int(name.removeprefix("sm_")), int(count or self.multiprocessors))
 
     @property
+    def family(self) -> str:
+        """The first architecture that is like this one in what tiles depend on: Hopper and the Blackwell of data
+        centres; Blackwell's other GPUs; the A100; the other GPUs before Hopper.
+        """
+        if self.capability >= 90:
+            return "sm_90" if self.capability < 120 else "sm_120"
+        return "sm_80" if self.capability in (80, 87) else "sm_86"
+
+    @property
     def shared_memory(self) -> int:
-        """KB that a program can have: most on Hopper and on the Blackwell of data centres, then on the A100."""
-        return 227 if 90 <= self.capability < 120 else 163 if self.capability in (80, 87) else 99
+        """KB that a program can have."""
+        return {"sm_90": 227, "sm_80": 163}.get(self.family, 99)
 
     @property
     def has_copy_engine(self) -> bool:
-        """Whether it moves tiles as Hopper does, and multiplies from there, or each thread copies by addresses."""
-        return 90 <= self.capability < 120
+        """Whether it moves whole tiles (TMA), where on others each thread copies by addresses."""
+        return self.capability >= 90
 
     @property
     def starts_early(self) -> bool:

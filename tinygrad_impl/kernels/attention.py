@@ -205,12 +205,12 @@ AMPERE = {  # 32 rows for a warp where Hopper has 64 for all four
     attention_query_gradient: Tiles(2, 0.5, 4, 3, 24),
     attention_key_gradient: Tiles(0.5, 2, 4, 2, 48),
 }
-TILES = {227: HOPPER, 163: AMPERE, 99: AMPERE}  # by how many KB of shared memory a program can have
+TILES = {"sm_80": AMPERE, "sm_86": AMPERE, "sm_90": HOPPER, "sm_120": HOPPER}  # by the GPU's family
 
 
 def launch_of(gpu: GPU, kernel: Any, B: int, T: int, H: int, D: int) -> Launch:
     """FLOPs are those of the products that a causal mask leaves."""
-    tiles = TILES[gpu.shared_memory][kernel]
+    tiles = TILES[gpu.family][kernel]
     most = max(16, triton.next_power_of_2(T))
     queries, keys = (min(max(16, int(size * TILE)), most) for size in (tiles.queries, tiles.keys))
     products = {attention_forward: 2, attention_query_gradient: 3, attention_key_gradient: 4}[kernel]

@@ -15,10 +15,10 @@ from tinygrad_impl.kernels.epilogue import described, finish, place
 from tinygrad_impl.kernels.launch import Launch
 from tinygrad_impl.kernels.pointers import matmul_pointers_kernel
 
-# Tiles by how many KB of shared memory a program can have, and by operation: what differs from the first row, of all.
+# Tiles by the GPU's family, and by operation: what differs from the first row, of all.
 # Stages are tiles of a and b in shared memory, of which `matmul_pointers_kernel` has one less.
-TILES: dict[int, dict[str, dict[str, int]]] = {
-    227: {  # Hopper. Of those with a GELU two programs are on a multiprocessor: one computes it, the other multiplies
+TILES: dict[str, dict[str, dict[str, int]]] = {
+    "sm_90": {  # Of those with a GELU two programs are on a multiprocessor: one computes it, the other multiplies
         "all": {"BM": 128, "BN": 256, "BK": 64, "GROUP": 8, "SLICES": 2, "stages": 3, "programs": 1},
         "forward": {"GROUP": 4, "stages": 4},
         "gelu": {"BN": 128, "warps": 8, "programs": 2},
@@ -27,18 +27,25 @@ TILES: dict[int, dict[str, dict[str, int]]] = {
         "head": {"SLICES": 1},
         "head weight gradient": {"GROUP": 16},
     },
-    163: {  # the A100
+    "sm_80": {
         "all": {"BM": 128, "BN": 128, "BK": 64, "GROUP": 8, "SLICES": 1, "stages": 3, "warps": 4, "programs": 2},
         "forward": {"BK": 32, "stages": 4},
         "gelu gradient": {"SLICES": 2},
         "weight gradient": {"BN": 256, "warps": 8, "programs": 1},
         "head input gradient": {"BK": 32, "stages": 4},
     },
-    99: {  # the RTX 30 and what came after it
+    "sm_86": {
         "all": {"BM": 128, "BN": 128, "BK": 32, "GROUP": 8, "SLICES": 1, "stages": 4, "warps": 4, "programs": 2},
         "gelu gradient": {"SLICES": 2},
         "weight gradient": {"BN": 256, "BK": 64, "stages": 3, "warps": 8, "programs": 1},
         "head": {"BN": 256, "BK": 64, "stages": 3, "warps": 8, "programs": 1},
+    },
+    "sm_120": {  # which has never been measured
+        "all": {"BM": 128, "BN": 128, "BK": 64, "GROUP": 8, "SLICES": 2, "stages": 3, "warps": 8, "programs": 1},
+        "forward": {"GROUP": 4},
+        "input gradient": {"GROUP": 4},
+        "head": {"SLICES": 1},
+        "head weight gradient": {"GROUP": 16},
     },
 }
 
@@ -129,7 +136,7 @@ def tiled(
     a, b and the result begin at row `first` of their tensors, and the result has not M but `rows` if given.
     `tiles` are what to take instead of what is known to be quick for the operation, as in TILES.
     """
-    known = TILES[gpu.shared_memory]
+    known = TILES[gpu.family]
     tiles = known["all"] | known.get(operation, {}) | tiles
     tiles["BN"] = width(N, tiles["BN"])
     if split and M % tiles["BM"]:
