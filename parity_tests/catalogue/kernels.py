@@ -461,8 +461,8 @@ PLANTED: list[Row] = [
     (
         "no kernel begins early on an H100",
         GPU,
-        "return self.capability >= 90",
-        "return self.capability > 90",
+        '(graph.py)."""\n        return self.capability >= 90',
+        '(graph.py)."""\n        return self.capability > 90',
         f"{GPUS}::test_what_a_gpu_has",
     ),
     (
