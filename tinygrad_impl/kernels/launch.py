@@ -16,6 +16,7 @@ from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import Ops, ProgramInfo, UOp
 
 from tinygrad_impl import internals
+from tinygrad_impl.kernels import GPU
 
 TYPES = {  # of pointers
     dtypes.float64: "*fp64",
@@ -63,13 +64,15 @@ class Launch:
         return [tuple(islice(rest, size)) if size else next(rest) for size in self.groups or [0] * len(tensors)]
 
 
-def launch(kernel: Launch, outs: Sequence[Tensor], *ins: Tensor) -> list[Tensor]:
-    """The outputs after the kernel has written them. An output may be a tensor that it reads and changes in place."""
+def launch(gpu: GPU, kernel: Launch, outs: Sequence[Tensor], *ins: Tensor) -> list[Tensor]:
+    """The outputs after the kernel, compiled for such a GPU, has written them. An output may be a tensor that it reads
+    and changes in place.
+    """
     first, *rest = outs
     ins = tuple(map(stored, ins))
     size = DESCRIPTORS * math.prod(kernel.grid) if kernel.descriptors else 1
     scratch = [Tensor.invalids(bytes, dtype=dtypes.uint8, device=first.device) for bytes in (size, 1)]
-    fxn = partial(program, kernel, len(outs), first.device)
+    fxn = partial(program, gpu, kernel, len(outs), first.device)
     return first.custom_kernel(*rest, *ins, *scratch, fxn=fxn)[: len(outs)]
 
 
@@ -97,13 +100,12 @@ def stored(x: Tensor) -> Tensor:
 
 
 @cache
-def program(kernel: Launch, outs: int, device: str, *args: UOp) -> UOp:
+def program(gpu: GPU, kernel: Launch, outs: int, device: str, *args: UOp) -> UOp:
     """The kernel as a program of tinygrad's; args are the placeholders of its tensors. It is compiled in the
     background, so that many are at once.
     """
-    arch = Device[device].renderer.target.arch
-    binary = compilers.submit(compile_kernel, kernel, tuple(a.dtype for a in args[:-SCRATCH]), arch)
-    uop = wrap(kernel, outs, args)
+    binary = compilers.submit(compile_kernel, kernel, tuple(a.dtype for a in args[:-SCRATCH]), gpu.arch)
+    uop = wrap(gpu, kernel, outs, args)
     internals.give_runtime(uop, device, Compiled(kernel, binary, device, uop))
     return uop
 
@@ -119,7 +121,8 @@ class Compiled:
         from tinygrad.runtime.ops_cuda import check, cuda  # only where there is CUDA can it be imported
 
         binary = self.binary.result()
-        obj = replace(self.uop.to_elf(), name=binary.metadata.name, lib=binary.asm["cubin"])
+        lib = code(binary, Device[self.device].renderer.target.arch)
+        obj = replace(self.uop.to_elf(), name=binary.metadata.name, lib=lib)
         assert binary.metadata.num_warps == self.kernel.warps + self.kernel.workers
         assert binary.metadata.global_scratch_size <= (DESCRIPTORS if self.kernel.descriptors else 0)
         loaded = Device[self.device].runtime(obj)
@@ -155,7 +158,16 @@ def compile_kernel(kernel: Launch, types: tuple[Any, ...], arch: str) -> Any:
     return triton.compile(source, target=target, options={"num_warps": kernel.warps, "num_stages": kernel.stages})
 
 
-def wrap(kernel: Launch, outs: int, args: tuple[UOp, ...]) -> UOp:
+def code(binary: Any, arch: str) -> bytes:
+    """What the driver loads on a GPU of this architecture: machine code, or of a kernel that was compiled for an older
+    one its assembly (PTX), which the driver translates.
+    """
+    if f"sm_{binary.metadata.target.arch}" == arch:
+        return bytes(binary.asm["cubin"])
+    return bytes(binary.asm["ptx"], "ascii") + b"\0"
+
+
+def wrap(gpu: GPU, kernel: Launch, outs: int, args: tuple[UOp, ...]) -> UOp:
     """What tinygrad's own compiler would give for such a kernel, but without the binary."""
     name = kernel.name
     estimates = Estimates(ops=kernel.flops, lds=kernel.bytes, mem=kernel.bytes)
@@ -167,5 +179,5 @@ def wrap(kernel: Launch, outs: int, args: tuple[UOp, ...]) -> UOp:
         outs=(*range(outs), len(args) - SCRATCH),
         ins=tuple(range(len(args))),  # what is written may be read too
     )
-    source = repr((kernel.kernel.__name__, kernel.grid, kernel.constants, kernel.warps, kernel.stages))
+    source = repr((gpu.arch, kernel.kernel.__name__, kernel.grid, kernel.constants, kernel.warps, kernel.stages))
     return internals.program(name, args, info, estimates, source, binary=b"")

@@ -12,10 +12,11 @@ from tinygrad.uop.ops import Ops, UOp
 
 from tinygrad_impl.kernels.tests.support import DEVICE  # first: it readies Triton's interpreter
 
-from tinygrad_impl.kernels import launch  # isort: skip
+from tinygrad_impl.kernels import GPU, launch  # isort: skip
 from tinygrad_impl.kernels.launch import Compiled, Launch  # isort: skip
 
 
+GPU_90 = GPU(90, 132)
 TENSORS = "CUDA" if DEVICE == "cuda" else "CPU"
 
 
@@ -60,7 +61,7 @@ def test_arguments() -> None:
 
 
 def test_wrap() -> None:
-    uop = launch.wrap(ADD, 2, ARGS)
+    uop = launch.wrap(GPU_90, ADD, 2, ARGS)
     info, sink = uop.arg, uop.src[0]
     assert (info.name, info.global_size, info.local_size) == ("add_3_7", (6, 2, 1), (256, 1, 1))
     assert (info.globals, info.ins) == (tuple(range(7)), tuple(range(7)))
@@ -74,7 +75,7 @@ def test_wrap() -> None:
     assert len(sink.src) == len(ARGS)
     source = next(u for u in uop.src if u.op is Ops.SOURCE)
     for other in (Launch(Kernel(), (6, 3), CONSTANTS), Launch(Kernel(), (6, 2), CONSTANTS | {"K": 8})):
-        assert launch.wrap(other, 2, ARGS).key != uop.key
+        assert launch.wrap(GPU_90, other, 2, ARGS).key != uop.key
     assert "'K': 7" in source.arg
 
 
@@ -88,7 +89,7 @@ class Loaded:
 
 
 def compiled(
-    kernel: Launch, scratch: int, monkeypatch: pytest.MonkeyPatch, warps: int | None = None
+    kernel: Launch, scratch: int, monkeypatch: pytest.MonkeyPatch, capability: int = 90, warps: int | None = None
 ) -> tuple[Any, list[Any]]:
     """A kernel that has been compiled, and what the driver is told when it is loaded."""
     told: list[Any] = []
@@ -106,10 +107,11 @@ def compiled(
     device = SimpleNamespace(renderer=SimpleNamespace(target=SimpleNamespace(arch="sm_90")), runtime=runtime)
     monkeypatch.setattr(launch, "Device", {"GPU": device})
     metadata = SimpleNamespace(name="entry", shared=1234, global_scratch_size=scratch)
+    metadata.target = SimpleNamespace(arch=capability)
     metadata.num_warps = kernel.warps if warps is None else warps
     future: Future[Any] = Future()
-    future.set_result(SimpleNamespace(metadata=metadata, asm={"cubin": b"code"}))
-    return Compiled(kernel, future, "GPU", launch.wrap(kernel, 2, ARGS)), told
+    future.set_result(SimpleNamespace(metadata=metadata, asm={"cubin": b"code", "ptx": "assembly"}))
+    return Compiled(kernel, future, "GPU", launch.wrap(GPU_90, kernel, 2, ARGS)), told
 
 
 def test_it_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +125,14 @@ def test_it_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told == [("entry", b"code"), ("function", attribute, 1234), ("check", 0)]
 
 
+def test_for_an_older_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver is given the assembly, which ends with a 0, and what is compiled for that is another program."""
+    program, told = compiled(ADD, 640, monkeypatch, capability=80)
+    program()
+    assert told[0] == ("entry", b"assembly\0")
+    assert launch.wrap(GPU(80, 132), ADD, 2, ARGS).key != launch.wrap(GPU_90, ADD, 2, ARGS).key
+
+
 @pytest.mark.parametrize(("descriptors", "scratch"), [(True, 641), (False, 1)])
 def test_more_scratch_than_it_gets(descriptors: bool, scratch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Launch(Kernel(), (1,), CONSTANTS, descriptors=descriptors)
@@ -134,7 +144,7 @@ def test_more_scratch_than_it_gets(descriptors: bool, scratch: int, monkeypatch:
 def test_warps_of_a_kernel_in_gluon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that its first warps give work to are threads of a program too."""
     kernel = Launch(Kernel(), (1,), CONSTANTS, warps=4, workers=8)
-    assert launch.wrap(kernel, 2, ARGS).arg.local_size == (384, 1, 1)
+    assert launch.wrap(GPU_90, kernel, 2, ARGS).arg.local_size == (384, 1, 1)
     assert compiled(kernel, 0, monkeypatch, warps=12)[0].smem == 1234
     with pytest.raises(AssertionError):
         compiled(kernel, 0, monkeypatch, warps=8)[0]()
@@ -150,24 +160,29 @@ def test_program(monkeypatch: pytest.MonkeyPatch) -> None:
         return "binary"
 
     monkeypatch.setattr(launch, "compile_kernel", compile_kernel)
-    uop = launch.program(ADD, 2, "GPU", *ARGS)
-    assert launch.program(ADD, 2, "GPU", *ARGS) is uop
+    uop = launch.program(GPU_90, ADD, 2, "GPU", *ARGS)
+    assert launch.program(GPU_90, ADD, 2, "GPU", *ARGS) is uop
     made = runtime_cache[uop.key, "GPU"]
     assert (made.kernel, made.device, made.uop, made.binary.result()) == (ADD, "GPU", uop, "binary")
-    assert asked == [(ADD, (dtypes.float32, dtypes.bfloat16, dtypes.int32, dtypes.int64, dtypes.float64), "sm_90")]
+    types = dtypes.float32, dtypes.bfloat16, dtypes.int32, dtypes.int64, dtypes.float64
+    assert asked == [(ADD, types, "sm_90")]
+    older = launch.program(GPU(80, 132), ADD, 2, "GPU", *ARGS)
+    assert (older.key != uop.key, runtime_cache[older.key, "GPU"].binary.result()) == (True, "binary")
+    assert [arch for *_, arch in asked] == ["sm_90", "sm_80"]
+    assert asked[1:] == [(ADD, types, "sm_80")]
     other = Launch(Kernel(), (6, 2), CONSTANTS | {"K": 8}, warps=8, stages=3, flops=50, bytes=70, groups=(0, 3, 0))
-    assert launch.program(other, 2, "GPU", *ARGS) is not uop
+    assert launch.program(GPU_90, other, 2, "GPU", *ARGS) is not uop
 
 
 def test_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
     """640 bytes for each program's tensor descriptors, and one byte where it has none."""
     found: list[tuple[int, ...]] = []
 
-    def program(kernel: Launch, outs: int, device: str, *args: UOp) -> UOp:
+    def program(gpu: GPU, kernel: Launch, outs: int, device: str, *args: UOp) -> UOp:
         found.append(tuple(arg.max_numel() for arg in args[-2:]))
         return args[0].sink()
 
     monkeypatch.setattr(launch, "program", program)
     for kernel in (ADD, Launch(Kernel(), (6, 2), CONSTANTS)):
-        launch.launch(kernel, [Tensor.invalids(4, device=TENSORS)], Tensor.zeros(4, device=TENSORS))
+        launch.launch(GPU_90, kernel, [Tensor.invalids(4, device=TENSORS)], Tensor.zeros(4, device=TENSORS))
     assert found == [(640 * 12, 1), (1, 1)]
