@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from tinygrad.helpers import argsort
 from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import Ops, ProgramInfo, UOp
 
+from data.cli import InputError
 from tinygrad_impl import internals
 from tinygrad_impl.kernels import GPU
 
@@ -125,7 +127,12 @@ class Compiled:
         obj = replace(self.uop.to_elf(), name=binary.metadata.name, lib=lib)
         assert binary.metadata.num_warps == self.kernel.warps + self.kernel.workers
         assert binary.metadata.global_scratch_size <= (DESCRIPTORS if self.kernel.descriptors else 0)
-        loaded = Device[self.device].runtime(obj)
+        try:
+            loaded = Device[self.device].runtime(obj)
+        except RuntimeError as e:
+            if "INVALID_IMAGE" not in str(e):
+                raise
+            raise InputError(damaged(obj.name)) from e
         loaded.smem = binary.metadata.shared
         limit = cuda.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         check(cuda.cuFuncSetAttribute(loaded.prg, limit, loaded.smem))
@@ -165,6 +172,15 @@ def code(binary: Any, arch: str) -> bytes:
     if f"sm_{binary.metadata.target.arch}" == arch:
         return bytes(binary.asm["cubin"])
     return bytes(binary.asm["ptx"], "ascii") + b"\0"
+
+
+def damaged(name: str) -> str:
+    """What to do about a file of Triton's that is not what it wrote."""
+    from triton import knobs
+
+    return (
+        f"the file of the compiled kernel {name} is damaged; empty Triton's cache: rm -r {shlex.quote(knobs.cache.dir)}"
+    )
 
 
 def wrap(gpu: GPU, kernel: Launch, outs: int, args: tuple[UOp, ...]) -> UOp:

@@ -10,6 +10,7 @@ from tinygrad.engine.realize import runtime_cache
 from tinygrad.runtime import ops_cuda
 from tinygrad.uop.ops import Ops, UOp
 
+from data.cli import InputError
 from tinygrad_impl.kernels.tests.support import DEVICE  # first: it readies Triton's interpreter
 
 from tinygrad_impl.kernels import GPU, launch  # isort: skip
@@ -131,6 +132,19 @@ def test_for_an_older_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     program()
     assert told[0] == ("entry", b"assembly\0")
     assert launch.wrap(GPU(80, 132), ADD, 2, ARGS).key != launch.wrap(GPU_90, ADD, 2, ARGS).key
+
+
+def test_a_damaged_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's word for it would not tell what to do; what else it refuses goes by as it is."""
+    for error, expected, said in (("INVALID_IMAGE", InputError, "rm -r "), ("OUT_OF_MEMORY", RuntimeError, "MEMORY")):
+        program, _ = compiled(ADD, 640, monkeypatch)
+
+        def refuse(obj: Any, error: str = error) -> None:
+            raise RuntimeError(f"module load failed with status code 200: CUDA_ERROR_{error}")
+
+        monkeypatch.setattr(launch.Device["GPU"], "runtime", refuse)
+        with pytest.raises(expected, match=said):
+            program()
 
 
 @pytest.mark.parametrize(("descriptors", "scratch"), [(True, 641), (False, 1)])
