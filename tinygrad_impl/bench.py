@@ -274,9 +274,9 @@ def main() -> None:
         "device": device,
         "card": device_name(device),
         "kernels": backend.name,
-        "arch": backend.gpu and backend.gpu.arch,
-        "multiprocessors": backend.gpu and backend.gpu.multiprocessors,
     }
+    if args.arch and backend.gpu:
+        said |= {"arch": backend.gpu.arch, "multiprocessors": backend.gpu.multiprocessors}
     kept = Kept(args, said)
     with ExitStack() as stack:
         if here is None or here.rank == 0:
@@ -349,7 +349,7 @@ def shown_when_cut_off(kept: Kept | None, args: argparse.Namespace) -> Iterator[
 def heading(said: dict[str, Any]) -> str:
     size = f"{said['parameters'] / 1e6:.1f}M parameters, steps of {said['batch_size']} x {said['seq_len']} tokens"
     kernels = f"{said['kernels']} kernels"
-    if said["arch"]:
+    if "arch" in said:
         kernels += f" for {said['arch']} with {said['multiprocessors']} multiprocessors"
     return f"{said['preset']}, {size}, {said['dtype']}, {kernels}; {said['card']}"
 

@@ -248,9 +248,12 @@ def head_weight_gradient(
 
 def column_sums(R: int, N: int, parts: int, outs: int = 1) -> Launch:
     """Parts of the sums of columns, float32 (parts, N), of which there are `outs`, <- x (R, outs * N). 32 divides N."""
-    rows, columns = (16, 32 if outs > 1 else 128) if parts > 1 else (128, 32)
+    rows, columns, warps = 16, 32 if outs > 1 else 128, 4
+    if parts == 1:  # few columns a program, so that there are many, and all their rows at once
+        rows, columns, warps = min(1024, triton.next_power_of_2(R)), 8, 8
     if R <= 32 and outs == 1:  # as parts of a large matrix are
-        rows, columns = triton.next_power_of_2(R), 512
+        rows, columns, warps = triton.next_power_of_2(R), 512, 4
     constants = {"R": R, "N": N, "PARTS": parts, "ROWS": rows, "BN": columns}
     grid = (parts * triton.cdiv(outs * N, columns),)
-    return Launch(column_sums_kernel, grid, constants, bytes=4 * R * N * outs, groups=(outs, 0))  # mostly of float32
+    moved = 4 * R * N * outs  # mostly of float32
+    return Launch(column_sums_kernel, grid, constants, warps, bytes=moved, groups=(outs, 0))

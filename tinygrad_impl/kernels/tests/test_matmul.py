@@ -143,7 +143,15 @@ def test_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # R, N, parts, outs: a part has several blocks of rows, at most one, or none; few rows of many columns; one part alone
-COLUMN_SUMS = [(72, 192, 3, 1), (200, 160, 3, 1), (40, 96, 64, 1), (5, 640, 1, 1), (1, 32, 1, 1), (300, 96, 1, 1)]
+COLUMN_SUMS = [
+    (72, 192, 3, 1),
+    (200, 160, 3, 1),
+    (40, 96, 64, 1),
+    (5, 640, 1, 1),
+    (1, 32, 1, 1),
+    (300, 96, 1, 1),
+    (2100, 32, 1, 1),
+]
 COLUMN_SUMS += [(200, 64, 1, 3), (16, 96, 1, 3), (100, 64, 2, 3)]
 
 
