@@ -41,6 +41,27 @@ PLANTED: list[Row] = [
         SCORES,
     ),
     (
+        "compare: a token's loss after more than the generator saw",
+        PACKING,
+        "start = scored - max(1, context // 2)",
+        "start = scored - context",
+        PACKED + "losses_of_what_was_drawn",
+    ),
+    (
+        "compare: a token's loss of another text",
+        PACKING,
+        "parts[place] = found[i][y[i] != IGNORED]",
+        "parts[place] = found[i - 1][y[i] != IGNORED]",
+        PACKED + "losses_of_what_was_drawn",
+    ),
+    (
+        "compare: losses are taken for bits",
+        "tinygrad_impl/compare.py",
+        "probabilities = np.exp(-lost",
+        "probabilities = np.exp2(-lost",
+        "tinygrad_impl/tests/test_compare.py::test_a_run_names_its_data_and_keeps_the_page",
+    ),
+    (
         "evaluation: what is too long loses its end",
         PACKING,
         "[-(context + 1) :]",
