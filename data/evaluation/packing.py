@@ -1,11 +1,13 @@
 """Texts to score, packed into batches of few shapes, and the log-probabilities of continuations."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
 
+from data.cli import InputError
 from data.evaluation.losses import TokenLosses
 from data.ranks import ALONE, Ranks
 
@@ -99,7 +101,7 @@ def score(
     """Of each continuation log p in nats, given what is before it, and whether greedy decoding would give it.
 
     `tokens` are those of a batch. Several ranks share the batches out, and have all results. `shown` is called with the
-    requests of each batch that this rank has done.
+    requests of each batch that this rank has done. Raises `InputError` for a log p that is no number.
     """
     windows = [(i, *window) for i, request in enumerate(requests) for window in windows_of(*request, context)]
     own: list[tuple[int, float, bool]] = []
@@ -112,6 +114,11 @@ def score(
     for place, value, is_greedy in sorted(row for rows in ranks.gather(own) for row in rows):
         total[place] += value
         all_greedy[place] = all_greedy[place] and is_greedy
+    if broken := sum(not math.isfinite(value) for value in total):
+        raise InputError(
+            f"{broken} of {len(total)} log-probabilities are not numbers (NaN or infinity), so there is no score: the weights "
+            "are damaged, or too large for bfloat16; give other weights, or --dtype float32"
+        )
     return list(zip(total, all_greedy, strict=True))
 
 

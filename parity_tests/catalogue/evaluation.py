@@ -41,6 +41,20 @@ PLANTED: list[Row] = [
         SCORES,
     ),
     (
+        "evaluation: NaN is a score",
+        PACKING,
+        "if broken := sum(not math.isfinite(value) for value in total):",
+        "if broken := sum(value is None for value in total):",
+        PACKED + "what_is_no_number_is_no_score",
+    ),
+    (
+        "evaluation: weights that are not numbers are scored",
+        "data/evaluation/command.py",
+        "int(array.size - np.isfinite(array).sum())",
+        "int(array.size - np.isfinite(array).size)",
+        "data/evaluation/tests/test_command.py::test_damaged_weights_are_named",
+    ),
+    (
         "compare: a token's loss after more than the generator saw",
         PACKING,
         "start = scored - max(1, context // 2)",

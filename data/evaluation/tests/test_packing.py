@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data.cli import InputError
 from data.evaluation.packing import IGNORED, lengths, losses_as_drawn, packed, score, windows_of
 from data.ranks import Ranks
 
@@ -87,6 +88,15 @@ def test_losses_of_what_was_drawn(context: int) -> None:
             expected.append(-log_p(text[start:], token))
             text.append(token)
         assert of_text.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_is_no_score(value: float) -> None:
+    def broken(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.where(y == 4, np.float32(value), 0), y > 0
+
+    with pytest.raises(InputError, match="1 of 2 log-probabilities are not numbers"):
+        score(broken, [([9], [1, 2]), ([9], [3, 4])], CONTEXT, 256)
 
 
 def test_sums_are_not_rounded_to_float32() -> None:
