@@ -13,7 +13,7 @@ from data.checkpoints.checkpoint import load, resolve
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.sums import weights_sha256
 from data.checkpoints.tensors import read_json
-from data.cli import ArgumentParser, InputError, command, counted, integer, refuse_missing_folder
+from data.cli import ArgumentParser, InputError, command, integer, refuse_missing_folder
 from data.evaluation.scores import chances, keep, score_rows
 from data.evaluation.subject import Subject
 from data.evaluation.tasks import require_harness, specs_of
@@ -65,8 +65,8 @@ def refuse_damaged(model: str, arrays: Mapping[str, np.ndarray]) -> None:
     for name, array in arrays.items():
         if broken := int(array.size - np.isfinite(array).sum()):
             raise InputError(
-                f"{name} of {model} has {counted(broken, 'value')} of {array.size:,} that are not numbers (NaN or infinity), "
-                "so there is nothing to score; give other weights, such as those of an earlier checkpoint"
+                f"{model}: of the {array.size:,} values of {name}, NaN or infinity: {broken:,}; these weights are damaged, "
+                "give others, such as an earlier checkpoint"
             )
 
 

@@ -22,6 +22,6 @@ def test_damaged_weights_are_named(value: float, tmp_path: Path, monkeypatch: py
     arrays["wpe.weight"][3, 1] = value
     save(tmp_path / "damaged", config, arrays, gpt2())
     words = ["--model", str(tmp_path / "damaged"), "--tasks", "stories"]
-    said = "wpe.weight of .*damaged has 1 value of 64 that are not numbers"
+    said = "damaged: of the 64 values of wpe.weight, NaN or infinity: 1; these weights are damaged"
     with pytest.raises(InputError, match=said):
         command.evaluate(command.parser("it", "it").parse_args(words), "it", lambda *_: pytest.fail("it was opened"))

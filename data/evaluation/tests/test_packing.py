@@ -95,7 +95,7 @@ def test_what_is_no_number_is_no_score(value: float) -> None:
     def broken(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.where(y == 4, np.float32(value), 0), y > 0
 
-    with pytest.raises(InputError, match="1 of 2 log-probabilities are not numbers"):
+    with pytest.raises(InputError, match="NaN or infinity: 1 of 2 log-probabilities"):
         score(broken, [([9], [1, 2]), ([9], [3, 4])], CONTEXT, 256)
 
 
