@@ -65,8 +65,8 @@ def refuse_damaged(model: str, arrays: Mapping[str, np.ndarray]) -> None:
     for name, array in arrays.items():
         if broken := int(array.size - np.isfinite(array).sum()):
             raise InputError(
-                f"{model}: of the {array.size:,} values of {name}, NaN or infinity: {broken:,}; these weights are damaged, "
-                "give others, such as an earlier checkpoint"
+                f"{model}: of the {array.size:,} values of {name}, NaN or infinity: {broken:,}; these weights are "
+                "damaged, give others, such as an earlier checkpoint"
             )
 
 

@@ -116,8 +116,8 @@ def score(
         all_greedy[place] = all_greedy[place] and is_greedy
     if broken := sum(not math.isfinite(value) for value in total):
         raise InputError(
-            f"NaN or infinity: {broken} of {len(total)} log-probabilities, so there is no score; the weights are damaged, "
-            "or too large for bfloat16: give others, or --dtype float32"
+            f"NaN or infinity: {broken} of {len(total)} log-probabilities, so there is no score; the weights are "
+            "damaged, or too large for bfloat16: give others, or --dtype float32"
         )
     return list(zip(total, all_greedy, strict=True))
 

@@ -197,8 +197,8 @@ PLANTED: list[Row] = [
     (
         "report: a standard error that is not known is 0",
         "data/runs/report.py",
-        '*(number(row["stderr"]),',
-        '*(number(row["stderr"] or 0),',
+        '*(decimals(row["stderr"]),',
+        '*(decimals(row["stderr"] or 0),',
         "data/runs/tests/test_report.py::test_scores_on_tasks",
     ),
     (
