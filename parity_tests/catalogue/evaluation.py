@@ -41,6 +41,13 @@ PLANTED: list[Row] = [
         SCORES,
     ),
     (
+        "evaluation's figures: the lead is our own",
+        "parity_tests/bench_evaluation.py",
+        "second, first = np.sort(y / by)[-2:]",
+        "second, first = np.sort(x / by)[-2:]",
+        "parity_tests/test_bench_evaluation.py::test_compared",
+    ),
+    (
         "evaluation: NaN is a score",
         PACKING,
         "if broken := sum(not math.isfinite(value) for value in total):",
