@@ -20,7 +20,7 @@ from tqdm import tqdm
 from data.cli import InputError, Progress
 from data.evaluation.packing import Request, score
 from data.evaluation.subject import Subject
-from data.evaluation.tasks import Spec, load_tasks
+from data.evaluation.tasks import Spec, load_tasks, quietly
 from data.text.sampling import Sampler
 
 lm_eval.api.task.tqdm = partial(tqdm, disable=True)  # its bar of a moment's work, whatever stderr is
@@ -158,7 +158,8 @@ class Tasks:
         for task in self.loaded["tasks"].values():
             task._instances = None  # those of the time before have answers
         iterations = 100_000 if stderr else 0  # the harness's own default, and none
-        found = lm_eval.evaluator.evaluate(model, task_dict=self.loaded, limit=limit, bootstrap_iters=iterations)
+        with quietly():
+            found = lm_eval.evaluator.evaluate(model, task_dict=self.loaded, limit=limit, bootstrap_iters=iterations)
         assert found is not None
         choices = {name: self._choices(name, rows) for name, rows in found["samples"].items()}
         return {**found, "choices": choices, "files": self.own_files}
