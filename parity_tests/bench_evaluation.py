@@ -159,8 +159,15 @@ def measured(args: Any, folder: Path, specs: Sequence[Any]) -> dict[str, Any]:
 
 
 def tell(pairs: dict[str, Any]) -> None:
+    """Prints comparisons; of leads, which may be many, how many are exact ties, and the largest."""
     for pair, values in pairs.items():
-        print(pair, *(f"  {key.replace('_', ' ')}: {value}" for key, value in values.items()), sep="\n", flush=True)
+        print(pair)
+        for key, value in values.items():
+            if isinstance(value, list):
+                value = (
+                    f"{len(value)}, of which {value.count(0.0)} are 0, and the largest {max(value, default=0.0):.4g}"
+                )
+            print(f"  {key.replace('_', ' ')}: {value}", flush=True)
 
 
 def answered(results: dict[str, Any]) -> Answers:

@@ -3,8 +3,9 @@
 import logging
 import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,6 @@ from data.evaluation.tasks import Spec, load_tasks, quietly
 from data.text.sampling import Sampler
 
 lm_eval.api.task.tqdm = partial(tqdm, disable=True)  # its bar of a moment's work, whatever stderr is
-# it compiles a task's few templates anew for each question and each answer, which took most of an evaluation's time
-lm_eval.utils.env.from_string = cache(lm_eval.utils.env.from_string)
 ROWS = 16  # texts written at once
 PIECE = 32  # tokens written before it is looked whether a text may stop
 RESAMPLES = 1000  # of a score whose standard error has no formula
@@ -49,6 +48,8 @@ class Harness(TemplateLM):
     def __init__(self, subject: Subject, show: Mapping[str, Any]):
         super().__init__()
         self.subject, self.show = subject, dict(show)
+        # the choices of a question come one after another, each with the same context
+        self._tokens = lru_cache(8)(lambda text: tuple(subject.tokenizer.encode(text, special_tokens=True)))
 
     @property
     def eot_token_id(self) -> int:
@@ -60,7 +61,7 @@ class Harness(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """What spells a special token is that token, as `transformers` has it; none are added."""
-        return self.subject.tokenizer.encode(string, special_tokens=True)
+        return list(self._tokens(string))
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Of each (context, continuation) the log-probability of the continuation, and whether it is greedy's."""
@@ -153,10 +154,11 @@ class Tasks:
         """The harness's results of the first `limit` documents of each task (None: of all), with `choices` and `files`
         by task. Standard errors are left out unless `stderr`: some take long. `show`: of `Progress`.
         """
-        return self.by(Harness(subject, show), limit, stderr)
+        with self._once():
+            return self.by(Harness(subject, show), limit, stderr)
 
     def by(self, model: Any, limit: int | None, stderr: bool = True) -> dict[str, Any]:
-        """The same of a model of the harness's."""
+        """The same of a model of the harness's, as the harness does it."""
         for task in self.loaded["tasks"].values():
             task._instances = None  # those of the time before have answers
         iterations = 100_000 if stderr else 0  # the harness's own default, and none
@@ -166,12 +168,41 @@ class Tasks:
         choices = {name: self._choices(name, rows) for name, rows in found["samples"].items()}
         return {**found, "choices": choices, "files": self.own_files}
 
+    @contextmanager
+    def _once(self) -> Iterator[None]:
+        """Meanwhile the harness compiles a template once, not once a question, and processes the documents once: that
+        would take several times as long as the answers.
+        """
+        with ExitStack() as stack:
+
+            def replaced(owner: Any, name: str, by: Callable[[Any], Any]) -> None:
+                if (before := getattr(owner, name)) is not None:
+                    setattr(owner, name, by(before))
+                    stack.callback(setattr, owner, name, before)
+
+            replaced(lm_eval.utils.env, "from_string", cache)
+            for task in self.loaded["tasks"].values():
+                replaced(task.config, "process_docs", for_each)
+            yield
+
     def _choices(self, name: str, rows: Sequence[Mapping[str, Any]]) -> list[int] | None:
         """How many choices each question has; None where they are no choices of which one is right."""
         task = self.loaded["tasks"][name]
         if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_target:
             return None
         return [len(task.doc_to_choice(row["doc"])) for row in rows]
+
+
+def for_each(process: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function that is called once for each object that it is given. They need no hash."""
+    found: dict[int, tuple[Any, Any]] = {}
+
+    def processed(documents: Any) -> Any:
+        if id(documents) not in found:
+            found[id(documents)] = documents, process(documents)  # kept, so that no other object gets its id
+        return found[id(documents)][1]
+
+    return processed
 
 
 def table(results: dict[str, Any]) -> str:

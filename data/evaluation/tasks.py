@@ -4,7 +4,6 @@ Nothing of the harness is imported here: what names tasks badly is refused befor
 """
 
 import contextlib
-import functools
 import gzip
 import hashlib
 import importlib.util
@@ -174,8 +173,6 @@ def load_tasks(manager: Any, specs: Sequence[Spec]) -> tuple[dict[str, Any], dic
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=1234)  # the harness's own
-        if (process := task.config.process_docs) is not None:
-            task.config.process_docs = functools.cache(process)  # the harness has all of them processed again and again
     return loaded, files
 
 
