@@ -48,6 +48,7 @@ class Backend(Protocol):
     """
 
     name: str
+    prompt_tokens: int  # of all prompts together, so many that it pays to add them to a cache at once
     dtype: DType | None
 
     @property
@@ -113,6 +114,7 @@ class Plain:
 
     dtype: DType | None = None
     name: str = "plain"
+    prompt_tokens: int = 0
     gpu: GPU | None = None
 
     def bind(self, parameters: Mapping[str, Tensor], ranks: int | None = None) -> Plain:

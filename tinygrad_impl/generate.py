@@ -18,7 +18,7 @@ from tinygrad_impl.cached_model import Decoder
 from tinygrad_impl.device import device_name, open_device
 from tinygrad_impl.model import GPT2
 
-CHUNK = 32  # tokens of a prompt at a time
+CHUNK = 32  # tokens of a prompt at a time, at least
 COMPILING = 2  # the first calls of a graph, which TinyJit captures in the second of them
 
 Drawn = tuple[int, float]  # a token, and how probable the model found it
@@ -58,8 +58,12 @@ class Generator:
     def decoder(self, N: int) -> Decoder:
         """The model with a cache of N rows."""
         if N not in self._decoders:
-            self._decoders[N] = self.backend.decoder(self.model, N, CHUNK, self.V)
+            self._decoders[N] = self.backend.decoder(self.model, N, self.chunk(N), self.V)
         return self._decoders[N]
+
+    def chunk(self, N: int) -> int:
+        """How many tokens of each of N prompts are added to the cache at a time."""
+        return max(CHUNK, min(self.backend.prompt_tokens // N, self.model.config.context))
 
     def __call__(
         self, prompts: list[list[int]], max_new_tokens: int, sampler: Sampler, tick: Callable[[], object] = int
@@ -84,13 +88,13 @@ class Generator:
         ended = [False] * N
         starts = [0] * N  # where in its row begins what the model sees
         held = [0] * N  # how many tokens from there on the cache has
-        model, steps = self.decoder(N), 0
+        model, size, steps = self.decoder(N), self.chunk(N), 0
         while steps < max_new_tokens:
             for i, row in enumerate(rows):
                 if len(row) - starts[i] > context:
                     # no key or value can stay: every token has another position now
                     starts[i], held[i] = len(row) - max(1, context // 2), 0
-            while any(chunks := [rows[i][starts[i] + held[i] : -1][:CHUNK] for i in range(N)]):
+            while any(chunks := [rows[i][starts[i] + held[i] : -1][:size] for i in range(N)]):
                 # what is right of a position does not reach it, so shorter rows are padded there
                 most = max(map(len, chunks))
                 tokens = np.array([chunk + [0] * (most - len(chunk)) for chunk in chunks], np.int32)

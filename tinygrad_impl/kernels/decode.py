@@ -40,32 +40,43 @@ class Launches:
         # rows of a program: a tensor core takes 16 or more; few, to have programs enough, while there are few in all
         tall = 1 if one else min(64, max(16, triton.next_power_of_2(R)))
         rows = tall if R > 64 else min(tall, 32)
-        block = 16 if R <= 64 else 64  # columns of the stream that have statistics of their own
+        dozens = 32 < R <= 64 and gpu.shared_memory == 227  # has tiles of its own, `quick`
+        block = 32 if dozens else 16 if R <= 64 else 64  # columns of the stream that have statistics of their own
         wide = 32 if one else 16 if R <= 16 else 64 if R <= 64 else math.gcd(C, 128)
         self.R, self.C, self.inner, self.blocks = R, C, inner, C // block
 
-        def linear(kernel: Any, reads: int, columns: int, writes: int, rows: int = rows, **constants: Any) -> Launch:
-            deep = triton.next_power_of_2(reads) if one else math.gcd(reads, min(256, 8192 // columns))
+        def linear(
+            kernel: Any,
+            reads: int,
+            columns: int,
+            writes: int,
+            rows: int = rows,
+            quick: tuple[int, int, int] | None = None,  # rows, rows of the weight at a time, stages
+            **constants: Any,
+        ) -> Launch:
+            usual = rows, min(256, 8192 // columns), stages
+            rows, deep, depth = quick if dozens and quick else usual
+            deep = triton.next_power_of_2(reads) if one else math.gcd(reads, deep)
             warps = min(16, max(2, deep * columns // 8192)) if one else 8 if rows * columns >= 4096 else 4
             constants |= {"R": R, "C": C, "ROWS": rows, "BN": columns, "BK": deep} | early
             grid = triton.cdiv(writes, columns), triton.cdiv(R, rows)
-            return Launch(kernel, grid, constants, warps, stages, bytes=2 * reads * writes)
+            return Launch(kernel, grid, constants, warps, depth, bytes=2 * reads * writes)
 
         sizes = {"T": T, "P": P}
         norm: dict[str, Any] = {"EPS": config.layer_norm_epsilon, "BLOCK": block}
         embed = sizes | early | {"R": R, "C": C, "ROWS": rows, "BN": block}
         self.embed = Launch(step.embed_kernel, (C // block, triton.cdiv(R, rows)), embed, 1)
-        self.qkv = linear(step.qkv_kernel, C, wide, 3 * C, **sizes, **norm, D=C // H)
+        self.qkv = linear(step.qkv_kernel, C, wide, 3 * C, quick=(32, 256, 3), **sizes, **norm, D=C // H)
         tokens = min(32, max(16, triton.next_power_of_2(T)))
         attention = sizes | early | {"H": H, "D": C // H, "ROWS": tokens, "STAGES": 3, "FEW": one}
         attention |= {"BT": 128 if one else 64}
         self.attention = Launch(step.attention_kernel, (H, N, triton.cdiv(T, tokens)), attention)
-        self.project = linear(step.residual_kernel, C, block, C, K=C)
+        self.project = linear(step.residual_kernel, C, block, C, quick=(64, 128, 3), K=C)
         self.expand = linear(
             step.expand_kernel, C, math.gcd(inner, wide), inner, **norm, N=inner, ACTIVATION=config.activation_function
         )
-        self.contract = linear(step.residual_kernel, inner, block, C, K=inner)
-        self.head = linear(step.head_kernel, C, 16 if one else 128, V, tall, **norm, V=V)
+        self.contract = linear(step.residual_kernel, inner, block, C, quick=(64, 128, 5), K=inner)
+        self.head = linear(step.head_kernel, C, 16 if one else 128, V, tall, (64, 64, 3), **norm, V=V)
         blocks = self.head.grid[0]
         drawing = early | {"BLOCKS": blocks, "LANES": triton.next_power_of_2(blocks)}
         self.greedy = Launch(draw.greedy_kernel, (N,), {"N": N} | drawing, warps=8)
@@ -117,21 +128,33 @@ class Decoder:
         their probabilities, both (N,), step by step, at most so many.
         """
         count = min(most, STEPS) if sampler.follows_settings else 1
-        drawn, chances = self.run(tokens, lengths, count, sampler)
-        for i in range(count):
-            if not sampler.follows_settings or drawn[i].min() < 0:  # it has to see the logits, those of this step
-                self.run(drawn[i - 1] if i else tokens, lengths + i, 1, sampler)
-                logits = contents(self.logits)
-                token = sampler(logits)
-                yield token, np.array([probability(*row) for row in zip(logits, token, strict=True)])
-                return
-            sampler.random.random(self.N)  # now they are used up
-            yield drawn[i], chances[i]
+        self.start(tokens, lengths, count, sampler)
+        while count:
+            drawn, chances = self.finish(count)
+            most -= count
+            following = min(most, STEPS) if sampler.follows_settings and drawn.min() >= 0 else 0
+            if following:  # the GPU goes on while the host looks at these
+                self.start(drawn[-1], lengths + count, following, sampler, ahead=count)
+            for i in range(count):
+                if not sampler.follows_settings or drawn[i].min() < 0:  # it has to see the logits, those of this step
+                    self.run(drawn[i - 1] if i else tokens, lengths + i, 1, sampler)
+                    logits = contents(self.logits)
+                    token = sampler(logits)
+                    yield token, np.array([probability(*row) for row in zip(logits, token, strict=True)])
+                    return
+                sampler.random.random(self.N)  # now they are used up
+                yield drawn[i], chances[i]
+            tokens, lengths, count = drawn[-1], lengths + count, following
 
     def run(
         self, tokens: np.ndarray, lengths: np.ndarray, count: int, sampler: Sampler
     ) -> tuple[np.ndarray, np.ndarray]:
         """Takes `count` steps: the tokens drawn, -1 where that is not certain, and their probabilities (count, N)."""
+        self.start(tokens, lengths, count, sampler)
+        return self.finish(count)
+
+    def start(self, tokens: np.ndarray, lengths: np.ndarray, count: int, sampler: Sampler, ahead: int = 0) -> None:
+        """Has the GPU take `count` steps, with the sampler's numbers after those of so many steps `ahead`."""
         overwrite(self.tokens, tokens.astype(np.int32, copy=False))
         overwrite(self.lengths, lengths.astype(np.int32, copy=False))
         overwrite(self.steps, np.zeros(self.N, np.int32))
@@ -140,10 +163,13 @@ class Decoder:
             step = self.sampled
             settings = sampler.temperature, sampler.top_k or 0, sampler.top_p or 1
             overwrite(self.settings, np.array(settings, np.float64))
-            overwrite(self.numbers, deepcopy(sampler.random).random((STEPS, self.N)))
+            overwrite(self.numbers, deepcopy(sampler.random).random((ahead + STEPS, self.N))[ahead:])
         with Context(JIT_BATCH_SIZE=0):  # a step is one CUDA graph
             for _ in range(count):
                 step()
+
+    def finish(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """What has been drawn in those steps, once they are done."""
         return contents(self.drawn)[:count], contents(self.chances)[:count]
 
     def _prefill(self) -> None:

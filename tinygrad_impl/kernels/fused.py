@@ -31,6 +31,7 @@ class Fused:
     copies: Flat | None = None  # of these, in bfloat16
 
     name = "fused"
+    prompt_tokens = 256  # 512 take half as long again where there are few
     dtype = dtypes.bfloat16
 
     @property

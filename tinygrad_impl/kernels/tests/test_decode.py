@@ -188,9 +188,22 @@ def generator(device: None, arrays: dict[str, np.ndarray]) -> Iterator[generate.
     """Of `CONFIG`, which takes few tokens at a time, and sorts them in two parts. The model has more than are drawn."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate, "CHUNK", 4)
+        patch.setattr(Fused, "prompt_tokens", 0)
         patch.setattr(decode, "STEPS", 3)
         patch.setattr(draw, "SORTED", 64)
         yield generate.Generator(GPT2(CONFIG, arrays), Fused(THIS_GPU), V - 10)
+
+
+@pytest.mark.parametrize(("N", "chunk"), [(1, 8), (2, 6), (4, 4)])
+def test_how_many_tokens_of_a_prompt_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, device: None, N: int, chunk: int
+) -> None:
+    """So many of all prompts as the backend wants, at least CHUNK of each, and no more than the context has."""
+    monkeypatch.setattr(generate, "CHUNK", 4)
+    monkeypatch.setattr(Fused, "prompt_tokens", 12)
+    generator = generate.Generator(GPT2(CONFIG, random_weights(CONFIG, 1)), Fused(THIS_GPU))
+    assert generator.chunk(N) == chunk
+    assert generator.decoder(N).prompt.shape == (N, chunk)  # type: ignore[attr-defined]
 
 
 class Watching(Sampler):
@@ -264,14 +277,14 @@ def test_the_host_draws_what_is_uncertain(generator: generate.Generator, monkeyp
     monkeypatch.setattr(draw, "CLOSE", draw.tl.constexpr(0.03))
     decoder, certain = generator.decoder(2), list[Any]()
     assert isinstance(decoder, decode.Decoder)
-    run = decoder.run
+    finish = decoder.finish
 
-    def watched(*given: Any) -> tuple[np.ndarray, np.ndarray]:
-        drawn, chances = run(*given)
+    def watched(count: int) -> tuple[np.ndarray, np.ndarray]:
+        drawn, chances = finish(count)
         certain.append((drawn >= 0).all(1).tolist())
         return drawn, chances
 
-    monkeypatch.setattr(decoder, "run", watched)
+    monkeypatch.setattr(decoder, "finish", watched)
     ours = Sampler(**SETTINGS[1])
     assert generator(PROMPTS, 6, ours) == expected
     assert [True, False] in [first[:2] for first in certain], certain
