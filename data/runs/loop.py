@@ -113,8 +113,9 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
                 where = windows_not_finite(ranks, own, trainer.finite(batches)) if ranks.size > 1 else place
                 raise InputError(
                     f"the loss is {loss} and the gradient's norm {grad_norm} at step {trainer.steps + 1}, on {where}; "
-                    f"the weights were left as they were, and {latest_checkpoint(run.path)} is good; look at the data "
-                    f"there, or begin again with `--config {quote(str(run.path))}` and an --lr below {options.lr}"
+                    f"the weights were left as they were, and {latest_checkpoint(run.path)} has those before; look at "
+                    f"the data there, or begin again with `--config {quote(str(run.path))}` and an --lr below "
+                    f"{options.lr}"
                 )
             elapsed = time.perf_counter() - started
             tokens, seconds = tokens + tokens_a_step, seconds + elapsed

@@ -266,4 +266,25 @@ PLANTED: list[Row] = [
         "if False:",
         "data/runs/tests/test_options.py::test_the_same_command_with_more_steps_says_how_to_train_longer",
     ),
+    (
+        "who answers nothing is waited for",
+        "data/distributed.py",
+        "connect() if serve else within(timeout, connect)",
+        "connect()",
+        FAILING + "test_something_else_listens_where_rank_0_should",
+    ),
+    (
+        "every rank evaluates all",
+        "data/ranks.py",
+        '    if found := place():\n        raise InputError(\n            f"{work}',
+        '    if (found := place()) and found.rank > found.size:\n        raise InputError(\n            f"{work}',
+        "data/tests/test_ranks.py::test_the_place_of_a_rank",
+    ),
+    (
+        "weights that are no numbers are trained",
+        "data/runs/start.py",
+        "    refuse_damaged(plan.checkpoint or options.init, arrays)\n",
+        "",
+        "data/runs/tests/test_loop.py::test_weights_that_are_no_numbers_are_refused",
+    ),
 ]
