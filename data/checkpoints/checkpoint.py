@@ -226,5 +226,5 @@ def refuse_damaged(model: object, arrays: Mapping[str, np.ndarray]) -> None:
         if broken := int(array.size - np.isfinite(array).sum()):
             raise InputError(
                 f"{model}: of the {array.size:,} values of {name}, NaN or infinity: {broken:,}; these weights are "
-                "damaged, give others, such as an earlier checkpoint"
+                "damaged; give others, such as an earlier checkpoint"
             )
