@@ -5,9 +5,12 @@ needed; tests/test_internals.py says of each what is broken if another version f
 """
 
 import ctypes
+import multiprocessing
+import os
 import signal
 import sqlite3
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -211,7 +214,19 @@ def begin_compiler(begin: Callable[[], None] = worker._init_worker) -> None:
     """What such a process does first."""
     begin()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True, name="end with parent").start()
     KernelCache(warn=False).install()
+
+
+def end_with_parent() -> None:
+    """Ends this process once the one that started it is gone, however that ended. It would go on compiling, and then
+    fill the terminal with tracebacks, as nobody reads what it has. The kernel's PR_SET_PDEATHSIG would not do: some are
+    started by a thread of the pool's, which ends before the pool does.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
 
 
 class KernelCache:
