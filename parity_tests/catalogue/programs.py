@@ -318,6 +318,13 @@ PLANTED: list[Row] = [
         "tinygrad_impl/tests/test_internals.py::test_a_cache_of_kernels_that_cannot_be_written_is_still_read",
     ),
     (
+        "a compiler outlives the process that started it",
+        "tinygrad_impl/internals.py",
+        '    threading.Thread(target=end_with_parent, daemon=True, name="end with parent").start()\n',
+        "",
+        "tinygrad_impl/tests/test_internals.py::test_a_compiler_ends_with_the_process_that_started_it",
+    ),
+    (
         "compilers use tinygrad's own cache",
         "tinygrad_impl/internals.py",
         "tinygrad.device.diskcache_get = self.get",

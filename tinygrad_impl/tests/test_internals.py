@@ -26,6 +26,7 @@ from tinygrad_impl.internals import (
     HighWater,
     KernelCache,
     ParallelProgram,
+    begin_compiler,
     captured_at_once,
     compiled_kernels,
     contents,
@@ -145,6 +146,17 @@ time.sleep(1)  # until it has begun
 """
     root = Path(tinygrad_impl.__file__).parents[1]
     subprocess.run([sys.executable, "-c", code], cwd=root, env=os.environ | {"PARALLEL": "1"}, check=True, timeout=60)
+
+
+def test_a_compiler_ends_with_the_process_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it would still compile; here that process is gone already."""
+    gone, ended = SimpleNamespace(join=lambda: None), threading.Event()
+    monkeypatch.setattr("tinygrad_impl.internals.multiprocessing.parent_process", lambda: gone)
+    monkeypatch.setattr("tinygrad_impl.internals.os._exit", lambda code: ended.set())
+    monkeypatch.setattr("tinygrad_impl.internals.signal.signal", lambda number, handler: None)
+    monkeypatch.setattr(KernelCache, "install", lambda cache: None)
+    begin_compiler(begin=lambda: None)
+    assert ended.wait(10)
 
 
 def test_memory_is_the_most_there_was(monkeypatch: pytest.MonkeyPatch) -> None:
