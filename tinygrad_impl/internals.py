@@ -214,19 +214,23 @@ def begin_compiler(begin: Callable[[], None] = worker._init_worker) -> None:
     """What such a process does first."""
     begin()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, daemon=True, name="end with parent").start()
+    threading.Thread(target=fall_silent_with_parent, daemon=True, name="fall silent").start()
     KernelCache(warn=False).install()
 
 
-def end_with_parent() -> None:
-    """Ends this process once the one that started it is gone, however that ended. It would go on compiling, and then
-    fill the terminal with tracebacks, as nobody reads what it has. The kernel's PR_SET_PDEATHSIG would not do: some are
-    started by a thread of the pool's, which ends before the pool does.
+def fall_silent_with_parent() -> None:
+    """Has this process say nothing more once the one that started it is gone, however that ended. It ends after the
+    kernel that it compiles, with a traceback, as nobody reads what it has.
+
+    Were it killed, a compiler that it has started would complain; and the signal of Linux's PR_SET_PDEATHSIG would come
+    too soon to those that a thread of the pool's has started, which ends before the pool does.
     """
     parent = multiprocessing.parent_process()
     assert parent
     parent.join()
-    os._exit(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
 
 
 class KernelCache:

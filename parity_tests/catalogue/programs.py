@@ -318,11 +318,11 @@ PLANTED: list[Row] = [
         "tinygrad_impl/tests/test_internals.py::test_a_cache_of_kernels_that_cannot_be_written_is_still_read",
     ),
     (
-        "a compiler outlives the process that started it",
+        "a compiler complains that the process that started it is gone",
         "tinygrad_impl/internals.py",
-        '    threading.Thread(target=end_with_parent, daemon=True, name="end with parent").start()\n',
+        '    threading.Thread(target=fall_silent_with_parent, daemon=True, name="fall silent").start()\n',
         "",
-        "tinygrad_impl/tests/test_internals.py::test_a_compiler_ends_with_the_process_that_started_it",
+        "tinygrad_impl/tests/test_internals.py::test_a_compiler_says_nothing_once_the_process_that_started_it_is_gone",
     ),
     (
         "compilers use tinygrad's own cache",
