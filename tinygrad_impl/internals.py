@@ -5,9 +5,12 @@ needed; tests/test_internals.py says of each what is broken if another version f
 """
 
 import ctypes
+import multiprocessing
+import os
 import signal
 import sqlite3
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -211,7 +214,23 @@ def begin_compiler(begin: Callable[[], None] = worker._init_worker) -> None:
     """What such a process does first."""
     begin()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=fall_silent_with_parent, daemon=True, name="fall silent").start()
     KernelCache(warn=False).install()
+
+
+def fall_silent_with_parent() -> None:
+    """Has this process say nothing more once the one that started it is gone, however that ended. It ends after the
+    kernel that it compiles, with a traceback, as nobody reads what it has.
+
+    Were it killed, a compiler that it has started would complain; and the signal of Linux's PR_SET_PDEATHSIG would come
+    too soon to those that a thread of the pool's has started, which ends before the pool does.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
 
 
 class KernelCache:

@@ -37,7 +37,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
     task_scores = scoring(start, by)  # before the run's folder is written to: a task may be refused
     recorder = Recorder(start, by, files)
     run = recorder.folder
-    start.before.said = f"stopped before the first step; go on with\n  {recorder.resuming}"
+    start.before.say(f"stopped before the first step; go on with\n  {recorder.resuming}")
     smoothed = Smoothed(row["loss"] for row in run.metrics[1:])
     say: Callable[[str], None] = (lambda text: None) if options.quiet else partial(print, flush=True)
     targets = read_meta(start.folder)["splits"]["valid"]["tokens"] - 1

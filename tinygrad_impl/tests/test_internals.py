@@ -26,6 +26,7 @@ from tinygrad_impl.internals import (
     HighWater,
     KernelCache,
     ParallelProgram,
+    begin_compiler,
     captured_at_once,
     compiled_kernels,
     contents,
@@ -145,6 +146,18 @@ time.sleep(1)  # until it has begun
 """
     root = Path(tinygrad_impl.__file__).parents[1]
     subprocess.run([sys.executable, "-c", code], cwd=root, env=os.environ | {"PARALLEL": "1"}, check=True, timeout=60)
+
+
+def test_a_compiler_says_nothing_once_the_process_that_started_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here that is gone already. What it has to say would be tracebacks."""
+    gone, silent = SimpleNamespace(join=lambda: None), threading.Event()
+    with monkeypatch.context() as patch:  # not any longer: pytest needs os.dup2 too
+        patch.setattr("tinygrad_impl.internals.multiprocessing.parent_process", lambda: gone)
+        patch.setattr(os, "dup2", lambda nowhere, number: silent.set() if number == 2 else None)
+        patch.setattr("tinygrad_impl.internals.signal.signal", lambda number, handler: None)
+        patch.setattr(KernelCache, "install", lambda cache: None)
+        begin_compiler(begin=lambda: None)
+        assert silent.wait(5)
 
 
 def test_memory_is_the_most_there_was(monkeypatch: pytest.MonkeyPatch) -> None:
