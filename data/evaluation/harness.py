@@ -165,8 +165,12 @@ class Tasks:
         with quietly():
             found = lm_eval.evaluator.evaluate(model, task_dict=self.loaded, limit=limit, bootstrap_iters=iterations)
         assert found is not None
-        choices = {name: self._choices(name, rows) for name, rows in found["samples"].items()}
-        return {**found, "choices": choices, "files": self.own_files}
+        # a document is there once for each filter of what was written
+        samples = {
+            name: [r for r in rows if r["filter"] == rows[0]["filter"]] for name, rows in found["samples"].items()
+        }
+        choices = {name: self._choices(name, rows) for name, rows in samples.items()}
+        return {**found, "samples": samples, "choices": choices, "files": self.own_files}
 
     @contextmanager
     def _once(self) -> Iterator[None]:

@@ -30,13 +30,14 @@ SENTENCE = re.compile(r'[^.!?\s][^.!?]*[.!?]+"?')
 @dataclass(frozen=True)
 class Spec:
     """One of --tasks: its name, or a file of tasks; `documents` are its questions, where they are given; those of
-    the user come from `data_file`.
+    the user come from `data_file`. `prefix` is what the command's options of tasks begin with.
     """
 
     name: str
     file: Path | None = None
     documents: list[dict[str, Any]] | None = None
     data_file: Path | None = None
+    prefix: str = "--"
 
     def own_file(self) -> dict[str, str | None]:
         """The name and SHA-256 of the user's own file of the task, or of its questions: these are not what the name of
@@ -53,16 +54,18 @@ def require_harness() -> None:
         raise missing_extra("evaluation", "lm_eval", "evaluate")
 
 
-def specs_of(tasks: str, data_file: Path | None = None) -> list[Spec]:
-    """The tasks of a list like `stories,mine/task.yaml,hellaswag`. Raises `InputError` where one cannot be."""
+def specs_of(tasks: str, data_file: Path | None = None, prefix: str = "--") -> list[Spec]:
+    """The tasks of a list like `stories,mine/task.yaml,hellaswag`. Raises `InputError` where one cannot be. `prefix`
+    is what the command's options of them begin with: --, as in --tasks, or --eval-.
+    """
     names = [name.strip() for name in tasks.split(",")]
     if not all(names):
-        raise InputError(f"--tasks {tasks!r} has an empty name; give names with commas between, such as stories")
+        raise InputError(f"{prefix}tasks {tasks!r} has an empty name; give names with commas between, such as stories")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"--tasks names {twice[0]} twice; name it once")
+        raise InputError(f"{prefix}tasks names {twice[0]} twice; name it once")
     if data_file is not None and (len(names) > 1 or names[0] == "stories" or is_file(names[0])):
         raise InputError(
-            "--data-file has the questions of one task of the harness; name it alone, as --tasks hellaswag"
+            f"{prefix}data-file has the questions of one task of the harness; name it alone, as {prefix}tasks hellaswag"
         )
     found = []
     for name in names:
@@ -73,7 +76,8 @@ def specs_of(tasks: str, data_file: Path | None = None) -> list[Spec]:
                 raise InputError(f"there is no task file {name}; give the path of a .yaml, with its data beside it")
             found.append(Spec(name, file=Path(name)))
         else:
-            found.append(Spec(name, documents=read_documents(data_file) if data_file else None, data_file=data_file))
+            documents = read_documents(data_file) if data_file else None
+            found.append(Spec(name, documents=documents, data_file=data_file, prefix=prefix))
     return found
 
 
@@ -201,11 +205,12 @@ def load_task(manager: Any, spec: Spec) -> dict[str, dict[str, Any]]:
             raise InputError(f"the task file {spec.file} cannot be loaded ({reason}); correct it") from None
         if spec.documents is not None:
             raise InputError(
-                f"these are no questions of the task {spec.name} ({reason}); give another --data-file"
+                f"{spec.data_file} has no questions of the task {spec.name} ({reason}); give another file with "
+                f"{spec.prefix}data-file"
             ) from None
         raise InputError(
             f"the data of the task {spec.name} cannot be had from the Hugging Face hub ({reason}); run this where the "
-            f"hub can be reached, or give a local file of it with --tasks {spec.name} --data-file FILE"
+            f"hub can be reached, or give its questions with {spec.prefix}tasks {spec.name} {spec.prefix}data-file FILE"
         ) from None
 
 
@@ -215,7 +220,7 @@ def config_of(manager: Any, name: str) -> dict[str, Any]:
 
     entry = manager.task_index.get(name)
     if entry is None or entry.yaml_path is None or "task" not in (config := load_yaml(entry.yaml_path)):
-        raise InputError(f"--data-file goes with a single task of the harness, which {name!r} is not; name one")
+        raise InputError(f"a file of questions goes with a single task of the harness, which {name!r} is not; name one")
     splits = {"training_split": None, "test_split": None, "fewshot_split": None, "validation_split": "validation"}
     config = {key: value for key, value in config.items() if key not in ("tag", "group", "dataset_kwargs")}
     return config | splits
