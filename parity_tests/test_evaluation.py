@@ -75,7 +75,7 @@ def names(folder: Path) -> str:
 def answers_of_hf(folder: Path) -> dict[str, list[Any]]:
     from data.evaluation.harness import Tasks, answers, harness_own
 
-    tasks = Tasks([*short_stories(), *specs_of(names(folder))[1:]])
+    tasks = Tasks([*short_stories(), *specs_of(names(folder))[1:]], CONFIG.n_positions)
     # alone, since with several rows to write at once `hf` rounds otherwise
     return answers(tasks.by(harness_own(folder / "model", device="cpu", batch_size=1), 10))
 
@@ -125,7 +125,7 @@ def test_scores_that_are_resampled(
     config, arrays = load(folder / "model")
     subject = by_torch(parser("evaluate", "it").parse_args(NO_MODEL), config, arrays, gpt2())[0]
     monkeypatch.setattr("multiprocessing.Pool", lambda *_: pytest.fail("a process was forked"))
-    tasks = Tasks(specs_of(f"stories,{folder / 'perplexity.yaml'}"))
+    tasks = Tasks(specs_of(f"stories,{folder / 'perplexity.yaml'}"), CONFIG.n_positions)
     capfd.readouterr()
     rows = {(r["task"], r["metric"]): r for r in score_rows(tasks(subject, 10, disable=True))}
     without = score_rows(tasks(subject, 10, stderr=False, disable=True))

@@ -84,7 +84,7 @@ def expected(model: Path, files: Path) -> dict[str, dict[str, Any]]:
     from data.evaluation.harness import Tasks, answers, harness_own
 
     hf = harness_own(model, device="cpu", batch_size=1)
-    found = {task: Tasks(specs_of(task, files / f"{task}.jsonl")).by(hf, None) for task in rows()}
+    found = {task: Tasks(specs_of(task, files / f"{task}.jsonl"), CONFIG.n_positions).by(hf, None) for task in rows()}
     return {task: {"answers": answers(r)[task], "scores": scores(score_rows(r))} for task, r in found.items()}
 
 

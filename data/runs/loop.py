@@ -156,9 +156,9 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         return
     for when, (step, text) in (("before training", run.samples[0]), (f"after {trainer.steps} steps", run.samples[-1])):
         say(f"\n--- {when} (step {step}) ---\n{text}")
-    for name, value in task_scores.keep(run.path).items():
-        before = f"{run.metrics[0][name]:.4f} -> " if name in run.metrics[0] else ""
-        say(f"\n{name} {before}{value:.4f}")
+    if kept := task_scores.keep(run.path):
+        before = {name: f"{value:.4f} -> " for name, value in run.metrics[0].items() if name in kept}
+        say("\n" + "\n".join(f"{name} {before.get(name, '')}{value:.4f}" for name, value in kept.items()))
     first, last = (f"{row['val_loss']:.3f}" for row in (run.metrics[0], run.metrics[-1]))
     say(f"\nValidation loss {first} -> {last}, {seconds:.0f} s of training. All of it is in {run.path}; try:")
     say(f"  {command('tinygrad_impl.generate', '--model', run.path, '--prompt', PROMPT)}")

@@ -131,12 +131,13 @@ def _begin(given: Given, device: str, ranks: Ranks, held: ExitStack) -> Start:
         if not options.quiet:
             print(f"{options.out} is finished, with all its {counted(options.steps, 'step')}")
         sys.exit(0)
-    if specs and not options.quiet:
-        print(f"loading the tasks {options.eval_tasks}", flush=True)
-    tasks = in_turns(ranks, lambda: tasks_to_score(specs)) if specs else None  # before all that takes longer
     model = in_turns(ranks, lambda: read[0] if read else _model(plan, device, ranks.size))
     config, arrays, state = model.config, model.arrays, model.state
     refuse_damaged(plan.checkpoint or options.init, arrays)
+    if specs and not options.quiet:
+        print(f"loading the tasks {options.eval_tasks}", flush=True)
+    # before all that takes longer
+    tasks = in_turns(ranks, lambda: tasks_to_score(specs, config.context)) if specs else None
 
     def prepare() -> tuple[Tokenizer, Path]:
         tokenizer = tokenizer_to_train_with(plan.checkpoint, options, config)
@@ -232,11 +233,11 @@ def specs_to_score(given: Given) -> list[Spec]:
         return specs_of(given["eval_tasks"], Path(file) if file else None, prefix="--eval-")
 
 
-def tasks_to_score(specs: Sequence[Spec]) -> Any:
+def tasks_to_score(specs: Sequence[Spec], context: int) -> Any:
     from data.evaluation.harness import Tasks  # here, because it imports PyTorch, which takes long
 
     with tasks_may_be_left_out():
-        return Tasks(specs)
+        return Tasks(specs, context)
 
 
 @contextmanager
