@@ -12,6 +12,7 @@ import pytest
 
 from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import GPT2Config
+from data.cli import InputError
 from data.evaluation.command import evaluate, parser
 from data.evaluation.scores import score_rows
 from data.evaluation.tasks import Spec, specs_of, story_questions
@@ -110,6 +111,16 @@ def test_answers(
             assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
     scores = {(row["task"], row["metric"]): row["value"] for row in said["scores"]}
     assert {("stories", "acc"), ("choices", "acc_norm"), ("texts", "bits_per_byte")} <= scores.keys()
+
+
+def test_what_does_not_fit_is_refused_first(folder: Path) -> None:
+    """A task that asks for as many new tokens as the context has, before any question of others is answered."""
+    from data.evaluation.harness import Tasks
+
+    specs = specs_of(f"stories,{folder / 'written.yaml'}")
+    Tasks(specs, 37)
+    with pytest.raises(InputError, match="the task written asks for 36 new tokens, and the model's context is 36;"):
+        Tasks(specs, 36)
 
 
 def test_scores_that_are_resampled(

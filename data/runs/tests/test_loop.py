@@ -612,6 +612,14 @@ def test_all_of_a_task_before_training_and_after_it(
     assert asked == [["stories"], (7, None, False), (7, None, False), (7, None, True)]
 
 
+def test_trying_learning_rates_needs_no_tasks(
+    stub: Stub, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = with_tasks(stub, monkeypatch)
+    assert training(stub, place, None, eval_tasks="stories", find_lr=True).code == 0
+    assert asked == []
+
+
 def test_what_is_wrong_with_tasks_is_said_first(stub: Stub, place: Path, tmp_path: Path) -> None:
     """Before anything is read, with the way out."""
     result = training(stub, place, tmp_path / "run", eval_tasks="hellaswag", eval_data_file="none.jsonl", data="gone")

@@ -18,6 +18,7 @@ from data.checkpoints.config import PRESETS, GPT2Config
 from data.checkpoints.initialize import initial_weights
 from data.cli import InputError
 from data.runs.options import SIZES, Given, Options, parse, parser
+from data.runs.run_folder import write_sealed
 from data.runs.start import complete
 from data.runs.tests.support import TINY, Stub, metrics, options, trained, training
 from data.testing import call, refused, write_stories, write_tokens
@@ -656,6 +657,13 @@ def test_a_limit_is_of_tasks(tmp_path: Path) -> None:
     assert given("--eval-tasks", "stories", "--eval-limit", 1)["eval_limit"] == 1
     with pytest.raises(InputError, match="--eval-limit goes with --eval-tasks"):
         given("--eval-limit", 1)
+    write_sealed(
+        tmp_path / "run.json", {"options": completed("--eval-tasks", "piqa", "--eval-data-file", "a").recorded()}
+    )
+    run = ("--config", tmp_path)
+    assert given(*run)["eval_data_file"] == "a"
+    assert "eval_data_file" not in given(*run, "--eval-tasks", "stories")
+    assert "eval_tasks" not in given(*run, "--eval-tasks", "none")
     with pytest.raises(InputError, match="--eval-tasks-every goes with --eval-tasks"):
         given("--eval-tasks-every", 0)
     with pytest.raises(InputError, match="--eval-data-file goes with --eval-tasks"):
