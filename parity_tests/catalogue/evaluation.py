@@ -316,20 +316,6 @@ PLANTED: list[Row] = [
         "data/runs/tests/test_report.py::test_scores_on_tasks",
     ),
     (
-        "evaluation: a document's answers are there once for each filter",
-        "data/evaluation/harness.py",
-        'if r["filter"] == rows[0]["filter"]]',
-        "if r]",
-        "parity_tests/test_hub_tasks.py::test_the_same_answers_and_scores[torch_ref-gsm8k]",
-    ),
-    (
-        "evaluation: a task that needs a longer context is refused after hours",
-        "data/evaluation/harness.py",
-        "                if most >= context:",
-        "                if most > context:",
-        "parity_tests/test_evaluation.py::test_what_does_not_fit_is_refused_first",
-    ),
-    (
         "scores: one in bfloat16 takes the place of one in float32",
         TASK_SCORES,
         '"dtype", "kernels")',
