@@ -14,6 +14,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -182,12 +183,13 @@ def load_tasks(manager: Any, specs: Sequence[Spec]) -> tuple[dict[str, Any], dic
 
 def load_task(manager: Any, spec: Spec) -> dict[str, dict[str, Any]]:
     """What the harness makes of one of --tasks, which may be a group of tasks."""
-    known = {*manager.all_tasks, *manager.all_groups, *manager.all_tags}
+    several = {*manager.all_groups, *manager.all_tags}
+    known = {*manager.all_tasks, *several}
     if spec.documents is None and spec.file is None and spec.name not in known:
-        near = ", ".join(sorted(name for name in known if spec.name[:5] in name)[:5])
+        near = ", ".join(get_close_matches(spec.name, ["stories", *sorted(known)]))
+        meant = f"did you mean {near}? Give" if near else "give"
         raise InputError(
-            f"there is no task {spec.name!r}; give stories, the path of a .yaml, or a name that the harness knows"
-            + (f", such as {near}" if near else "")
+            f"there is no task {spec.name!r}; {meant} stories, the path of a .yaml, or a name that the harness knows"
         )
     try:
         if spec.documents is not None:
@@ -208,9 +210,10 @@ def load_task(manager: Any, spec: Spec) -> dict[str, dict[str, Any]]:
                 f"{spec.data_file} has no questions of the task {spec.name} ({reason}); give another file with "
                 f"{spec.prefix}data-file"
             ) from None
+        own = f", or give its questions with {spec.prefix}tasks {spec.name} {spec.prefix}data-file FILE"
         raise InputError(
             f"the data of the task {spec.name} cannot be had from the Hugging Face hub ({reason}); run this where the "
-            f"hub can be reached, or give its questions with {spec.prefix}tasks {spec.name} {spec.prefix}data-file FILE"
+            f"hub can be reached{'' if spec.name in several else own}"
         ) from None
 
 

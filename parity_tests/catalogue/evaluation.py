@@ -309,6 +309,13 @@ PLANTED: list[Row] = [
         OPTIONS + "a_limit_is_of_tasks",
     ),
     (
+        "tasks: a name that is nearly stories is nearly none",
+        "data/evaluation/tasks.py",
+        '["stories", *sorted(known)]',
+        "sorted(known)",
+        ASKED + "a_name_that_is_nearly_one",
+    ),
+    (
         "report: all questions are the first 0",
         "data/runs/report.py",
         "f'the first {limit}' if limit else 'all'",
