@@ -106,7 +106,7 @@ def measured(args: Any, folder: Path, specs: Sequence[Any]) -> dict[str, Any]:
     subject = Subject(losses, generator, tokenizer, config.context, batch_tokens(device))
     said = setup(args.model or f"{args.preset}, random weights", config, device, backend)
     print(f"{said}; {args.tasks}", flush=True)
-    tasks = Tasks(specs)
+    tasks = Tasks(specs, config.context)
     dtype = "bfloat16" if backend.dtype else "float32"
     rows: list[dict[str, Any]] = []
 

@@ -12,6 +12,7 @@ import pytest
 
 from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import GPT2Config
+from data.cli import InputError
 from data.evaluation.command import evaluate, parser
 from data.evaluation.scores import score_rows
 from data.evaluation.tasks import Spec, specs_of, story_questions
@@ -75,7 +76,7 @@ def names(folder: Path) -> str:
 def answers_of_hf(folder: Path) -> dict[str, list[Any]]:
     from data.evaluation.harness import Tasks, answers, harness_own
 
-    tasks = Tasks([*short_stories(), *specs_of(names(folder))[1:]])
+    tasks = Tasks([*short_stories(), *specs_of(names(folder))[1:]], CONFIG.n_positions)
     # alone, since with several rows to write at once `hf` rounds otherwise
     return answers(tasks.by(harness_own(folder / "model", device="cpu", batch_size=1), 10))
 
@@ -112,6 +113,16 @@ def test_answers(
     assert {("stories", "acc"), ("choices", "acc_norm"), ("texts", "bits_per_byte")} <= scores.keys()
 
 
+def test_what_does_not_fit_is_refused_first(folder: Path) -> None:
+    """A task that asks for as many new tokens as the context has, before any question of others is answered."""
+    from data.evaluation.harness import Tasks
+
+    specs = specs_of(f"stories,{folder / 'written.yaml'}")
+    Tasks(specs, 37)
+    with pytest.raises(InputError, match="the task written asks for 36 new tokens, and the model's context is 36;"):
+        Tasks(specs, 36)
+
+
 def test_scores_that_are_resampled(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,7 +136,7 @@ def test_scores_that_are_resampled(
     config, arrays = load(folder / "model")
     subject = by_torch(parser("evaluate", "it").parse_args(NO_MODEL), config, arrays, gpt2())[0]
     monkeypatch.setattr("multiprocessing.Pool", lambda *_: pytest.fail("a process was forked"))
-    tasks = Tasks(specs_of(f"stories,{folder / 'perplexity.yaml'}"))
+    tasks = Tasks(specs_of(f"stories,{folder / 'perplexity.yaml'}"), CONFIG.n_positions)
     capfd.readouterr()
     rows = {(r["task"], r["metric"]): r for r in score_rows(tasks(subject, 10, disable=True))}
     without = score_rows(tasks(subject, 10, stderr=False, disable=True))

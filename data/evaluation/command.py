@@ -76,7 +76,7 @@ def evaluate(args: Namespace, package: str, open: Open) -> None:
     print(f"{args.model}, {said}; loading {args.tasks}", file=sys.stderr, flush=True)
     from data.evaluation.harness import Tasks, answers, table  # here, because it takes long
 
-    results = Tasks(specs)(subject, args.limit)
+    results = Tasks(specs, subject.context)(subject, args.limit)
     rows = score_rows(results)
     print(table(results), *chances(results), sep="\n")
     if args.json:

@@ -27,6 +27,7 @@ from data.text.sampling import Sampler
 lm_eval.api.task.tqdm = partial(tqdm, disable=True)  # its bar of a moment's work, whatever stderr is
 ROWS = 16  # texts written at once
 PIECE = 32  # tokens written before it is looked whether a text may stop
+MOST = 256  # new tokens of a text, where a task does not say how many, as in the harness's own model
 RESAMPLES = 1000  # of a score whose standard error has no formula
 
 
@@ -93,7 +94,7 @@ class Harness(TemplateLM):
             groups.setdefault(repr(sorted(request.args[1].items())), []).append(i)
         with Progress(total=len(requests), desc="writing", unit="text", **self.show) as progress:
             for group in groups.values():
-                settings = normalize_gen_kwargs(requests[group[0]].args[1], 256)
+                settings = normalize_gen_kwargs(requests[group[0]].args[1], MOST)
                 rows = {i: self.tok_encode(requests[i].args[0]) or [self.eot_token_id] for i in group}
                 order = sorted(group, key=lambda i: -len(rows[i]))
                 sampler = sampler_of(settings)
@@ -107,10 +108,6 @@ class Harness(TemplateLM):
 
     def _write(self, rows: list[list[int]], until: Sequence[str], most: int, sampler: Sampler) -> list[str]:
         """The rows continued: piece by piece, until all of them have stopped. They are always as many, padded."""
-        if most >= self.max_length:
-            raise InputError(
-                f"a task asks for {most} new tokens, and the model's context is {self.max_length}; leave that task out"
-            )
         rows = [row[-(self.max_length - most) :] for row in rows]
         new: list[list[int]] = [[] for _ in rows]
         done = [False] * len(rows)
@@ -144,11 +141,21 @@ def until_stop(text: str, until: Sequence[str]) -> str:
 
 
 class Tasks:
-    """Tasks of the harness, loaded once: of several ranks every one loads them."""
+    """Tasks of the harness, loaded once: of several ranks every one loads them. Raises `InputError` for one that needs
+    another `context` than the model's, which is in tokens.
+    """
 
-    def __init__(self, specs: Sequence[Spec]):
+    def __init__(self, specs: Sequence[Spec], context: int):
         logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it tells of each step
         self.loaded, self.own_files = load_tasks(TaskManager(), specs)
+        for name, task in self.loaded["tasks"].items():
+            if task.OUTPUT_TYPE == "generate_until":
+                most = normalize_gen_kwargs(task.config.generation_kwargs, MOST)["max_gen_toks"]
+                if most >= context:
+                    raise InputError(
+                        f"the task {name} asks for {most} new tokens, and the model's context is {context}; leave that "
+                        "task out"
+                    )
 
     def __call__(self, subject: Subject, limit: int | None, stderr: bool = True, **show: Any) -> dict[str, Any]:
         """The harness's results of the first `limit` documents of each task (None: of all), with `choices` and `files`
@@ -165,8 +172,12 @@ class Tasks:
         with quietly():
             found = lm_eval.evaluator.evaluate(model, task_dict=self.loaded, limit=limit, bootstrap_iters=iterations)
         assert found is not None
-        choices = {name: self._choices(name, rows) for name, rows in found["samples"].items()}
-        return {**found, "choices": choices, "files": self.own_files}
+        # a document is there once for each filter of what was written
+        samples = {
+            name: [r for r in rows if r["filter"] == rows[0]["filter"]] for name, rows in found["samples"].items()
+        }
+        choices = {name: self._choices(name, rows) for name, rows in samples.items()}
+        return {**found, "samples": samples, "choices": choices, "files": self.own_files}
 
     @contextmanager
     def _once(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,14 @@ SENTENCE = re.compile(r'[^.!?\s][^.!?]*[.!?]+"?')
 @dataclass(frozen=True)
 class Spec:
     """One of --tasks: its name, or a file of tasks; `documents` are its questions, where they are given; those of
-    the user come from `data_file`.
+    the user come from `data_file`. `prefix` is what the command's options of tasks begin with.
     """
 
     name: str
     file: Path | None = None
     documents: list[dict[str, Any]] | None = None
     data_file: Path | None = None
+    prefix: str = "--"
 
     def own_file(self) -> dict[str, str | None]:
         """The name and SHA-256 of the user's own file of the task, or of its questions: these are not what the name of
@@ -53,16 +55,18 @@ def require_harness() -> None:
         raise missing_extra("evaluation", "lm_eval", "evaluate")
 
 
-def specs_of(tasks: str, data_file: Path | None = None) -> list[Spec]:
-    """The tasks of a list like `stories,mine/task.yaml,hellaswag`. Raises `InputError` where one cannot be."""
+def specs_of(tasks: str, data_file: Path | None = None, prefix: str = "--") -> list[Spec]:
+    """The tasks of a list like `stories,mine/task.yaml,hellaswag`. Raises `InputError` where one cannot be. `prefix`
+    is what the command's options of them begin with: --, as in --tasks, or --eval-.
+    """
     names = [name.strip() for name in tasks.split(",")]
     if not all(names):
-        raise InputError(f"--tasks {tasks!r} has an empty name; give names with commas between, such as stories")
+        raise InputError(f"{prefix}tasks {tasks!r} has an empty name; give names with commas between, such as stories")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"--tasks names {twice[0]} twice; name it once")
+        raise InputError(f"{prefix}tasks names {twice[0]} twice; name it once")
     if data_file is not None and (len(names) > 1 or names[0] == "stories" or is_file(names[0])):
         raise InputError(
-            "--data-file has the questions of one task of the harness; name it alone, as --tasks hellaswag"
+            f"{prefix}data-file has the questions of one task of the harness; name it alone, as {prefix}tasks hellaswag"
         )
     found = []
     for name in names:
@@ -73,7 +77,8 @@ def specs_of(tasks: str, data_file: Path | None = None) -> list[Spec]:
                 raise InputError(f"there is no task file {name}; give the path of a .yaml, with its data beside it")
             found.append(Spec(name, file=Path(name)))
         else:
-            found.append(Spec(name, documents=read_documents(data_file) if data_file else None, data_file=data_file))
+            documents = read_documents(data_file) if data_file else None
+            found.append(Spec(name, documents=documents, data_file=data_file, prefix=prefix))
     return found
 
 
@@ -178,12 +183,13 @@ def load_tasks(manager: Any, specs: Sequence[Spec]) -> tuple[dict[str, Any], dic
 
 def load_task(manager: Any, spec: Spec) -> dict[str, dict[str, Any]]:
     """What the harness makes of one of --tasks, which may be a group of tasks."""
-    known = {*manager.all_tasks, *manager.all_groups, *manager.all_tags}
+    several = {*manager.all_groups, *manager.all_tags}
+    known = {*manager.all_tasks, *several}
     if spec.documents is None and spec.file is None and spec.name not in known:
-        near = ", ".join(sorted(name for name in known if spec.name[:5] in name)[:5])
+        near = ", ".join(get_close_matches(spec.name, ["stories", *sorted(known)]))
+        meant = f"did you mean {near}? Give" if near else "give"
         raise InputError(
-            f"there is no task {spec.name!r}; give stories, the path of a .yaml, or a name that the harness knows"
-            + (f", such as {near}" if near else "")
+            f"there is no task {spec.name!r}; {meant} stories, the path of a .yaml, or a name that the harness knows"
         )
     try:
         if spec.documents is not None:
@@ -201,11 +207,13 @@ def load_task(manager: Any, spec: Spec) -> dict[str, dict[str, Any]]:
             raise InputError(f"the task file {spec.file} cannot be loaded ({reason}); correct it") from None
         if spec.documents is not None:
             raise InputError(
-                f"these are no questions of the task {spec.name} ({reason}); give another --data-file"
+                f"{spec.data_file} has no questions of the task {spec.name} ({reason}); give another file with "
+                f"{spec.prefix}data-file"
             ) from None
+        own = f", or give its questions with {spec.prefix}tasks {spec.name} {spec.prefix}data-file FILE"
         raise InputError(
             f"the data of the task {spec.name} cannot be had from the Hugging Face hub ({reason}); run this where the "
-            f"hub can be reached, or give a local file of it with --tasks {spec.name} --data-file FILE"
+            f"hub can be reached{'' if spec.name in several else own}"
         ) from None
 
 
@@ -215,7 +223,7 @@ def config_of(manager: Any, name: str) -> dict[str, Any]:
 
     entry = manager.task_index.get(name)
     if entry is None or entry.yaml_path is None or "task" not in (config := load_yaml(entry.yaml_path)):
-        raise InputError(f"--data-file goes with a single task of the harness, which {name!r} is not; name one")
+        raise InputError(f"a file of questions goes with a single task of the harness, which {name!r} is not; name one")
     splits = {"training_split": None, "test_split": None, "fewshot_split": None, "validation_split": "validation"}
     config = {key: value for key, value in config.items() if key not in ("tag", "group", "dataset_kwargs")}
     return config | splits

@@ -14,15 +14,13 @@ from typing import Any
 from data.checkpoints.checkpoint import latest_checkpoint
 from data.checkpoints.config import flops_a_token, parameter_count
 from data.cli import InputError, Progress, command
-from data.evaluation.scores import columns, score_rows
-from data.evaluation.tasks import specs_of
 from data.ranks import Ranks
 from data.runs.implementation import Implementation
 from data.runs.recorder import PROMPT, Recorder
 from data.runs.schedule import bounds, rate, schedule
+from data.runs.scoring import Scoring
 from data.runs.start import Start
 from data.runs.stopping import stop_requests
-from data.runs.together import in_turns
 from data.text.loader import windows
 from data.text.shards import read_meta
 
@@ -34,7 +32,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
     B, T = options.batch_size, options.seq_len
     tokens_a_step = options.grad_accum * B * T
     tokens, seconds = start.state["tokens"], start.state["seconds"]
-    task_scores = scoring(start, by)  # before the run's folder is written to: a task may be refused
+    task_scores = Scoring(start, by)
     recorder = Recorder(start, by, files)
     run = recorder.folder
     start.before.say(f"stopped before the first step; go on with\n  {recorder.resuming}")
@@ -66,7 +64,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         started = time.perf_counter()
         with recorder.room_on_disk():
             row = {"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": validation_loss()}
-            recorder.metrics(row | task_scores())
+            recorder.metrics(row | task_scores(0, ends=True))
             recorder.sample()
             recorder.checkpoint(tokens, seconds)
         taken = f"{time.perf_counter() - started:.0f} s with compiling, a sample and a checkpoint"
@@ -131,9 +129,9 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
             evaluates, samples = (ends or trainer.steps % n == 0 for n in (options.eval_every, options.sample_every))
             if evaluates:
                 row["val_loss"] = val_loss = validation_loss()
-                row |= task_scores()
                 lowest = val_loss < min(r["val_loss"] for r in run.metrics if "val_loss" in r)
-            recorder.metrics(row)
+            scored = task_scores(trainer.steps, ends)
+            recorder.metrics(row | scored)
             peak = (by.peak_flops or 0) * ranks.size
             mfu = f", MFU {flops_a_token(config, T) * speed / peak:.1%}" if peak else ""
             figures = f"loss {loss:.3f} ({smoothed.value:.3f}), val {val_loss:.3f}, lr {lr:.1e}, {speed:,.0f} tok/s"
@@ -143,7 +141,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
                 recorder.sample()
             if saves := ends or lowest or trainer.steps % options.save_every == 0:
                 recorder.checkpoint(tokens, seconds)
-            if evaluates or samples or saves:  # which may have taken long
+            if evaluates or scored or samples or saves:  # which may have taken long
                 stop = stop_request()
         if trainer.steps > recorder.saved_step:  # a request to stop came
             recorder.checkpoint(tokens, seconds)
@@ -158,6 +156,9 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
         return
     for when, (step, text) in (("before training", run.samples[0]), (f"after {trainer.steps} steps", run.samples[-1])):
         say(f"\n--- {when} (step {step}) ---\n{text}")
+    if kept := task_scores.keep(run.path):
+        before = {name: f"{value:.4f} -> " for name, value in run.metrics[0].items() if name in kept}
+        say("\n" + "\n".join(f"{name} {before.get(name, '')}{value:.4f}" for name, value in kept.items()))
     first, last = (f"{row['val_loss']:.3f}" for row in (run.metrics[0], run.metrics[-1]))
     say(f"\nValidation loss {first} -> {last}, {seconds:.0f} s of training. All of it is in {run.path}; try:")
     say(f"  {command('tinygrad_impl.generate', '--model', run.path, '--prompt', PROMPT)}")
@@ -184,27 +185,6 @@ class Smoothed:
         self.count += 1
         self._sum = 0.98 * self._sum + 0.02 * loss
         return spike
-
-
-def scoring(start: Start, by: Implementation) -> Callable[[], dict[str, float]]:
-    """A function that scores the model as it is on --eval-tasks: columns for metrics.jsonl, the same on all ranks."""
-    options = start.options
-    if not options.eval_tasks:
-        return dict
-    if not options.quiet:
-        print(f"loading the tasks {options.eval_tasks}", flush=True)
-    from data.evaluation.harness import Tasks  # here, because it imports PyTorch, which takes long
-
-    assert by.subject
-    tasks, subject = in_turns(start.ranks, lambda: Tasks(specs_of(options.eval_tasks or ""))), by.subject
-
-    def scores() -> dict[str, float]:
-        results = tasks(
-            replace(subject, ranks=start.ranks), options.eval_limit, stderr=False, part=True, disable=options.quiet
-        )
-        return columns(score_rows(results))
-
-    return scores
 
 
 def machines(start: Start, by: Implementation) -> dict[str, Any]:

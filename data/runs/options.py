@@ -20,19 +20,21 @@ from data.runs.run_folder import read_sealed
 from data.text.formats import AS_GIVEN, ERRORS
 
 PORTS = {"parity", "kernels"}  # options of the port alone
+EVALUATION = ("eval_tasks", "eval_data_file", "eval_limit", "eval_tasks_every")  # recorded where there are tasks
+NO_TASKS = "none"  # for --eval-tasks
 # may change from one part of a run to the next
-FREE = (*PORTS, "device", "gpus", "timeout", "zero", "keep", "quiet", "tensorboard", "eval_tasks", "eval_limit")
+FREE = (*PORTS, "device", "gpus", "timeout", "zero", "keep", "quiet", "tensorboard", *EVALUATION)
 UNRECORDED = (  # belong to one call, not to the run
     *("out", "resume", "resume_if_any", "config", "recipe", "find_lr", "rewarm", "global_batch_tokens"),
     *("quiet", "gpus", "timeout"),
 )
 SEVERAL = ("zero", "reduce_dtype")  # recorded where there were several ranks, or where they were given
-EVALUATION = ("eval_tasks", "eval_limit")  # recorded where there are tasks
 SIZES = ("n_layer", "n_head", "n_embd", "n_positions")  # that may differ from the preset's
 GO_WITH = {  # are of that option, for --config
     "data": ("valid", "field", "errors"),
     "init": ("preset", *SIZES),
     "global_batch_tokens": ("grad_accum",),
+    "eval_tasks": ("eval_data_file",),
 }
 LONGER = ("steps", "rewarm", "eval_every", "sample_every", "save_every")  # go with --resume and --steps
 
@@ -62,6 +64,9 @@ REPRODUCTIONS: dict[str, Given] = {
         "clip": 1.0,
         "eval_every": 250,
         "eval_tokens": 10 * 2**20,
+        "eval_tasks": "hellaswag",
+        "eval_limit": 0,
+        "eval_tasks_every": 0,
         "sample_every": 5000,
         "save_every": 5000,
     }
@@ -166,7 +171,19 @@ class Options:
     eval_tasks: str | None = option(
         KEEP, "score these tasks with each validation loss, as `evaluate` does (none)", None, metavar="TASK,..."
     )
-    eval_limit: int = option(KEEP, "only the first N questions of each of these tasks (100)", 100, **NUMBER)
+    eval_data_file: str | None = option(
+        KEEP, ".jsonl(.gz): the questions of the one task of --eval-tasks, for the hub's", None, metavar="FILE"
+    )
+    eval_limit: int = option(
+        KEEP, "only the first N questions of each task (100); 0: all", 100, type=integer(0), metavar="N"
+    )
+    eval_tasks_every: int | None = option(
+        KEEP,
+        "steps between scores, for --eval-every; 0: before training and after it",
+        None,
+        type=integer(0),
+        metavar="N",
+    )
     sample_every: int = option(KEEP, "steps between samples", **NUMBER)
     save_every: int = option(KEEP, "steps between checkpoints, besides the last", **NUMBER)
     keep: int | None = option(KEEP, "only the N newest of these, the first and the best", None, **NUMBER)
@@ -257,9 +274,10 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
         worked_out = {"global_batch_tokens"} if "grad_accum" in given else set()
         given = {name: value for name, value in recipe.items() if name not in worked_out} | given
     complete = _completed(parser, args, given)
-    if "eval_limit" in given and "eval_tasks" not in complete:
-        raise InputError("--eval-limit goes with --eval-tasks TASK,...; give both, or leave it out")
-    return complete
+    if "eval_tasks" not in complete and (alone := [name for name in EVALUATION if name in given]):
+        raise InputError(f"{flag(alone[0])} goes with --eval-tasks TASK,...; give both, or leave it out")
+    left_out = EVALUATION if complete.get("eval_tasks") == NO_TASKS else ()
+    return {name: value for name, value in complete.items() if name not in left_out}
 
 
 def _completed(parser: ArgumentParser, args: Mapping[str, Any], given: Given) -> Given:

@@ -229,7 +229,7 @@ def tasks(run: Run) -> str:
         names = sorted({name for row in run.scored for name in row} - {"step"})
         rows = [[f"{row['step']:,.0f}", *(decimals(row.get(name)) for name in names)] for row in run.scored]
         limit = run.facts["options"].get("eval-limit", run.facts["options"].get("eval_limit", "?"))
-        said += f"<p>While it was trained, on the first {limit} questions of each task:</p>"
+        said += f"<p>While it was trained, on {f'the first {limit}' if limit else 'all'} questions of each task:</p>"
         said += table(["step", *names], rows, "scores on tasks through time")
     return f"<h3>Evaluation</h3>\n{said}" if said else ""
 

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,11 +26,11 @@ from data.checkpoints.config import PRESETS, GPT2Config, parameter_count, to_hf
 from data.checkpoints.initialize import initial_weights
 from data.checkpoints.sums import checkpoints
 from data.cli import InputError, counted
-from data.evaluation.tasks import require_harness, specs_of
+from data.evaluation.tasks import Spec, require_harness, specs_of
 from data.ranks import ALONE, Ranks
 from data.runs.claim import claimed, claimed_new
 from data.runs.global_batch import accumulated, micro_batch, share_of_a_rank
-from data.runs.options import FREE, RECIPES, SIZES, Given, Options, flag, is_checkpoint, options_of_run
+from data.runs.options import FREE, NO_TASKS, RECIPES, SIZES, Given, Options, flag, is_checkpoint, options_of_run
 from data.runs.run_folder import load_checkpoint, read_sealed
 from data.runs.sameness import refuse_other_programs, refuse_other_starts
 from data.runs.schedule import refuse_disorder, trained_longer
@@ -60,6 +60,7 @@ class Start:
     tokenizer: Tokenizer
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # options of a run that goes on: before and now
     ranks: Ranks = ALONE
+    tasks: Any = None  # those of --eval-tasks: `data.evaluation.harness.Tasks`, which not everybody can import
     machines: dict[str, Any] = field(default_factory=dict)  # what run.json says of several ranks
     before: BeforeTraining = field(default_factory=BeforeTraining)
 
@@ -116,9 +117,7 @@ def begin(given: Given, device: str, ranks: Ranks = ALONE) -> Iterator[Start]:
 
 def _begin(given: Given, device: str, ranks: Ranks, held: ExitStack) -> Start:
     refuse_other_programs(ranks, given)
-    if given.get("eval_tasks"):
-        require_harness()
-        specs_of(given["eval_tasks"])
+    specs = specs_to_score(given)
     read: list[Model] = []  # by rank 0, in order to decide
 
     def decide() -> Plan:
@@ -135,6 +134,10 @@ def _begin(given: Given, device: str, ranks: Ranks, held: ExitStack) -> Start:
     model = in_turns(ranks, lambda: read[0] if read else _model(plan, device, ranks.size))
     config, arrays, state = model.config, model.arrays, model.state
     refuse_damaged(plan.checkpoint or options.init, arrays)
+    if specs and not options.quiet:
+        print(f"loading the tasks {options.eval_tasks}", flush=True)
+    # before all that takes longer
+    tasks = in_turns(ranks, lambda: tasks_to_score(specs, config.context)) if specs else None
 
     def prepare() -> tuple[Tokenizer, Path]:
         tokenizer = tokenizer_to_train_with(plan.checkpoint, options, config)
@@ -160,7 +163,18 @@ def _begin(given: Given, device: str, ranks: Ranks, held: ExitStack) -> Start:
     verification.check_all(timeout=0.5)  # enough for most data; the rest is verified while it trains
     loader = in_turns(ranks, load)
     start = Start(
-        options, config, arrays, model.moments, state, folder, loader, verification, tokenizer, plan.changed, ranks
+        options,
+        config,
+        arrays,
+        model.moments,
+        state,
+        folder,
+        loader,
+        verification,
+        tokenizer,
+        plan.changed,
+        ranks,
+        tasks,
     )
     if ranks.size > 1:
         sums = {"their weights": checksum(arrays), "their optimizer state": checksum(model.moments or {})}
@@ -207,6 +221,32 @@ def _model(plan: Plan, device: str, size: int) -> Model:
     said = {name: value for name, value in vars(plan.options).items() if value is not None}
     _, config, arrays = complete(said, device, size)
     return Model(config, arrays)
+
+
+def specs_to_score(given: Given) -> list[Spec]:
+    """The tasks of --eval-tasks, if there are any."""
+    if "eval_tasks" not in given or "find_lr" in given:
+        return []
+    file = given.get("eval_data_file")
+    with tasks_may_be_left_out():
+        require_harness()
+        return specs_of(given["eval_tasks"], Path(file) if file else None, prefix="--eval-")
+
+
+def tasks_to_score(specs: Sequence[Spec], context: int) -> Any:
+    from data.evaluation.harness import Tasks  # here, because it imports PyTorch, which takes long
+
+    with tasks_may_be_left_out():
+        return Tasks(specs, context)
+
+
+@contextmanager
+def tasks_may_be_left_out() -> Iterator[None]:
+    """Whoever did not ask for tasks himself has them of a recipe: what is wrong with them is said with the way out."""
+    try:
+        yield
+    except InputError as e:
+        raise InputError(f"{e}; or train without scores on tasks: --eval-tasks {NO_TASKS}") from None
 
 
 def checkpoint_to_resume(path: Path) -> Path | None:

@@ -9,6 +9,8 @@ PACKED = "data/evaluation/tests/test_packing.py::test_"
 SCORES = PACKED + "scores"
 TASK_SCORES, KEPT = "data/evaluation/scores.py", "data/evaluation/tests/test_scores.py::test_"
 ASKED = "data/evaluation/tests/test_tasks.py::test_"
+SCORING, START = "data/runs/scoring.py", "data/runs/start.py"
+LOOP, OPTIONS = "data/runs/tests/test_loop.py::test_", "data/runs/tests/test_options.py::test_"
 IN_KERNEL = "tinygrad_impl/kernels/tests/test_cross_entropy.py::test_loss_alone_and_argmax"
 
 PLANTED: list[Row] = [
@@ -196,10 +198,10 @@ PLANTED: list[Row] = [
     ),
     (
         "tasks are scored before training only",
-        "data/runs/loop.py",
-        "                row |= task_scores()\n                lowest",
-        "                lowest",
-        "data/runs/tests/test_loop.py::test_tasks_are_scored_with_each_validation",
+        SCORING,
+        "self.every and step % self.every == 0",
+        "False",
+        LOOP + "tasks_are_scored_with_each_validation",
     ),
     (
         "report: a standard error that is not known is 0",
@@ -224,10 +226,101 @@ PLANTED: list[Row] = [
     ),
     (
         "standard errors are estimated while training",
-        "data/runs/loop.py",
-        "stderr=False, ",
+        SCORING,
+        "stderr=step == self.options.steps,",
+        "stderr=True,",
+        LOOP + "tasks_are_scored_with_each_validation",
+    ),
+    (
+        "tasks are scored with each validation, however often was asked for",
+        SCORING,
+        "start.options.eval_every if every is None else every",
+        "start.options.eval_every",
+        LOOP + "all_of_a_task_before_training_and_after_it",
+    ),
+    (
+        "a score at the end alone is none where the last step is no multiple",
+        SCORING,
+        "due = ends or (",
+        "due = step == 0 or (",
+        LOOP + "all_of_a_task_before_training_and_after_it",
+    ),
+    (
+        "--eval-limit 0 is no question",
+        SCORING,
+        "self.options.eval_limit or None,\n            stderr",
+        "self.options.eval_limit,\n            stderr",
+        LOOP + "all_of_a_task_before_training_and_after_it",
+    ),
+    (
+        "the last scores are kept as those of the weights before training",
+        SCORING,
+        "weights_sha256(latest_checkpoint(run))",
+        'weights_sha256(run / "checkpoints" / "step-0")',
+        LOOP + "tasks_are_scored_with_each_validation",
+    ),
+    (
+        "the last scores stay in metrics.jsonl alone",
+        SCORING,
+        "        if self.rows:",
+        "        if not self.rows:",
+        LOOP + "tasks_are_scored_with_each_validation",
+    ),
+    (
+        "the recipe of GPT-2 ends without HellaSwag",
+        "data/runs/options.py",
+        '        "eval_tasks": "hellaswag",\n',
         "",
-        "data/runs/tests/test_loop.py::test_tasks_are_scored_with_each_validation",
+        OPTIONS + "gpt2_as_llm_c_trains_it",
+    ),
+    (
+        "--eval-tasks none is a task",
+        "data/runs/options.py",
+        'if complete.get("eval_tasks") == NO_TASKS else ()',
+        "if not complete else ()",
+        OPTIONS + "a_recipe_is_changed_by_other_options",
+    ),
+    (
+        "training asks the hub for questions that are in a file",
+        START,
+        "Path(file) if file else None, prefix",
+        "None, prefix",
+        LOOP + "what_is_wrong_with_tasks_is_said_first",
+    ),
+    (
+        "who has tasks of a recipe is not told how to train without",
+        START,
+        'f"{e}; or train without scores on tasks: --eval-tasks {NO_TASKS}"',
+        "str(e)",
+        LOOP + "what_is_wrong_with_tasks_is_said_first",
+    ),
+    (
+        "--find-lr loads tasks",
+        START,
+        'if "eval_tasks" not in given or "find_lr" in given:',
+        'if "eval_tasks" not in given:',
+        LOOP + "trying_learning_rates_needs_no_tasks",
+    ),
+    (
+        "another task has the questions of the run's",
+        "data/runs/options.py",
+        '    "eval_tasks": ("eval_data_file",),\n',
+        "",
+        OPTIONS + "a_limit_is_of_tasks",
+    ),
+    (
+        "tasks: a name that is nearly stories is nearly none",
+        "data/evaluation/tasks.py",
+        '["stories", *sorted(known)]',
+        "sorted(known)",
+        ASKED + "a_name_that_is_nearly_one",
+    ),
+    (
+        "report: all questions are the first 0",
+        "data/runs/report.py",
+        "f'the first {limit}' if limit else 'all'",
+        "f'the first {limit}'",
+        "data/runs/tests/test_report.py::test_scores_on_tasks",
     ),
     (
         "scores: one in bfloat16 takes the place of one in float32",
@@ -288,8 +381,8 @@ PLANTED: list[Row] = [
     (
         "--eval-limit without tasks is ignored",
         "data/runs/options.py",
-        'if "eval_limit" in given and "eval_tasks" not in complete:',
-        "if False:",
+        'if "eval_tasks" not in complete and (alone',
+        "if not complete and (alone",
         "data/runs/tests/test_options.py::test_a_limit_is_of_tasks",
     ),
     (

@@ -176,8 +176,8 @@ def answer(models: Sequence[Model], facts: dict[str, Any], door: socket.socket) 
 
     web = threading.Thread(target=listen, name="web server", daemon=True)
     web.start()
-    print(reached(address, number, local), flush=True)
     try:
+        print(reached(address, number, local), flush=True)
         turns.answer(partial(write, models))
         raise RuntimeError("the web server has ended by itself; what it said stands above")
     except KeyboardInterrupt:

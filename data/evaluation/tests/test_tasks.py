@@ -7,11 +7,12 @@ import re
 from collections import Counter
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from data.cli import InputError
-from data.evaluation.tasks import QUESTIONS, read_documents, specs_of, story_questions
+from data.evaluation.tasks import QUESTIONS, Spec, load_task, read_documents, specs_of, story_questions
 from data.text.stories import stories
 from data.text.tokenizer import gpt2
 
@@ -44,6 +45,15 @@ def test_questions_of_the_user(tmp_path: Path) -> None:
     [spec] = specs_of("hellaswag", file)
     assert spec.own_file() == {"file": "mine.jsonl", "file_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     assert specs_of("hellaswag")[0].own_file() == {"file": None, "file_sha256": None}
+
+
+def test_a_name_that_is_nearly_one() -> None:
+    harness = SimpleNamespace(all_tasks=["history", "hellaswag"], all_groups=["mmlu"], all_tags=[])
+    for name, meant in (("storys", "stories, history"), ("helaswag", "hellaswag"), ("mmlus", "mmlu")):
+        with pytest.raises(InputError, match=f"there is no task '{name}'; did you mean {meant}[?] Give stories, the"):
+            load_task(harness, Spec(name))
+    with pytest.raises(InputError, match="there is no task 'x'; give stories, the path"):
+        load_task(harness, Spec("x"))
 
 
 def test_questions_of_stories() -> None:

@@ -16,9 +16,11 @@ import pytest
 import tensorboardX
 from tensorboardX.proto import event_pb2
 
+import data.evaluation.scores
 import data.runs.start
 from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import PRESETS, GPT2Config
+from data.checkpoints.sums import weights_sha256
 from data.evaluation.subject import Subject
 from data.runs.loop import Smoothed
 from data.runs.run_folder import load_checkpoint, read_sealed
@@ -49,7 +51,7 @@ from data.runs.tests.support import (
     window,
     windows_of_step,
 )
-from data.testing import Result, refused, write_tokens
+from data.testing import Result, call, refused, write_tokens
 from data.text.loader import IGNORED
 from data.text.shards import read_meta
 
@@ -556,24 +558,12 @@ def test_too_few_windows(stub: Stub, place: Path, tmp_path: Path) -> None:
 def test_tasks_are_scored_with_each_validation(
     stub: Stub, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the weights of that step; the columns are in metrics.jsonl and in TensorBoard."""
-    asked: list[Any] = []
-
-    class Tasks:
-        def __init__(self, specs: Any):
-            asked.append([spec.name for spec in specs])
-
-        def __call__(self, subject: Any, limit: int, **show: Any) -> Any:
-            asked.append((subject.context, limit))
-            assert show == {"stderr": False, "part": True, "disable": False}  # some would take long
-            score = {"acc,none": len(asked) / 100, "acc_stderr,none": 0.5, "alias": "stories"}
-            return {"results": {"stories": score}, "n-samples": {}}
-
-    monkeypatch.setitem(sys.modules, "data.evaluation.harness", SimpleNamespace(Tasks=Tasks))
-    monkeypatch.setattr(data.runs.start, "require_harness", lambda: None)
-    stub.subject = Subject(None, None, None, context=7, batch_tokens=1)  # type: ignore[arg-type]
+    """On the weights of that step; the columns are in metrics.jsonl and in TensorBoard. The last are kept as those of
+    `evaluate`, with standard errors, of which some would take long.
+    """
+    asked = with_tasks(stub, monkeypatch)
     trained(stub, place, tmp_path / "run", eval_tasks="stories", eval_limit=5, eval_every=4, steps=9, tensorboard=True)
-    assert asked == [["stories"], *[(7, 5)] * 4]
+    assert asked == [["stories"], *[(7, 5, False)] * 3, (7, 5, True)]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {r["step"]: r["stories/acc"] for r in rows if "stories/acc" in r} == {0: 0.02, 4: 0.03, 8: 0.04, 9: 0.05}
     assert all(("val_loss" in row) == ("stories/acc" in row) for row in rows)
@@ -581,6 +571,60 @@ def test_tasks_are_scored_with_each_validation(
     assert b"stories/acc" in events.read_bytes()
     said = read_sealed(tmp_path / "run" / "run.json")["options"]
     assert (said["eval_tasks"], said["eval_limit"]) == ("stories", 5)
+    [kept] = read_sealed(tmp_path / "run" / "evaluation.json")["rows"]
+    assert (kept["value"], kept["stderr"], kept["step"], kept["by"]) == (0.05, 0.5, 9, "torch_ref")
+    assert kept["weights"] == weights_sha256(tmp_path / "run" / "checkpoints" / "step-9")
+
+
+def with_tasks(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Has a harness that gives a score of its own each time. Returns a list of what it is asked."""
+    asked: list[Any] = []
+
+    class Tasks:
+        def __init__(self, specs: Any, context: int):
+            asked.append([spec.name for spec in specs])
+            assert context == TINY.n_positions
+
+        def __call__(self, subject: Any, limit: int, stderr: bool, **show: Any) -> Any:
+            asked.append((subject.context, limit, stderr))
+            assert show == {"part": True, "disable": False}
+            score = {"acc,none": len(asked) / 100, "acc_stderr,none": 0.5, "alias": "stories"}
+            return {"results": {"stories": score}, "n-samples": {}}
+
+    monkeypatch.setitem(sys.modules, "data.evaluation.harness", SimpleNamespace(Tasks=Tasks))
+    monkeypatch.setattr(data.runs.start, "require_harness", lambda: None)
+    monkeypatch.setattr(data.evaluation.scores.importlib.metadata, "version", lambda name: "1")
+    stub.subject = Subject(None, None, None, context=7, batch_tokens=1)  # type: ignore[arg-type]
+    return asked
+
+
+def test_all_of_a_task_before_training_and_after_it(
+    stub: Stub, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a 0; then every so often, whenever validation is."""
+    asked, run = with_tasks(stub, monkeypatch), tmp_path / "run"
+    more: dict[str, Any] = {"eval_tasks": "stories", "eval_limit": 0, "eval_tasks_every": 0, "eval_every": 1}
+    printed = trained(stub, place, run, steps=3, **more)
+    assert asked == [["stories"], (7, None, False), (7, None, True)]
+    assert "\n\nstories/acc 0.0200 -> 0.0300\n\nValidation loss" in printed.out
+    asked[:] = []
+    assert call(stub.main, "--resume", run, "--steps", 8, "--eval-tasks-every", 2, cwd=place).code == 0
+    assert asked == [["stories"], (7, None, False), (7, None, False), (7, None, True)]
+
+
+def test_trying_learning_rates_needs_no_tasks(
+    stub: Stub, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = with_tasks(stub, monkeypatch)
+    assert training(stub, place, None, eval_tasks="stories", find_lr=True).code == 0
+    assert asked == []
+
+
+def test_what_is_wrong_with_tasks_is_said_first(stub: Stub, place: Path, tmp_path: Path) -> None:
+    """Before anything is read, with the way out."""
+    result = training(stub, place, tmp_path / "run", eval_tasks="hellaswag", eval_data_file="none.jsonl", data="gone")
+    refused(result, "there is no file none.jsonl", "or train without scores on tasks: --eval-tasks none")
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_that_are_no_numbers_are_refused(stub: Stub, place: Path, tmp_path: Path) -> None:

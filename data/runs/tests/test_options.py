@@ -18,6 +18,7 @@ from data.checkpoints.config import PRESETS, GPT2Config
 from data.checkpoints.initialize import initial_weights
 from data.cli import InputError
 from data.runs.options import SIZES, Given, Options, parse, parser
+from data.runs.run_folder import write_sealed
 from data.runs.start import complete
 from data.runs.tests.support import TINY, Stub, metrics, options, trained, training
 from data.testing import call, refused, write_stories, write_tokens
@@ -62,6 +63,7 @@ def defaults(preset: str, lr: float) -> dict[str, Any]:
     found |= {"schedule": None, "rewarm": False, **dict.fromkeys(SIZES)}
     found |= {"resume_if_any": False, "global_batch_tokens": None, "reduce_dtype": None, "zero": None, "timeout": 600}
     found |= {"gpus": None, "eval_tasks": None, "eval_limit": 100, "recipe": None}
+    found |= {"eval_data_file": None, "eval_tasks_every": None}
     return found | {"out": None, "resume": None, "config": None, "find_lr": False, "parity": None, "kernels": None}
 
 
@@ -204,7 +206,9 @@ ALL = [
     ("--eval-every", ["2"], 2),
     ("--eval-tokens", ["0"], 0),
     ("--eval-tasks", ["stories"], "stories"),
-    ("--eval-limit", ["7"], 7),
+    ("--eval-data-file", ["own.jsonl"], "own.jsonl"),
+    ("--eval-limit", ["0"], 0),
+    ("--eval-tasks-every", ["0"], 0),
     ("--sample-every", ["4"], 4),
     ("--save-every", ["6"], 6),
     ("--keep", ["7"], 7),
@@ -568,12 +572,15 @@ def test_gpt2_as_llm_c_trains_it(ranks: int, grad_accum: int, narrow: dict[str, 
     assert found.recipe is None
     assert "recipe" not in found.recorded()
     assert given("--recipe", "gpt2-124m-10b")["data"] == "fineweb10B"
+    assert (found.eval_tasks, found.eval_limit, found.eval_tasks_every) == ("hellaswag", 0, 0)  # all of it, at the ends
 
 
 def test_a_recipe_is_changed_by_other_options() -> None:
     changed = given("--recipe", "gpt2-124m-10b", "--lr", 1e-3, "--grad-accum", 8, "--steps", 50)
     assert (changed["lr"], changed["grad_accum"], changed["steps"], changed["warmup"]) == (1e-3, 8, 50, 700)
     assert "global_batch_tokens" not in changed
+    without = given("--recipe", "gpt2-124m-10b", "--eval-tasks", "none", "--eval-limit", 5)
+    assert not [name for name in without if name.startswith("eval_") and name not in ("eval_every", "eval_tokens")]
     for other in ("resume", "config"):
         with pytest.raises(InputError, match=f"--recipe and --{other} exclude each other"):
             given("--recipe", "gpt2-124m-10b", f"--{other}", "run")
@@ -650,5 +657,14 @@ def test_a_limit_is_of_tasks(tmp_path: Path) -> None:
     assert given("--eval-tasks", "stories", "--eval-limit", 1)["eval_limit"] == 1
     with pytest.raises(InputError, match="--eval-limit goes with --eval-tasks"):
         given("--eval-limit", 1)
-    with pytest.raises(InputError, match="0 is not a whole number of at least 1"):
-        given("--eval-tasks", "stories", "--eval-limit", 0)
+    write_sealed(
+        tmp_path / "run.json", {"options": completed("--eval-tasks", "piqa", "--eval-data-file", "a").recorded()}
+    )
+    run = ("--config", tmp_path)
+    assert given(*run)["eval_data_file"] == "a"
+    assert "eval_data_file" not in given(*run, "--eval-tasks", "stories")
+    assert "eval_tasks" not in given(*run, "--eval-tasks", "none")
+    with pytest.raises(InputError, match="--eval-tasks-every goes with --eval-tasks"):
+        given("--eval-tasks-every", 0)
+    with pytest.raises(InputError, match="--eval-data-file goes with --eval-tasks"):
+        given("--eval-data-file", "own.jsonl")

@@ -996,6 +996,9 @@ def test_scores_on_tasks(folder: Path) -> None:
         [f"{lines[0]['step']:,}", "0.1250"],
         [f"{lines[-1]['step']:,}", "0.8125"],
     ]
+    for limit, said in ((5, "the first 5 questions"), (0, "all questions")):
+        write_sealed(folder / "run.json", FACTS | {"options": FACTS["options"] | {"eval_limit": limit}})
+        assert f"While it was trained, on {said} of each task" in report_page([load_run(folder)])
     for wrong in ({"value": "much"}, {"chance": "little"}, {"file": 1}):
         write_sealed(folder / "evaluation.json", {"rows": [row | wrong]})
         with pytest.raises(InputError, match=r"evaluation\.json is damaged"):
