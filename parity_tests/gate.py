@@ -16,7 +16,7 @@ from parity_tests.averaging import agreed, averaged_rows, culprit_of_ranks, wron
 from parity_tests.blame import find_culprit
 from parity_tests.bounds import NUDGED, near_miss
 from parity_tests.certificate import certificate, programs
-from parity_tests.checks import Step, gradient_rows, not_finite_rows, step_rows
+from parity_tests.checks import Step, gradient_rows, not_finite_rows, now, step_rows
 from parity_tests.proof import BATCHES, GRAPH_BATCHES, MORE
 from parity_tests.setting import NUDGES, Batch, Setting
 from tinygrad_impl.trainer import Trainer
@@ -157,12 +157,12 @@ def user_steps(start: Start, count: int) -> tuple[list[list[Batch]], list[Step]]
 
 def difference(trainer: Trainer, state: dict[str, np.ndarray], steps: int, asked: dict[str, Any]) -> str | None:
     """The first option, step, weight or moment in which the trainer is not what was asked for, or None."""
-    ours = trainer.arrays() | trainer.moments()  # before anything is returned: all ranks take part in gathering it
+    ours = now(trainer)  # before anything is returned: all ranks take part in gathering it
     for name, value in (asked | {"steps": steps}).items():
         if getattr(trainer, name) != value:
             return f"{name}: it has {getattr(trainer, name)}, and was asked for {value}"
     for name, array in state.items():
-        if not np.array_equal(ours[name], array):
+        if not torch.equal(ours[name], torch.as_tensor(array).to(ours[name].device)):
             return f"{name}: it does not begin with those it was given"
     return None
 

@@ -50,7 +50,7 @@ class Setting:
         self.backend = backend or Plain(dtypes.bfloat16 if dtype == "bfloat16" else None)
         self.exact = {name: array.astype(np.float64) for name, array in arrays.items()}
         stored = np.float64 if dtype == "float64" else np.float32
-        self.arrays = {name: array.astype(stored) for name, array in arrays.items()}
+        self.arrays = {name: array.astype(stored, copy=False) for name, array in arrays.items()}
         self.torch_device = "cuda" if device == "CUDA" else "cpu"
         self.torch_autocast = torch.bfloat16 if dtype == "bfloat16" else None
 
