@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # torch.optim imports it at its first use; here it is while tinygrad compiles (train.py)
 
 from data.cli import InputError, Progress
 from data.ranks import attempt

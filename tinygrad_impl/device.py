@@ -23,6 +23,7 @@ from tinygrad_impl.internals import (
     gpu_name,
     share_context,
     shield_compilers,
+    start_compilers,
     use_all_cores,
     use_graphs,
 )
@@ -153,6 +154,8 @@ def fault(device: str) -> str | None:
         return str(e).strip().partition("\n")[0] or type(e).__name__
     DEV.value = device
     os.environ["DEV"] = device  # for the processes that compile
+    if device == "CUDA":
+        start_compilers()
     return None
 
 

@@ -5,6 +5,8 @@ needed; tests/test_internals.py says of each what is broken if another version f
 """
 
 import ctypes
+import importlib.util
+import os
 import signal
 import sqlite3
 import sys
@@ -237,6 +239,23 @@ def begin_compiler(begin: Callable[[], None] = worker._init_worker) -> None:
     begin()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     KernelCache(warn=False).install()
+    if os.environ.get("DEV") == "CUDA" and importlib.util.find_spec("triton"):
+        importlib.import_module("tinygrad_impl.kernels.fused")  # and Triton, while there is nothing to compile yet
+
+
+def start_compilers() -> None:
+    """Starts the processes that compile, which takes them a second or two, before they are needed. Without it the
+    first kernels wait for them.
+    """
+    worker.get_worker_pool()
+
+
+def in_a_compiler(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls function(*args) in one of the processes that compile (here, where there are none), and waits for what it
+    returns. Function, arguments and result are such as can be pickled.
+    """
+    pool = worker.get_worker_pool()
+    return function(*args) if pool is None else pool.apply(function, args)
 
 
 class KernelCache:

@@ -600,7 +600,7 @@ PLANTED: list[Row] = [
     (
         "shared memory is not asked for",
         LAUNCH,
-        "loaded.smem = binary.metadata.shared",
+        "loaded.smem = binary.shared_memory",
         "loaded.smem = 0",
         f"{LAUNCHES}::test_it_is_loaded_once",
     ),

@@ -1,5 +1,6 @@
 """A Triton kernel with everything that it is compiled for, and how it becomes a node of tinygrad's graphs."""
 
+import importlib
 import math
 import os
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ TYPES = {  # of pointers
 }
 SCRATCH = 2  # pointers that Triton adds to a kernel's parameters: where it keeps tensor descriptors, and a profiler's
 DESCRIPTORS = 5 * 128  # bytes of a program's, at most
-compilers = ThreadPoolExecutor(os.cpu_count())
+compilers = ThreadPoolExecutor(os.cpu_count())  # threads that wait for the processes that compile
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,10 @@ def stored(x: Tensor) -> Tensor:
 @cache
 def program(kernel: Launch, outs: int, device: str, *args: UOp) -> UOp:
     """The kernel as a program of tinygrad's; args are the placeholders of its tensors. It is compiled in the
-    background, so that many are at once.
+    background, by other processes, so that many are at once and none takes Python's time here.
     """
-    arch = Device[device].renderer.target.arch
-    binary = compilers.submit(compile_kernel, kernel, tuple(a.dtype for a in args[:-SCRATCH]), arch)
+    arch, types = Device[device].renderer.target.arch, tuple(a.dtype for a in args[:-SCRATCH])
+    binary = compilers.submit(internals.in_a_compiler, compile_named, *named(kernel), types, arch)
     uop = wrap(kernel, outs, args)
     internals.give_runtime(uop, device, Compiled(kernel, binary, device, uop))
     return uop
@@ -110,7 +111,7 @@ def program(kernel: Launch, outs: int, device: str, *args: UOp) -> UOp:
 class Compiled:
     """Stands for tinygrad's `CUDAProgram` of a kernel, which is loaded when it is first used."""
 
-    def __init__(self, kernel: Launch, binary: "Future[Any]", device: str, uop: UOp):
+    def __init__(self, kernel: Launch, binary: "Future[Binary]", device: str, uop: UOp):
         self.kernel, self.binary, self.device, self.uop = kernel, binary, device, uop
 
     @cached_property
@@ -118,10 +119,10 @@ class Compiled:
         from tinygrad.runtime.ops_cuda import check, cuda  # only where there is CUDA can it be imported
 
         binary = self.binary.result()
-        obj = replace(self.uop.to_elf(), name=binary.metadata.name, lib=binary.asm["cubin"])
-        assert binary.metadata.global_scratch_size <= (DESCRIPTORS if self.kernel.descriptors else 0)
+        obj = replace(self.uop.to_elf(), name=binary.name, lib=binary.code)
+        assert binary.scratch <= (DESCRIPTORS if self.kernel.descriptors else 0)
         loaded = Device[self.device].runtime(obj)
-        loaded.smem = binary.metadata.shared
+        loaded.smem = binary.shared_memory
         limit = cuda.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         check(cuda.cuFuncSetAttribute(loaded.prg, limit, loaded.smem))
         return loaded
@@ -131,6 +132,33 @@ class Compiled:
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.loaded(*args, **options)
+
+
+@dataclass(frozen=True)
+class Binary:
+    """A kernel for a GPU: its name and code (a cubin), and the bytes of memory that a program needs, that which all
+    threads of a multiprocessor's share and that for tensor descriptors.
+    """
+
+    name: str
+    code: bytes
+    shared_memory: int
+    scratch: int
+
+
+def named(kernel: Launch) -> tuple[Launch, str, str]:
+    """The launch without its kernel, and that by its module and name: what can be sent to another process."""
+    return replace(kernel, kernel=None), kernel.kernel.__module__, kernel.kernel.__name__
+
+
+def compile_named(kernel: Launch, module: str, name: str, types: tuple[DType, ...], arch: str) -> Binary:
+    """What `named` gave, compiled."""
+    found = getattr(importlib.import_module(module), name)
+    try:
+        made = compile_kernel(replace(kernel, kernel=found), types, arch)
+    except Exception as e:  # Triton's own cannot be sent to another process
+        raise RuntimeError(f"{name} of {kernel.constants}: {type(e).__name__}: {e}") from None
+    return Binary(made.metadata.name, made.asm["cubin"], made.metadata.shared, made.metadata.global_scratch_size)
 
 
 def compile_kernel(kernel: Launch, types: tuple[Any, ...], arch: str) -> Any:

@@ -1,5 +1,6 @@
 """How a kernel becomes a program of tinygrad's: its tensors, sizes and names, and what the GPU is told."""
 
+import pickle
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,11 @@ from tinygrad.engine.realize import runtime_cache
 from tinygrad.runtime import ops_cuda
 from tinygrad.uop.ops import Ops, UOp
 
+from tinygrad_impl import internals
 from tinygrad_impl.kernels.tests.support import DEVICE  # first: it readies Triton's interpreter
 
 from tinygrad_impl.kernels import launch  # isort: skip
-from tinygrad_impl.kernels.launch import Compiled, Launch  # isort: skip
+from tinygrad_impl.kernels.launch import Binary, Compiled, Launch  # isort: skip
 
 
 TENSORS = "CUDA" if DEVICE == "cuda" else "CPU"
@@ -26,8 +28,9 @@ class Kernel:
     arg_names = ("out", "parts", "x", "B", "K", "EARLY")
 
 
+add_kernel = Kernel()  # by this name other processes find it
 CONSTANTS = {"K": 7, "EARLY": True, "B": 3, "OTHER": 5}
-ADD = Launch(Kernel(), (6, 2), CONSTANTS, warps=8, stages=3, flops=50, bytes=70, descriptors=True, groups=(0, 3, 0))
+ADD = Launch(add_kernel, (6, 2), CONSTANTS, warps=8, stages=3, flops=50, bytes=70, descriptors=True, groups=(0, 3, 0))
 
 
 def placeholders(*types: Any) -> tuple[UOp, ...]:
@@ -87,9 +90,7 @@ class Loaded:
         return args, options
 
 
-def compiled(
-    kernel: Launch, scratch: int, monkeypatch: pytest.MonkeyPatch, binary: Any = None
-) -> tuple[Any, list[Any]]:
+def compiled(kernel: Launch, scratch: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Any]]:
     """A kernel that has been compiled, and what the driver is told when it is loaded."""
     told: list[Any] = []
 
@@ -105,9 +106,8 @@ def compiled(
     monkeypatch.setattr(ops_cuda.cuda, "cuFuncSetAttribute", set_attribute)
     device = SimpleNamespace(renderer=SimpleNamespace(target=SimpleNamespace(arch="sm_90")), runtime=runtime)
     monkeypatch.setattr(launch, "Device", {"GPU": device})
-    metadata = SimpleNamespace(name="entry", shared=1234, global_scratch_size=scratch)
-    future: Future[Any] = Future()
-    future.set_result(SimpleNamespace(metadata=metadata, asm={"cubin": b"code"}))
+    future: Future[Binary] = Future()
+    future.set_result(Binary("entry", b"code", 1234, scratch))
     return Compiled(kernel, future, "GPU", launch.wrap(kernel, 2, ARGS)), told
 
 
@@ -131,22 +131,47 @@ def test_more_scratch_than_it_gets(descriptors: bool, scratch: int, monkeypatch:
 
 
 def test_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled once for its tensors' dtypes and the device's architecture, in the background."""
+    """Compiled once for its tensors' dtypes and the device's architecture, by another process."""
     asked: list[Any] = []
     compiled(ADD, 0, monkeypatch)
 
-    def compile_kernel(*given: Any) -> str:
+    def compile_kernel(*given: Any) -> Any:
         asked.append(given)
-        return "binary"
+        metadata = SimpleNamespace(name="entry", shared=1234, global_scratch_size=640)
+        return SimpleNamespace(metadata=metadata, asm={"cubin": b"code"})
+
+    def in_a_compiler(*given: Any) -> Any:
+        function, *args = pickle.loads(pickle.dumps(given))
+        return pickle.loads(pickle.dumps(function(*args)))
 
     monkeypatch.setattr(launch, "compile_kernel", compile_kernel)
+    monkeypatch.setattr(internals, "in_a_compiler", in_a_compiler)
     uop = launch.program(ADD, 2, "GPU", *ARGS)
     assert launch.program(ADD, 2, "GPU", *ARGS) is uop
     made = runtime_cache[uop.key, "GPU"]
-    assert (made.kernel, made.device, made.uop, made.binary.result()) == (ADD, "GPU", uop, "binary")
+    assert (made.kernel, made.device, made.uop, made.binary.result()) == (
+        *(ADD, "GPU", uop),
+        Binary("entry", b"code", 1234, 640),
+    )
     assert asked == [(ADD, (dtypes.float32, dtypes.bfloat16, dtypes.int32, dtypes.int64, dtypes.float64), "sm_90")]
     other = Launch(Kernel(), (6, 2), CONSTANTS | {"K": 8}, warps=8, stages=3, flops=50, bytes=70, groups=(0, 3, 0))
     assert launch.program(other, 2, "GPU", *ARGS) is not uop
+
+
+def test_a_kernel_that_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error comes back from the other process, which Triton's own, that need arguments, would not."""
+
+    class Failed(Exception):
+        def __init__(self, what: str, where: int):
+            super().__init__(f"{what} at {where}")
+
+    def compile_kernel(*given: Any) -> Any:
+        raise Failed("a wrong shape", 3)
+
+    monkeypatch.setattr(launch, "compile_kernel", compile_kernel)
+    with pytest.raises(RuntimeError, match=r"add_kernel of .*'K': 7.*Failed: a wrong shape at 3") as found:
+        launch.compile_named(*launch.named(ADD), (), "sm_90")
+    assert str(pickle.loads(pickle.dumps(found.value))) == str(found.value)
 
 
 def test_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
