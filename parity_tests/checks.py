@@ -14,6 +14,7 @@ import torch
 import tinygrad_impl.trainer
 import torch_ref.trainer
 from data.checkpoints.config import parameter_shapes
+from data.distributed import tensor_of
 from data.text.loader import IGNORED
 from parity_tests.bounds import ONE_NUMBER, ROUNDING, Comparison, Row, Tensors, summation_excuses
 from parity_tests.edges import edges
@@ -149,7 +150,7 @@ def global_norm(gradients: Mapping[str, torch.Tensor]) -> float:
 def held(trainer: Trainer, beginning: str) -> dict[str, torch.Tensor]:
     """What the port has in memory under names of this beginning, which is left out: not copied, where it lies."""
     found = {n.removeprefix(beginning): m for n, m in trainer.memory().items() if n.startswith(beginning)}
-    return {name: torch.as_tensor(memory) for name, memory in found.items()}
+    return {name: tensor_of(memory) for name, memory in found.items()}
 
 
 def now(trainer: AnyTrainer) -> dict[str, torch.Tensor]:
@@ -176,7 +177,7 @@ def follow_reference(port: Trainer, references: References, steps: int) -> None:
     """Puts all trainers in the float64 reference's state after so many steps, rounded to the dtype they compute in."""
     reference, own = references
     dtype = next(iter(own.parameters.values())).dtype
-    rounded = {name: t.to(dtype) for name, t in now(reference).items()}
+    rounded = {name: t.to(dtype).contiguous() for name, t in now(reference).items()}
     for trainer in (port, own, reference):
         trainer.restore(rounded, rounded, steps)
 
@@ -210,7 +211,8 @@ def step_rows(
             reference.load_gradients(loss, gradients)
         own.load_gradients(loss, gradients)
         count = len(batches)
-        port.load_gradients(loss * count, {name: (g * count).to(stored) for name, g in gradients.items()}, count)
+        totals = {name: (g * count).to(stored).contiguous() for name, g in gradients.items()}
+        port.load_gradients(loss * count, totals, count)
         expected = outcome(reference, loss, reference.update(lr))
         comparison.add(expected, outcome(port, *port.update(port_lr)), outcome(own, loss, own.update(lr)))
         follow_reference(port, references, done)

@@ -16,7 +16,7 @@ from tinygrad.helpers import argsort
 from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import Ops, ProgramInfo, UOp
 
-from tinygrad_impl import internals
+from tinygrad_impl import compilers, internals
 
 TYPES = {  # of pointers
     dtypes.float64: "*fp64",
@@ -27,7 +27,7 @@ TYPES = {  # of pointers
 }
 SCRATCH = 2  # pointers that Triton adds to a kernel's parameters: where it keeps tensor descriptors, and a profiler's
 DESCRIPTORS = 5 * 128  # bytes of a program's, at most
-compilers = ThreadPoolExecutor(os.cpu_count())  # threads that wait for the processes that compile
+waiting = ThreadPoolExecutor(os.cpu_count())  # threads that wait for the processes that compile
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def program(kernel: Launch, outs: int, device: str, *args: UOp) -> UOp:
     background, by other processes, so that many are at once and none takes Python's time here.
     """
     arch, types = Device[device].renderer.target.arch, tuple(a.dtype for a in args[:-SCRATCH])
-    binary = compilers.submit(internals.in_a_compiler, compile_named, *named(kernel), types, arch)
+    binary = waiting.submit(compilers.in_a_compiler, compile_named, *named(kernel), types, arch)
     uop = wrap(kernel, outs, args)
     internals.give_runtime(uop, device, Compiled(kernel, binary, device, uop))
     return uop

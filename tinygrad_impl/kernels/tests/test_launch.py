@@ -11,7 +11,7 @@ from tinygrad.engine.realize import runtime_cache
 from tinygrad.runtime import ops_cuda
 from tinygrad.uop.ops import Ops, UOp
 
-from tinygrad_impl import internals
+from tinygrad_impl import compilers
 from tinygrad_impl.kernels.tests.support import DEVICE  # first: it readies Triton's interpreter
 
 from tinygrad_impl.kernels import launch  # isort: skip
@@ -145,7 +145,7 @@ def test_program(monkeypatch: pytest.MonkeyPatch) -> None:
         return pickle.loads(pickle.dumps(function(*args)))
 
     monkeypatch.setattr(launch, "compile_kernel", compile_kernel)
-    monkeypatch.setattr(internals, "in_a_compiler", in_a_compiler)
+    monkeypatch.setattr(compilers, "in_a_compiler", in_a_compiler)
     uop = launch.program(ADD, 2, "GPU", *ARGS)
     assert launch.program(ADD, 2, "GPU", *ARGS) is uop
     made = runtime_cache[uop.key, "GPU"]
