@@ -43,6 +43,7 @@ def parser() -> ArgumentParser:
     parser.add_argument(
         "--kernels", choices=CHOICES, default="auto", help="of tinygrad: its own (plain), or ours (fused)"
     )
+    parser.add_argument("--arch", metavar="ARCH", help="compile and choose the fused kernels as for such a GPU: sm_80")
     parser.add_argument("--seq-len", type=integer(1), default=32, metavar="N", help="tokens in a row")
     parser.add_argument("--batch-size", type=integer(1), default=2, metavar="N", help="rows in a batch")
     parser.add_argument("--steps", type=integer(1), metavar="N", help="AdamW steps; 10, or 3 where not in float64")
@@ -80,7 +81,7 @@ def main() -> None:
     what = f"{args.model}, {parameter_count(config) / 1e6:.1f}M parameters, {device_name(device)}, {args.dtype}"
     print(f"{what}, {args.batch_size} x {args.seq_len} tokens; reference: PyTorch in float64")
     started = time.perf_counter()
-    backend = choose(args.kernels, config, device, args.dtype == "bfloat16")
+    backend = choose(args.kernels, config, device, args.dtype == "bfloat16", args.arch)
     setting = Setting(config, weights, args.dtype, device, backend)
     rows, culprit = prove(setting, args.batch_size, args.seq_len, args.seed, steps)
     seconds = time.perf_counter() - started
@@ -90,6 +91,7 @@ def main() -> None:
         ours = [row for row in rows if row.check == check]
         print(f"{check:10} {len(ours):4} compared, {sum(not row.passed for row in ours):4} failed: {meaning}")
     more = {"device": device, "card": device_name(device), "batch_size": args.batch_size, "seq_len": args.seq_len}
+    more |= {"arch": backend.gpu.arch} if backend.gpu else {}
     more |= {"seed": args.seed, "steps": steps, "seconds": round(seconds, 1)}
     proof = certificate(setting, rows, culprit, **more, command=["python", "-m", "parity_tests", *sys.argv[1:]])
     proof["model"] = {"source": args.model} | proof["model"]

@@ -32,6 +32,7 @@ PACKAGES = ("data", "torch_ref", "tinygrad_impl", "parity_tests")
 TABLES = (
     *("data", "tokenizers", "training", "programs", "pages", "weights", "kernels", "proof"),
     *("ranks", "ranks_reference", "launch", "evaluation", "serve", "texts", "publish", "cpu", "cpu_decode", "runs"),
+    "arch",
 )
 LEFT_OUT = (".git", ".venv", ".mutants", "__pycache__", ".*_cache", "*.egg-info")
 LEFT_OUT_AT_THE_TOP = ("runs", "build")  # what training and packaging write; data/runs is source

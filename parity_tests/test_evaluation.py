@@ -137,3 +137,18 @@ def test_scores_that_are_resampled(
     assert acc["stderr"] is not None
     assert (acc["chance"], acc["questions"], acc["of"], acc["shots"], acc["file"]) == (0.25, 10, 200, 0, None)
     assert (perplexity["chance"], perplexity["file"]) == (None, "perplexity.yaml")
+
+
+def test_templates_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And give each document's own words."""
+    from data.evaluation.harness import lm_eval
+
+    compiled = []
+
+    def compile_source(source: str, compile_source: Any = lm_eval.utils.env.compile) -> Any:
+        compiled.append(source)
+        return compile_source(source)
+
+    monkeypatch.setattr(lm_eval.utils.env, "compile", compile_source)
+    found = [lm_eval.utils.apply_template("{{word}}, once", {"word": word}) for word in ("one", "two", "one")]
+    assert (found, len(compiled)) == (["one, once", "two, once", "one, once"], 1)

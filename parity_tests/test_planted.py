@@ -110,6 +110,6 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_table_is_planted() -> None:
-    """A table that `TABLES` leaves out would never be."""
-    tables = {path.stem for path in (ROOT / "parity_tests" / "catalogue").glob("*.py")} - {"__init__"}
+    """A table that `TABLES` leaves out would never be. That of `planted_on_gpu` is its own."""
+    tables = {path.stem for path in (ROOT / "parity_tests" / "catalogue").glob("*.py")} - {"__init__", "pingpong"}
     assert tables == set(planted.TABLES)

@@ -17,7 +17,7 @@ from tinygrad_impl.cached_model import CachedModel, Decoder
 from tinygrad_impl.cpu_decode import CPUDecoder
 from tinygrad_impl.flat import Bucket, Segment, joined_segments
 from tinygrad_impl.internals import part_of
-from tinygrad_impl.kernels import gpu_of, obstacle, own_graphs
+from tinygrad_impl.kernels import GPU, gpu_of, obstacle, own_graphs
 from tinygrad_impl.model import GPT2
 
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ class Backend(Protocol):
 
     name: str
     dtype: DType | None
+
+    @property
+    def gpu(self) -> GPU | None:
+        """What its kernels are compiled for; tinygrad's own are for the device."""
 
     def bind(self, parameters: Mapping[str, Tensor], ranks: int | None = None) -> Backend:
         """This backend with what it keeps of a model's parameters (copies in bfloat16), up to date.
@@ -109,6 +113,7 @@ class Plain:
 
     dtype: DType | None = None
     name: str = "plain"
+    gpu: GPU | None = None
 
     def bind(self, parameters: Mapping[str, Tensor], ranks: int | None = None) -> Plain:
         return self
@@ -188,26 +193,32 @@ def on_cpu(part: Part) -> bool:
     return formulas.is_cpu(part.parameters) and part.parameters.dtype in cpu.TYPES
 
 
-def choose(wanted: str, config: GPT2Config, device: str, bfloat16: bool) -> Backend:
+def choose(wanted: str, config: GPT2Config, device: str, bfloat16: bool, arch: str | None = None) -> Backend:
     """The backend for a model on a device, with GEMMs in bfloat16 or in float32: "fused", "plain", or "auto".
 
     "auto" is fused where it can be, and says why where an NVIDIA GPU cannot. Raises `InputError` where "fused" is
-    wanted and cannot be.
+    wanted and cannot be. With `arch` (`gpu_of`) the kernels are compiled and chosen for another architecture than that
+    of the GPU at hand, and can only be fused.
     """
+    if arch and device != "CUDA":
+        raise InputError(f"--arch is of NVIDIA GPUs, and the device is {device}; leave it out")
+    if arch and wanted == "plain":
+        raise InputError("--arch is of the fused kernels; leave it out, or pass --kernels fused")
     if device == "CUDA":
         own_graphs(device)
     plain = Plain(dtypes.bfloat16 if bfloat16 else None)
     if wanted == "plain":
         return plain
     reason = obstacle(config, device, bfloat16)
-    if reason and wanted == "fused":
-        raise InputError(f"--kernels fused cannot be: {reason}; leave it out")
+    if reason and (wanted == "fused" or arch):
+        option = "--kernels fused" if wanted == "fused" else "--arch, which is of the fused kernels,"
+        raise InputError(f"{option} cannot be: {reason}; leave it out")
     if reason and device == "CUDA":
         print(f"note: tinygrad's own kernels compute this, which are slower: {reason}", file=sys.stderr)
-    return plain if reason else fused(device, strict=wanted == "fused")
+    return plain if reason else fused(device, strict=wanted == "fused", arch=arch)
 
 
-def fused(device: str, strict: bool) -> Fused:
+def fused(device: str, strict: bool, arch: str | None = None) -> Fused:
     from tinygrad_impl.kernels.fused import Fused  # here, because it imports Triton
 
-    return Fused(gpu_of(device), strict)
+    return Fused(gpu_of(device, arch), strict)

@@ -35,7 +35,7 @@ from data.runs.revision import revision
 from tinygrad_impl import bench_tables as tables
 from tinygrad_impl.backend import CHOICES, Backend, choose
 from tinygrad_impl.bench_peers import Worker, meeting, peers, worker
-from tinygrad_impl.bench_port import WARM_UP, Port
+from tinygrad_impl.bench_port import WARM_UP, Port, product_ceiling
 from tinygrad_impl.bench_ranks import MEMORY, Kept, of_all, of_this_host, summed, told_of_its_end, turn
 from tinygrad_impl.device import device_name, open_device
 from tinygrad_impl.internals import one_by_one
@@ -93,7 +93,8 @@ def compare(
         progress.set_postfix_str("tinygrad begins")
         if apart:
             port = stack.enter_context(worker("tinygrad"))
-            figures = port.ask("build", warm_up=warm_up, **given, device=device, kernels=backend.name)
+            ours = {"device": device, "kernels": backend.name, "arch": args.arch}
+            figures = port.ask("build", warm_up=warm_up, **given, **ours)
             contenders["tinygrad"] = port
         else:
             contenders["tinygrad"] = own = Port(config, weights, tokens, device, backend, ranks)
@@ -104,6 +105,8 @@ def compare(
         referee = next(iter(workers.values()), None)
         if referee is None and device in TORCH_DEVICES and importlib.util.find_spec("torch"):
             referee = stack.enter_context(worker("torch"))
+        # PyTorch's products are of the instructions that the GPU at hand has
+        other = {"arch": backend.gpu.arch} if args.arch and backend.gpu else {}
         units = {"device": TORCH_DEVICES.get(device), "dtype": args.dtype if device == "CUDA" else "float32"}
 
         versions = {"tinygrad": importlib.metadata.version("tinygrad")}
@@ -119,7 +122,7 @@ def compare(
             return {
                 "versions": versions,
                 "flops_a_step": flops,
-                "ceiling": ceiling and ceiling | {"dtype": units["dtype"]},
+                "ceiling": ceiling and ceiling | {"dtype": units["dtype"]} | other,
                 "turns": len(rounds),
                 "contenders": rows,
                 "ratios": {n: ours / rows[n]["tokens_per_second"] for n in args.against if ours and n in rows},
@@ -133,7 +136,10 @@ def compare(
                 progress.update()
                 keep(found())
             if referee and not at_once:
-                ceilings.append(summed(referee.ask("ceilings", **units), ranks))
+                ceiling = referee.ask("ceilings", **units)
+                if args.arch and backend.gpu:
+                    ceiling |= product_ceiling(backend.gpu, device)
+                ceilings.append(summed(ceiling, ranks))
         result = found()
         if args.profile:
             result["profile"] = profile(own, result["ceiling"])
@@ -208,6 +214,12 @@ def command() -> ArgumentParser:
     )
     parser.add_argument("--kernels", choices=CHOICES, default="auto", help="as train's (default: %(default)s)")
     parser.add_argument(
+        "--arch",
+        metavar="ARCH",
+        help="sm_80, sm_86 or sm_89: compile and choose the fused kernels as for such a GPU, an older one than that at "
+        "hand; with a number of multiprocessors if you like: sm_80:108",
+    )
+    parser.add_argument(
         "--against",
         type=peers,
         metavar="PEERS",
@@ -250,7 +262,7 @@ def main() -> None:
         raise InputError(f"PyTorch is measured on CPU and CUDA, not on {device}; pass --against none")
     if args.against and importlib.util.find_spec("torch") is None:
         raise InputError("PyTorch is not installed; `pip install torch`, or pass --against none")
-    backend = choose(args.kernels, config, device, bfloat16=args.dtype == "bfloat16")
+    backend = choose(args.kernels, config, device, bfloat16=args.dtype == "bfloat16", arch=args.arch)
     said: dict[str, Any] = {
         "command": ["python", "-m", "tinygrad_impl.bench", *sys.argv[1:], *with_option()],
         "source": revision(),
@@ -263,6 +275,8 @@ def main() -> None:
         "card": device_name(device),
         "kernels": backend.name,
     }
+    if args.arch and backend.gpu:
+        said |= {"arch": backend.gpu.arch, "multiprocessors": backend.gpu.multiprocessors}
     kept = Kept(args, said)
     with ExitStack() as stack:
         if here is None or here.rank == 0:
@@ -334,7 +348,10 @@ def shown_when_cut_off(kept: Kept | None, args: argparse.Namespace) -> Iterator[
 
 def heading(said: dict[str, Any]) -> str:
     size = f"{said['parameters'] / 1e6:.1f}M parameters, steps of {said['batch_size']} x {said['seq_len']} tokens"
-    return f"{said['preset']}, {size}, {said['dtype']}, {said['kernels']} kernels; {said['card']}"
+    kernels = f"{said['kernels']} kernels"
+    if "arch" in said:
+        kernels += f" for {said['arch']} with {said['multiprocessors']} multiprocessors"
+    return f"{said['preset']}, {size}, {said['dtype']}, {kernels}; {said['card']}"
 
 
 def report(args: argparse.Namespace, found: dict[str, Any]) -> None:
@@ -345,6 +362,7 @@ def report(args: argparse.Namespace, found: dict[str, Any]) -> None:
     print(", ".join(f"{name} {version}" for name, version in newest["versions"].items()), end="")
     if ceiling := newest["ceiling"]:
         product = f"{ceiling['n']:.0f}^3 {ceiling['dtype']} product {tables.tera(ceiling['flops'])} TFLOP/s"
+        product += f" (our GEMM for {ceiling['arch']})" if "arch" in ceiling else ""
         print(f"; ceilings: {product}, copy {tables.tera(ceiling['bytes'])} TB/s", end="")
     print()
     size = found.get("ranks", 1)

@@ -5,12 +5,13 @@ reads and answers the same lines as torch_ref.bench_worker; but for "ceilings".
 import math
 import os
 import resource
+import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tinygrad import Device
+from tinygrad import Device, Tensor, dtypes
 
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import weights_in
@@ -19,10 +20,12 @@ from data.ranks import ALONE, Ranks
 from data.requests import answer
 from tinygrad_impl.backend import Backend, choose
 from tinygrad_impl.device import open_device
-from tinygrad_impl.internals import HighWater, compiled_kernels, free_memory
+from tinygrad_impl.internals import HighWater, captured_at_once, compiled_kernels, free_memory
+from tinygrad_impl.kernels import GPU
 from tinygrad_impl.trainer import Trainer
 
 LR = 1e-4  # torch_ref/bench_worker.py's too
+TURNS, CALLS = 5, 10  # where a ceiling is measured; the first turn does not count
 WARM_UP = 3  # steps: compilers, captures and caches are through with their work then
 
 
@@ -90,11 +93,37 @@ def compiled() -> int:
     return count + sum(1 for _ in triton.glob("*/*.cubin"))
 
 
+def product_ceiling(gpu: GPU, device: str, n: int = 8192) -> dict[str, float]:
+    """What a plain GEMM of (n, n) bfloat16 matrices, compiled for such a GPU, reaches on the device: FLOP/s."""
+    from tinygrad_impl.kernels import matmul  # here, because they import Triton
+    from tinygrad_impl.kernels.launch import launch, new
+
+    kernel = matmul.head(gpu, n, n, n)
+    a, b = (Tensor.randn(n, n, device=device).cast(dtypes.bfloat16).contiguous().realize() for _ in range(2))
+    product = captured_at_once(lambda a, b: launch(gpu, kernel, [new(a, n, n)], a, b)[0].realize())
+    seconds = []
+    for _ in range(TURNS):
+        Device[device].synchronize()
+        started = time.perf_counter()
+        for _ in range(CALLS):
+            product(a, b)
+        Device[device].synchronize()
+        seconds.append(time.perf_counter() - started)
+    return {"n": n, "flops": kernel.flops * CALLS / statistics.median(seconds[1:])}
+
+
 def build(
-    config: dict[str, Any], weights: str, tokens: str, dtype: str, device: str, kernels: str, warm_up: int
+    config: dict[str, Any],
+    weights: str,
+    tokens: str,
+    dtype: str,
+    device: str,
+    kernels: str,
+    warm_up: int,
+    arch: str | None = None,
 ) -> Port:
     sizes = GPT2Config(**config)
-    backend = choose(kernels, sizes, open_device(device), bfloat16=dtype == "bfloat16")
+    backend = choose(kernels, sizes, open_device(device), bfloat16=dtype == "bfloat16", arch=arch)
     return Port(sizes, weights, np.load(tokens), device, backend, warm_up=warm_up)
 
 

@@ -3,8 +3,9 @@
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from data.checkpoints.checkpoint import load, resolve
 from data.checkpoints.tensors import read_json
 from data.cli import ArgumentParser, InputError, Progress, command, integer, run
 from data.evaluation.losses import perplexity
+from data.evaluation.packing import losses_as_drawn
 from data.files import atomic_write
 from data.runs.comparison import add_copied, add_measures, markdown, sample
 from data.runs.report_comparison import comparison_page
@@ -196,14 +198,26 @@ def files_to_write(args: argparse.Namespace, last: LastRun | None) -> tuple[Path
 
 
 def written(
-    generator: Generator, tokenizer: Tokenizer, rows: list[list[int]], new_tokens: int, sampler: Sampler
+    generator: Generator,
+    losses: Callable[..., list[np.ndarray]],
+    tokenizer: Tokenizer,
+    rows: list[list[int]],
+    new_tokens: int,
+    sampler: Sampler,
 ) -> list[dict[str, Any]]:
-    """What the model makes of each row of tokens, without the row, as `data.runs.comparison.sample` has it."""
+    """What the model makes of each row of tokens, without the row, as `data.runs.comparison.sample` has it. `losses`
+    are `losses_as_drawn` of the model: the probability of a token is exp(-loss).
+    """
     drawn = list(shown(generator.stream(rows, new_tokens, sampler), new_tokens, "texts", "token"))
-    own = [[step[i] for step in drawn if step[i]] for i in range(len(rows))]
-    return [
-        sample(pieces(tokenizer, row, new), ended=len(new) < new_tokens) for row, new in zip(rows, own, strict=True)
-    ]
+    own = [[step[i][0] for step in drawn if step[i]] for i in range(len(rows))]
+    texts = list(zip(rows, own, strict=True))
+    with Progress(total=sum(map(len, own)), desc="their losses", unit="token", part=True) as progress:
+        found = losses(texts, shown=progress.update)
+    samples = []
+    for (row, new), lost in zip(texts, found, strict=True):
+        probabilities = np.exp(-lost.astype(np.float64)).tolist()
+        samples.append(sample(pieces(tokenizer, row, zip(new, probabilities, strict=True)), len(new) < new_tokens))
+    return samples
 
 
 def main() -> None:
@@ -261,7 +275,8 @@ def main() -> None:
                 print(f"note: the tokenizer of {name} loses a part of this text", file=sys.stderr)
             count, batches = len(own) - 1, windows_of(own, BATCH_SIZE, seq_len)
         steps = math.ceil(count / (BATCH_SIZE * seq_len))
-        loss = Evaluator(model, backend)(shown(batches, steps, "loss", "batch"))
+        evaluator = Evaluator(model, backend)
+        loss = evaluator(shown(batches, steps, "loss", "batch"))
         if not math.isfinite(loss):
             raise InputError(not_a_number(name))
         bits = loss * count / math.log(2) / found["bytes"] if found["bytes"] else None
@@ -272,7 +287,9 @@ def main() -> None:
         found["models"].append(entry)
         generator = Generator(model, backend, tokenizer.vocab_size, tokenizer.eot, name)
         rows = [encode(tokenizer, prompt, args.special_tokens) for prompt in prompts for _ in range(args.num_samples)]
-        samples = written(generator, tokenizer, rows, new_tokens, Sampler(**settings))
+        # in batches of as many tokens, so that windows as long as those of the text above need no graph of their own
+        losses = partial(losses_as_drawn, evaluator.of_tokens, context=config.context, tokens=BATCH_SIZE * seq_len)
+        samples = written(generator, losses, tokenizer, rows, new_tokens, Sampler(**settings))
         for i, text in enumerate(found["texts"]):
             text["models"].append({"samples": samples[i * args.num_samples : (i + 1) * args.num_samples]})
     if trained_on:

@@ -1,4 +1,4 @@
-"""The loss of each token of a text: validation, perplexity and evaluation are made of it."""
+"""The loss of each token of a text: validation, perplexity, evaluation and the shades of words are made of it."""
 
 from collections.abc import Iterable
 
@@ -6,6 +6,7 @@ import numpy as np
 from tinygrad import Tensor, TinyJit
 
 from data.evaluation.losses import Batch, loss_sums
+from tinygrad_impl import functional as F
 from tinygrad_impl.backend import Backend, Plain
 from tinygrad_impl.model import GPT2
 
@@ -36,3 +37,22 @@ class Evaluator:
         losses, likeliest = self.backend.lower(*self.model.losses(x, y), loss_of=self.model.config)
         Tensor.realize(losses, likeliest)
         return losses, likeliest
+
+
+class NextLosses:
+    """The losses of tokens that may come next, where a step of generation has given logits."""
+
+    def __init__(self) -> None:
+        self.graphs: dict[tuple[int, int], TinyJit] = {}  # by how many tokens there are, and how many are asked for
+
+    def __call__(self, logits: np.ndarray, tokens: list[int]) -> list[float]:
+        """logits (V,), n tokens -> -log softmax(logits)[token] of each, in nats."""
+        graph = self.graphs.setdefault((len(logits), len(tokens)), TinyJit(self._graph))
+        given = Tensor(logits[None, None].astype(np.float32)), Tensor(np.array([tokens], np.int32))
+        found: list[float] = graph(*(tensor.realize() for tensor in given)).numpy()[0].tolist()
+        return found
+
+    def _graph(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        each = logits.expand(1, tokens.shape[1], logits.shape[2])  # (1, n, V)
+        [losses] = Plain().lower(F.cross_entropy(each, tokens, ignore_index=-100, reduction="none"))
+        return losses.realize()

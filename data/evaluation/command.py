@@ -13,7 +13,7 @@ from data.checkpoints.checkpoint import load, resolve
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.sums import weights_sha256
 from data.checkpoints.tensors import read_json
-from data.cli import ArgumentParser, command, integer, refuse_missing_folder
+from data.cli import ArgumentParser, InputError, command, integer, refuse_missing_folder
 from data.evaluation.scores import chances, keep, score_rows
 from data.evaluation.subject import Subject
 from data.evaluation.tasks import require_harness, specs_of
@@ -60,6 +60,16 @@ def parser(prog: str, framework: str) -> ArgumentParser:
     return parser
 
 
+def refuse_damaged(model: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises `InputError` for weights that are not all numbers: every score of theirs would be made up."""
+    for name, array in arrays.items():
+        if broken := int(array.size - np.isfinite(array).sum()):
+            raise InputError(
+                f"{model}: of the {array.size:,} values of {name}, NaN or infinity: {broken:,}; these weights are "
+                "damaged, give others, such as an earlier checkpoint"
+            )
+
+
 def evaluate(args: Namespace, package: str, open: Open) -> None:
     """Runs the tasks, prints the scores, and keeps them in the run, where the model is one of a run."""
     require_harness()
@@ -68,6 +78,7 @@ def evaluate(args: Namespace, package: str, open: Open) -> None:
     folder = resolve(args.model)
     weights = weights_sha256(folder)  # first: training may change what is in a run's folder meanwhile
     config, arrays = load(folder if run_of(args.model) else args.model)
+    refuse_damaged(args.model, arrays)
     tokenizer = of_folder(folder, config.vocab_size)
     subject, facts, said = open(args, config, {n: a.astype(np.float32) for n, a in arrays.items()}, tokenizer)
     print(f"{args.model}, {said}; loading {args.tasks}", file=sys.stderr, flush=True)

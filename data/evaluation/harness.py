@@ -4,7 +4,7 @@ import logging
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from tqdm import tqdm
 from data.cli import InputError, Progress
 from data.evaluation.packing import Request, score
 from data.evaluation.subject import Subject
-from data.evaluation.tasks import Spec, load_tasks
+from data.evaluation.tasks import Spec, load_tasks, quietly
 from data.text.sampling import Sampler
 
 lm_eval.api.task.tqdm = partial(tqdm, disable=True)  # its bar of a moment's work, whatever stderr is
+# it compiles a task's few templates anew for each question and each answer, which took most of an evaluation's time
+lm_eval.utils.env.from_string = cache(lm_eval.utils.env.from_string)
 ROWS = 16  # texts written at once
 PIECE = 32  # tokens written before it is looked whether a text may stop
 RESAMPLES = 1000  # of a score whose standard error has no formula
@@ -158,7 +160,8 @@ class Tasks:
         for task in self.loaded["tasks"].values():
             task._instances = None  # those of the time before have answers
         iterations = 100_000 if stderr else 0  # the harness's own default, and none
-        found = lm_eval.evaluator.evaluate(model, task_dict=self.loaded, limit=limit, bootstrap_iters=iterations)
+        with quietly():
+            found = lm_eval.evaluator.evaluate(model, task_dict=self.loaded, limit=limit, bootstrap_iters=iterations)
         assert found is not None
         choices = {name: self._choices(name, rows) for name, rows in found["samples"].items()}
         return {**found, "choices": choices, "files": self.own_files}

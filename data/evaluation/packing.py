@@ -1,10 +1,13 @@
-"""Continuations to score, packed into batches of few shapes, and their log-probabilities."""
+"""Texts to score, packed into batches of few shapes, and the log-probabilities of continuations."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 
+from data.cli import InputError
 from data.evaluation.losses import TokenLosses
 from data.ranks import ALONE, Ranks
 
@@ -27,6 +30,19 @@ def windows_of(
         tokens = [*before, *continuation[:start], *scored][-(context + 1) :]
         inputs, targets = tokens[:-1], tokens[1:]
         yield inputs, [IGNORED] * (len(targets) - len(scored)) + scored
+
+
+def windows_as_drawn(row: Sequence[int], new: Sequence[int], context: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Inputs and targets that score each of the `new` tokens once, each after those that a generator drew it after: the
+    whole text, or where that has outgrown the context, what is left of it (see `torch_ref.generate.generate`).
+    """
+    tokens, start, scored = [*row, *new], 0, len(row)
+    while scored < len(tokens):
+        if scored - start > context:
+            start = scored - max(1, context // 2)
+        end = min(start + context + 1, len(tokens))
+        yield tokens[start : end - 1], [IGNORED] * (scored - start - 1) + tokens[scored:end]
+        scored = end
 
 
 def lengths(sizes: Sequence[int], context: int, tokens: int) -> list[int]:
@@ -85,7 +101,7 @@ def score(
     """Of each continuation log p in nats, given what is before it, and whether greedy decoding would give it.
 
     `tokens` are those of a batch. Several ranks share the batches out, and have all results. `shown` is called with the
-    requests of each batch that this rank has done.
+    requests of each batch that this rank has done. Raises `InputError` for a log p that is no number.
     """
     windows = [(i, *window) for i, request in enumerate(requests) for window in windows_of(*request, context)]
     own: list[tuple[int, float, bool]] = []
@@ -98,4 +114,32 @@ def score(
     for place, value, is_greedy in sorted(row for rows in ranks.gather(own) for row in rows):
         total[place] += value
         all_greedy[place] = all_greedy[place] and is_greedy
+    if broken := sum(not math.isfinite(value) for value in total):
+        raise InputError(
+            f"NaN or infinity: {broken} of {len(total)} log-probabilities, so there is no score; the weights are "
+            "damaged, or too large for bfloat16: give others, or --dtype float32"
+        )
     return list(zip(total, all_greedy, strict=True))
+
+
+def losses_as_drawn(
+    losses: TokenLosses,
+    texts: Sequence[tuple[Sequence[int], Sequence[int]]],
+    context: int,
+    tokens: int,
+    shown: Callable[[int], object] = bool,
+) -> list[np.ndarray]:
+    """Of each text, a row of tokens and the new ones that a model drew after it, the losses of the new ones in nats,
+    float32, to the model whose `losses` these are. `tokens` are those of a batch; `shown` is called with the number of
+    the new ones in each batch that is done.
+    """
+    each = [list(windows_as_drawn(*text, context)) for text in texts]
+    windows = [(i, *window) for i, window in enumerate(window for own in each for window in own)]
+    parts = [np.empty(0, np.float32)] * len(windows)
+    for places, x, y in packed(windows, context, tokens):
+        found, _ = losses(x, y)
+        for i, place in enumerate(places):
+            parts[place] = found[i][y[i] != IGNORED]
+        shown(int((y != IGNORED).sum()))
+    in_order = iter(parts)
+    return [np.concatenate([np.empty(0, np.float32), *islice(in_order, len(own))]) for own in each]

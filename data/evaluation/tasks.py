@@ -4,6 +4,7 @@ Nothing of the harness is imported here: what names tasks badly is refused befor
 """
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import importlib.util
@@ -173,6 +174,8 @@ def load_tasks(manager: Any, specs: Sequence[Spec]) -> tuple[dict[str, Any], dic
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=1234)  # the harness's own
+        if (process := task.config.process_docs) is not None:
+            task.config.process_docs = functools.cache(process)  # the harness has all of them processed again and again
     return loaded, files
 
 
@@ -189,7 +192,8 @@ def load_task(manager: Any, spec: Spec) -> dict[str, dict[str, Any]]:
         if spec.documents is not None:
             config = STORIES_TASK if spec.name == "stories" else config_of(manager, spec.name)
             given = {"custom_dataset": lambda **_: {"validation": as_dataset(spec)}}
-            return dict(manager.load([config | given]))
+            with quietly():
+                return dict(manager.load([config | given]))
         with beside(spec.file), quietly():
             return dict(manager.load([spec.name if spec.file is None else spec.file.name]))
     except InputError:

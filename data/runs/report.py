@@ -217,8 +217,8 @@ def tasks(run: Run) -> str:
         heads = ["task", "metric", "score", "standard error", "chance", "questions", "examples", "after step", "by"]
         rows = [
             [
-                *(breakable(row["task"]), row["metric"], number(row["value"])),
-                *(number(row["stderr"]), number(row.get("chance")), breakable(questions_of(row))),
+                *(breakable(row["task"]), row["metric"], decimals(row["value"])),
+                *(decimals(row["stderr"]), number(row.get("chance")), breakable(questions_of(row))),
                 "–" if row.get("shots") is None else f"{row['shots']}",
                 *("–" if row["step"] is None else f"{row['step']:,}", computed_by(row)),
             ]
@@ -227,11 +227,16 @@ def tasks(run: Run) -> str:
         said += table(heads, rows, "scores on tasks")
     if run.scored:
         names = sorted({name for row in run.scored for name in row} - {"step"})
-        rows = [[f"{row['step']:,.0f}", *(number(row.get(name)) for name in names)] for row in run.scored]
+        rows = [[f"{row['step']:,.0f}", *(decimals(row.get(name)) for name in names)] for row in run.scored]
         limit = run.facts["options"].get("eval-limit", run.facts["options"].get("eval_limit", "?"))
         said += f"<p>While it was trained, on the first {limit} questions of each task:</p>"
         said += table(["step", *names], rows, "scores on tasks through time")
     return f"<h3>Evaluation</h3>\n{said}" if said else ""
+
+
+def decimals(value: float | None) -> str:
+    """A score with four decimals, as the harness prints it, so that a column's stand under one another."""
+    return number(value) if value is None or not abs(value) < 1000 else f"{value:.4f}"
 
 
 def without_gaps(text: str) -> str:

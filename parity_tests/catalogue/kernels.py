@@ -16,6 +16,7 @@ ONE, DEEP, SEVERAL = (
 )
 WIDE, MANY = f"{LOGITS}[5-1-192-3-4-2-3-1-0.1]", f"{LOGITS}[65-1-64-2-4-3-1-1-0.001]"
 FEW = f"{LOGITS}[17-1-64-2-4-3-1-1-1e-05]"
+EPILOGUE = f"{KERNELS}/epilogue.py"
 MATMUL, MATMULS = f"{KERNELS}/matmul.py", f"{TESTS}/test_matmul.py"
 NORM, NORMS = f"{KERNELS}/layer_norm.py", f"{TESTS}/test_layer_norm.py::test_forward_and_backward"
 ATTENTION, ATTENTIONS = f"{KERNELS}/attention.py", f"{TESTS}/test_attention.py::test_error"
@@ -187,49 +188,49 @@ PLANTED: list[Row] = [
         MATMUL,
         "k = (part * steps + step) * BK",
         "k = step * BK",
-        f"{MATMULS}::test_weight_gradient[3-200-64-192]",
+        f"{MATMULS}::test_weight_gradient[3-200-64-192-sm_100]",
     ),
     (
         "a program takes one tile only",
         MATMUL,
         "tl.program_id(0), tiles * SPLITS, PROGRAMS,",
         "tl.program_id(0), PROGRAMS, PROGRAMS,",
-        f"{MATMULS}::test_forward[200-64-192]",
+        f"{MATMULS}::test_forward[200-64-192-sm_100]",
     ),
     (
         "the last group of rows of tiles counts as full",
-        MATMUL,
+        EPILOGUE,
         "rows = min(tiles_m - group * GROUP, GROUP)",
         "rows = GROUP",
-        f"{MATMULS}::test_tiles_in_many_groups_and_rounds",
+        f"{MATMULS}::test_tiles_in_many_groups_and_rounds[sm_100]",
     ),
     (
         "GELU of what is not rounded yet",
-        MATMUL,
+        EPILOGUE,
         "values = rounded(values)",
         "values = values",
-        f"{MATMULS}::test_forward[200-64-192]",
+        f"{MATMULS}::test_forward[200-64-192-sm_100]",
     ),
     (
         "rounding keeps a bit too few",
-        MATMUL,
+        EPILOGUE,
         "tl.fma(x, 65536.0, x)",
         "tl.fma(x, 131072.0, x)",
-        f"{MATMULS}::test_forward[200-64-192]",
+        f"{MATMULS}::test_forward[200-64-192-sm_100]",
     ),
     (
         "a slope of GELU without the cube's three",
-        MATMUL,
+        EPILOGUE,
         "0.2140644488 * square",
         "0.0713548163 * square",
-        f"{MATMULS}::test_input_gradient[72-128-320]",
+        f"{MATMULS}::test_input_gradient[72-128-320-sm_100]",
     ),
     (
         "a chunk's rows are skipped in the other factor",
         MATMUL,
         '("A_FIRST", "B_FIRST", "OUT_FIRST")',
         '("B_FIRST", "A_FIRST", "OUT_FIRST")',
-        f"{MATMULS}::test_head[8]",
+        f"{MATMULS}::test_head[8-sm_100]",
     ),
     (
         "sums of columns take a block of rows for each part",
@@ -239,10 +240,17 @@ PLANTED: list[Row] = [
         f"{MATMULS}::test_column_sums[dtype0-200-160-3-1]",
     ),
     (
+        "Hopper's products of warpgroups on what came after it",
+        GPU,
+        "90 <= self.capability < 100",
+        "90 <= self.capability",
+        f"{TESTS}/test_pingpong.py::test_who_has_them",
+    ),
+    (
         "tiles of an H100 on what came after it",
         GPU,
-        "90 <= self.capability < 120",
-        "90 <= self.capability",
+        'return "sm_90" if self.capability < 120 else "sm_120"',
+        'return "sm_90"',
         f"{MATMULS}::test_tiles_fit_the_gpu",
     ),
     (
@@ -278,36 +286,36 @@ PLANTED: list[Row] = [
         ATTENTION,
         "rows[None, :] >= key + tl.arange(0, KEYS)[:, None]",
         "rows[None, :] > key + tl.arange(0, KEYS)[:, None]",
-        f"{ATTENTIONS}[1-96-2-64-16]",
+        f"{ATTENTIONS}[1-96-2-64-16-sm_100]",
     ),
     (
         "tiles on the diagonal count as seen by all",
         ATTENTION,
         "(key + KEYS + QUERIES - 1) // QUERIES",
         "(key + QUERIES - 1) // QUERIES",
-        f"{ATTENTIONS}[1-96-2-64-16]",
+        f"{ATTENTIONS}[1-96-2-64-16-sm_100]",
     ),
-    ("one gradient's scale", ATTENTION, "dk /= D**0.5", "dk /= D", f"{ATTENTIONS}[2-16-2-16-16]"),
+    ("one gradient's scale", ATTENTION, "dk /= D**0.5", "dk /= D", f"{ATTENTIONS}[2-16-2-16-16-sm_100]"),
     (
         "sums of exponentials keep their old maximum",
         ATTENTION,
         "total = total * shrink + tl.sum(p, 1)",
         "total = total + tl.sum(p, 1)",
-        f"{ATTENTIONS}[1-96-2-64-16]",
+        f"{ATTENTIONS}[1-96-2-64-16-sm_100]",
     ),
     (
         "blocks of the last group of heads are those of a full one",
         ATTENTION,
         "index % heads, index // heads",
         "index % heads, index // GROUP",
-        f"{ATTENTIONS}[2-70-3-32-16]",
+        f"{ATTENTIONS}[2-70-3-32-16-sm_100]",
     ),
     (
         "a ragged last tile is not masked",
         ATTENTION,
         "BLOCKS: tl.constexpr = (T + KEYS - 1) // KEYS\n    RAGGED: tl.constexpr = T % QUERIES != 0 or T % KEYS != 0",
         "BLOCKS: tl.constexpr = (T + KEYS - 1) // KEYS\n    RAGGED: tl.constexpr = False",
-        f"{ATTENTIONS}[2-70-3-32-16]",
+        f"{ATTENTIONS}[2-70-3-32-16-sm_100]",
     ),
     (
         "a target that is ignored has a loss",
@@ -411,7 +419,7 @@ PLANTED: list[Row] = [
     (
         "the first split alone is the weight's gradient",
         OPERATIONS,
-        "column_sums(dw.reshape(splits, K * N)) if splits > 1",
+        "column_sums(self.gpu, dw.reshape(splits, K * N)) if splits > 1",
         "dw.reshape(splits, K * N)[0] if splits > 1",
         f"{GRAPHS}::test_proof_in_parts",
     ),
@@ -460,15 +468,15 @@ PLANTED: list[Row] = [
     (
         "no kernel begins early on an H100",
         GPU,
-        "return self.capability >= 90",
-        "return self.capability > 90",
+        '(graph.py)."""\n        return self.capability >= 90',
+        '(graph.py)."""\n        return self.capability > 90',
         f"{GPUS}::test_what_a_gpu_has",
     ),
     (
         "rules that do not fire are an error for everybody",
         BACKEND,
-        'strict=wanted == "fused")',
-        "strict=True)",
+        'strict=wanted == "fused", ',
+        "strict=True, ",
         f"{CHOICES}::test_kernels_are_used",
     ),
     (

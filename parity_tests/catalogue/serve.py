@@ -47,6 +47,13 @@ PLANTED: list[Row] = [
         IN_WRITING + "probabilities_and_alternatives_are_those_of_each_word",
     ),
     (
+        "live: losses are taken for bits",
+        WRITING,
+        "np.exp(-np.array(",
+        "np.exp2(-np.array(",
+        IN_WRITING + "probabilities_and_alternatives_are_those_of_each_word",
+    ),
+    (
         "live: the alternatives are not sorted",
         WRITING,
         "some.sort(key=lambda other: (-row[other], other))",

@@ -88,8 +88,8 @@ PLANTED: list[Row] = [
     (
         "compare: a text that was cut off counts as ended",
         "tinygrad_impl/compare.py",
-        "ended=len(new) < new_tokens",
-        "ended=len(new) <= new_tokens",
+        "len(new) < new_tokens))",
+        "len(new) <= new_tokens))",
         IN_COMPARE + "many_samples_of_three_models",
     ),
     (

@@ -12,15 +12,16 @@ sum is one program's, the same in every run. P and dS are rounded to bfloat16 fo
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
+from tinygrad_impl.kernels import GPU
 from tinygrad_impl.kernels.launch import Launch
 
 LOG2E = tl.constexpr(math.log2(math.e))
-TILE = 64  # queries and keys of a tile
+TILE = 64  # queries and keys: the unit of tiles
 
 
 @triton.jit
@@ -182,38 +183,66 @@ def attention_key_gradient(
     tl.store(sums + 2 * C, tl.sum(dv, 0))
 
 
-def launch_of(kernel: Any, B: int, T: int, H: int, D: int, tiles: tuple[int, int], stages: int, group: int) -> Launch:
-    """`kernel` with tiles of (queries, keys), computing a group of heads at a time, whose k and v should fit in the L2
-    cache. FLOPs are those of the products that a causal mask leaves.
+class Tiles(NamedTuple):
+    """Of a kernel: queries and keys of a tile, in units of TILE; warps and stages; and how many heads are computed at a
+    time, whose k and v should fit in the L2 cache.
     """
-    queries, keys = (min(size, max(16, triton.next_power_of_2(T))) for size in tiles)
+
+    queries: float
+    keys: float
+    warps: int
+    stages: int
+    group: int
+
+
+HOPPER = {
+    attention_forward: Tiles(1, 1, 4, 3, 48),
+    attention_query_gradient: Tiles(1, 1, 4, 2, 24),
+    attention_key_gradient: Tiles(2, 1, 4, 2, 48),
+}
+AMPERE = {  # 32 rows for a warp where Hopper has 64 for all four
+    attention_forward: Tiles(2, 1, 4, 3, 48),
+    attention_query_gradient: Tiles(2, 0.5, 4, 3, 24),
+    attention_key_gradient: Tiles(0.5, 2, 4, 2, 48),
+}
+TILES = {"sm_80": AMPERE, "sm_86": AMPERE, "sm_90": HOPPER, "sm_120": HOPPER}  # by the GPU's family
+
+
+def launch_of(gpu: GPU, kernel: Any, B: int, T: int, H: int, D: int) -> Launch:
+    """FLOPs are those of the products that a causal mask leaves."""
+    tiles = TILES[gpu.family][kernel]
+    most = max(16, triton.next_power_of_2(T))
+    queries, keys = (min(max(16, int(size * TILE)), most) for size in (tiles.queries, tiles.keys))
     products = {attention_forward: 2, attention_query_gradient: 3, attention_key_gradient: 4}[kernel]
     moved = {attention_forward: 4, attention_query_gradient: 6, attention_key_gradient: 6}[kernel]
     blocks = triton.cdiv(T, keys if kernel is attention_key_gradient else queries)
-    constants = {"B": B, "T": T, "H": H, "D": D, "QUERIES": queries, "KEYS": keys, "GROUP": min(group, B * H)}
+    constants = {"B": B, "T": T, "H": H, "D": D, "QUERIES": queries, "KEYS": keys, "GROUP": min(tiles.group, B * H)}
     return Launch(
         kernel,
         (B * H * blocks,),
         constants,
-        stages=stages,
+        tiles.warps,
+        tiles.stages,
         flops=products * B * H * T * T * D,
         bytes=2 * moved * B * T * H * D,
     )
 
 
-def forward(B: int, T: int, H: int, D: int) -> Launch:
+def forward(gpu: GPU, B: int, T: int, H: int, D: int) -> Launch:
     """Writes y (B, T, H * D) bfloat16 and lse (B, H, T) float32; reads qkv (B, T, 3 * H * D) bfloat16."""
-    return launch_of(attention_forward, B, T, H, D, (TILE, TILE), stages=3, group=48)
+    return launch_of(gpu, attention_forward, B, T, H, D)
 
 
-def query_gradient(B: int, T: int, H: int, D: int) -> Launch:
-    """Writes dqkv (B, T, 3 * H * D) bfloat16 and its sums over TILE rows (B, T / TILE rounded up, 3 * H * D) float32,
-    of both the columns of q only, and delta (B, H, T) float32; reads dy and, of the forward pass, qkv, y and lse. It
-    comes before `key_gradient`.
+def query_gradient(gpu: GPU, B: int, T: int, H: int, D: int) -> Launch:
+    """Writes dqkv (B, T, 3 * H * D) bfloat16 and its sums over QUERIES rows (B, T / QUERIES rounded up, 3 * H * D)
+    float32, of both the columns of q only, and delta (B, H, T) float32; reads dy and, of the forward pass, qkv, y and
+    lse. It comes before `key_gradient`.
     """
-    return launch_of(attention_query_gradient, B, T, H, D, (TILE, TILE), stages=2, group=24)
+    return launch_of(gpu, attention_query_gradient, B, T, H, D)
 
 
-def key_gradient(B: int, T: int, H: int, D: int) -> Launch:
-    """Writes dqkv and its sums, the columns of k and v only; reads dy, qkv, lse and delta."""
-    return launch_of(attention_key_gradient, B, T, H, D, (2 * TILE, TILE), stages=2, group=48)
+def key_gradient(gpu: GPU, B: int, T: int, H: int, D: int) -> Launch:
+    """Writes dqkv and its sums over KEYS rows, as many as those, the columns of k and v only; reads dy, qkv, lse and
+    delta.
+    """
+    return launch_of(gpu, attention_key_gradient, B, T, H, D)

@@ -36,7 +36,7 @@ class Launches:
         P, C, H, inner = config.n_positions, config.n_embd, config.n_head, config.inner
         R, one = N * T, N * T == 1
         early = {"EARLY": gpu.starts_early}
-        stages = 4 if gpu.has_large_shared_memory else 2
+        stages = 4 if gpu.shared_memory == 227 else 2
         # rows of a program: a tensor core takes 16 or more; few, to have programs enough, while there are few in all
         tall = 1 if one else min(64, max(16, triton.next_power_of_2(R)))
         rows = tall if R > 64 else min(tall, 32)
@@ -83,13 +83,13 @@ class Decoder:
     """
 
     def __init__(self, model: GPT2, backend: "Fused", N: int, chunk: int, V: int):
-        self.model, self.N = model, N
+        self.model, self.gpu, self.N = model, backend.gpu, N
         operations = backend.bind(nn.state.get_state_dict(model)).operations
         self.table = operations.matrix((model.lm_head or model.wte).weight)
         linears = [(b.attn.c_attn, b.attn.c_proj, b.mlp.c_fc, b.mlp.c_proj) for b in model.h]
         self.weights = [[operations.matrix(linear.weight) for linear in layer] for layer in linears]
         c = self.model.config
-        self.one, self.many = Launches(backend.gpu, c, N, 1, V), Launches(backend.gpu, c, N, chunk, V)
+        self.one, self.many = Launches(self.gpu, c, N, 1, V), Launches(self.gpu, c, N, chunk, V)
 
         def zeros(*shape: int, dtype: DType) -> Tensor:
             return Tensor.zeros(*shape, dtype=dtype).contiguous().realize()
@@ -153,16 +153,16 @@ class Decoder:
     def _greedy(self) -> None:
         best, sums, changed = self.head()
         outs = [self.tokens, self.lengths, self.steps, self.drawn, self.chances]
-        Tensor.realize(*launch(self.one.greedy, outs, best, sums), *changed)
+        Tensor.realize(*launch(self.gpu, self.one.greedy, outs, best, sums), *changed)
 
     def _sampled(self) -> None:
         best, sums, changed = self.head()
         k = self.one
         sizes = self.N, k.sort.grid[0], draw.SORTED
         outs = [new(best, *sizes, dtype=dtypes.int64), new(best, *sizes, dtype=dtypes.float64)]
-        keys, shares = launch(k.sort, outs, changed[-1], best, self.settings)
+        keys, shares = launch(self.gpu, k.sort, outs, changed[-1], best, self.settings)
         outs = [self.tokens, self.lengths, self.steps, self.drawn, self.chances]
-        drawn = launch(k.draw, outs, best, sums, keys, shares, self.numbers, self.settings)
+        drawn = launch(self.gpu, k.draw, outs, best, sums, keys, shares, self.numbers, self.settings)
         Tensor.realize(*drawn, *changed)
 
     def head(self) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -171,7 +171,7 @@ class Decoder:
         x, means, squares, changed = self.layers(self.tokens, k)
         blocks = self.N, k.head.grid[0]
         outs = [self.logits, new(x, *blocks, dtype=dtypes.int64), new(x, *blocks, dtype=dtypes.float32)]
-        logits, best, sums = launch(k.head, outs, x, means, squares, norm.weight, norm.bias, self.table)
+        logits, best, sums = launch(self.gpu, k.head, outs, x, means, squares, norm.weight, norm.bias, self.table)
         return best, sums, [*changed, logits]
 
     def layers(self, tokens: Tensor, k: Launches) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
@@ -182,15 +182,17 @@ class Decoder:
             sizes = (k.R, k.C), (k.R, k.blocks), (k.R, k.blocks)
             return [new(tokens, *size, dtype=dtypes.float32) for size in sizes]
 
-        x = launch(k.embed, stream(), tokens, self.lengths, model.wte.weight, model.wpe.weight)
+        x = launch(self.gpu, k.embed, stream(), tokens, self.lengths, model.wte.weight, model.wpe.weight)
         for i, (block, (c_attn, attn_proj, c_fc, mlp_proj)) in enumerate(zip(model.h, self.weights, strict=True)):
             ln_1, ln_2, attn, mlp = block.ln_1, block.ln_2, block.attn, block.mlp
             outs = [new(tokens, k.R, k.C), self.keys[i], self.values[i]]
             norm = ln_1.weight, ln_1.bias
-            q, keys, values = launch(k.qkv, outs, *x, *norm, c_attn, attn.c_attn.bias, self.lengths)
+            q, keys, values = launch(self.gpu, k.qkv, outs, *x, *norm, c_attn, attn.c_attn.bias, self.lengths)
             changed += [keys, values]
-            [y] = launch(k.attention, [new(tokens, k.R, k.C)], q, keys, values, self.lengths)
-            x = launch(k.project, stream(), y, attn_proj, attn.c_proj.bias, x[0])
-            [y] = launch(k.expand, [new(tokens, k.R, k.inner)], *x, ln_2.weight, ln_2.bias, c_fc, mlp.c_fc.bias)
-            x = launch(k.contract, stream(), y, mlp_proj, mlp.c_proj.bias, x[0])
+            [y] = launch(self.gpu, k.attention, [new(tokens, k.R, k.C)], q, keys, values, self.lengths)
+            x = launch(self.gpu, k.project, stream(), y, attn_proj, attn.c_proj.bias, x[0])
+            [y] = launch(
+                self.gpu, k.expand, [new(tokens, k.R, k.inner)], *x, ln_2.weight, ln_2.bias, c_fc, mlp.c_fc.bias
+            )
+            x = launch(self.gpu, k.contract, stream(), y, mlp_proj, mlp.c_proj.bias, x[0])
         return x[0], x[1], x[2], changed

@@ -63,12 +63,12 @@ class Fused:
         for bucket in self.copies.buckets if buckets else self.copies.buckets[-1:]:
             for name in bucket.starts:
                 matrix = self.matrices[name]
-                Tensor.realize(*launch(adamw.rounding(int(matrix.numel())), [self.copies[name]], matrix))
+                Tensor.realize(*launch(self.gpu, adamw.rounding(int(matrix.numel())), [self.copies[name]], matrix))
 
     def round_off(self, parts: Sequence[Part], rank: int) -> None:
         for part in parts:
             if (copy := self._copy(part, rank)) is not None:
-                Tensor.realize(*launch(adamw.rounding(int(copy.numel())), [copy], part.parameters))
+                Tensor.realize(*launch(self.gpu, adamw.rounding(int(copy.numel())), [copy], part.parameters))
 
     def _copy(self, part: Part, rank: int) -> Tensor | None:
         """The memory of the copy of the rank-th part, of a bucket that the copies have as it is."""
@@ -97,7 +97,7 @@ class Fused:
         sums = []
         for part in parts:
             kernel = adamw.squares(int(part.gradients.numel()))
-            sums += launch(kernel, [new(part.gradients, *kernel.grid, dtype=dtypes.float32)], part.gradients)
+            sums += launch(self.gpu, kernel, [new(part.gradients, *kernel.grid, dtype=dtypes.float32)], part.gradients)
         return sums
 
     def adamw(
@@ -123,7 +123,7 @@ class Fused:
         kernel = adamw.step(sizes, places, of_decay, of_copy, *betas, eps)
         copy = new(scalars, 1) if copy is None else copy  # which nothing is written to
         changed = [part.parameters, part.exp_avg, part.exp_avg_sq, copy]
-        return launch(kernel, changed, part.gradients, scalars)
+        return launch(self.gpu, kernel, changed, part.gradients, scalars)
 
     def decoder(self, model: GPT2, N: int, chunk: int, V: int) -> Decoder:
         return Decoder(model, self, N, chunk, V)

@@ -1,8 +1,9 @@
-"""A Triton kernel with everything that it is compiled for, and how it becomes a node of tinygrad's graphs."""
+"""A kernel with everything that it is compiled for, and how it becomes a node of tinygrad's graphs."""
 
 import importlib
 import math
 import os
+import shlex
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,9 @@ from tinygrad.helpers import argsort
 from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import Ops, ProgramInfo, UOp
 
+from data.cli import InputError
 from tinygrad_impl import compilers, internals
+from tinygrad_impl.kernels import GPU
 
 TYPES = {  # of pointers
     dtypes.float64: "*fp64",
@@ -36,7 +39,7 @@ class Launch:
     only read; `constants` are the rest of its parameters, all of them `tl.constexpr`.
     """
 
-    kernel: Any  # what triton.jit made
+    kernel: Any  # what triton.jit or gluon.jit made
     grid: tuple[int, ...]
     constants: dict[str, Any] = field(hash=False)
     warps: int = 4
@@ -45,6 +48,7 @@ class Launch:
     bytes: int = 0  # and the fewest bytes that it must move
     descriptors: bool = False  # whether it makes tensor descriptors, up to five
     groups: tuple[int, ...] = ()  # of tensors that a parameter takes as a tuple, how many; 0: it takes one tensor
+    workers: int = 0  # warps beside the first, to which a kernel in Gluon gives work of their own
 
     @property
     def name(self) -> str:
@@ -63,13 +67,15 @@ class Launch:
         return [tuple(islice(rest, size)) if size else next(rest) for size in self.groups or [0] * len(tensors)]
 
 
-def launch(kernel: Launch, outs: Sequence[Tensor], *ins: Tensor) -> list[Tensor]:
-    """The outputs after the kernel has written them. An output may be a tensor that it reads and changes in place."""
+def launch(gpu: GPU, kernel: Launch, outs: Sequence[Tensor], *ins: Tensor) -> list[Tensor]:
+    """The outputs after the kernel, compiled for such a GPU, has written them. An output may be a tensor that it reads
+    and changes in place.
+    """
     first, *rest = outs
     ins = tuple(map(stored, ins))
     size = DESCRIPTORS * math.prod(kernel.grid) if kernel.descriptors else 1
     scratch = [Tensor.invalids(bytes, dtype=dtypes.uint8, device=first.device) for bytes in (size, 1)]
-    fxn = partial(program, kernel, len(outs), first.device)
+    fxn = partial(program, gpu, kernel, len(outs), first.device)
     return first.custom_kernel(*rest, *ins, *scratch, fxn=fxn)[: len(outs)]
 
 
@@ -97,13 +103,13 @@ def stored(x: Tensor) -> Tensor:
 
 
 @cache
-def program(kernel: Launch, outs: int, device: str, *args: UOp) -> UOp:
+def program(gpu: GPU, kernel: Launch, outs: int, device: str, *args: UOp) -> UOp:
     """The kernel as a program of tinygrad's; args are the placeholders of its tensors. It is compiled in the
     background, by other processes, so that many are at once and none takes Python's time here.
     """
-    arch, types = Device[device].renderer.target.arch, tuple(a.dtype for a in args[:-SCRATCH])
-    binary = waiting.submit(compilers.in_a_compiler, compile_named, *named(kernel), types, arch)
-    uop = wrap(kernel, outs, args)
+    types = tuple(a.dtype for a in args[:-SCRATCH])
+    binary = waiting.submit(compilers.in_a_compiler, compile_named, *named(kernel), types, gpu.arch)
+    uop = wrap(gpu, kernel, outs, args)
     internals.give_runtime(uop, device, Compiled(kernel, binary, device, uop))
     return uop
 
@@ -119,9 +125,16 @@ class Compiled:
         from tinygrad.runtime.ops_cuda import check, cuda  # only where there is CUDA can it be imported
 
         binary = self.binary.result()
-        obj = replace(self.uop.to_elf(), name=binary.name, lib=binary.code)
+        lib = code(binary, Device[self.device].renderer.target.arch)
+        obj = replace(self.uop.to_elf(), name=binary.name, lib=lib)
+        assert binary.warps == self.kernel.warps + self.kernel.workers
         assert binary.scratch <= (DESCRIPTORS if self.kernel.descriptors else 0)
-        loaded = Device[self.device].runtime(obj)
+        try:
+            loaded = Device[self.device].runtime(obj)
+        except RuntimeError as e:
+            if "INVALID_IMAGE" not in str(e):
+                raise
+            raise InputError(damaged(obj.name)) from e
         loaded.smem = binary.shared_memory
         limit = cuda.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         check(cuda.cuFuncSetAttribute(loaded.prg, limit, loaded.smem))
@@ -136,12 +149,15 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Binary:
-    """A kernel for a GPU: its name and code (a cubin), and the bytes of memory that a program needs, that which all
-    threads of a multiprocessor's share and that for tensor descriptors.
+    """A compiled kernel: for which architecture, its machine code and its assembly (PTX), its warps, and the bytes that
+    a program needs of shared memory and of memory for tensor descriptors.
     """
 
     name: str
-    code: bytes
+    arch: str
+    cubin: bytes
+    ptx: str
+    warps: int
     shared_memory: int
     scratch: int
 
@@ -158,7 +174,10 @@ def compile_named(kernel: Launch, module: str, name: str, types: tuple[DType, ..
         made = compile_kernel(replace(kernel, kernel=found), types, arch)
     except Exception as e:  # Triton's own cannot be sent to another process
         raise RuntimeError(f"{name} of {kernel.constants}: {type(e).__name__}: {e}") from None
-    return Binary(made.metadata.name, made.asm["cubin"], made.metadata.shared, made.metadata.global_scratch_size)
+    about = made.metadata
+    return Binary(
+        about.name, arch, made.asm["cubin"], made.asm["ptx"], about.num_warps, about.shared, about.global_scratch_size
+    )
 
 
 def compile_kernel(kernel: Launch, types: tuple[Any, ...], arch: str) -> Any:
@@ -166,11 +185,12 @@ def compile_kernel(kernel: Launch, types: tuple[Any, ...], arch: str) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     names = kernel.kernel.arg_names
     pointers = kernel.arguments([TYPES[dtype] for dtype in types])
     paths = [[(i,)] if isinstance(p, str) else [(i, j) for j in range(len(p))] for i, p in enumerate(pointers)]
-    source = ASTSource(
+    source = (GluonASTSource if kernel.kernel.is_gluon() else ASTSource)(
         kernel.kernel,
         dict(zip_longest(names, pointers, fillvalue="constexpr")),
         {(names.index(name),): value for name, value in kernel.constants.items()},
@@ -180,17 +200,33 @@ def compile_kernel(kernel: Launch, types: tuple[Any, ...], arch: str) -> Any:
     return triton.compile(source, target=target, options={"num_warps": kernel.warps, "num_stages": kernel.stages})
 
 
-def wrap(kernel: Launch, outs: int, args: tuple[UOp, ...]) -> UOp:
+def code(binary: Binary, arch: str) -> bytes:
+    """What the driver loads on a GPU of this architecture: machine code, or of a kernel that was compiled for an older
+    one its assembly (PTX), which the driver translates.
+    """
+    return binary.cubin if binary.arch == arch else bytes(binary.ptx, "ascii") + b"\0"
+
+
+def damaged(name: str) -> str:
+    """What to do about a file of Triton's that is not what it wrote."""
+    from triton import knobs
+
+    return (
+        f"the file of the compiled kernel {name} is damaged; empty Triton's cache: rm -r {shlex.quote(knobs.cache.dir)}"
+    )
+
+
+def wrap(gpu: GPU, kernel: Launch, outs: int, args: tuple[UOp, ...]) -> UOp:
     """What tinygrad's own compiler would give for such a kernel, but without the binary."""
     name = kernel.name
     estimates = Estimates(ops=kernel.flops, lds=kernel.bytes, mem=kernel.bytes)
     info = ProgramInfo(
         name=name,
         global_size=(*kernel.grid, 1, 1)[:3],
-        local_size=(32 * kernel.warps, 1, 1),
+        local_size=(32 * (kernel.warps + kernel.workers), 1, 1),
         globals=tuple(range(len(args))),
         outs=(*range(outs), len(args) - SCRATCH),
         ins=tuple(range(len(args))),  # what is written may be read too
     )
-    source = repr((kernel.kernel.__name__, kernel.grid, kernel.constants, kernel.warps, kernel.stages))
+    source = repr((gpu.arch, kernel.kernel.__name__, kernel.grid, kernel.constants, kernel.warps, kernel.stages))
     return internals.program(name, args, info, estimates, source, binary=b"")

@@ -11,32 +11,44 @@ import triton
 import triton.language as tl
 
 from tinygrad_impl.kernels import GPU
+from tinygrad_impl.kernels.epilogue import described, finish, place
 from tinygrad_impl.kernels.launch import Launch
+from tinygrad_impl.kernels.pointers import matmul_pointers_kernel
 
-HOPPER = {"BM": 128, "BN": 256, "BK": 64, "GROUP": 8, "SLICES": 2, "stages": 3}
-LAYER = {"GROUP": 4, "stages": 4}  # what is quicker for a layer's
-GELU = {"BN": 128, "warps": 8, "programs": 2}  # with one: one program computes it while the other multiplies
-# What has less shared memory takes instead, from the A100 and the RTX 30 on: about 100 KB.
-OTHERS = {"BM": 128, "BN": 128, "BK": 64, "warps": 8, "stages": 3, "programs": 1}
-
-
-@triton.jit
-def rounded(x):
-    """x to the 8 bits that bfloat16 keeps of it, in float32 (Veltkamp 1968): three additions and products, which take
-    less time than a conversion there and back.
-    """
-    scaled = tl.fma(x, 65536.0, x)
-    return scaled - (scaled - x)
-
-
-@triton.jit
-def gelu_and_slope(x):
-    """gelu(x) = x sigmoid(z) with z = 2 sqrt(2 / pi) (x + 0.044715 x^3), its tanh form, and its derivative."""
-    square = x * x
-    root = tl.rsqrt(1 + tl.exp2(x * (-2.302208198 - 0.1029432397 * square)))  # exp(-z), z log2(e) in the constants
-    sigmoid = root * root  # 1 / (1 + exp(-z)), without a division, which takes longer
-    y = x * sigmoid
-    return y, sigmoid + (y - y * sigmoid) * (1.5957691216 + 0.2140644488 * square)
+# Tiles by the GPU's family, and by operation: what differs from the first row, of all.
+# Stages are tiles of a and b in shared memory, of which `matmul_pointers_kernel` has one less.
+TILES: dict[str, dict[str, dict[str, int]]] = {
+    "sm_90": {  # Of those with a GELU two programs are on a multiprocessor: one computes it, the other multiplies
+        "all": {"BM": 128, "BN": 256, "BK": 64, "GROUP": 8, "SLICES": 2, "stages": 3, "programs": 1},
+        "forward": {"GROUP": 4, "stages": 4},
+        "gelu": {"BN": 128, "warps": 8, "programs": 2},
+        "input gradient": {"GROUP": 4, "stages": 4},
+        "gelu gradient": {"BN": 128, "BK": 32, "stages": 5, "warps": 8, "programs": 2},  # there is room for no more
+        "head": {"SLICES": 1},
+        "head weight gradient": {"GROUP": 16},
+    },
+    "sm_80": {
+        "all": {"BM": 128, "BN": 128, "BK": 64, "GROUP": 8, "SLICES": 1, "stages": 3, "warps": 4, "programs": 2},
+        "forward": {"BK": 32, "stages": 4},
+        "gelu gradient": {"SLICES": 2},
+        "weight gradient": {"BN": 256, "warps": 8, "programs": 1},
+        "head input gradient": {"BK": 32, "stages": 4},
+    },
+    "sm_86": {
+        "all": {"BM": 128, "BN": 128, "BK": 32, "GROUP": 8, "SLICES": 1, "stages": 4, "warps": 4, "programs": 2},
+        "gelu gradient": {"SLICES": 2},
+        "weight gradient": {"BN": 256, "BK": 64, "stages": 3, "warps": 8, "programs": 1},
+        "head": {"BN": 256, "BK": 64, "stages": 3, "warps": 8, "programs": 1},
+    },
+    "sm_120": {  # which has never been measured
+        "all": {"BM": 128, "BN": 128, "BK": 64, "GROUP": 8, "SLICES": 2, "stages": 3, "warps": 8, "programs": 1},
+        "forward": {"GROUP": 4},
+        "input gradient": {"GROUP": 4},
+        "head": {"SLICES": 1},
+        "head weight gradient": {"GROUP": 16},
+    },
+}
+PAIRED = {"BM": 128, "BN": 128, "BK": 64, "GROUP": 8, "STAGES": 4}  # of those with a GELU, on Hopper
 
 
 @triton.jit
@@ -62,11 +74,8 @@ def matmul_kernel(
     PROGRAMS: tl.constexpr,
 ):
     a, b, out = ins[0] + A_FIRST, ins[1] + B_FIRST, outs[0] + OUT_FIRST
-    tiles_m: tl.constexpr = (M + BM - 1) // BM
-    tiles_n: tl.constexpr = (N + BN - 1) // BN
-    tiles: tl.constexpr = tiles_m * tiles_n
+    tiles: tl.constexpr = ((M + BM - 1) // BM) * ((N + BN - 1) // BN)
     steps: tl.constexpr = (K + BK * SPLITS - 1) // (BK * SPLITS)
-    width: tl.constexpr = BN // SLICES
     if A_TRANSPOSED:
         a_tiles = tl.make_tensor_descriptor(a, [K, M], [M, 1], [BK, BM])
     else:
@@ -76,20 +85,10 @@ def matmul_kernel(
     else:
         b_tiles = tl.make_tensor_descriptor(b, [K, N], [N, 1], [BK, BN])
     tl.static_assert(SPLITS == 1 or M % BM == 0, "what is past one part's last row would be in the next part")
-    out_tiles = tl.make_tensor_descriptor(out, [OUT_ROWS, N], [N, 1], [BM, width])
-    if EPILOGUE == "gelu" or EPILOGUE == "gelu gradient":
-        y_type: tl.constexpr = outs[1].dtype.element_ty
-        y_tiles = tl.make_tensor_descriptor(outs[1], [M, N], [N, 1], [BM, width])
-    if EPILOGUE == "gelu gradient":
-        x_tiles = tl.make_tensor_descriptor(ins[2], [M, N], [N, 1], [BM, width])
+    out_tiles, y_tiles, x_tiles = described(outs, ins, out, M, N, OUT_ROWS, EPILOGUE, BM, BN // SLICES)
 
     for work in tl.range(tl.program_id(0), tiles * SPLITS, PROGRAMS, flatten=True):
-        # in groups of GROUP rows of tiles, so that programs that run at the same time share what they read
-        tile = work % tiles
-        group = tile // (GROUP * tiles_n)
-        rows = min(tiles_m - group * GROUP, GROUP)
-        m = (group * GROUP + tile % (GROUP * tiles_n) % rows) * BM
-        n = tile % (GROUP * tiles_n) // rows * BN
+        m, n = place(work % tiles, M, N, BM, BN, GROUP)
         part = work // tiles
         total = tl.zeros((BM, BN), tl.float32)
         for step in range(steps):
@@ -97,30 +96,7 @@ def matmul_kernel(
             a_tile = a_tiles.load([k, m]).T if A_TRANSPOSED else a_tiles.load([m, k])
             b_tile = b_tiles.load([n, k]).T if B_TRANSPOSED else b_tiles.load([k, n])
             total = tl.dot(a_tile, b_tile, total)
-
-        slices = (total,) if SLICES == 1 else total.reshape(BM, 2, width).permute(0, 2, 1).split()
-        for i in tl.static_range(SLICES):
-            values = slices[i]
-            column = n + i * width
-            columns = column + tl.arange(0, width)
-            if EPILOGUE == "bias" or EPILOGUE == "gelu":
-                values += tl.load(ins[2] + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
-            if EPILOGUE == "gelu":
-                values = rounded(values)
-                y, slope = gelu_and_slope(values)
-                y_tiles.store([m, column], y.to(y_type))
-            if EPILOGUE == "gelu gradient":
-                x = x_tiles.load([m, column]).to(tl.float32)
-                # x, but tied to values (which may be NaN): else Triton computes all of this twice, for y and for values
-                y, slope = gelu_and_slope(tl.where(values == values, x, values))
-                y_tiles.store([m, column], y.to(y_type))
-                values *= slope
-            if EPILOGUE == "add":  # by the memory itself; no two programs add to the same place
-                out_tiles.atomic_add([m, column], values)
-            else:
-                out_tiles.store([part * M + m, column], values.to(out.dtype.element_ty))
-            if EPILOGUE == "gelu gradient":
-                tl.store(outs[2] + m // BM * N + columns, tl.sum(values, 0), mask=columns < N)
+        finish(total, outs, ins, out_tiles, y_tiles, x_tiles, part, m, n, M, N, EPILOGUE, BM, BN, SLICES)
 
 
 @triton.jit
@@ -145,6 +121,7 @@ def column_sums_kernel(
 
 def tiled(
     gpu: GPU,
+    operation: str,
     M: int,
     N: int,
     K: int,
@@ -158,28 +135,30 @@ def tiled(
     """a @ b for a (M, K), stored as (K, M) if transposed[0], and b (K, N), stored as (N, K) if transposed[1].
 
     a, b and the result begin at row `first` of their tensors, and the result has not M but `rows` if given.
-    `tiles` are what to take instead of what is known to be quick; the fields of HOPPER.
+    `tiles` are what to take instead of what is known to be quick for the operation, as in TILES.
     """
-    tiles = HOPPER | tiles | ({} if gpu.has_large_shared_memory else OTHERS)
+    known = TILES[gpu.family]
+    tiles = known["all"] | known.get(operation, {}) | tiles
     tiles["BN"] = width(N, tiles["BN"])
     if split and M % tiles["BM"]:
         tiles["BM"] = 64  # divides all widths
     warps, stages = tiles.pop("warps", max(4, tiles["BM"] * tiles["BN"] // 4096)), tiles.pop("stages")
-    programs = tiles.pop("programs", 1) * gpu.multiprocessors  # how many a multiprocessor can hold, at once
+    programs = tiles.pop("programs") * gpu.multiprocessors  # how many they can hold, at once
     count = triton.cdiv(M, tiles["BM"]) * triton.cdiv(N, tiles["BN"])
-    splits = tiles.pop("SPLITS", parts(gpu, count, M, N, K) if split else 1)
-    grid = (min(programs, count * splits),)
+    splits = tiles.pop("SPLITS", parts(gpu, programs, count, M, N, K) if split else 1)
     constants = {"M": M, "N": N, "K": K, "A_TRANSPOSED": transposed[0], "B_TRANSPOSED": transposed[1]}
     widths = M if transposed[0] else K, K if transposed[1] else N, N
     starts = [row * width for row, width in zip(first, widths, strict=True)]
     constants |= dict(zip(("A_FIRST", "B_FIRST", "OUT_FIRST"), starts, strict=True))
     constants |= {"OUT_ROWS": splits * M if rows is None else rows}
-    constants |= {"EPILOGUE": epilogue, "SPLITS": splits, "PROGRAMS": grid[0]} | tiles
+    constants |= {"EPILOGUE": epilogue, "SPLITS": splits} | tiles
+    kernel, grid = matmul_pointers_kernel, (count * splits,)
+    if gpu.has_copy_engine:
+        kernel, grid = matmul_kernel, (min(programs, count * splits),)
+        constants |= {"PROGRAMS": grid[0]}
     outs, ins = {"gelu": 2, "gelu gradient": 3}.get(epilogue, 1), (2 if epilogue in ("none", "add") else 3)
     moved = 2 * (M * K + K * N + M * N * outs)
-    return Launch(
-        matmul_kernel, grid, constants, warps, stages, 2 * M * N * K, moved, descriptors=True, groups=(outs, ins)
-    )
+    return Launch(kernel, grid, constants, warps, stages, 2 * M * N * K, moved, descriptors=True, groups=(outs, ins))
 
 
 def width(N: int, widest: int) -> int:
@@ -187,62 +166,94 @@ def width(N: int, widest: int) -> int:
     return next((w for w in (256, 128, 64) if w <= widest and triton.cdiv(N, w) * w * 7 < N * 8), 64)
 
 
-def parts(gpu: GPU, tiles: int, M: int, N: int, K: int) -> int:
-    """How many parts to split the sum over K into to keep all multiprocessors busy: the fastest by an estimate."""
+def parts(gpu: GPU, programs: int, tiles: int, M: int, N: int, K: int) -> int:
+    """How many parts to split the sum over K into to keep all multiprocessors busy, which hold so many programs at
+    once: the fastest by an estimate.
+    """
+    rate = (6e12 if gpu.has_copy_engine else 2.5e12) * gpu.multiprocessors / programs  # FLOP/s of a program
 
     def seconds(splits: int) -> float:
-        rounds = triton.cdiv(tiles * splits, gpu.multiprocessors)
-        product = rounds * 2 * M * N * K / (tiles * splits) / 6e12  # FLOP/s of a multiprocessor
+        rounds = triton.cdiv(tiles * splits, programs)
+        product = rounds * 2 * M * N * K / (tiles * splits) / rate
         return product + 4 * M * N * (splits / 3e12 + (splits + 1) / 1.8e12)  # bytes/s of it, and of who adds up
 
     return min(range(1, min(16, triton.cdiv(K, 512)) + 1), key=seconds)
 
 
-def forward(gpu: GPU, R: int, K: int, N: int, gelu: bool = False, **options: Any) -> Launch:
+def paired(gpu: GPU, M: int, N: int, K: int, transposed: bool, epilogue: str, **tiles: Any) -> Launch:
+    """As `tiled`, with a GELU, for Hopper."""
+    from tinygrad_impl.kernels import pingpong  # here, because Triton's interpreter does not know Gluon
+
+    tiles = PAIRED | tiles
+    tiles["BN"] = width(N, tiles["BN"])
+    grid = (min(gpu.multiprocessors, triton.cdiv(M, tiles["BM"]) * triton.cdiv(N, tiles["BN"])),)
+    constants = {"M": M, "N": N, "K": K, "B_TRANSPOSED": transposed, "EPILOGUE": epilogue, "PROGRAMS": grid[0]} | tiles
+    outs, ins = {"gelu": 2, "gelu gradient": 3}.get(epilogue, 1), 2 if epilogue == "none" else 3
+    return Launch(
+        pingpong.pingpong_kernel,
+        grid,
+        constants,
+        stages=tiles["STAGES"],
+        workers=pingpong.WORKERS,
+        flops=2 * M * N * K,
+        bytes=2 * (M * K + K * N + M * N * outs),
+        descriptors=True,
+        groups=(outs, ins),
+    )
+
+
+def forward(gpu: GPU, R: int, K: int, N: int, gelu: bool = False, **tiles: Any) -> Launch:
     """y (R, N) <- x (R, K), weight [K, N], in bfloat16, bias [N] in float32. With gelu: y, gelu(y) <- them."""
-    return tiled(gpu, R, N, K, epilogue="gelu" if gelu else "bias", **(GELU if gelu else LAYER) | options)
+    if gelu and gpu.pairs_warpgroups:
+        return paired(gpu, R, N, K, False, "gelu", **tiles)
+    return tiled(gpu, "gelu" if gelu else "forward", R, N, K, epilogue="gelu" if gelu else "bias", **tiles)
 
 
-def input_gradient(gpu: GPU, R: int, K: int, N: int, gelu: bool = False, **options: Any) -> Launch:
+def input_gradient(gpu: GPU, R: int, K: int, N: int, gelu: bool = False, **tiles: Any) -> Launch:
     """dx (R, K) <- dy (R, N), weight [K, N], all in bfloat16.
 
     With gelu, x = gelu(h): dh, x, parts of the sums of dh's columns, float32 (R / BM rounded up, K) <- them, h.
     """
-    tiles = GELU | {"BK": 32, "stages": 5} if gelu else LAYER  # two programs' shared memory has room for no more
-    return tiled(gpu, R, K, N, (False, True), "gelu gradient" if gelu else "none", **tiles | options)
+    if gelu and gpu.pairs_warpgroups:
+        return paired(gpu, R, K, N, True, "gelu gradient", **tiles)
+    operation, epilogue = ("gelu gradient", "gelu gradient") if gelu else ("input gradient", "none")
+    return tiled(gpu, operation, R, K, N, (False, True), epilogue, **tiles)
 
 
-def weight_gradient(gpu: GPU, R: int, K: int, N: int, **options: Any) -> Launch:
+def weight_gradient(gpu: GPU, R: int, K: int, N: int, **tiles: Any) -> Launch:
     """Parts of dweight, float32 (SPLITS, K, N) <- x (R, K), dy (R, N) in bfloat16."""
-    return tiled(gpu, K, N, R, (True, False), split=True, **options)
+    return tiled(gpu, "weight gradient", K, N, R, (True, False), split=True, **tiles)
 
 
-def head(gpu: GPU, R: int, C: int, V: int, first: int = 0, **options: Any) -> Launch:
+def head(gpu: GPU, R: int, C: int, V: int, first: int = 0, **tiles: Any) -> Launch:
     """logits (R, V) <- x, of which these are R rows from the `first`, (any, C), table (V, C), all in bfloat16."""
-    return tiled(gpu, R, V, C, (False, True), first=(first, 0, 0), **{"SLICES": 1} | options)
+    return tiled(gpu, "head", R, V, C, (False, True), first=(first, 0, 0), **tiles)
 
 
-def head_input_gradient(gpu: GPU, R: int, C: int, V: int, first: int = 0, **options: Any) -> Launch:
+def head_input_gradient(gpu: GPU, R: int, C: int, V: int, first: int = 0, **tiles: Any) -> Launch:
     """R rows of dx (any, C) from the `first` <- dlogits (R, V), table (V, C), all in bfloat16."""
-    return tiled(gpu, R, C, V, first=(0, 0, first), **options)
+    return tiled(gpu, "head input gradient", R, C, V, first=(0, 0, first), **tiles)
 
 
 def head_weight_gradient(
-    gpu: GPU, R: int, C: int, V: int, rows: int, first: int = 0, add: bool = False, **options: Any
+    gpu: GPU, R: int, C: int, V: int, rows: int, first: int = 0, add: bool = False, **tiles: Any
 ) -> Launch:
     """dtable (rows, C) in float32 <- dlogits (R, V), R rows of x (any, C) from the `first`, in bfloat16.
 
     With add, it is added to what is there.
     """
-    epilogue = "add" if add else "none"
-    return tiled(gpu, V, C, R, (True, False), epilogue, first=(0, first, 0), rows=rows, **{"GROUP": 16} | options)
+    epilogue, places = "add" if add else "none", (0, first, 0)
+    return tiled(gpu, "head weight gradient", V, C, R, (True, False), epilogue, first=places, rows=rows, **tiles)
 
 
 def column_sums(R: int, N: int, parts: int, outs: int = 1) -> Launch:
     """Parts of the sums of columns, float32 (parts, N), of which there are `outs`, <- x (R, outs * N). 32 divides N."""
-    rows, columns = (16, 32 if outs > 1 else 128) if parts > 1 else (128, 32)
+    rows, columns, warps = 16, 32 if outs > 1 else 128, 4
+    if parts == 1:  # few columns a program, so that there are many, and all their rows at once
+        rows, columns, warps = min(1024, triton.next_power_of_2(R)), 8, 8
     if R <= 32 and outs == 1:  # as parts of a large matrix are
-        rows, columns = triton.next_power_of_2(R), 512
+        rows, columns, warps = triton.next_power_of_2(R), 512, 4
     constants = {"R": R, "N": N, "PARTS": parts, "ROWS": rows, "BN": columns}
     grid = (parts * triton.cdiv(outs * N, columns),)
-    return Launch(column_sums_kernel, grid, constants, bytes=4 * R * N * outs, groups=(outs, 0))  # mostly of float32
+    moved = 4 * R * N * outs  # mostly of float32
+    return Launch(column_sums_kernel, grid, constants, warps, bytes=moved, groups=(outs, 0))

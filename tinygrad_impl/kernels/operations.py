@@ -61,19 +61,19 @@ class Operations:
         R, C = tokens.numel(), gradient.shape[-1]
         index, rows = tokens.reshape(R).cast(dtypes.int32), gradient.reshape(R, C)
         (to_keys, to_order), (runs, rest) = embedding.sort(R), embedding.sums(R, C)
-        [keys] = launch(to_keys, [new(rows, to_keys.grid[0] * embedding.SORTED, dtype=dtypes.int32)], index)
-        [order] = launch(to_order, [new(rows, R, dtype=dtypes.int32)], keys)
+        [keys] = launch(self.gpu, to_keys, [new(rows, to_keys.grid[0] * embedding.SORTED, dtype=dtypes.int32)], index)
+        [order] = launch(self.gpu, to_order, [new(rows, R, dtype=dtypes.int32)], keys)
         [total] = map(stored, onto or [Tensor.zeros(V, C, dtype=dtypes.float32, device=rows.device).contiguous()])
         parts = new(rows, runs.grid[0], 2, C, dtype=dtypes.float32)
-        total, parts = launch(runs, [total, parts], order, index, rows)
-        return launch(rest, [total], parts, order, index)
+        total, parts = launch(self.gpu, runs, [total, parts], order, index, rows)
+        return launch(self.gpu, rest, [total], parts, order, index)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
         """x (..., K) @ weight [K, N] + bias [N]: (..., N), in bfloat16."""
         *outer, K = x.shape
         R, N = math.prod(outer), weight.shape[1]
         rows, table = bfloat16(x).reshape(R, K), self.matrix(weight)
-        [y] = launch(matmul.forward(self.gpu, R, K, N), [new(x, R, N)], rows, table, bias)
+        [y] = launch(self.gpu, matmul.forward(self.gpu, R, K, N), [new(x, R, N)], rows, table, bias)
         [y] = differentiable([y], self._linear_gradient, [rows, weight, bias], table)
         return [y.reshape(*outer, N)]
 
@@ -81,16 +81,16 @@ class Operations:
         rows, _, bias, table, _ = map(Tensor, call.src[1:])
         dy_rows = Tensor(dy)  # (R, N)
         (R, K), N = rows.shape, table.shape[1]
-        [dx] = launch(matmul.input_gradient(self.gpu, R, K, N), [new(rows, R, K)], dy_rows, table)
-        return dx.uop, self.weight_gradient(rows, dy_rows), bias_gradient(bias, dy_rows), None, None
+        [dx] = launch(self.gpu, matmul.input_gradient(self.gpu, R, K, N), [new(rows, R, K)], dy_rows, table)
+        return dx.uop, self.weight_gradient(rows, dy_rows), bias_gradient(self.gpu, bias, dy_rows), None, None
 
     def weight_gradient(self, x: Tensor, dy: Tensor) -> UOp:
         """x (R, K), dy (R, N) -> the gradient of a weight [K, N], in float32."""
         (R, K), N = x.shape, dy.shape[1]
         kernel = matmul.weight_gradient(self.gpu, R, K, N)
         splits = kernel.constants["SPLITS"]
-        [dw] = launch(kernel, [new(x, splits * K * N, dtype=dtypes.float32)], x, dy)
-        dw = column_sums(dw.reshape(splits, K * N)) if splits > 1 else dw
+        [dw] = launch(self.gpu, kernel, [new(x, splits * K * N, dtype=dtypes.float32)], x, dy)
+        dw = column_sums(self.gpu, dw.reshape(splits, K * N)) if splits > 1 else dw
         return dw.reshape(K, N).uop
 
     def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
@@ -99,7 +99,7 @@ class Operations:
         R, N = math.prod(outer), weight.shape[1]
         rows, table = bfloat16(x).reshape(R, K), self.matrix(weight)
         kernel = matmul.forward(self.gpu, R, K, N, gelu=True)
-        hidden, y = launch(kernel, [new(x, R, N), new(x, R, N)], rows, table, bias)
+        hidden, y = launch(self.gpu, kernel, [new(x, R, N), new(x, R, N)], rows, table, bias)
         [hidden] = differentiable([hidden], self._linear_gradient, [rows, weight, bias], table)
         [y] = differentiable([y], _gelu_gradient, [hidden])
         return [hidden.reshape(*outer, N), y.reshape(*outer, N)]
@@ -109,7 +109,7 @@ class Operations:
         *outer, K = x.shape
         R, N = math.prod(outer), weight.shape[1]
         rows, before, table = bfloat16(x).reshape(R, K), bfloat16(hidden).reshape(R, K), self.matrix(weight)
-        [y] = launch(matmul.forward(self.gpu, R, K, N), [new(x, R, N)], rows, table, bias)
+        [y] = launch(self.gpu, matmul.forward(self.gpu, R, K, N), [new(x, R, N)], rows, table, bias)
         [y] = differentiable([y], self._gelu_linear_gradient, [before, weight, bias, bias_before], table)
         return [y.reshape(*outer, N)]
 
@@ -122,17 +122,19 @@ class Operations:
         (R, K), N = hidden.shape, table.shape[1]
         kernel = matmul.input_gradient(self.gpu, R, K, N, gelu=True)
         parts = new(hidden, triton.cdiv(R, kernel.constants["BM"]), K, dtype=dtypes.float32)
-        dhidden, g, parts = launch(kernel, [new(hidden, R, K), new(hidden, R, K), parts], dy_rows, table, hidden)
-        dw, db = self.weight_gradient(g, dy_rows), bias_gradient(bias, dy_rows)
-        return dhidden.uop, dw, db, column_sums(parts).uop, None, None
+        dhidden, g, parts = launch(
+            self.gpu, kernel, [new(hidden, R, K), new(hidden, R, K), parts], dy_rows, table, hidden
+        )
+        dw, db = self.weight_gradient(g, dy_rows), bias_gradient(self.gpu, bias, dy_rows)
+        return dhidden.uop, dw, db, column_sums(self.gpu, parts).uop, None, None
 
     def split_attention(self, qkv: Tensor, *bias: Tensor, n_head: int) -> list[Tensor]:
         """Causal attention of qkv (B, T, 3C), which came of a layer with this bias: (B, T, C), in bfloat16."""
         B, T, width = qkv.shape
         qkv, C = bfloat16(qkv), width // 3
         outs = [new(qkv, B, T, C), new(qkv, B, n_head, T, dtype=dtypes.float32)]
-        y, lse = launch(attention.forward(B, T, n_head, C // n_head), outs, qkv)
-        return differentiable([y], partial(_attention_gradient, n_head), [qkv, *bias], lse)
+        y, lse = launch(self.gpu, attention.forward(self.gpu, B, T, n_head, C // n_head), outs, qkv)
+        return differentiable([y], partial(_attention_gradient, self.gpu, n_head), [qkv, *bias], lse)
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> list[Tensor]:
         """Layer norm of x (..., C), in bfloat16."""
@@ -147,7 +149,7 @@ class Operations:
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         R, C = rows.shape
         outs = [new(x, R, C), *(new(x, R, dtype=dtypes.float32) for _ in range(2))]
-        y, mean, rstd = launch(layer_norm.forward(R, C, eps, added=False), outs, rows, weight, bias)
+        y, mean, rstd = launch(self.gpu, layer_norm.forward(R, C, eps, added=False), outs, rows, weight, bias)
         outs = differentiable([rows, y], self._layer_norm_gradient, [rows, weight, bias], mean, rstd)
         return [out.reshape(x.shape) for out in outs]
 
@@ -167,7 +169,9 @@ class Operations:
         rows, added = stream.reshape(R, C), bfloat16(branch).reshape(R, C)
         outs = [new(rows, R, C, dtype=dtypes.float32), new(rows, R, C)]
         outs += [new(rows, R, dtype=dtypes.float32) for _ in range(2)]
-        total, y, mean, rstd = launch(layer_norm.forward(R, C, eps, added=True), outs, rows, added, weight, bias)
+        total, y, mean, rstd = launch(
+            self.gpu, layer_norm.forward(R, C, eps, added=True), outs, rows, added, weight, bias
+        )
         sources = [rows, added, bias_before, weight, bias]
         outs = differentiable([total, y], self._residual_layer_norm_gradient, sources, mean, rstd)
         return [out.reshape(stream.shape) for out in outs]
@@ -188,16 +192,16 @@ class Operations:
         R, C = x.shape
         kernel = layer_norm.backward(self.gpu, R, C, bool(past))
         outs = [new(x, R, C, dtype=dtypes.float32), new(x, R, C), new(x, *kernel.grid, 3 * C, dtype=dtypes.float32)]
-        dx, dx16, sums = launch(kernel, outs, dy, *(past or [x]), x, mean, rstd, weight)
+        dx, dx16, sums = launch(self.gpu, kernel, outs, dy, *(past or [x]), x, mean, rstd, weight)
         outs = [new(x, C, dtype=dtypes.float32) for _ in range(3)]
-        return [dx, dx16, *launch(matmul.column_sums(kernel.grid[0], C, 1, outs=3), outs, sums)]
+        return [dx, dx16, *launch(self.gpu, matmul.column_sums(kernel.grid[0], C, 1, outs=3), outs, sums)]
 
     def lm_head(self, x: Tensor, weight: Tensor) -> list[Tensor]:
         """x (B, T, C) @ weight (V, C).T: logits (B, T, V rounded up to VOCAB_TILE), in bfloat16, past V -inf."""
         *outer, C = x.shape
         rows, table = bfloat16(x).reshape(-1, C), self.matrix(weight, "lm_head.weight")
         (R, C), V = rows.shape, table.shape[0]
-        [logits] = launch(matmul.head(self.gpu, R, C, V), [new(rows, R, V)], rows, table)
+        [logits] = launch(self.gpu, matmul.head(self.gpu, R, C, V), [new(rows, R, V)], rows, table)
         [logits] = differentiable([logits], self._head_gradient, [rows, weight], table)
         real = Tensor.arange(V) < weight.shape[0]
         return [real.where(logits.reshape(*outer, V), -math.inf)]
@@ -215,9 +219,9 @@ class Operations:
         dx, dweight, first = new(rows, R, C), new(rows, V, C, dtype=dtypes.float32), 0
         for part in dlogits:
             r, padded = min(part.shape[0], R - first), table.shape[0]
-            [dx] = launch(matmul.head_input_gradient(self.gpu, r, C, padded, first), [dx], part, table)
+            [dx] = launch(self.gpu, matmul.head_input_gradient(self.gpu, r, C, padded, first), [dx], part, table)
             kernel = matmul.head_weight_gradient(self.gpu, r, C, padded, V, first, add=first > 0)
-            [dweight] = launch(kernel, [dweight], part, rows)
+            [dweight] = launch(self.gpu, kernel, [dweight], part, rows)
             first += r
         return dx, dweight
 
@@ -237,9 +241,9 @@ class Operations:
         for first in range(0, R, HEAD_ROWS):
             r = min(HEAD_ROWS, R - first)
             # tinygrad lets what reads the memory, the GEMMs of `head_gradients` too, come before what overwrites it
-            [part] = launch(matmul.head(self.gpu, r, C, V, first), [part], rows, table)
+            [part] = launch(self.gpu, matmul.head(self.gpu, r, C, V, first), [part], rows, table)
             kernel = cross_entropy.forward(r, weight.shape[0], V, ignore_index, first)
-            losses, part = launch(kernel, [losses, part], target, scale)
+            losses, part = launch(self.gpu, kernel, [losses, part], target, scale)
             dlogits.append(part)
         mean = long_sum(losses) * scale.reshape(())
         return differentiable([mean], self._loss_gradient, [rows, weight], table, *dlogits)
@@ -253,9 +257,9 @@ class Operations:
         losses, likeliest = new(rows, R, dtype=dtypes.float32), new(rows, R, dtype=dtypes.int32)
         for first in range(0, R, HEAD_ROWS):
             r = min(HEAD_ROWS, R - first)
-            [logits] = launch(matmul.head(self.gpu, r, C, V, first), [logits], rows, table)
+            [logits] = launch(self.gpu, matmul.head(self.gpu, r, C, V, first), [logits], rows, table)
             kernel = cross_entropy.of_tokens(r, weight.shape[0], V, ignore_index, first)
-            losses, likeliest, logits = launch(kernel, [losses, likeliest, logits], target)
+            losses, likeliest, logits = launch(self.gpu, kernel, [losses, likeliest, logits], target)
         return [losses.reshape(targets.shape), (likeliest == 1).reshape(targets.shape)]
 
     def _loss_gradient(self, gradient: UOp, call: UOp) -> Gradients:
@@ -313,17 +317,17 @@ def real_gradients(gradients: tuple[Any, ...], call: UOp | None) -> list[Any]:
     return [*map(Tensor, gradients), call]
 
 
-def column_sums(x: Tensor) -> Tensor:
+def column_sums(gpu: GPU, x: Tensor) -> Tensor:
     """x (R, N) -> the sums of its columns (N,), in float32: in parts first, if R is large."""
     R, N = x.shape
     if R > 1024:
-        [x] = launch(matmul.column_sums(R, N, 64), [new(x, 64, N, dtype=dtypes.float32)], x)
-    return launch(matmul.column_sums(x.shape[0], N, 1), [new(x, N, dtype=dtypes.float32)], x)[0]
+        [x] = launch(gpu, matmul.column_sums(R, N, 64), [new(x, 64, N, dtype=dtypes.float32)], x)
+    return launch(gpu, matmul.column_sums(x.shape[0], N, 1), [new(x, N, dtype=dtypes.float32)], x)[0]
 
 
-def bias_gradient(bias: Tensor, dy: Tensor) -> UOp | None:
+def bias_gradient(gpu: GPU, bias: Tensor, dy: Tensor) -> UOp | None:
     """From dy (R, N); None of a bias that is detached, since the node after the layer gives its gradient."""
-    return None if bias.uop.op is Ops.DETACH else column_sums(dy).uop
+    return None if bias.uop.op is Ops.DETACH else column_sums(gpu, dy).uop
 
 
 def _gelu_gradient(dy: UOp, call: UOp) -> Gradients:
@@ -332,16 +336,16 @@ def _gelu_gradient(dy: UOp, call: UOp) -> Gradients:
     return formulas.gelu(hidden).gradient(hidden, gradient=Tensor(dy))[0].uop, None
 
 
-def _attention_gradient(H: int, dy: UOp, call: UOp) -> Gradients:
+def _attention_gradient(gpu: GPU, H: int, dy: UOp, call: UOp) -> Gradients:
     qkv, *bias, lse, y = map(Tensor, call.src[1:])
     B, T, C = y.shape
     gradient = Tensor(dy)
-    first = attention.query_gradient(B, T, H, C // H)
+    first = attention.query_gradient(gpu, B, T, H, C // H)
     sums = new(y, B * triton.cdiv(T, first.constants["QUERIES"]), 3 * C, dtype=dtypes.float32)
     outs = new(y, B, T, 3 * C), sums, new(y, B, H, T, dtype=dtypes.float32)
-    dqkv, sums, delta = launch(first, outs, gradient, qkv, y, lse)
-    dqkv, sums = launch(attention.key_gradient(B, T, H, C // H), [dqkv, sums], gradient, qkv, lse, delta)
-    return dqkv.uop, *(column_sums(sums).uop for _ in bias), None, None
+    dqkv, sums, delta = launch(gpu, first, outs, gradient, qkv, y, lse)
+    dqkv, sums = launch(gpu, attention.key_gradient(gpu, B, T, H, C // H), [dqkv, sums], gradient, qkv, lse, delta)
+    return dqkv.uop, *(column_sums(gpu, sums).uop for _ in bias), None, None
 
 
 def _embedding_gradient(gradient: UOp, call: UOp) -> Gradients:

@@ -12,16 +12,17 @@ looks at every step's logits, so that no decoder draws more than one token at a 
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from data.text.sampling import Sampler, probability
+from data.text.sampling import Sampler
 from data.text.tokenizer import Tokenizer
 from tinygrad_impl.generate import Drawn, Generator, encode, outgrown, pieces
 from tinygrad_impl.live.settings import Asked
 from tinygrad_impl.live.turns import Event, Events
+from tinygrad_impl.losses import NextLosses
 
 LIKELIEST = 5  # tokens that are shown beside the one drawn
 
@@ -33,12 +34,13 @@ class Model:
     tokenizer: Tokenizer
     generator: Generator
     facts: dict[str, Any]
+    losses: NextLosses = field(default_factory=NextLosses)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A token that was drawn, and the likeliest ones in its place, each with the model's own probability: the softmax
-    of its logits, without temperature, top-k and top-p.
+    """A token that was drawn, and the likeliest ones in its place, each with the model's own probability, which is
+    exp(-loss): without temperature, top-k and top-p.
     """
 
     drawn: Drawn
@@ -48,8 +50,9 @@ class Step:
 class Watching(Sampler):
     """Draws as `Sampler` does, for one row, and keeps every step until it is taken."""
 
-    def __init__(self, **settings: Any):
+    def __init__(self, losses: NextLosses, **settings: Any):
         super().__init__(**settings)
+        self._losses = losses
         self._steps: list[Step] = []
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
@@ -57,8 +60,15 @@ class Watching(Sampler):
         [row], [token] = logits, drawn.tolist()
         some = np.argpartition(-row, min(LIKELIEST, len(row)) - 1)[:LIKELIEST].tolist()
         some.sort(key=lambda other: (-row[other], other))
-        self._steps.append(Step((token, probability(row, token)), [(other, probability(row, other)) for other in some]))
+        tokens = [token, *some]
+        first, *others = zip(tokens, np.exp(-np.array(self._losses(row, tokens))).tolist(), strict=True)
+        self._steps.append(Step(first, others))
         return drawn
+
+    @property
+    def newest(self) -> Drawn:
+        """The token drawn last."""
+        return self._steps[-1].drawn
 
     def take(self) -> list[Step]:
         """The steps since the last call."""
@@ -86,7 +96,7 @@ def beginning(model: Model, row: list[int], asked: Asked) -> dict[str, Any]:
 
 def continuation(model: Model, row: list[int], asked: Asked) -> Iterator[Event]:
     """The pieces of what one model writes after the tokens `row`, and its end."""
-    sampler, tokenizer = Watching(**asked.sampling()), model.tokenizer
+    sampler, tokenizer = Watching(model.losses, **asked.sampling()), model.tokenizer
     count, over = 0, False
 
     def drawn() -> Iterator[Drawn]:
@@ -94,7 +104,7 @@ def continuation(model: Model, row: list[int], asked: Asked) -> Iterator[Event]:
         for [token] in model.generator.stream([row], asked.max_new_tokens, sampler):
             if token:
                 count += 1
-                yield token
+                yield sampler.newest
         over = True
 
     for text, p in pieces(tokenizer, row, drawn()):

@@ -49,6 +49,24 @@ def test_kernels_are_used(
     assert capsys.readouterr() == ("", "")
 
 
+def test_another_gpu_in_its_stead(gpu: Any) -> None:
+    """The kernels are for that one; who has none, or cannot run them, is refused in a sentence."""
+    for wanted in ("auto", "fused"):
+        chosen = backend.choose(wanted, SMALLEST, "CUDA", bfloat16=True, arch="sm_80:108")
+        assert chosen == Fused(GPU(80, 108), wanted == "fused")
+    refusals: list[tuple[tuple[str, str, bool], str]] = [
+        (("auto", "CPU", True), "--arch is of NVIDIA GPUs, and the device is CPU; leave it out"),
+        (("plain", "CUDA", True), "--arch is of the fused kernels; leave it out, or pass --kernels fused"),
+        (("auto", "CUDA", False), "--arch, which is of the fused kernels, cannot be: they compute in bfloat16, and"),
+    ]
+    for (wanted, device, bfloat16), words in refusals:
+        with pytest.raises(InputError) as refused:
+            backend.choose(wanted, SMALLEST, device, bfloat16, arch="sm_80")
+        assert str(refused.value).startswith(words)
+    with pytest.raises(InputError, match=r"^--arch sm_89 is none that the GPU at hand \(sm_86\) can run"):
+        backend.choose("auto", SMALLEST, "CUDA", bfloat16=True, arch="sm_89")
+
+
 @pytest.mark.parametrize(("bfloat16", "dtype"), [(True, dtypes.bfloat16), (False, None)])
 def test_plain(gpu: Any, bfloat16: bool, dtype: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert backend.choose("plain", SMALLEST, "CUDA", bfloat16) == Plain(dtype)

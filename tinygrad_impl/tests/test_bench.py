@@ -31,6 +31,7 @@ from data.ranks import ALONE
 from data.testing import call, refused
 from tinygrad_impl import bench
 from tinygrad_impl.backend import Plain
+from tinygrad_impl.kernels import GPU
 from torch_ref.bench_worker import Peer
 
 CONFIG = GPT2Config(vocab_size=1024, n_layer=1, n_head=2, n_embd=16, n_positions=32)  # a vocabulary without padding
@@ -475,7 +476,8 @@ def test_defaults(scripted: list[Any], tmp_path: Path, monkeypatch: pytest.Monke
     chosen: list[Any] = []
     names: list[str | None] = []
 
-    def choose(wanted: str, config: GPT2Config, device: str, bfloat16: bool) -> Plain:
+    def choose(wanted: str, config: GPT2Config, device: str, bfloat16: bool, arch: str | None) -> Plain:
+        assert arch is None
         chosen.append((wanted, config, device, bfloat16))
         return Plain(name="fused" if device == "CUDA" else "plain")
 
@@ -512,6 +514,52 @@ def test_defaults(scripted: list[Any], tmp_path: Path, monkeypatch: pytest.Monke
         assert found["profile"] is None
     assert names == [None] * 3
     assert chosen == [("auto", CONFIG, device, device == "CUDA") for device in expected]
+
+
+def test_as_another_gpu(scripted: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels are chosen for it, here and in a process of their own; the ceiling is that of their own GEMM."""
+    asked: list[Any] = []
+
+    def choose(*given: Any, bfloat16: bool, arch: str | None) -> Plain:
+        asked.append(arch)
+        return Plain(name="fused", gpu=GPU(80, 108))
+
+    def product_ceiling(*given: Any) -> dict[str, float]:
+        asked.append(given)
+        return {"n": 512, "flops": 3e9}
+
+    for module in (bench, bench_port):
+        monkeypatch.setattr(module, "choose", choose)
+        monkeypatch.setattr(module, "open_device", lambda name: "CUDA")
+    monkeypatch.setattr(bench, "device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(bench, "product_ceiling", product_ceiling)
+    options = "--preset tiny --arch sm_80:108 --steps 2 --against torch-eager --json found.json"
+    result = call(bench.main, *options.split(), cwd=tmp_path)
+    assert asked == ["sm_80:108", *[(GPU(80, 108), "CUDA")] * 2]
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert (found["arch"], found["multiprocessors"]) == ("sm_80", 108)
+    assert found["ceiling"] == {"n": 512, "flops": 3e9, "bytes": 2e9, "dtype": "bfloat16", "arch": "sm_80"}
+    assert "bfloat16, fused kernels for sm_80 with 108 multiprocessors; NVIDIA H200\n" in result.out
+    assert "ceilings: 512^3 bfloat16 product 0.003 TFLOP/s (our GEMM for sm_80), copy 0.002 TB/s\n" in result.out
+
+    scripted.clear()
+    options = "--preset tiny --batch-size 1 --seq-len 2 --steps 1 --dtype bfloat16 --arch sm_80:108"
+    args = bench.command().parse_args(options.split())
+    args.against = []
+    bench.compare(args, CONFIG, "CUDA", Plain(name="fused", gpu=GPU(80, 108)), "weights", apart=True)
+    assert scripted[0][:2] == ("tinygrad", "build")
+    assert scripted[0][2]["arch"] == "sm_80:108"
+
+    np.save(tmp_path / "tokens.npy", np.zeros((1, 1, 2), np.int32))
+    monkeypatch.setattr(bench_port, "Port", lambda *given, **more: given)
+    given: dict[str, Any] = {
+        "config": asdict(CONFIG),
+        "weights": "",
+        "tokens": str(tmp_path / "tokens.npy"),
+        "dtype": "bfloat16",
+    }
+    built: Any = bench_port.build(**given, device="CUDA", kernels="fused", warm_up=1, arch="sm_89")
+    assert (asked[-1], built[4].gpu) == ("sm_89", GPU(80, 108))
 
 
 def test_a_worker_that_dies() -> None:
@@ -558,6 +606,7 @@ def test_bad_options(tmp_path: Path) -> None:
     refuse("--json nowhere/x.json", "there is no folder nowhere")
     refuse("--kernels fused", "they are for NVIDIA GPUs")
     refuse("--steps 0", "--steps")
+    refuse("--arch sm_80", "--arch is of NVIDIA GPUs, and the device is CPU; leave it out")
 
 
 def test_peers_need_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,13 +195,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Watched:
             watched.read.append(list(batches))
             return 3.0 - len(watched.read)
 
+        def of_tokens(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return np.where(y < 0, 0, np.float32(math.log(4))), y < 0
+
     class Generator:
         def __init__(self, *arguments: Any):
             watched.made.append(arguments)
 
         def stream(self, prompts: list[list[int]], new: int, sampler: Sampler) -> Iterator[list[Any]]:
             watched.asked.append((prompts, new, sampler))
-            yield [(257, 0.25), None][: len(prompts)] + [None] * (len(prompts) - 2)
+            yield [(257, 0.5), None][: len(prompts)] + [None] * (len(prompts) - 2)
 
     monkeypatch.setattr(compare, "Evaluator", Evaluator)
     monkeypatch.setattr(compare, "Generator", Generator)
@@ -242,7 +245,8 @@ def test_a_run_names_its_data_and_keeps_the_page(
     found = read_sealed(run / "compare.json")
     assert (found["seq_len"], found["tokens"]) == (16, 199)
     first, second, _ = (text["models"][0]["samples"] for text in found["texts"])
-    assert (first[0]["pieces"], first[0]["probabilities"], first[0]["ended"]) == ([" a"], [0.25], True)
+    of_loss = [pytest.approx(0.25)]
+    assert (first[0]["pieces"], first[0]["probabilities"], first[0]["ended"]) == ([" a"], of_loss, True)
     assert (second[0]["pieces"], second[0]["probabilities"], second[0]["words"]) == ([], [], 0)
     assert found["training_text"] == str(prepared_folder)
     assert first[0]["longest_copied"] == 0
@@ -420,18 +424,31 @@ def test_device_dtype_and_stories(
 def test_a_perplexity_beyond_float64(
     loss: float, shown: str, quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(compare, "Evaluator", lambda *_: lambda batches: (list(batches), loss)[1])
+    monkeypatch.setattr(compare, "Evaluator", lambda *_: Losing(loss))
     given = (smallest, "--data", prepared_folder, "--device", "CPU", "--html", "page.html")
     assert f"| {loss:.4f} | {shown} |" in call(main, *given, cwd=tmp_path).out
     json.loads((tmp_path / "compare.json").read_text(), parse_constant=pytest.fail)
     assert (">∞<" in (tmp_path / "page.html").read_text(encoding="utf-8")) == (shown == "∞")
 
 
+class Losing:
+    """An evaluator that always finds this loss."""
+
+    def __init__(self, loss: float):
+        self.loss = loss
+
+    def __call__(self, batches: Iterable[Any]) -> float:
+        return len(list(batches)) and self.loss
+
+    def of_tokens(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros(x.shape, np.float32), y < 0
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_model_that_gives_no_number_is_named(
     loss: float, quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(compare, "Evaluator", lambda *_: lambda batches: (list(batches), loss)[1])
+    monkeypatch.setattr(compare, "Evaluator", lambda *_: Losing(loss))
     result = call(main, smallest, "--data", prepared_folder, "--device", "CPU", cwd=tmp_path)
     assert result.code == 2
     assert result.errors[0].startswith(f"error: what {smallest} computes is not a number")

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.evaluation.packing import IGNORED, lengths, packed, score, windows_of
+from data.cli import InputError
+from data.evaluation.packing import IGNORED, lengths, losses_as_drawn, packed, score, windows_of
 from data.ranks import Ranks
 
 CONTEXT = 100
@@ -69,6 +70,33 @@ def test_scores(count: int) -> None:
         assert value == pytest.approx(expected(*request)[0], rel=1e-6)
         assert greedy == expected(*request)[1]
     assert {greedy for _, greedy in found} == {True, False} or count == 1
+
+
+@pytest.mark.parametrize("context", [1, 32, CONTEXT])
+def test_losses_of_what_was_drawn(context: int) -> None:
+    """Each token after those that a generator saw: where a text outgrows the context, it goes on from the last half."""
+    texts = requests_of(12, 240)
+    texts[3:5] = [([5], [*range(300)]), ([5] * 40, [])]
+    done: list[int] = []
+    found = losses_as_drawn(losses, texts, context, 256, done.append)
+    assert sum(done) == sum(len(new) for _, new in texts)
+    for (row, new), of_text in zip(texts, found, strict=True):
+        text, start, expected = [*row], 0, list[float]()
+        for token in new:
+            if len(text) - start > context:
+                start = len(text) - max(1, context // 2)
+            expected.append(-log_p(text[start:], token))
+            text.append(token)
+        assert of_text.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_is_no_score(value: float) -> None:
+    def broken(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.where(y == 4, np.float32(value), 0), y > 0
+
+    with pytest.raises(InputError, match="NaN or infinity: 1 of 2 log-probabilities"):
+        score(broken, [([9], [1, 2]), ([9], [3, 4])], CONTEXT, 256)
 
 
 def test_sums_are_not_rounded_to_float32() -> None:

@@ -988,12 +988,12 @@ def test_scores_on_tasks(folder: Path) -> None:
     (folder / "metrics.jsonl").write_text("".join(map(checked_line, bare)))
     page = report_page([load_run(folder)])
     cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", r) for r in re.findall(r"(?s)<tr>(.*?)</tr>", page)]
-    assert ["stories", "acc", "0.25", "–", "–", "1,200", "–", "60", "&lt;b&gt;"] in cells
+    assert ["stories", "acc", "0.2500", "–", "–", "1,200", "–", "60", "&lt;b&gt;"] in cells
     questions = "the first 1,200 of 2,400, from a_<wbr>b.<wbr>jsonl, a local file"
-    own = ["stories", "acc_norm", "0.375", "0.125", "0.125", questions, "5", "60"]
+    own = ["stories", "acc_norm", "0.3750", "0.1250", "0.125", questions, "5", "60"]
     assert [*own, "&lt;b&gt;, float32, fused kernels"] in cells
-    assert [[step, score] for step, score in (c for c in cells if len(c) == 2) if score in ("0.125", "0.8125")] == [
-        [f"{lines[0]['step']:,}", "0.125"],
+    assert [[step, score] for step, score in (c for c in cells if len(c) == 2) if score in ("0.1250", "0.8125")] == [
+        [f"{lines[0]['step']:,}", "0.1250"],
         [f"{lines[-1]['step']:,}", "0.8125"],
     ]
     for wrong in ({"value": "much"}, {"chance": "little"}, {"file": 1}):

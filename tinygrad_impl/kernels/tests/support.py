@@ -17,14 +17,17 @@ from tinygrad.engine.realize import runtime_cache
 from tinygrad.uop.ops import UOp
 
 from tinygrad_impl.kernels import GPU
-from tinygrad_impl.kernels.launch import SCRATCH, Launch, wrap
+from tinygrad_impl.kernels.launch import SCRATCH, Launch, code, compile_kernel, wrap
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"  # as conftest.py found it
 if DEVICE == "cuda":
     found = torch.cuda.get_device_properties(0)
-    THIS_GPU = GPU(10 * found.major + found.minor, found.multi_processor_count)
+    AT_HAND = GPU(10 * found.major + found.minor, found.multi_processor_count)
 else:
-    THIS_GPU = GPU(90, 132)  # an H100
+    AT_HAND = GPU(100, 132)  # a B200: the interpreter does not know Gluon, in which there are kernels for the H100
+THIS_GPU = AT_HAND.as_arch(os.environ.get("TESTED_ARCH"))  # as conftest.py was told
+# Whose kernels a test can have: in the interpreter those with the copy engine and those of the GPUs before it
+GPUS = [THIS_GPU, GPU(80, 132)] if DEVICE == "cpu" and THIS_GPU == AT_HAND else [THIS_GPU]
 slow_without_gpu = pytest.mark.slow if DEVICE == "cpu" else lambda test: test
 DTYPES = {
     dtypes.float64: torch.float64,
@@ -138,9 +141,20 @@ def run_launch(launch: Launch, outs: list[torch.Tensor], *ins: torch.Tensor) -> 
     """Fills outs with what the kernel writes there; before, they are poisoned."""
     for out in outs:
         out.fill_(float("nan") if out.is_floating_point() else torch.iinfo(out.dtype).min)
-    launch.kernel[launch.grid](
-        *launch.arguments([*outs, *ins]), **launch.constants, num_warps=launch.warps, num_stages=launch.stages
-    )
+    call(launch, [*outs, *ins])
+
+
+def call(launch: Launch, tensors: list[torch.Tensor]) -> None:
+    """Calls the kernel, compiled for THIS_GPU, as launch.py would have it."""
+    given = launch.arguments(tensors)
+    if DEVICE == "cpu" or THIS_GPU.arch == AT_HAND.arch:
+        launch.kernel[launch.grid](*given, **launch.constants, num_warps=launch.warps, num_stages=launch.stages)
+        return
+    types = {torchs: ours for ours, torchs in DTYPES.items()}
+    compiled = compile_kernel(launch, tuple(types[t.dtype] for t in tensors), THIS_GPU.arch)
+    compiled.kernel = code(compiled, AT_HAND.arch)
+    rest = [launch.constants[name] for name in launch.kernel.arg_names[len(given) :]]
+    compiled[(*launch.grid, 1, 1)[:3]](*given, *rest)
 
 
 def relative_error(got: torch.Tensor, truth: torch.Tensor) -> float:
@@ -185,9 +199,9 @@ class Interpreted:
             call()
 
 
-def interpreted_program(kernel: Launch, outs: int, device: str, *args: UOp) -> UOp:
+def interpreted_program(gpu: GPU, kernel: Launch, outs: int, device: str, *args: UOp) -> UOp:
     """In the place of `launch.program`, for tinygrad's CPU device."""
-    uop = wrap(kernel, outs, args)
+    uop = wrap(gpu, kernel, outs, args)
     runtime_cache.setdefault((uop.key, device), Interpreted(kernel, outs, args))
     return uop
 

@@ -49,7 +49,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setattr(operations, "HEAD_ROWS", 20)
     monkeypatch.setattr(matmul, "parts", lambda *given: 3)
-    monkeypatch.setitem(matmul.HOPPER, "BK", 16)
+    monkeypatch.setitem(matmul.TILES[THIS_GPU.family]["all"], "BK", 16)
     monkeypatch.setattr(embedding, "SORTED", 64)
     monkeypatch.setattr(embedding, "SUMMED", 4)
 

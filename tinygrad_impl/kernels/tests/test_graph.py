@@ -15,7 +15,7 @@ from tinygrad.device import DepsTracker
 from tinygrad.uop.ops import UOp
 
 from tinygrad_impl.internals import contents, overwrite, use_graphs
-from tinygrad_impl.kernels.tests.support import DEVICE
+from tinygrad_impl.kernels.tests.support import DEVICE, THIS_GPU
 
 from tinygrad_impl.kernels import early, graph, launch  # isort: skip: after the support
 
@@ -23,7 +23,7 @@ N = 4096
 
 
 def on_gpu(test: Callable[..., None]) -> Callable[..., None]:
-    no_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="there is no NVIDIA GPU")
+    no_gpu = pytest.mark.skipif(DEVICE != "cuda" or not THIS_GPU.starts_early, reason="there is no GPU from Hopper on")
     return pytest.mark.gpu(no_gpu(pytest.mark.usefixtures("device")(test)))
 
 
@@ -44,7 +44,7 @@ def slow_kernel(out, a, b, EARLY: tl.constexpr, WAITS: tl.constexpr, TURNS: tl.c
 def slow(early: bool, waits: bool = True) -> Callable[[Tensor, Tensor], Tensor]:
     constants = {"EARLY": early, "WAITS": waits, "TURNS": 5000, "SIZE": 128}
     kernel = launch.Launch(slow_kernel, (N // 128,), constants)
-    return lambda a, b: launch.launch(kernel, [Tensor.invalids(N, dtype=dtypes.float32)], a, b)[0]
+    return lambda a, b: launch.launch(THIS_GPU, kernel, [Tensor.invalids(N, dtype=dtypes.float32)], a, b)[0]
 
 
 def results(compute: Callable[[Tensor], Tensor]) -> list[float]:

@@ -22,6 +22,7 @@ from tinygrad_impl.generate import Drawn, Generator
 from tinygrad_impl.live.tests.support import asked
 from tinygrad_impl.live.turns import Event
 from tinygrad_impl.live.writing import Model, Watching, shown, write
+from tinygrad_impl.losses import NextLosses
 from tinygrad_impl.model import GPT2
 
 CONFIG = GPT2Config(vocab_size=303, n_layer=1, n_head=2, n_embd=16, n_positions=24)
@@ -130,7 +131,7 @@ class Scripted:
             [drawn] = sampler(logits).tolist()
             if drawn == EOT:
                 return
-            yield [(drawn, 0.5)]
+            yield [(drawn, math.nan)]  # the page has those of the losses
 
 
 def scripted(*tokens: int, new: int = 99, special: bool = False) -> tuple[list[Event], Event]:
@@ -180,7 +181,7 @@ def test_the_end_of_a_text_has_its_probability_too() -> None:
 def test_broken_weights_have_no_probabilities(models: list[Model]) -> None:
     """JSON has no number for them."""
     tokenizer: Tokenizer = models[0].tokenizer
-    sampler = Watching(temperature=0)
+    sampler = Watching(NextLosses(), temperature=0)
     with np.errstate(all="ignore"):
         sampler(np.full((1, 300), np.nan, np.float32))
         [token] = shown(sampler.take(), tokenizer)
@@ -190,7 +191,7 @@ def test_broken_weights_have_no_probabilities(models: list[Model]) -> None:
 
 
 def test_few_tokens_are_all_shown(models: list[Model]) -> None:
-    sampler = Watching(temperature=0)
+    sampler = Watching(NextLosses(), temperature=0)
     sampler(np.array([[1, 3, 2]], np.float32))
     [step] = sampler.take()
     assert [token for token, _ in step.likeliest] == [1, 2, 0]

@@ -1,0 +1,68 @@
+"""GEMMs with GELU on Hopper, beside float64. Gluon has no interpreter: they need the GPU."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tinygrad_impl.kernels import GPU, matmul
+from tinygrad_impl.kernels.launch import Launch
+from tinygrad_impl.kernels.tests.support import THIS_GPU, check_rounding, relative_error, run_launch
+from tinygrad_impl.kernels.tests.test_matmul import new, random
+
+on_hopper = pytest.mark.skipif(not THIS_GPU.pairs_warpgroups, reason="needs a GPU of Hopper (H100, H200)")
+# Rows, columns, terms of a sum: one tile; last tiles not full, rings that are filled several times, groups of rows of
+# tiles of which the last is not full; the layers of GPT-2's sizes
+SIZES = [(128, 64, 64), (1000, 448, 320), (2100, 192, 704), (1024, 3072, 768), (520, 4096, 1024), (260, 6400, 1600)]
+
+
+@pytest.mark.parametrize("capability", [80, 89, 90, 100, 120])
+def test_who_has_them(capability: int) -> None:
+    gpu = GPU(capability, 132)
+    launches = [
+        matmul.forward(gpu, 1000, 64, 256, gelu=True),
+        matmul.input_gradient(gpu, 1000, 256, 64, gelu=True),
+    ]
+    assert {launch.name.startswith("pingpong") for launch in launches} == {capability == 90}
+
+
+def few(launch: Launch, programs: int) -> Launch:
+    """By so many programs at most."""
+    programs = min(programs, launch.grid[0])
+    return replace(launch, grid=(programs,), constants=launch.constants | {"PROGRAMS": programs})
+
+
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.parametrize(("R", "N", "K"), SIZES)
+@pytest.mark.parametrize("programs", [1, 3, 132])
+def test_gelu(R: int, N: int, K: int, programs: int) -> None:
+    x, weight, bias = random(R, K), random(K, N, scale=K**-0.5), random(N).float()
+    outs = [new(R, N), new(R, N)]
+    run_launch(few(matmul.forward(THIS_GPU, R, K, N, gelu=True), programs), outs, x, weight, bias)
+    check_rounding(outs[0], x.double() @ weight.double() + bias.double())
+    check_rounding(outs[1], F.gelu(outs[0].double(), approximate="tanh"))
+
+
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.parametrize(("R", "N", "K"), SIZES)
+@pytest.mark.parametrize("programs", [1, 3, 132])
+def test_gelu_gradient(R: int, N: int, K: int, programs: int) -> None:
+    dy, weight, hidden = random(R, K), random(N, K, scale=K**-0.5), random(R, N, scale=2.0, seed=1)
+    launch = few(matmul.input_gradient(THIS_GPU, R, N, K, gelu=True), programs)
+    BM = launch.constants["BM"]
+    outs = [new(R, N), new(R, N), new(-(-R // BM), N, dtype=torch.float32)]
+    run_launch(launch, outs, dy, weight, hidden)
+    x = hidden.double().requires_grad_()
+    g = F.gelu(x, approximate="tanh")
+    [truth] = torch.autograd.grad(g, x, dy.double() @ weight.double().T)
+    check_rounding(outs[0], truth)
+    check_rounding(outs[1], g.detach())
+    for part, rows in zip(outs[2], truth.split(BM), strict=True):
+        assert relative_error(part, rows.sum(0)) < 1e-5
+
+    again = [torch.empty_like(out) for out in outs]
+    run_launch(launch, again, dy, weight, hidden)
+    assert all(torch.equal(out, other) for out, other in zip(outs, again, strict=True))
