@@ -25,7 +25,7 @@ from tinygrad_impl.trainer import Trainer
 EPS = 1e-8  # of AdamW: there is no option for it
 
 
-def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
+def prove_graphs(trainer: Trainer, start: Start, device: str, began: float) -> dict[str, Any]:
     """Compares the trainer's gradients and AdamW steps, on the batches that it is about to see, with those of PyTorch.
 
     PyTorch gets the options and weights of `start`, which are what the user asked for, and not those that the trainer
@@ -38,10 +38,11 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
     Where torchrun has started the ranks again, the certificate that they had before holds if it is of these programs
     and batches, so that only what they begin with is compared.
 
+    `began`: when, by `time.perf_counter`, capturing the graphs did. The certificate says how long it all took.
+
     Returns the certificate, in which "summary" is a line for people, and "batches" how many micro-batches' gradients
     were compared. Raises `InputError`, naming the part that is wrong.
     """
-    started = time.perf_counter()
     args, position, ranks = start.options, start.loader.state(), start.ranks
     asked = {"betas": tuple(args.betas), "eps": EPS, "weight_decay": args.weight_decay, "clip": args.clip}
     setting = Setting(start.config, start.arrays, args.dtype, device, trainer.backend)
@@ -94,7 +95,7 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
         raise refusal(args.dtype, device, ranks.broadcast(name))
     compared = [row.ratio for row in rows if row.check == "gradient" and row.ratio and row.reason in ("", NUDGED)]
     ratio = max(compared, default=0.0)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - began
     count = len(trainer.parameters)
     over = f", averaged over {ranks.size} ranks," if ranks.size > 1 else ""
     summary = f"parity: {count} gradients{over} within {ratio:.1f}x of torch's own {args.dtype} error ({seconds:.0f} s)"

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
@@ -53,6 +54,7 @@ def gate(start: Start, trainer: Trainer, device: str, others: Callable[[], None]
         raise InputError("the parity check before training needs PyTorch; `pip install torch`, or pass --parity off")
     if not options.quiet:
         print("comparing the training graphs with PyTorch (--parity off leaves it out)", flush=True)
+    began = time.perf_counter()
     importing = Thread(target=import_gate)
     importing.start()
     if start.ranks.size == 1:  # graphs are captured meanwhile, and what is compared is what they give from then on
@@ -64,7 +66,7 @@ def gate(start: Start, trainer: Trainer, device: str, others: Callable[[], None]
     importing.join()
     from parity_tests.gate import prove_graphs  # here, because it imports PyTorch
 
-    certificate = prove_graphs(trainer, start, device)
+    certificate = prove_graphs(trainer, start, device, began)
     if not options.quiet:
         print(certificate["summary"])
     return {"parity.json": certificate}
