@@ -14,6 +14,7 @@ import torch
 import tinygrad_impl.trainer
 import torch_ref.trainer
 from data.checkpoints.config import parameter_shapes
+from data.distributed import tensor_of
 from data.text.loader import IGNORED
 from parity_tests.bounds import ONE_NUMBER, ROUNDING, Comparison, Row, Tensors, summation_excuses
 from parity_tests.edges import edges
@@ -77,8 +78,13 @@ def gradient_rows(
 
 
 def results(trainer: AnyTrainer, batches: Sequence[Batch]) -> Tensors:
-    """The micro-batches' mean loss and its gradients."""
+    """The micro-batches' mean loss and its gradients. The port has to have all of them."""
     trainer.accumulate(batches)
+    if isinstance(trainer, Trainer):
+        totals = held(trainer, "total.")
+        # a tensor: where it divides by a number, PyTorch multiplies by the inverse on GPUs, which rounds twice
+        count = torch.tensor(float(trainer.count), device=totals["wte.weight"].device)
+        return {name: total / count for name, total in totals.items()} | {"loss": np.array(trainer.mean_loss())}
     loss, gradients = trainer.mean_gradients()
     return {**gradients, "loss": np.array(loss)}
 
@@ -141,14 +147,24 @@ def global_norm(gradients: Mapping[str, torch.Tensor]) -> float:
     return math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients.values()))
 
 
+def held(trainer: Trainer, beginning: str) -> dict[str, torch.Tensor]:
+    """What the port has in memory under names of this beginning, which is left out: not copied, where it lies."""
+    found = {n.removeprefix(beginning): m for n, m in trainer.memory().items() if n.startswith(beginning)}
+    return {name: tensor_of(memory) for name, memory in found.items()}
+
+
 def now(trainer: AnyTrainer) -> dict[str, torch.Tensor]:
-    """The parameters and both moments, by name: PyTorch's as they are until the trainer goes on, the port's copied."""
+    """The parameters and both moments, by name, as they are until the trainer goes on: not copied, but for those of a
+    rank that has only its parts.
+    """
+    if isinstance(trainer, Trainer) and trainer.shards == 1:
+        return {name: tensor for name, tensor in held(trainer, "").items() if not name.startswith("total.")}
     everything = trainer.arrays() if isinstance(trainer, Trainer) else trainer.parameters
     return {name: torch.as_tensor(tensor).detach() for name, tensor in (everything | trainer.moments()).items()}
 
 
 def state(trainer: AnyTrainer) -> dict[str, torch.Tensor]:
-    """Copies of the parameters and both moments, by name; the port's on the host."""
+    """Copies of the parameters and both moments, by name, on the trainer's device."""
     return {name: tensor.clone() for name, tensor in now(trainer).items()}
 
 
@@ -161,10 +177,8 @@ def follow_reference(port: Trainer, references: References, steps: int) -> None:
     """Puts all trainers in the float64 reference's state after so many steps, rounded to the dtype they compute in."""
     reference, own = references
     dtype = next(iter(own.parameters.values())).dtype
-    rounded = {name: t.to(dtype) for name, t in now(reference).items()}
-    arrays = {name: t.cpu().numpy() for name, t in rounded.items()}
-    port.restore(arrays, arrays, steps)
-    for trainer in references:
+    rounded = {name: t.to(dtype).contiguous() for name, t in now(reference).items()}
+    for trainer in (port, own, reference):
         trainer.restore(rounded, rounded, steps)
 
 
@@ -197,7 +211,7 @@ def step_rows(
             reference.load_gradients(loss, gradients)
         own.load_gradients(loss, gradients)
         count = len(batches)
-        totals = {name: (g * count).to(stored).cpu().numpy() for name, g in gradients.items()}
+        totals = {name: (g * count).to(stored).contiguous() for name, g in gradients.items()}
         port.load_gradients(loss * count, totals, count)
         expected = outcome(reference, loss, reference.update(lr))
         comparison.add(expected, outcome(port, *port.update(port_lr)), outcome(own, loss, own.update(lr)))

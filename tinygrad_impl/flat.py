@@ -15,7 +15,7 @@ from tinygrad import Tensor
 from tinygrad.dtype import DType
 from tinygrad.helpers import round_up
 
-from tinygrad_impl.internals import part_of
+from tinygrad_impl.internals import on_host, part_of
 
 ALIGNED = 64  # elements that each range begins at a multiple of, for vectors and for the GPU's copy engine
 LEAST = 1 << 24  # elements of a bucket of layers, but for the last: less is sent at a lower rate
@@ -53,10 +53,10 @@ class Bucket:
         return found
 
     def flatten(self, arrays: Mapping[str, Any], dtype: np.dtype) -> np.ndarray:
-        """The parameters' arrays, of numpy or torch, as they lie in the bucket: (size,)."""
+        """The parameters' arrays, as `internals.overwrite` takes them, as they lie in the bucket: (size,)."""
         flat = np.zeros(self.size, dtype)
         for name, start in self.starts.items():
-            flat[start : start + self.sizes[name]] = np.asarray(arrays[name]).reshape(-1)
+            flat[start : start + self.sizes[name]] = on_host(arrays[name]).reshape(-1)
         return flat
 
 

@@ -26,15 +26,28 @@ from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp, sym_infer
 
 # --- memory of tensors ------------------------------------------------------------------------------------------------
 
+LARGE = 1 << 24  # bytes of an array that goes to a GPU straight from where it lies, not by way of pinned memory
 
-def overwrite(tensor: Tensor, array: np.ndarray) -> None:
+
+def overwrite(tensor: Tensor, array: Any) -> None:
     """Copies array, of tensor's shape and dtype, into the memory that tensor has and compiled graphs know. `assign`
     would schedule and compile a kernel, which takes a hundred times as long.
+
+    array: of numpy's, or what has memory on the tensor's GPU (a tensor of PyTorch's, `CUDAMemory`).
     """
     buffer = tensor.uop.base.buffer
-    assert array.shape == tensor.shape, (array.shape, tensor.shape)
-    assert array.dtype == np.dtype(tensor.dtype.fmt), (array.dtype, tensor.dtype)
-    buffer.allocator._copyin(buffer._buf, memoryview(bytearray(np.ascontiguousarray(array).data.cast("B"))))
+    there = getattr(array, "__cuda_array_interface__", None)
+    array = array if there else np.asarray(array, order="C")
+    dtype = np.dtype(there["typestr"]) if there else array.dtype
+    assert tuple(array.shape) == tensor.shape, (array.shape, tensor.shape)
+    assert dtype == np.dtype(tensor.dtype.fmt), (dtype, tensor.dtype)
+    if there:
+        assert there.get("strides") is None, "it has to be contiguous"
+        check(driver().cuMemcpyDtoDAsync_v2(buffer._buf, there["data"][0], buffer.nbytes, None))
+    elif array.nbytes >= LARGE and str(tensor.device).startswith("CUDA"):
+        check(driver().cuMemcpyHtoD_v2(buffer._buf, array.ctypes.data, buffer.nbytes))  # it waits for the GPU
+    else:
+        buffer.allocator._copyin(buffer._buf, memoryview(bytearray(array.reshape(-1).data.cast("B"))))
 
 
 def contents(tensor: Tensor) -> np.ndarray:
@@ -55,10 +68,21 @@ def part_of(memory: Tensor, start: int, size: int) -> Tensor:
     return Tensor(UOp.from_buffer(part.ensure_allocated()))
 
 
+def on_host(array: Any) -> np.ndarray:
+    """An array of numpy's, which is itself, or what has memory on a GPU, copied."""
+    if (there := getattr(array, "__cuda_array_interface__", None)) is None:
+        return np.asarray(array)
+    assert there.get("strides") is None, "it has to be contiguous"
+    found = np.empty(there["shape"], there["typestr"])
+    check(driver().cuMemcpyDtoH_v2(found.ctypes.data, there["data"][0], found.nbytes))
+    return found
+
+
 class CUDAMemory:
     """Bytes of a GPU as other libraries take them, PyTorch among them, which then use the same memory."""
 
     def __init__(self, address: int, shape: tuple[int, ...], kind: str):
+        self.shape = shape
         self.__cuda_array_interface__ = {"shape": shape, "typestr": kind, "data": (address, False), "version": 3}
 
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 from threading import Thread
 from typing import Any
 
@@ -19,8 +20,10 @@ from data.runs.find_lr import find_learning_rate
 from data.runs.implementation import Implementation
 from data.runs.loop import train
 from data.runs.options import Given, parse
+from data.runs.recorder import PROMPT
 from data.runs.start import Start, begin
-from data.text.sampling import Sampler
+from data.text.loader import windows
+from data.text.sampling import SAMPLING, Sampler
 from tinygrad_impl.backend import CHOICES, Plain, choose
 from tinygrad_impl.device import device_name, open_device, peak_flops
 from tinygrad_impl.generate import COMPILING, Generator, continue_texts
@@ -37,10 +40,10 @@ def parser() -> ArgumentParser:
     return parser
 
 
-def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
+def gate(start: Start, trainer: Trainer, device: str, others: Callable[[], None]) -> dict[str, Any]:
     """Proves the trainer's graphs on the batches that it is about to see. Returns the files that tell of it.
 
-    Its graphs compile while PyTorch is imported, which takes seconds.
+    `others` captures what else is computed later. All of it compiles while PyTorch is imported, which takes seconds.
     """
     options = start.options
     if options.parity == "off":
@@ -59,6 +62,7 @@ def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
         batches = start.loader.next_micro_batches(start.micro_batches)
         trainer.accumulate([batches[0], batches[0]])
         start.loader.restore(position)
+        others()
     importing.join()
     from parity_tests.gate import prove_graphs  # here, because it imports PyTorch
 
@@ -106,6 +110,14 @@ def train_from(start: Start, kernels: str, device: str) -> None:
         return continue_texts(generator, tokenizer, [prompt], tokens, sampler, tick)[0]
 
     evaluator, name = Evaluator(trainer.model, trainer.backend), device_name(device)
+
+    def capture() -> None:
+        if backend.name == "fused":  # other kernels are not compiled by the way
+            first = islice(windows(start.folder, "valid", options.batch_size, options.seq_len), COMPILING)
+            evaluator.sums(first)
+            settings = {name: value for name, value in SAMPLING.items() if name != "max_new_tokens"}
+            continued(PROMPT, COMPILING + 1, Sampler(**settings), lambda: None)
+
     tinygrad = Implementation(
         package="tinygrad_impl",
         trainer=trainer,
@@ -124,7 +136,7 @@ def train_from(start: Start, kernels: str, device: str) -> None:
     if options.find_lr:
         find_learning_rate(start, tinygrad)
     else:
-        train(start, tinygrad, files=gate(start, trainer, device))
+        train(start, tinygrad, files=gate(start, trainer, device, capture))
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ class Trainer:
         self.count = count
         overwrite(self.loss, np.array(loss, self.dtype))
         for name, total in self.gradients.items():
-            overwrite(total, np.asarray(gradients[name], self.dtype))
+            overwrite(total, gradients[name])
 
     def finite(self, batches: Sequence[Batch]) -> bool:
         """Whether the loss and the gradients of this rank's own micro-batches are finite; computed again, not sent."""
@@ -245,6 +245,19 @@ class Trainer:
                 found[name] = flat[start : start + bucket.sizes[name]].reshape(self.parameters[name].shape)
         return {f"{prefix}{name}": found[name] for name in self.parameters if keep}
 
+    def memory(self) -> dict[str, Any]:
+        """Where the parameters, the moments (exp_avg.NAME and exp_avg_sq.NAME) and the totals of the gradients
+        (total.NAME) lie, shaped like the parameters: `internals.memory_of`. Not with ZeRO, where a rank has parts.
+        """
+        assert self.shards == 1, "this rank has only a part"
+        found = {name: self.weights[name] for name in self.parameters}
+        for part in self.parts:
+            for name in part.bucket.starts:
+                found[f"exp_avg.{name}"] = self._place(part.exp_avg, part.bucket, name)
+                found[f"exp_avg_sq.{name}"] = self._place(part.exp_avg_sq, part.bucket, name)
+        found |= {f"total.{name}": total for name, total in self.gradients.items()}
+        return {name: memory_of(tensor) for name, tensor in found.items()}
+
     def _place(self, memory: Tensor, bucket: Bucket, name: str) -> Tensor:
         """A parameter's part of what is in the order of a bucket."""
         return part_of(memory, bucket.starts[name], bucket.sizes[name]).reshape(self.parameters[name].shape)
@@ -278,7 +291,9 @@ class Trainer:
             overwrite(memory, self._own(bucket.flatten(arrays, self.dtype)))
             return
         for name in bucket.starts:
-            overwrite(self._place(memory, bucket, name), np.asarray(arrays[name], self.dtype))
+            on_gpu = hasattr(arrays[name], "__cuda_array_interface__")
+            array = arrays[name] if on_gpu else np.asarray(arrays[name], self.dtype)
+            overwrite(self._place(memory, bucket, name), array)
 
     def _own(self, flat: np.ndarray) -> np.ndarray:
         """This rank's part of a bucket."""

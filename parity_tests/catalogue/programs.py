@@ -346,6 +346,14 @@ PLANTED: list[Row] = [
         "tinygrad_impl/tests/test_internals.py::test_compilers_are_given_calls",
     ),
     (
+        "memory of a GPU with gaps is copied as if it had none",
+        "tinygrad_impl/internals.py",
+        """        assert there.get("strides") is None, "it has to be contiguous"
+        check(driver().cuMemcpyDtoDAsync_v2""",
+        "        check(driver().cuMemcpyDtoDAsync_v2",
+        "tinygrad_impl/tests/test_internals.py::test_memory_on_a_gpu",
+    ),
+    (
         "the pictures' library is loaded before training begins",
         "data/runs/plots.py",
         "from data.files import atomic_write\n",

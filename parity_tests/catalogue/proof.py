@@ -19,6 +19,20 @@ PLANTED: list[Row] = [
         "parity_tests/test_gate.py::test_the_gate",
     ),
     (
+        "the port's totals are taken for means",
+        "parity_tests/checks.py",
+        "{name: total / count for",
+        "{name: total for",
+        "parity_tests/test_gate.py::test_the_gate",
+    ),
+    (
+        "the float64 reference takes more of a large model's tokens at a time than there is memory for",
+        "parity_tests/setting.py",
+        "REFERENCE_BYTES // (8 * (c.n_layer * of_layer",
+        "REFERENCE_BYTES // (8 * (of_layer",
+        "parity_tests/test_checks.py::test_tokens_of_the_reference_at_a_time",
+    ),
+    (
         "float32 may be four times as far off as torch",
         BOUNDS,
         '"float32": 2.0',

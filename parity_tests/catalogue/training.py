@@ -30,7 +30,14 @@ PLANTED: list[Row] = [
         "tinygrad_impl/trainer.py",
         "part_of(memory, bucket.starts[name], bucket.sizes[name])",
         "part_of(memory, 0, bucket.sizes[name])",
-        "tinygrad_impl/tests/test_trainer.py::test_restoring_what_pytorch_has",
+        "tinygrad_impl/tests/test_trainer.py::test_memory",
+    ),
+    (
+        "both moments are the first",
+        "tinygrad_impl/trainer.py",
+        'found[f"exp_avg_sq.{name}"] = self._place(part.exp_avg_sq,',
+        'found[f"exp_avg_sq.{name}"] = self._place(part.exp_avg,',
+        "tinygrad_impl/tests/test_trainer.py::test_memory",
     ),
     (
         "a recipe's options win over those that are given",

@@ -1,5 +1,6 @@
 """What internals.py relies on in tinygrad 0.14.0. A test that fails says what another version of tinygrad breaks."""
 
+import ctypes
 import importlib.metadata
 import os
 import sqlite3
@@ -23,8 +24,10 @@ from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import ProgramInfo, UOp
 
 import tinygrad_impl
+from tinygrad_impl import internals
 from tinygrad_impl.compilers import KernelCache, in_a_compiler, start_compilers
 from tinygrad_impl.internals import (
+    CUDAMemory,
     HighWater,
     ParallelProgram,
     captured_at_once,
@@ -33,6 +36,7 @@ from tinygrad_impl.internals import (
     free_memory,
     give_runtime,
     memory_of,
+    on_host,
     one_by_one,
     overwrite,
     program,
@@ -68,6 +72,35 @@ def test_memory_is_overwritten_in_place(dtype: type) -> None:
     assert memory_of(tensor).shape == (3, 4)
     memory_of(tensor)[0] = 7
     np.testing.assert_array_equal(contents(tensor)[0], 7, err_msg="memory_of no longer gives the memory itself")
+
+
+def test_memory_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies there is copied there, without the host; it may not have gaps. The host can have a copy."""
+    told: list[object] = []
+
+    def copy_out(to: int, address: int, size: int) -> int:
+        ctypes.memset(to, 1, size)
+        told.append(("out", address, size))
+        return 0
+
+    def copy_on(to: object, address: int, size: int, stream: object) -> int:
+        told.append(("on", address, size, stream))
+        return 0
+
+    driver = SimpleNamespace(cuMemcpyDtoDAsync_v2=copy_on, cuMemcpyDtoH_v2=copy_out)
+    monkeypatch.setattr(internals, "driver", lambda: driver)
+    tensor, there = Tensor.zeros(2, 3).contiguous().realize(), CUDAMemory(4096, (2, 3), "<i4")
+    with pytest.raises(AssertionError):
+        overwrite(tensor, there)
+    there = CUDAMemory(4096, (2, 3), "<f4")
+    overwrite(tensor, there)
+    np.testing.assert_array_equal(on_host(there).view(np.int32), np.full((2, 3), 0x01010101))
+    assert told == [("on", 4096, 24, None), ("out", 4096, 24)]
+    there.__cuda_array_interface__["strides"] = (4, 8)
+    for use in (lambda: overwrite(tensor, there), lambda: on_host(there)):
+        with pytest.raises(AssertionError, match="contiguous"):
+            use()
+    assert on_host(array := np.ones(3)) is array
 
 
 def test_the_first_call_is_captured() -> None:

@@ -300,16 +300,22 @@ def test_clipping_gives_gradients_no_error_in_common() -> None:
         assert error < 1.2 * 2.0**-24
 
 
-def test_restoring_what_pytorch_has() -> None:
-    """Every parameter and moment in its place, and gradients that are sums."""
+def test_memory() -> None:
+    """Where parameters, moments and totals lie: not copies, and what is written there is what the trainer goes on from.
+    `restore` takes tensors of PyTorch's too.
+    """
     trainer = tinygrad_impl.trainer.Trainer(CONFIG, weights())
-    random, state = np.random.default_rng(1), trainer.arrays() | trainer.moments()
-    given = {name: torch.tensor(random.standard_normal(array.shape)) for name, array in state.items()}
-    trainer.restore(given, given, 3)
-    for name, array in (trainer.arrays() | trainer.moments()).items():
-        np.testing.assert_array_equal(array, given[name])
-    trainer.load_gradients(6.0, given, 2)
-    loss, gradients = trainer.mean_gradients()
-    assert loss == 3.0
-    for name, gradient in gradients.items():
-        np.testing.assert_array_equal(gradient, given[name] / 2)
+    random, memory = np.random.default_rng(1), trainer.memory()
+    arrays = {name: random.standard_normal(a.shape) for name, a in memory.items() if not name.startswith("total.")}
+    trainer.restore({name: torch.tensor(a) for name, a in arrays.items()}, arrays, 3)
+    found = trainer.arrays() | trainer.moments()
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(memory[name], array)
+        np.testing.assert_array_equal(found[name], array)
+    for name in trainer.parameters:
+        memory[f"total.{name}"][:] = 2.0
+        memory[name][:] = 5.0
+        np.testing.assert_array_equal(trainer.model.arrays()[name], 5.0)
+    trainer.count = 2
+    assert all((gradient == 1.0).all() for gradient in trainer.mean_gradients()[1].values())
