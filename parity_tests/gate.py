@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # torch.optim imports it at its first use; here it is while tinygrad compiles (train.py)
 
 from data.cli import InputError, Progress
 from data.ranks import attempt
@@ -16,7 +17,7 @@ from parity_tests.averaging import agreed, averaged_rows, culprit_of_ranks, wron
 from parity_tests.blame import find_culprit
 from parity_tests.bounds import NUDGED, near_miss
 from parity_tests.certificate import certificate, programs
-from parity_tests.checks import Step, gradient_rows, not_finite_rows, step_rows
+from parity_tests.checks import Step, gradient_rows, not_finite_rows, now, step_rows
 from parity_tests.proof import BATCHES, GRAPH_BATCHES, MORE
 from parity_tests.setting import NUDGES, Batch, Setting
 from tinygrad_impl.trainer import Trainer
@@ -24,7 +25,7 @@ from tinygrad_impl.trainer import Trainer
 EPS = 1e-8  # of AdamW: there is no option for it
 
 
-def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
+def prove_graphs(trainer: Trainer, start: Start, device: str, began: float) -> dict[str, Any]:
     """Compares the trainer's gradients and AdamW steps, on the batches that it is about to see, with those of PyTorch.
 
     PyTorch gets the options and weights of `start`, which are what the user asked for, and not those that the trainer
@@ -37,10 +38,11 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
     Where torchrun has started the ranks again, the certificate that they had before holds if it is of these programs
     and batches, so that only what they begin with is compared.
 
+    `began`: when, by `time.perf_counter`, capturing the graphs did. The certificate says how long it all took.
+
     Returns the certificate, in which "summary" is a line for people, and "batches" how many micro-batches' gradients
     were compared. Raises `InputError`, naming the part that is wrong.
     """
-    started = time.perf_counter()
     args, position, ranks = start.options, start.loader.state(), start.ranks
     asked = {"betas": tuple(args.betas), "eps": EPS, "weight_decay": args.weight_decay, "clip": args.clip}
     setting = Setting(start.config, start.arrays, args.dtype, device, trainer.backend)
@@ -93,7 +95,7 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
         raise refusal(args.dtype, device, ranks.broadcast(name))
     compared = [row.ratio for row in rows if row.check == "gradient" and row.ratio and row.reason in ("", NUDGED)]
     ratio = max(compared, default=0.0)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - began
     count = len(trainer.parameters)
     over = f", averaged over {ranks.size} ranks," if ranks.size > 1 else ""
     summary = f"parity: {count} gradients{over} within {ratio:.1f}x of torch's own {args.dtype} error ({seconds:.0f} s)"
@@ -157,12 +159,12 @@ def user_steps(start: Start, count: int) -> tuple[list[list[Batch]], list[Step]]
 
 def difference(trainer: Trainer, state: dict[str, np.ndarray], steps: int, asked: dict[str, Any]) -> str | None:
     """The first option, step, weight or moment in which the trainer is not what was asked for, or None."""
-    ours = trainer.arrays() | trainer.moments()  # before anything is returned: all ranks take part in gathering it
+    ours = now(trainer)  # before anything is returned: all ranks take part in gathering it
     for name, value in (asked | {"steps": steps}).items():
         if getattr(trainer, name) != value:
             return f"{name}: it has {getattr(trainer, name)}, and was asked for {value}"
     for name, array in state.items():
-        if not np.array_equal(ours[name], array):
+        if not torch.equal(ours[name], torch.as_tensor(array).to(ours[name].device)):
             return f"{name}: it does not begin with those it was given"
     return None
 

@@ -2,7 +2,11 @@
 
 import importlib.util
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import islice
+from threading import Thread
 from typing import Any
 
 from tinygrad.helpers import DEV
@@ -16,8 +20,10 @@ from data.runs.find_lr import find_learning_rate
 from data.runs.implementation import Implementation
 from data.runs.loop import train
 from data.runs.options import Given, parse
+from data.runs.recorder import PROMPT
 from data.runs.start import Start, begin
-from data.text.sampling import Sampler
+from data.text.loader import windows
+from data.text.sampling import SAMPLING, Sampler
 from tinygrad_impl.backend import CHOICES, Plain, choose
 from tinygrad_impl.device import device_name, open_device, peak_flops
 from tinygrad_impl.generate import COMPILING, Generator, continue_texts
@@ -34,8 +40,11 @@ def parser() -> ArgumentParser:
     return parser
 
 
-def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
-    """Proves the trainer's graphs on the batches that it is about to see. Returns the files that tell of it."""
+def gate(start: Start, trainer: Trainer, device: str, others: Callable[[], None]) -> dict[str, Any]:
+    """Proves the trainer's graphs on the batches that it is about to see. Returns the files that tell of it.
+
+    `others` captures what else is computed later. All of it compiles while PyTorch is imported, which takes seconds.
+    """
     options = start.options
     if options.parity == "off":
         if start.ranks.rank == 0:
@@ -45,12 +54,28 @@ def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
         raise InputError("the parity check before training needs PyTorch; `pip install torch`, or pass --parity off")
     if not options.quiet:
         print("comparing the training graphs with PyTorch (--parity off leaves it out)", flush=True)
+    began = time.perf_counter()
+    importing = Thread(target=import_gate)
+    importing.start()
+    if start.ranks.size == 1:  # graphs are captured meanwhile, and what is compared is what they give from then on
+        position = start.loader.state()
+        batches = start.loader.next_micro_batches(start.micro_batches)
+        trainer.accumulate([batches[0], batches[0]])
+        start.loader.restore(position)
+        others()
+    importing.join()
     from parity_tests.gate import prove_graphs  # here, because it imports PyTorch
 
-    certificate = prove_graphs(trainer, start, device)
+    certificate = prove_graphs(trainer, start, device, began)
     if not options.quiet:
         print(certificate["summary"])
     return {"parity.json": certificate}
+
+
+def import_gate() -> None:
+    """Imports what takes seconds, PyTorch above all. What is wrong with it is told by who imports it next."""
+    with suppress(Exception):
+        importlib.import_module("parity_tests.gate")
 
 
 def main() -> None:
@@ -85,6 +110,14 @@ def train_from(start: Start, kernels: str, device: str) -> None:
         return continue_texts(generator, tokenizer, [prompt], tokens, sampler, tick)[0]
 
     evaluator, name = Evaluator(trainer.model, trainer.backend), device_name(device)
+
+    def capture() -> None:
+        if backend.name == "fused":  # other kernels are not compiled by the way
+            first = islice(windows(start.folder, "valid", options.batch_size, options.seq_len), COMPILING)
+            evaluator.sums(first)
+            settings = {name: value for name, value in SAMPLING.items() if name != "max_new_tokens"}
+            continued(PROMPT, COMPILING + 1, Sampler(**settings), lambda: None)
+
     tinygrad = Implementation(
         package="tinygrad_impl",
         trainer=trainer,
@@ -103,7 +136,7 @@ def train_from(start: Start, kernels: str, device: str) -> None:
     if options.find_lr:
         find_learning_rate(start, tinygrad)
     else:
-        train(start, tinygrad, files=gate(start, trainer, device))
+        train(start, tinygrad, files=gate(start, trainer, device, capture))
 
 
 if __name__ == "__main__":

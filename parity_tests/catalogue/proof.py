@@ -12,6 +12,27 @@ IN_CERTIFICATE, IN_PROOF = "parity_tests/test_certificate.py", "parity_tests/tes
 
 PLANTED: list[Row] = [
     (
+        "what is captured before the proof uses up a batch",
+        "tinygrad_impl/train.py",
+        "        start.loader.restore(position)\n",
+        "",
+        "parity_tests/test_gate.py::test_the_gate",
+    ),
+    (
+        "the port's totals are taken for means",
+        "parity_tests/checks.py",
+        "{name: total / count for",
+        "{name: total for",
+        "parity_tests/test_gate.py::test_the_gate",
+    ),
+    (
+        "the float64 reference takes more of a large model's tokens at a time than there is memory for",
+        "parity_tests/setting.py",
+        "REFERENCE_BYTES // (8 * (c.n_layer * of_layer",
+        "REFERENCE_BYTES // (8 * (of_layer",
+        "parity_tests/test_checks.py::test_tokens_of_the_reference_at_a_time",
+    ),
+    (
         "float32 may be four times as far off as torch",
         BOUNDS,
         '"float32": 2.0',
@@ -168,8 +189,8 @@ PLANTED: list[Row] = [
     (
         "certificates hash names alone",
         CERTIFICATE,
-        "weights.update(name.encode() + array.tobytes())",
-        "weights.update(name.encode())",
+        "        weights.update(np.ascontiguousarray(array).data)\n",
+        "",
         f"{IN_CERTIFICATE}::test_what_a_certificate_says",
     ),
     (
@@ -229,11 +250,11 @@ PLANTED: list[Row] = [
         "parity_tests/test_blame.py::test_first_clear_failure",
     ),
     (
-        "the port's loaded gradients are means",
-        "tinygrad_impl/trainer.py",
-        "(gradients[name] * count).astype",
-        "gradients[name].astype",
-        "parity_tests/test_training.py::test_loaded_gradients_are_those_that_were_accumulated",
+        "the port is given the means of gradients for their sums",
+        "parity_tests/checks.py",
+        "{name: (g * count).to(stored)",
+        "{name: g.to(stored)",
+        "parity_tests/test_gate.py::test_the_gate",
     ),
     (
         "the port imports the proof",
