@@ -38,6 +38,7 @@ class Lost(Exception):
 REMEDIES = {  # of what the system refuses
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or name a folder on another disk"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "mend the permissions, or name another folder"),
+    errno.ENOENT: "see whether that path is right",
     errno.ENOTDIR: "a part of that path is a file; name another folder",
     errno.EISDIR: "name a file",
 }

@@ -2,13 +2,15 @@
 
 import json
 import os
+import queue
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -210,10 +212,15 @@ class Sending:
 def connected(point: tuple[str, int], serve: bool, timeout: float) -> Any:
     """A connection to the store where ranks meet, which `serve` begins. Raises `InputError` where there is none."""
     host, port = point
-    try:
-        store = dist.TCPStore(
+
+    def connect() -> Any:
+        return dist.TCPStore(
             host, port, is_master=serve, wait_for_workers=False, timeout=timedelta(seconds=timeout), multi_tenant=serve
         )
+
+    try:
+        # PyTorch's own time limit ends at the first byte: something else that listens there may never answer
+        store = connect() if serve else within(timeout, connect)
     except (RuntimeError, ValueError) as e:
         reason = str(e).partition("\n")[0]
         if "EADDRINUSE" in str(e):
@@ -227,6 +234,26 @@ def connected(point: tuple[str, int], serve: bool, timeout: float) -> Any:
             "whether MASTER_ADDR and MASTER_PORT are the same everywhere"
         ) from None
     return dist.PrefixStore(f"attempt {attempt()}", store)
+
+
+def within(seconds: float, compute: Callable[[], Any]) -> Any:
+    """What `compute` gives or raises. Raises `RuntimeError` where it takes longer; it is then left alone."""
+    done: queue.Queue[tuple[Any, Exception | None]] = queue.Queue()
+
+    def work() -> None:
+        try:
+            done.put((compute(), None))
+        except Exception as e:
+            done.put((None, e))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        found, error = done.get(timeout=seconds)
+    except queue.Empty:
+        raise RuntimeError(f"no answer within {counted(seconds, 'second')}") from None
+    if error is not None:
+        raise error
+    return found
 
 
 def meet(place: Place, store: Any, timeout: float) -> None:

@@ -7,17 +7,22 @@ import argparse
 import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
-from data.cli import InputError, command, counted, interpreter, program
+from data.cli import InputError, Lost, command, counted, interpreter, leave_lost_terminal, program
 from data.gpu import gpus, numbered
 from data.ranks import Place, place, quieten_pytorch, rank_device, shared_out, started_with_others
 
 OPTION = "--gpus"
 GIVEN = "GPT2_GPUS"  # the variable that tells processes started for --gpus its value
+LAST = "GPT2_LAST_WORDS"  # and this the file with what `launch` says when it is asked to stop
+UNTRAINED = "stopped before the first step; nothing was trained"
 
 
 def count(text: str) -> str:
@@ -66,7 +71,7 @@ def place_process(module: str, argv: Sequence[str], given: Mapping[str, Any], ot
     """
     device: str | None = given.get("device")
     if "gpus" in given:
-        launch(module, argv, given["gpus"], device or otherwise or None, given.get("timeout", 600))
+        launch(module, argv, given["gpus"], device or otherwise or None, given.get("timeout", 600), UNTRAINED)
     here = place()
     if here:
         device = rank_device(device or otherwise or None, here)
@@ -85,11 +90,12 @@ def note_idle_gpus(given: Mapping[str, Any], device: str) -> None:
         print(f"note: this host has {found} GPUs, and training uses one of them; {OPTION} all uses them all")
 
 
-def launch(module: str, argv: Sequence[str], wanted: str, device: str | None, timeout: float) -> None:
+def launch(module: str, argv: Sequence[str], wanted: str, device: str | None, timeout: float, last: str = "") -> None:
     """Runs `python -m module` with these arguments in as many processes as asked for, and ends this one with their
     exit code; returns where that is one process, which then is this.
 
-    timeout: the seconds that they may take to save, once asked to stop.
+    timeout: the seconds that they may take to save, once asked to stop. `last` is said when this process is asked to
+    stop, unless they have called `leave_last_words`. Raises `Lost` where one was killed and none has told.
     """
     size = processes(wanted, device)
     if size == 1:
@@ -101,7 +107,6 @@ def launch(module: str, argv: Sequence[str], wanted: str, device: str | None, ti
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ[GIVEN] = wanted
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -112,16 +117,38 @@ def launch(module: str, argv: Sequence[str], wanted: str, device: str | None, ti
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )
-    try:
-        elastic_launch(config, sys.executable)("-m", module, *without_option(argv))
-    except ChildFailedError as e:
-        code = e.get_first_failure()[1].exitcode
-        sys.exit(code if code > 0 else 1)  # below 0: the signal that killed it
-    except SignalException as e:
-        sys.exit(128 + e.sigval)
-    finally:
-        del os.environ[GIVEN]
+    with NamedTemporaryFile("w+") as words:
+        os.environ |= {GIVEN: wanted, LAST: words.name}
+        leave_last_words(last)
+        try:
+            elastic_launch(config, sys.executable)("-m", module, *without_option(argv))
+        except ChildFailedError as e:
+            rank, failure = e.get_first_failure()
+            # below 0: the signal that killed it, for which torchrun ends the others; who tells of it ends otherwise
+            if all(other.exitcode < 0 for other in e.failures.values()):
+                raise Lost(killed(rank, failure.pid, -failure.exitcode, command(module, *argv))) from None
+            sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
+        except SignalException as e:
+            leave_lost_terminal()
+            sys.stderr.write(words.read())
+            sys.exit(128 + e.sigval)
+        finally:
+            del os.environ[GIVEN], os.environ[LAST]
     sys.exit(0)
+
+
+def killed(rank: int, pid: int, number: int, again: str) -> str:
+    """That a signal has killed a rank before it could be missed by the others."""
+    name = signal.Signals(number).name if number in [*signal.Signals] else f"signal {number}"
+    reason = " (dmesg tells if memory ran out)" if number == signal.SIGKILL else ""
+    return f"rank {rank} (process {pid}) was killed by {name}{reason}; start the job again with `{again}`"
+
+
+def leave_last_words(sentence: str) -> None:
+    """What `launch` is to say when it is asked to stop, instead of what it was to say before; of one of its ranks."""
+    if LAST in os.environ:
+        with suppress(OSError):
+            Path(os.environ[LAST]).write_text(f"{sentence}\n" if sentence else "")
 
 
 def with_option() -> list[str]:

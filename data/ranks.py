@@ -134,6 +134,15 @@ def place() -> Place | None:
     return Place(rank, size, local_rank, local_size) if size > 1 else None
 
 
+def refuse_ranks(work: str) -> None:
+    """Raises `InputError` where torchrun or srun have started several processes for what one does."""
+    if found := place():
+        raise InputError(
+            f"{work} is the work of one process, and this is rank {found.rank} of {found.size}; "
+            "start it without torchrun"
+        )
+
+
 def attempt() -> int:
     """How often torchrun has started all ranks of this job again, because it had lost one (--max-restarts)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

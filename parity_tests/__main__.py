@@ -91,7 +91,7 @@ def main() -> None:
         ours = [row for row in rows if row.check == check]
         print(f"{check:10} {len(ours):4} compared, {sum(not row.passed for row in ours):4} failed: {meaning}")
     more = {"device": device, "card": device_name(device), "batch_size": args.batch_size, "seq_len": args.seq_len}
-    more |= {"arch": backend.gpu.arch} if backend.gpu else {}
+    more |= {"arch": args.arch} if args.arch else {}
     more |= {"seed": args.seed, "steps": steps, "seconds": round(seconds, 1)}
     proof = certificate(setting, rows, culprit, **more, command=["python", "-m", "parity_tests", *sys.argv[1:]])
     proof["model"] = {"source": args.model} | proof["model"]

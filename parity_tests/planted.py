@@ -226,7 +226,12 @@ def main() -> None:
                 survived += 1
                 progress.line(f"NOT CAUGHT: {row[0]} ({row[1]}), by {row[4]}")
             progress.update()
-    print(f"{len(rows)} bugs planted, {len(rows) - survived} caught ({time.perf_counter() - started:.0f} s)")
+    conclude(len(rows), survived, time.perf_counter() - started)
+
+
+def conclude(planted: int, survived: int, seconds: float) -> None:
+    """Says how many bugs were caught, and ends the command with exit code 1 if not all were."""
+    print(f"{planted} bugs planted, {planted - survived} caught ({seconds:.0f} s)")
     sys.stdout.flush()
     if survived:
         sys.exit(1)

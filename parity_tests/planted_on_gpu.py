@@ -9,7 +9,7 @@ import time
 
 from data.cli import ArgumentParser, InputError, Progress, run
 from parity_tests.catalogue import Row, hopper_attention, pingpong
-from parity_tests.planted import PATIENCE, copied_tree, planted_source, write_source
+from parity_tests.planted import PATIENCE, conclude, copied_tree, planted_source, write_source
 
 PLANTED: list[Row] = [*pingpong.PLANTED, *hopper_attention.PLANTED]
 
@@ -54,10 +54,7 @@ def main() -> None:
                 progress.line(f"NOT CAUGHT: {row[0]} ({row[1]}), by {row[4]}")
             write_source(path, original)
             progress.update()
-    print(f"{len(rows)} bugs planted, {len(rows) - survived} caught ({time.perf_counter() - started:.0f} s)")
-    sys.stdout.flush()
-    if survived:
-        sys.exit(1)
+    conclude(len(rows), survived, time.perf_counter() - started)
 
 
 if __name__ == "__main__":

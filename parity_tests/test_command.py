@@ -171,7 +171,7 @@ def test_options(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = PRESETS["tiny"]
     setting = run()
     assert (setting.config, setting.dtype, asked.how, opened) == (tiny, "float32", (2, 32, 0, 3), [None])
-    assert chosen == [("auto", tiny, "CPU", False)]
+    assert chosen == [("auto", tiny, "CPU", False, None)]
     for name, array in random_weights(tiny, 0).items():
         np.testing.assert_array_equal(setting.arrays[name], array)
     setting = run("--hard", "--seed", 5, "--dtype", "float64", "--batch-size", 3, "--seq-len", 7)
@@ -186,6 +186,8 @@ def test_options(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "bfloat16",
         "--kernels",
         "fused",
+        "--arch",
+        "sm_80",
         "--steps",
         4,
         "--json",
@@ -196,7 +198,7 @@ def test_options(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = run("--model", "model", *argv)
     assert (setting.config, setting.dtype, asked.how) == (CONFIG, "bfloat16", (2, 9, 0, 4))
     assert opened[-1] == "NAME"
-    assert chosen[-1] == ("fused", CONFIG, "CPU", True)
+    assert chosen[-1] == ("fused", CONFIG, "CPU", True, "sm_80")
     np.testing.assert_array_equal(setting.arrays["wte.weight"], load(str(place / "model"))[1]["wte.weight"])
     found = json.loads((place / "a").read_text(encoding="utf-8"))
     assert found["command"] == ["python", "-m", "parity_tests", "--model", "model", *map(str, argv)]

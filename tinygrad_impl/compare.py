@@ -17,6 +17,7 @@ from data.cli import ArgumentParser, InputError, Progress, command, integer, run
 from data.evaluation.losses import perplexity
 from data.evaluation.packing import losses_as_drawn
 from data.files import atomic_write
+from data.ranks import refuse_ranks
 from data.runs.comparison import add_copied, add_measures, markdown, sample
 from data.runs.report_comparison import comparison_page
 from data.runs.revision import revision
@@ -222,6 +223,7 @@ def written(
 
 def main() -> None:
     args = parser().parse_args()
+    refuse_ranks("a comparison")
     if args.pretrained or args.finetuned:
         again = command("tinygrad_impl.compare", *filter(None, [args.pretrained, args.finetuned]), *args.models)
         raise InputError(f"models are named without --pretrained and --finetuned: `{again}`")

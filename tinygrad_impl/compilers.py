@@ -4,10 +4,12 @@ As internals.py, this is for tinygrad 0.14.0, and tests/test_internals.py has it
 """
 
 import importlib.util
+import multiprocessing
 import os
 import signal
 import sqlite3
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -30,9 +32,25 @@ def begin_compiler(begin: Callable[[], None] = worker._init_worker) -> None:
     """What such a process does first."""
     begin()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=fall_silent_with_parent, daemon=True, name="fall silent").start()
     KernelCache(warn=False).install()
     if os.environ.get("DEV") == "CUDA" and importlib.util.find_spec("triton"):
         importlib.import_module("tinygrad_impl.kernels.fused")  # and Triton, while there is nothing to compile yet
+
+
+def fall_silent_with_parent() -> None:
+    """Has this process say nothing more once the one that started it is gone, however that ended. It ends after the
+    kernel that it compiles, with a traceback, as nobody reads what it has.
+
+    Were it killed, a compiler that it has started would complain; and the signal of Linux's PR_SET_PDEATHSIG would come
+    too soon to those that a thread of the pool's has started, which ends before the pool does.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
 
 
 def start_compilers(most: int) -> None:

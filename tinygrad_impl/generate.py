@@ -10,6 +10,7 @@ import numpy as np
 from data.checkpoints.checkpoint import load, resolve
 from data.checkpoints.config import GPT2Config, parameter_count
 from data.cli import ArgumentParser, InputError, Progress, integer, real, run
+from data.ranks import refuse_ranks
 from data.runs.run_folder import sampling_of
 from data.text.sampling import SAMPLING, Sampler
 from data.text.tokenizer import Tokenizer, of_folder
@@ -262,6 +263,7 @@ def main() -> None:
     )
     add_sampling_options(parser)
     args = parser.parse_args()
+    refuse_ranks("generation")
     settings = sampling(args, args.model)
     new = settings.pop("max_new_tokens")
     sampler = Sampler(**settings)

@@ -218,3 +218,13 @@ def refuse_misfits(config: GPT2Config, arrays: Mapping[str, np.ndarray], where: 
     if other := [name for name in shapes if arrays[name].dtype.kind != "f"]:
         first = other[0]
         raise InputError(f"{where}: {first} is of type {arrays[first].dtype}; choose weights stored as floats")
+
+
+def refuse_damaged(model: object, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises `InputError` for weights that are not all numbers: all that is computed of them would be made up."""
+    for name, array in arrays.items():
+        if broken := int(array.size - np.isfinite(array).sum()):
+            raise InputError(
+                f"{model}: of the {array.size:,} values of {name}, NaN or infinity: {broken:,}; these weights are "
+                "damaged; give others, such as an earlier checkpoint"
+            )

@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from data.checkpoints.checkpoint import load, resolve
+from data.checkpoints.checkpoint import load, refuse_damaged, resolve
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.sums import weights_sha256
 from data.checkpoints.tensors import read_json
-from data.cli import ArgumentParser, InputError, command, integer, refuse_missing_folder
+from data.cli import ArgumentParser, command, integer, refuse_missing_folder
 from data.evaluation.scores import chances, keep, score_rows
 from data.evaluation.subject import Subject
 from data.evaluation.tasks import require_harness, specs_of
 from data.files import atomic_write
+from data.ranks import refuse_ranks
 from data.runs.run_folder import run_of
 from data.text.tokenizer import Tokenizer, of_folder
 
@@ -60,18 +61,9 @@ def parser(prog: str, framework: str) -> ArgumentParser:
     return parser
 
 
-def refuse_damaged(model: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raises `InputError` for weights that are not all numbers: every score of theirs would be made up."""
-    for name, array in arrays.items():
-        if broken := int(array.size - np.isfinite(array).sum()):
-            raise InputError(
-                f"{model}: of the {array.size:,} values of {name}, NaN or infinity: {broken:,}; these weights are "
-                "damaged, give others, such as an earlier checkpoint"
-            )
-
-
 def evaluate(args: Namespace, package: str, open: Open) -> None:
     """Runs the tasks, prints the scores, and keeps them in the run, where the model is one of a run."""
+    refuse_ranks("evaluation")
     require_harness()
     specs = specs_of(args.tasks, args.data_file)
     refuse_missing_folder(args.json)

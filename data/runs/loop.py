@@ -37,7 +37,7 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
     task_scores = scoring(start, by)  # before the run's folder is written to: a task may be refused
     recorder = Recorder(start, by, files)
     run = recorder.folder
-    start.before.said = f"stopped before the first step; go on with\n  {recorder.resuming}"
+    start.before.say(f"stopped before the first step; go on with\n  {recorder.resuming}")
     smoothed = Smoothed(row["loss"] for row in run.metrics[1:])
     say: Callable[[str], None] = (lambda text: None) if options.quiet else partial(print, flush=True)
     targets = read_meta(start.folder)["splits"]["valid"]["tokens"] - 1
@@ -113,8 +113,9 @@ def train(start: Start, by: Implementation, files: Mapping[str, Any]) -> None:
                 where = windows_not_finite(ranks, own, trainer.finite(batches)) if ranks.size > 1 else place
                 raise InputError(
                     f"the loss is {loss} and the gradient's norm {grad_norm} at step {trainer.steps + 1}, on {where}; "
-                    f"the weights were left as they were, and {latest_checkpoint(run.path)} is good; look at the data "
-                    f"there, or begin again with `--config {quote(str(run.path))}` and an --lr below {options.lr}"
+                    f"the weights were left as they were, and {latest_checkpoint(run.path)} has those before; look at "
+                    f"the data there, or begin again with `--config {quote(str(run.path))}` and an --lr below "
+                    f"{options.lr}"
                 )
             elapsed = time.perf_counter() - started
             tokens, seconds = tokens + tokens_a_step, seconds + elapsed

@@ -14,7 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from data.checkpoints.checkpoint import latest_checkpoint, load, named_checkpoint, names_checkpoint, resolve
+from data.checkpoints.checkpoint import (
+    latest_checkpoint,
+    load,
+    named_checkpoint,
+    names_checkpoint,
+    refuse_damaged,
+    resolve,
+)
 from data.checkpoints.config import PRESETS, GPT2Config, parameter_count, to_hf
 from data.checkpoints.initialize import initial_weights
 from data.checkpoints.sums import checkpoints
@@ -127,6 +134,7 @@ def _begin(given: Given, device: str, ranks: Ranks, held: ExitStack) -> Start:
         sys.exit(0)
     model = in_turns(ranks, lambda: read[0] if read else _model(plan, device, ranks.size))
     config, arrays, state = model.config, model.arrays, model.state
+    refuse_damaged(plan.checkpoint or options.init, arrays)
 
     def prepare() -> tuple[Tokenizer, Path]:
         tokenizer = tokenizer_to_train_with(plan.checkpoint, options, config)

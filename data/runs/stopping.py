@@ -11,6 +11,7 @@ from threading import Event, Thread
 from types import FrameType
 
 from data.cli import Stopped, leave_lost_terminal
+from data.launch import LAST, UNTRAINED, leave_last_words
 from data.ranks import Ranks, started_with_others
 
 REPEATED = 2.0  # seconds within which a signal to several ranks is taken for the same request
@@ -103,11 +104,12 @@ class BeforeTraining:
     """SIGINT, SIGTERM and SIGHUP before the first step, in a process that is alone: they end it by `Stopped`, once what
     it computes lets it, and that is said at once.
 
-    `said` is what is said in the end. Once training begins, `over`, they do what they did.
+    `said` is what is said in the end; of ranks that --gpus has started, by their launcher. Once training begins,
+    `over`, they do what they did.
     """
 
     def __init__(self) -> None:
-        self.said = "stopped before the first step; nothing was trained"
+        self.said = UNTRAINED
         self._held = ExitStack()
 
     @contextmanager
@@ -119,12 +121,16 @@ class BeforeTraining:
                     self._held.enter_context(self._caught())
                 yield
         except KeyboardInterrupt:
-            if self.said and ranks.rank == 0:
+            if self.said and ranks.rank == 0 and LAST not in os.environ:
                 print(self.said, file=sys.stderr)
             raise
 
+    def say(self, sentence: str) -> None:
+        self.said = sentence
+        leave_last_words(sentence)
+
     def over(self) -> None:
-        self.said = ""
+        self.say("")
         self._held.close()
 
     @contextmanager

@@ -172,6 +172,14 @@ def test_a_rank_0_that_never_comes(tmp_path: Path) -> None:
     one_voice(ended(tmp_path, two()[1:], bad, timeout=1), "rank 0 did not answer at 127.0.0.1:", "within 1 second;")
 
 
+def test_something_else_listens_where_rank_0_should(tmp_path: Path) -> None:
+    """And never answers: PyTorch's own time limit does not end that."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        point = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(other.getsockname()[1])}
+        ends = ended(tmp_path, [{**two()[1], **point}], bad, timeout=1)
+    one_voice(ends, "rank 0 did not answer at 127.0.0.1:", "within 1 second;")
+
+
 def living(ranks: Ranks) -> None:
     assert ranks.all_live()
     ranks.barrier()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,16 @@ import pytest
 import data.gpu
 import data.launch
 import data.ranks
-from data.cli import InputError, interpreter
-from data.launch import command_as_started, launch, note_idle_gpus, place_process, processes, without_option
+from data.cli import InputError, Lost, interpreter
+from data.launch import (
+    command_as_started,
+    launch,
+    leave_last_words,
+    note_idle_gpus,
+    place_process,
+    processes,
+    without_option,
+)
 from data.ranks import Place, first_host, meeting_point, place, rank_device, wait_for_turn
 from data.runs.global_batch import accumulated
 from data.runs.options import parse, parser
@@ -95,13 +104,9 @@ def test_one_process_is_this_one() -> None:
     assert launch("it", [], "1", "CPU", 600) is None  # type: ignore[func-returns-value]
 
 
-@pytest.mark.parametrize(
-    ("exitcode", "code"),
-    [(2, 2), (130, 130), (-9, 1), (None, 0), (signal.SIGTERM, 143)],
-)
-def test_the_exit_code_of_a_job(exitcode: int | None, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def launched(monkeypatch: pytest.MonkeyPatch, codes: dict[int, int], ranks: Callable[[], None] = lambda: None) -> Any:
+    """What a job started with whose ranks ended with these codes, in this order, after doing `ranks`."""
     import torch.distributed.launcher.api as api
-    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
     started: list[Any] = []
@@ -109,20 +114,62 @@ def test_the_exit_code_of_a_job(exitcode: int | None, code: int, monkeypatch: py
     def started_with(config: Any, entrypoint: str) -> Any:
         def run(*words: str) -> None:
             started.extend([config.nproc_per_node, entrypoint, *words])
-            if exitcode == signal.SIGTERM:
-                raise SignalException("it", signal.SIGTERM)
-            if exitcode is not None:
-                raise ChildFailedError("it", {1: ProcessFailure(1, 1, exitcode, "")})
+            ranks()
+            if codes:
+                raise ChildFailedError("it", {rank: ProcessFailure(rank, 70 + rank, codes[rank], "") for rank in codes})
 
         return run
 
     monkeypatch.setattr(api, "elastic_launch", started_with)
     monkeypatch.setattr("logging.disable", lambda level: None)
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "1")
+    launch("a.module", ["--gpus", "3", "--steps", "5"], "3", "CPU", 600, "nothing was done")
+    return started
+
+
+@pytest.mark.parametrize(("codes", "code"), [({1: 2}, 2), ({0: 130}, 130), ({1: -9, 0: 1}, 1), ({}, 0)])
+def test_the_exit_code_of_a_job(codes: dict[int, int], code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the third a rank has told that another was killed."""
     with pytest.raises(SystemExit) as ended:
-        launch("a.module", ["--gpus", "3", "--steps", "5"], "3", "CPU", 600)
+        launched(monkeypatch, codes)
     assert ended.value.code == code
-    assert started == [3, sys.executable, "-m", "a.module", "--steps", "5"]
+
+
+def test_the_option_is_not_passed_on_to_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "exit", lambda code: None)
+    assert launched(monkeypatch, {}) == [3, sys.executable, "-m", "a.module", "--steps", "5"]
+
+
+@pytest.mark.parametrize(
+    ("number", "by"), [(9, "SIGKILL (dmesg tells if memory ran out)"), (15, "SIGTERM"), (40, "signal 40")]
+)
+def test_a_rank_that_is_killed_before_the_others_miss_it(number: int, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = f"start the job again with `{interpreter()} -m a.module --gpus 3 --steps 5`"
+    with pytest.raises(Lost) as lost:
+        launched(monkeypatch, {2: -number, 0: -15, 1: -15})
+    assert str(lost.value) == f"rank 2 (process 72) was killed by {by}; {again}"
+
+
+@pytest.mark.parametrize(
+    ("last", "said"), [(None, "nothing was done\n"), ("it goes on with it", "it goes on with it\n"), ("", "")]
+)
+def test_a_job_that_is_asked_to_stop(
+    last: str | None, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was last left to its launcher is said; nothing, once the ranks speak themselves."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    def stopped() -> None:
+        if last is not None:
+            leave_last_words("something longer that it said before")
+            leave_last_words(last)
+        raise SignalException("it", signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        launched(monkeypatch, {}, stopped)
+    assert ended.value.code == 143
+    assert capsys.readouterr().err == said
+    assert "GPT2_LAST_WORDS" not in os.environ
 
 
 def test_the_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:

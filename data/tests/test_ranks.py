@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.cli import InputError
-from data.ranks import ALONE, Ranks, place
+from data.ranks import ALONE, Ranks, place, refuse_ranks
 from data.tests.ranks import in_ranks
 
 
@@ -69,8 +69,11 @@ def test_the_place_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     assert place() is None
     list(put({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items()))
     assert place() is None
+    refuse_ranks("evaluation")
     list(put({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items()))
     assert vars(place()) == {"rank": 3, "size": 4, "local_rank": 1, "local_size": 2}
+    with pytest.raises(InputError, match="evaluation is the work of one process, and this is rank 3 of 4; start it"):
+        refuse_ranks("evaluation")
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(InputError, match=r"torchrun sets RANK.* and here are RANK=first"):
         place()

@@ -56,7 +56,7 @@ PLANTED: list[Row] = [
     ),
     (
         "evaluation: weights that are not numbers are scored",
-        "data/evaluation/command.py",
+        "data/checkpoints/checkpoint.py",
         "int(array.size - np.isfinite(array).sum())",
         "int(array.size - np.isfinite(array).size)",
         "data/evaluation/tests/test_command.py::test_damaged_weights_are_named",

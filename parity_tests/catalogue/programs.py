@@ -318,6 +318,13 @@ PLANTED: list[Row] = [
         "tinygrad_impl/tests/test_internals.py::test_a_cache_of_kernels_that_cannot_be_written_is_still_read",
     ),
     (
+        "a compiler complains that the process that started it is gone",
+        "tinygrad_impl/compilers.py",
+        '    threading.Thread(target=fall_silent_with_parent, daemon=True, name="fall silent").start()\n',
+        "",
+        "tinygrad_impl/tests/test_internals.py::test_a_compiler_says_nothing_once_the_process_that_started_it_is_gone",
+    ),
+    (
         "compilers use tinygrad's own cache",
         "tinygrad_impl/compilers.py",
         "tinygrad.device.diskcache_get = self.get",

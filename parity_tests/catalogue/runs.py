@@ -15,7 +15,7 @@ IN_CLI = "data/tests/test_cli.py::test_"
 PLANTED: list[Row] = [
     ("stop before training: not said at once", STOPPING, 'b"\\nstopping\\n"', 'b""', STOP),
     ("stop before training: another number", STOPPING, "raise Stopped(number)", "raise Stopped(15)", STOP),
-    ("stop before training: said of training too", STOPPING, '        self.said = ""\n', "", STOP),
+    ("stop before training: said of training too", STOPPING, '        self.say("")\n', "", STOP),
     ("stop before training: it ends training too", STOPPING, "        self._held.close()\n", "", STOP),
     ("the exit code of a stop", CLI, "return 128 + e.number", "return 130", IN_CLI + "interrupted"),
     (

@@ -668,8 +668,8 @@ PLANTED: list[Row] = [
     (
         "a stop before the first step does not say how to go on",
         "data/runs/loop.py",
-        "    start.before.said = f",
-        "    _ = f",
+        "    start.before.say(f",
+        "    str(f",
         "data/runs/tests/test_resume.py::test_a_stop_before_the_first_step_says_how_to_go_on",
     ),
     (

@@ -79,7 +79,7 @@ def fetch_inputs(
 
 @gluon.jit
 def gelu_and_slope(x):
-    """As in matmul.py."""
+    """As in epilogue.py, whose functions are Triton's and cannot be called from Gluon."""
     square = x * x
     root = gl.rsqrt(1 + gl.exp2(x * (-2.302208198 - 0.1029432397 * square)))
     sigmoid = root * root
@@ -97,7 +97,7 @@ def finish(
     if EPILOGUE == "bias" or EPILOGUE == "gelu":
         values += gl.load(vector + columns, mask=columns < N, other=0.0)[None, :]
     if EPILOGUE == "gelu":
-        scaled = gl.fma(values, gl.full_like(values, 65536.0), values)  # rounded to bfloat16, as in matmul.py
+        scaled = gl.fma(values, gl.full_like(values, 65536.0), values)  # rounded, as in epilogue.py
         values = scaled - (scaled - values)
         y, slope = gelu_and_slope(values)
     if EPILOGUE == "gelu gradient":

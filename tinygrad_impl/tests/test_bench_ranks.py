@@ -28,7 +28,9 @@ from tinygrad_impl import bench, bench_peers, bench_port, bench_ranks
 from tinygrad_impl.backend import Plain
 
 CONFIG = GPT2Config(vocab_size=1024, n_layer=1, n_head=2, n_embd=16, n_positions=32)
-OPTIONS = argparse.Namespace(batch_size=3, seq_len=20, steps=2, dtype="float32", profile=False, against=["torch-eager"])
+OPTIONS = argparse.Namespace(
+    batch_size=3, seq_len=20, steps=2, dtype="float32", profile=False, against=["torch-eager"], arch=None
+)
 SECONDS = {"tinygrad": ([1.0, 5.0], [2.0, 4.0]), "torch-eager": ([3.0, 12.0], [1.0, 16.0])}  # of steps, on two ranks
 WALL = {"tinygrad": ([1.5, 3.0], [1.0, 3.5]), "torch-eager": ([2.0, 9.0], [2.0, 20.0])}  # of turns, of a step each
 

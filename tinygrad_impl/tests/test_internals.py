@@ -25,7 +25,7 @@ from tinygrad.uop.ops import ProgramInfo, UOp
 
 import tinygrad_impl
 from tinygrad_impl import internals
-from tinygrad_impl.compilers import KernelCache, in_a_compiler, start_compilers
+from tinygrad_impl.compilers import KernelCache, begin_compiler, in_a_compiler, start_compilers
 from tinygrad_impl.internals import (
     CUDAMemory,
     HighWater,
@@ -199,6 +199,18 @@ def test_compilers_are_given_calls(monkeypatch: pytest.MonkeyPatch) -> None:
         assert helpers.PARALLEL.value == 7
         start_compilers(3)
         assert helpers.PARALLEL.value == 3
+
+
+def test_a_compiler_says_nothing_once_the_process_that_started_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here that is gone already. What it has to say would be tracebacks."""
+    gone, silent = SimpleNamespace(join=lambda: None), threading.Event()
+    with monkeypatch.context() as patch:  # not any longer: pytest needs os.dup2 too
+        patch.setattr("tinygrad_impl.compilers.multiprocessing.parent_process", lambda: gone)
+        patch.setattr(os, "dup2", lambda nowhere, number: silent.set() if number == 2 else None)
+        patch.setattr("tinygrad_impl.compilers.signal.signal", lambda number, handler: None)
+        patch.setattr(KernelCache, "install", lambda cache: None)
+        begin_compiler(begin=lambda: None)
+        assert silent.wait(5)
 
 
 def test_memory_is_the_most_there_was(monkeypatch: pytest.MonkeyPatch) -> None:

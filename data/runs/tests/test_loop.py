@@ -23,6 +23,7 @@ from data.evaluation.subject import Subject
 from data.runs.loop import Smoothed
 from data.runs.run_folder import load_checkpoint, read_sealed
 from data.runs.start import checksum
+from data.runs.tests.conftest import NameOnly
 from data.runs.tests.support import (
     A_STEP,
     ACCUM,
@@ -477,8 +478,8 @@ def test_what_is_not_finite_ends_training(loss: float, norm: float, stub: Stub, 
     assert result.code == 2
     assert result.errors == [
         f"error: the loss is {loss} and the gradient's norm {norm} at step 5, on windows 24 to 29 of the data; the "
-        f"weights were left as they were, and {tmp_path}/run/checkpoints/step-4 is good; look at the data there, or "
-        f"begin again with `--config {tmp_path}/run` and an --lr below 0.02"
+        f"weights were left as they were, and {tmp_path}/run/checkpoints/step-4 has those before; look at the data "
+        f"there, or begin again with `--config {tmp_path}/run` and an --lr below 0.02"
     ]
     assert result.err.endswith(result.errors[0] + "\n")
     assert [row["step"] for row in metrics(tmp_path / "run")] == [0, 1, 2, 3, 4]
@@ -580,3 +581,13 @@ def test_tasks_are_scored_with_each_validation(
     assert b"stories/acc" in events.read_bytes()
     said = read_sealed(tmp_path / "run" / "run.json")["options"]
     assert (said["eval_tasks"], said["eval_limit"]) == ("stories", 5)
+
+
+def test_weights_that_are_no_numbers_are_refused(stub: Stub, place: Path, tmp_path: Path) -> None:
+    """Before any loss of theirs is laid to the data or to the learning rate, and before they are saved."""
+    config, arrays = load(place / "init")
+    arrays["wpe.weight"][3, 1] = np.nan
+    save(tmp_path / "nan", config, arrays, NameOnly({}))
+    result = training(stub, place, tmp_path / "run", init=tmp_path / "nan")
+    refused(result, f"{tmp_path}/nan: of the 256 values of wpe.weight, NaN or infinity: 1;", "give others")
+    assert not (tmp_path / "run").exists()

@@ -215,7 +215,7 @@ def test_the_checkpoint_that_an_error_names_is_there(
     held.until_waited_for(monkeypatch)
     stub.loss = lambda step: np.nan if step == 5 else 3.0
     result = training(stub, finished[0], tmp_path / "run", eval_every=99)
-    assert f"and {tmp_path}/run/checkpoints/step-3 is good; look at the data" in result.errors[0]
+    assert f"and {tmp_path}/run/checkpoints/step-3 has those before; look at the data" in result.errors[0]
 
 
 def test_what_could_not_be_saved_is_told_on_the_way_out(

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from functools import partial
+from pathlib import Path
 from threading import Event
 
 import pytest
@@ -70,8 +71,8 @@ def test_ranks_that_agree_say_so_at_once(capfd: pytest.CaptureFixture[str]) -> N
 def test_a_process_that_torchrun_started_alone_may_be_told_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     with stop_requests(ALONE) as requests:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # which its handler follows at once: two that wait would be one
+        signal.raise_signal(signal.SIGINT)
     assert requests.caught == [signal.SIGINT]
 
 
@@ -94,3 +95,18 @@ def test_a_stop_before_the_first_step(
         assert not isinstance(interrupted.value, Stopped)
     assert capfd.readouterr().err == ""
     assert signal.getsignal(number) == signal.default_int_handler
+
+
+def test_what_a_launcher_says_of_a_stop_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Rank 0 leaves that to it, and nothing once training has begun."""
+    monkeypatch.setenv("GPT2_LAST_WORDS", str(tmp_path / "words"))
+    before = BeforeTraining()
+    with pytest.raises(KeyboardInterrupt), before.stops(Several()):  # noqa: PT012
+        before.say("go on with it")
+        raise KeyboardInterrupt
+    assert capfd.readouterr().err == ""
+    assert (tmp_path / "words").read_text() == "go on with it\n"
+    before.over()
+    assert (tmp_path / "words").read_text() == ""
