@@ -19,17 +19,41 @@ from parity_tests.bounds import NUDGED, near_miss
 from parity_tests.certificate import certificate, programs
 from parity_tests.checks import Step, gradient_rows, not_finite_rows, now, step_rows
 from parity_tests.proof import BATCHES, GRAPH_BATCHES, MORE
-from parity_tests.setting import NUDGES, Batch, Setting
+from parity_tests.setting import NUDGES, Batch, References, Setting
+from tinygrad_impl.backend import Backend
 from tinygrad_impl.trainer import Trainer
 
 EPS = 1e-8  # of AdamW: there is no option for it
 
 
-def prove_graphs(trainer: Trainer, start: Start, device: str, began: float) -> dict[str, Any]:
+def ready_references(start: Start, device: str, backend: Backend) -> tuple[Setting, list[References]]:
+    """What is compared with what: PyTorch's trainers, as the one in the list, with the options and weights of `start`.
+
+    On a GPU they have computed gradients once, as PyTorch loads its kernels when it first needs them.
+    """
+    args = start.options
+    setting = Setting(start.config, start.arrays, args.dtype, device, backend)
+    references = setting.references(**asked_for(start))
+    if setting.torch_device == "cuda":
+        row = np.zeros((1, args.seq_len), np.int32)
+        for trainer in references:
+            trainer.accumulate([(row, row)])
+    return setting, [references]
+
+
+def asked_for(start: Start) -> dict[str, Any]:
+    """The options of AdamW as the user gave them, by the names of the trainers' arguments."""
+    args = start.options
+    return {"betas": tuple(args.betas), "eps": EPS, "weight_decay": args.weight_decay, "clip": args.clip}
+
+
+def prove_graphs(
+    trainer: Trainer, start: Start, device: str, began: float, setting: Setting, made: list[References]
+) -> dict[str, Any]:
     """Compares the trainer's gradients and AdamW steps, on the batches that it is about to see, with those of PyTorch.
 
-    PyTorch gets the options and weights of `start`, which are what the user asked for, and not those that the trainer
-    was made with. Each of the trainer's compiled graphs is captured and then replayed, as in training. Trainer and
+    PyTorch has the options and weights of `start`, which are what the user asked for, and not those that the trainer
+    was made with; `setting` and `made` are what `ready_references` gave, of which the list is emptied. Each of the trainer's compiled graphs is captured and then replayed, as in training. Trainer and
     loader are left as they were.
 
     With several ranks all of them call this, and have the same verdict: what is compared is what the ranks' graphs and
@@ -44,8 +68,7 @@ def prove_graphs(trainer: Trainer, start: Start, device: str, began: float) -> d
     were compared. Raises `InputError`, naming the part that is wrong.
     """
     args, position, ranks = start.options, start.loader.state(), start.ranks
-    asked = {"betas": tuple(args.betas), "eps": EPS, "weight_decay": args.weight_decay, "clip": args.clip}
-    setting = Setting(start.config, start.arrays, args.dtype, device, trainer.backend)
+    references, asked = made.pop(), asked_for(start)
     steps, moments = start.state["step"], start.moments
     if moments is None:
         zeros = {name: np.zeros_like(array) for name, array in start.arrays.items()}
@@ -54,8 +77,9 @@ def prove_graphs(trainer: Trainer, start: Start, device: str, began: float) -> d
     if wrongs := [words for found in ranks.gather(wrong) for words in found if words]:
         raise refusal(args.dtype, device, wrongs[0])
     if before := ranks.broadcast(certificate_before(start, device) if attempt() else None):
+        del references
+        torch.cuda.empty_cache()
         return before
-    references = setting.references(**asked)
     for times in (1, MORE):
         groups, taken = user_steps(start, times * GRAPH_BATCHES)
         bar = Progress(
@@ -135,14 +159,15 @@ def counted(items: Iterable[Any], bar: Progress) -> Iterator[Any]:
 def user_steps(start: Start, count: int) -> tuple[list[list[Batch]], list[Step]]:
     """Of the loader's next micro-batches, groups whose gradients to compare, and AdamW's steps of three kinds.
 
-    The groups: as many as a step takes, then one, then two, then single ones until there are `count` in all. With
-    several ranks, this rank's: all as many as its step takes, at least twice, so that what is captured is replayed.
+    The groups: as many as a step takes, then one, then two if a step takes more than one (otherwise nothing that trains
+    adds gradients to others), then single ones until there are `count` in all. With several ranks, this rank's: all as many as its step takes, at least twice, so that what is captured is replayed.
     The steps, the same on all ranks: from as many micro-batches as a rank's step takes, from one and from two.
     """
     args, ranks = start.options, start.ranks
     accumulated = start.micro_batches
     if ranks.size == 1:
-        sizes = [accumulated, 1, 2] + [1] * max(0, count - accumulated - 3)
+        sizes = [accumulated, 1, min(2, accumulated)]
+        sizes += [1] * max(0, count - sum(sizes))
     else:
         sizes = [accumulated] * max(2, count // (accumulated * ranks.size))
 

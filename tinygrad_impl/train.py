@@ -4,9 +4,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from itertools import islice
-from threading import Thread
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tinygrad.helpers import DEV
@@ -20,11 +18,9 @@ from data.runs.find_lr import find_learning_rate
 from data.runs.implementation import Implementation
 from data.runs.loop import train
 from data.runs.options import Given, parse
-from data.runs.recorder import PROMPT
 from data.runs.start import Start, begin
-from data.text.loader import windows
-from data.text.sampling import SAMPLING, Sampler
-from tinygrad_impl.backend import CHOICES, Plain, choose
+from data.text.sampling import Sampler
+from tinygrad_impl.backend import CHOICES, Backend, Plain, choose
 from tinygrad_impl.device import device_name, open_device, peak_flops
 from tinygrad_impl.generate import COMPILING, Generator, continue_texts
 from tinygrad_impl.losses import Evaluator
@@ -40,10 +36,10 @@ def parser() -> ArgumentParser:
     return parser
 
 
-def gate(start: Start, trainer: Trainer, device: str, others: Callable[[], None]) -> dict[str, Any]:
+def gate(start: Start, trainer: Trainer, device: str, aside: ThreadPoolExecutor) -> dict[str, Any]:
     """Proves the trainer's graphs on the batches that it is about to see. Returns the files that tell of it.
 
-    `others` captures what else is computed later. All of it compiles while PyTorch is imported, which takes seconds.
+    `aside`: a thread that gets PyTorch ready while these graphs are captured. Both take seconds.
     """
     options = start.options
     if options.parity == "off":
@@ -55,18 +51,16 @@ def gate(start: Start, trainer: Trainer, device: str, others: Callable[[], None]
     if not options.quiet:
         print("comparing the training graphs with PyTorch (--parity off leaves it out)", flush=True)
     began = time.perf_counter()
-    importing = Thread(target=import_gate)
-    importing.start()
-    if start.ranks.size == 1:  # graphs are captured meanwhile, and what is compared is what they give from then on
+    ready = aside.submit(ready_references, start, device, trainer.backend)
+    if start.ranks.size == 1:  # what is compared is what the graphs give from their second call on
         position = start.loader.state()
         batches = start.loader.next_micro_batches(start.micro_batches)
-        trainer.accumulate([batches[0], batches[0]])
+        trainer.accumulate(batches[:2])
         start.loader.restore(position)
-        others()
-    importing.join()
+    setting, references = ready.result()
     from parity_tests.gate import prove_graphs  # here, because it imports PyTorch
 
-    certificate = prove_graphs(trainer, start, device, began)
+    certificate = prove_graphs(trainer, start, device, began, setting, references)
     if not options.quiet:
         print(certificate["summary"])
     return {"parity.json": certificate}
@@ -74,8 +68,14 @@ def gate(start: Start, trainer: Trainer, device: str, others: Callable[[], None]
 
 def import_gate() -> None:
     """Imports what takes seconds, PyTorch above all. What is wrong with it is told by who imports it next."""
-    with suppress(Exception):
-        importlib.import_module("parity_tests.gate")
+    importlib.import_module("parity_tests.gate")
+
+
+def ready_references(start: Start, device: str, backend: Backend) -> Any:
+    """What `parity_tests.gate.ready_references` gives, from a thread of its own."""
+    from parity_tests import gate  # here, because it imports PyTorch
+
+    return gate.ready_references(start, device, backend)
 
 
 def main() -> None:
@@ -88,6 +88,9 @@ def main() -> None:
 
 def train_from(start: Start, kernels: str, device: str) -> None:
     options = start.options
+    aside = ThreadPoolExecutor(1)
+    if options.parity != "off" and not options.find_lr:
+        aside.submit(import_gate)
     backend = choose(kernels, start.config, device, bfloat16=options.dtype == "bfloat16")
     trainer = Trainer(
         start.config,
@@ -110,14 +113,6 @@ def train_from(start: Start, kernels: str, device: str) -> None:
         return continue_texts(generator, tokenizer, [prompt], tokens, sampler, tick)[0]
 
     evaluator, name = Evaluator(trainer.model, trainer.backend), device_name(device)
-
-    def capture() -> None:
-        if backend.name == "fused":  # other kernels are not compiled by the way
-            first = islice(windows(start.folder, "valid", options.batch_size, options.seq_len), COMPILING)
-            evaluator.sums(first)
-            settings = {name: value for name, value in SAMPLING.items() if name != "max_new_tokens"}
-            continued(PROMPT, COMPILING + 1, Sampler(**settings), lambda: None)
-
     tinygrad = Implementation(
         package="tinygrad_impl",
         trainer=trainer,
@@ -136,7 +131,7 @@ def train_from(start: Start, kernels: str, device: str) -> None:
     if options.find_lr:
         find_learning_rate(start, tinygrad)
     else:
-        train(start, tinygrad, files=gate(start, trainer, device, capture))
+        train(start, tinygrad, files=gate(start, trainer, device, aside))
 
 
 if __name__ == "__main__":

@@ -217,8 +217,8 @@ PLANTED: list[Row] = [
     (
         "the gate takes one micro-batch where a step takes more",
         GATE,
-        "sizes = [accumulated, 1, 2] +",
-        "sizes = [1, 1, 2] +",
+        "sizes = [accumulated, 1, min(",
+        "sizes = [1, 1, min(",
         f"{IN_GATE}::test_the_gate_takes_the_batches_that_come",
     ),
     (
