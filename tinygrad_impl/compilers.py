@@ -35,7 +35,8 @@ def begin_compiler(begin: Callable[[], None] = worker._init_worker) -> None:
     threading.Thread(target=fall_silent_with_parent, daemon=True, name="fall silent").start()
     KernelCache(warn=False).install()
     if os.environ.get("DEV") == "CUDA" and importlib.util.find_spec("triton"):
-        importlib.import_module("tinygrad_impl.kernels.fused")  # and Triton, while there is nothing to compile yet
+        for module in ("tinygrad_impl.kernels.fused", "triton.experimental.gluon._runtime"):
+            importlib.import_module(module)  # while there is nothing to compile yet
 
 
 def fall_silent_with_parent() -> None:

@@ -26,7 +26,9 @@ from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp, sym_infer
 
 # --- memory of tensors ------------------------------------------------------------------------------------------------
 
-LARGE = 1 << 24  # bytes of an array that goes to a GPU straight from where it lies, not by way of pinned memory
+# Bytes of an array that goes to a GPU straight from where it lies. By way of pinned memory the host need not wait, as
+# for a step's tokens, but allocating it takes a second for a gigabyte.
+LARGE = 1 << 19
 
 
 def overwrite(tensor: Tensor, array: Any) -> None:

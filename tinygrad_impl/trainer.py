@@ -84,8 +84,8 @@ class Trainer:
         # Compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
         self._first, self._further = captured_at_once(self.first), captured_at_once(self.further)
         self._only, self._last = (captured_at_once(partial(graph, send=True)) for graph in (self.first, self.further))
-        graphs = self.squares, self.adamw, self.refresh_tables
-        self._squares, self._adamw, self._refresh_tables = map(captured_at_once, graphs)
+        graphs = self.squares, self.adamw, self.refresh_copies, self.refresh_tables
+        self._squares, self._adamw, self._refresh_copies, self._refresh_tables = map(captured_at_once, graphs)
         self._put(arrays)
 
     def _part(self, bucket: Bucket, dtype: DType) -> Part:
@@ -219,6 +219,10 @@ class Trainer:
                 written = called_after(written, "gather", partial(self.exchange.gather, part.bucket.name))
             Tensor.realize(*written)
 
+    def refresh_copies(self) -> None:
+        """Rounds off all weights that kernels read in bfloat16."""
+        self.backend.refresh()
+
     def refresh_tables(self) -> None:
         """Rounds off the weights that kernels read as they are too."""
         self.backend.refresh(buckets=False)
@@ -277,9 +281,9 @@ class Trainer:
         """Writes the parameters, and has the backend keep what it keeps of them."""
         for part in self.parts:
             self._write(self.weights.memory.get(part.bucket.name, part.parameters), part.bucket, arrays)
-        if self.shards == 1:
-            self.backend.refresh()
-        else:
+        if self.shards == 1 and self.backend.name == "fused":
+            self._refresh_copies()
+        elif self.shards > 1:
             self.backend.round_off(self.parts, self.rank)
             for part in reversed(self.parts):
                 self.exchange.gather(part.bucket.name)
