@@ -27,9 +27,9 @@ EPS = 1e-8  # of AdamW: there is no option for it
 
 
 def ready_references(start: Start, device: str, backend: Backend) -> tuple[Setting, list[References]]:
-    """What is compared with what: PyTorch's trainers, as the one in the list, with the options and weights of `start`.
+    """What is compared, and PyTorch's trainers with the options and weights of `start`, which the list has.
 
-    On a GPU they have computed gradients once, as PyTorch loads its kernels when it first needs them.
+    On a GPU they have computed gradients once, because PyTorch loads its kernels when it first needs them.
     """
     args = start.options
     setting = Setting(start.config, start.arrays, args.dtype, device, backend)
@@ -53,7 +53,8 @@ def prove_graphs(
     """Compares the trainer's gradients and AdamW steps, on the batches that it is about to see, with those of PyTorch.
 
     PyTorch has the options and weights of `start`, which are what the user asked for, and not those that the trainer
-    was made with; `setting` and `made` are what `ready_references` gave, of which the list is emptied. Each of the trainer's compiled graphs is captured and then replayed, as in training. Trainer and
+    was made with. `setting` and `made` are what `ready_references` gave; the list is emptied, so that its trainers are
+    gone in the end. Each of the trainer's compiled graphs is captured and then replayed, as in training. Trainer and
     loader are left as they were.
 
     With several ranks all of them call this, and have the same verdict: what is compared is what the ranks' graphs and
@@ -160,7 +161,9 @@ def user_steps(start: Start, count: int) -> tuple[list[list[Batch]], list[Step]]
     """Of the loader's next micro-batches, groups whose gradients to compare, and AdamW's steps of three kinds.
 
     The groups: as many as a step takes, then one, then two if a step takes more than one (otherwise nothing that trains
-    adds gradients to others), then single ones until there are `count` in all. With several ranks, this rank's: all as many as its step takes, at least twice, so that what is captured is replayed.
+    adds gradients to others), then single ones until there are `count` in all. With several ranks, this rank's: all as
+    many as its step takes, at least twice, so that what is captured is replayed.
+
     The steps, the same on all ranks: from as many micro-batches as a rank's step takes, from one and from two.
     """
     args, ranks = start.options, start.ranks

@@ -58,6 +58,7 @@ def gate(start: Start, trainer: Trainer, device: str, aside: ThreadPoolExecutor)
         trainer.accumulate(batches[:2])
         start.loader.restore(position)
     setting, references = ready.result()
+    aside.shutdown()  # what PyTorch keeps for each thread it may then use in this one
     from parity_tests.gate import prove_graphs  # here, because it imports PyTorch
 
     certificate = prove_graphs(trainer, start, device, began, setting, references)

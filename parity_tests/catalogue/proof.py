@@ -222,6 +222,13 @@ PLANTED: list[Row] = [
         f"{IN_GATE}::test_the_gate_takes_the_batches_that_come",
     ),
     (
+        "the gate captures a graph that adds gradients where the run has none",
+        GATE,
+        "min(2, accumulated)]",
+        "2]",
+        f"{IN_GATE}::test_nothing_is_added_where_a_step_takes_one_micro_batch",
+    ),
+    (
         "the gate never clips",
         GATE,
         "norms = [None, 2 * args.clip,",
