@@ -284,6 +284,7 @@ def prove(ranks: Ranks, folder: Path, accumulated: int = 2, reduce_dtype: str = 
     trainer = tinygrad_impl.trainer.Trainer(CONFIG, arrays, clip=0.5, ranks=ranks, reduce_dtype=reduce_dtype)
     setting, references = gate.ready_references(start, "CPU", trainer.backend)
     certificate = gate.prove_graphs(trainer, start, "CPU", time.perf_counter(), setting, references)
+    assert not references, "PyTorch's trainers keep the memory that training is to have"
     assert loader.position == 0
     assert trainer.steps == 0
     assert all(np.array_equal(array, arrays[name]) for name, array in trainer.arrays().items())

@@ -222,6 +222,13 @@ PLANTED: list[Row] = [
         f"{IN_GATE}::test_the_gate_takes_the_batches_that_come",
     ),
     (
+        "the gate leaves PyTorch's trainers in memory",
+        GATE,
+        "made.pop(), asked_for",
+        "made[0], asked_for",
+        "parity_tests/test_ranks.py::test_the_gate",
+    ),
+    (
         "the gate captures a graph that adds gradients where the run has none",
         GATE,
         "min(2, accumulated)]",
