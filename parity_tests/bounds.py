@@ -126,7 +126,9 @@ class Comparison:
     """
 
     def __init__(self, check: str, dtype: str, start: Tensors | None = None, nudged: bool = False):
-        self.check, self.dtype, self.start, self.nudged = check, dtype, start, nudged
+        self.check, self.dtype, self.nudged = check, dtype, nudged
+        begin = {name: value for name, value in (start or {}).items() if name.endswith("attn.c_attn.bias")}
+        self.start = {name: torch.as_tensor(value).clone() for name, value in begin.items()}
         self.tallies: dict[str, Tally] = {}
         self.mismatched: list[Row] = []
 
@@ -150,8 +152,8 @@ class Comparison:
             others = [torch.cat([q, v]) for q, _, v in (t.chunk(3) for t in (b, a, *draws))]
             self.tallies.setdefault(name, Tally()).add(others[0], others[1], others[2:], others[0])
             unmoved = torch.zeros_like(b.chunk(3)[1])
-            if self.start is not None and name in self.start:
-                unmoved = torch.as_tensor(self.start[name]).to(b).chunk(3)[1]
+            if name in self.start:
+                unmoved = self.start[name].to(b).chunk(3)[1]
             keys = [t.chunk(3)[1] for t in (a, *draws)]
             self.tallies.setdefault(name + KEYS, Tally()).add(unmoved, keys[0], keys[1:], others[0] / math.sqrt(2))
 

@@ -14,6 +14,7 @@ import torch
 import tinygrad_impl.trainer
 import torch_ref.trainer
 from data.checkpoints.config import parameter_shapes
+from data.distributed import tensor_of
 from data.text.loader import IGNORED
 from parity_tests.bounds import ONE_NUMBER, ROUNDING, Comparison, Row, Tensors, summation_excuses
 from parity_tests.edges import edges
@@ -77,14 +78,21 @@ def gradient_rows(
 
 
 def results(trainer: AnyTrainer, batches: Sequence[Batch]) -> Tensors:
-    """The micro-batches' mean loss and its gradients."""
+    """The micro-batches' mean loss and its gradients. The port has to have all of them."""
     trainer.accumulate(batches)
+    if isinstance(trainer, Trainer):
+        totals = held(trainer, "total.")
+        # a tensor: where it divides by a number, PyTorch multiplies by the inverse on GPUs, which rounds twice
+        count = torch.tensor(float(trainer.count), device=totals["wte.weight"].device)
+        return {name: total / count for name, total in totals.items()} | {"loss": np.array(trainer.mean_loss())}
     loss, gradients = trainer.mean_gradients()
     return {**gradients, "loss": np.array(loss)}
 
 
 def beginnings(own: torch_ref.trainer.Trainer, nudges: int) -> list[dict[str, np.ndarray]]:
-    """PyTorch's weights, copied, and as many sets of them nudged."""
+    """PyTorch's weights, copied, and as many sets of them nudged; nothing where none are to be."""
+    if not nudges:
+        return [{}]
     arrays = {name: p.detach().cpu().numpy().copy() for name, p in own.parameters.items()}
     return [arrays, *(nudged(arrays, seed) for seed in range(nudges))]
 
@@ -139,26 +147,38 @@ def global_norm(gradients: Mapping[str, torch.Tensor]) -> float:
     return math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients.values()))
 
 
-def state(trainer: AnyTrainer) -> dict[str, Any]:
-    """Copies of the parameters and both moments, by name."""
-    if isinstance(trainer, Trainer):
-        return trainer.arrays() | trainer.moments()
-    return {name: t.detach().clone() for name, t in (trainer.parameters | trainer.moments()).items()}
+def held(trainer: Trainer, beginning: str) -> dict[str, torch.Tensor]:
+    """What the port has in memory under names of this beginning, which is left out: not copied, where it lies."""
+    found = {n.removeprefix(beginning): m for n, m in trainer.memory().items() if n.startswith(beginning)}
+    return {name: tensor_of(memory) for name, memory in found.items()}
+
+
+def now(trainer: AnyTrainer) -> dict[str, torch.Tensor]:
+    """The parameters and both moments, by name, as they are until the trainer goes on: not copied, but for those of a
+    rank that has only its parts.
+    """
+    if isinstance(trainer, Trainer) and trainer.shards == 1:
+        return {name: tensor for name, tensor in held(trainer, "").items() if not name.startswith("total.")}
+    everything = trainer.arrays() if isinstance(trainer, Trainer) else trainer.parameters
+    return {name: torch.as_tensor(tensor).detach() for name, tensor in (everything | trainer.moments()).items()}
+
+
+def state(trainer: AnyTrainer) -> dict[str, torch.Tensor]:
+    """Copies of the parameters and both moments, by name, on the trainer's device."""
+    return {name: tensor.clone() for name, tensor in now(trainer).items()}
 
 
 def outcome(trainer: AnyTrainer, loss: float, norm: float) -> Tensors:
-    """What a step is judged by."""
-    return state(trainer) | {"loss": np.array(loss), "norm": np.array(norm)}
+    """What a step is judged by, until the trainer goes on."""
+    return now(trainer) | {"loss": np.array(loss), "norm": np.array(norm)}
 
 
 def follow_reference(port: Trainer, references: References, steps: int) -> None:
     """Puts all trainers in the float64 reference's state after so many steps, rounded to the dtype they compute in."""
     reference, own = references
     dtype = next(iter(own.parameters.values())).dtype
-    rounded = {name: t.to(dtype) for name, t in state(reference).items()}
-    arrays = {name: t.cpu().numpy() for name, t in rounded.items()}
-    port.restore(arrays, arrays, steps)
-    for trainer in references:
+    rounded = {name: t.to(dtype).contiguous() for name, t in now(reference).items()}
+    for trainer in (port, own, reference):
         trainer.restore(rounded, rounded, steps)
 
 
@@ -177,10 +197,11 @@ def step_rows(
     does, so that `gradient_rows` can tell whether the graphs see the new weights.
     """
     reference, own = references
-    first, start = port.steps, state(port)
+    first, start = port.steps, now(port)
     comparison = Comparison("training", setting.dtype, start)
     for trainer in references:
         trainer.restore(start, start, first)
+    stored = own.parameters["wte.weight"].dtype
     for done, ((batches, lr, port_lr), norm) in enumerate(zip(steps, norms or repeat(None)), first + 1):  # noqa: B905
         reference.accumulate(setting.reference_batches(batches))
         loss, gradients = reference.mean_gradients()
@@ -189,7 +210,9 @@ def step_rows(
             gradients = {name: gradient * factor for name, gradient in gradients.items()}
             reference.load_gradients(loss, gradients)
         own.load_gradients(loss, gradients)
-        port.load_gradients(loss, {name: g.cpu().numpy() for name, g in gradients.items()}, len(batches))
+        count = len(batches)
+        totals = {name: (g * count).to(stored).contiguous() for name, g in gradients.items()}
+        port.load_gradients(loss * count, totals, count)
         expected = outcome(reference, loss, reference.update(lr))
         comparison.add(expected, outcome(port, *port.update(port_lr)), outcome(own, loss, own.update(lr)))
         follow_reference(port, references, done)
@@ -213,13 +236,13 @@ def free_running_rows(
         loss, norm = reference.step(setting.reference_batches(batches), lr)
     expected = outcome(reference, loss, norm)
 
-    def end(trainer: AnyTrainer, start: Mapping[str, np.ndarray]) -> Tensors:
+    def end(trainer: AnyTrainer, start: Mapping[str, Any]) -> Tensors:
         trainer.restore(start, start, first)
         for batches, lr, port_lr in taken:
             loss, norm = trainer.step(batches, port_lr if trainer is port else lr)
-        return outcome(trainer, loss, norm)
+        return {name: torch.as_tensor(value).clone() for name, value in outcome(trainer, loss, norm).items()}
 
-    weights = {name: start[name] for name in port.parameters}
+    weights = {name: start[name].cpu().numpy() for name in port.parameters}
     ends = [end(own, start | nudged(weights, seed)) for seed in range(NUDGES)]
     starts = [start | nudged(weights, NUDGES + seed) for seed in range(NUDGES)] if again else [start]
     comparison = Comparison("training", setting.dtype, start)
@@ -234,14 +257,14 @@ def not_finite_rows(port: Trainer) -> list[Row]:
     nothing. Leaves the port as it was.
     """
     before, steps, rows = state(port), port.steps, list[Row]()
-    gradients = {name: np.zeros(shape, port.dtype) for name, shape in parameter_shapes(port.model.config).items()}
+    gradients = {name: torch.zeros_like(before[name]) for name in parameter_shapes(port.model.config)}
     for which, value in (("loss", math.inf), ("loss", math.nan), ("norm", math.inf), ("norm", math.nan)):
         given = {"loss": 1.5, "norm": 2.0} | {which: value}
         gradients["ln_f.bias"][-1] = given["norm"]
         port.load_gradients(given["loss"], gradients)
-        reported, after = port.update(1e-3), state(port)
+        reported, after = port.update(1e-3), now(port)
         right = np.array_equal(reported, (given["loss"], given["norm"]), equal_nan=True) and port.steps == steps
-        right = right and all(np.array_equal(before[name], after[name]) for name in before)
+        right = right and all(torch.equal(before[name], after[name]) for name in before)
         error = 0.0 if right else math.inf
         rows.append(Row("training", f"{which} {value}", error, error, 1.0, None, 0.0, NOT_FINITE))
         if not right:

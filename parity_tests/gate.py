@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # torch.optim imports it at its first use; here it is while tinygrad compiles (train.py)
 
 from data.cli import InputError, Progress
 from data.ranks import attempt
@@ -16,19 +17,44 @@ from parity_tests.averaging import agreed, averaged_rows, culprit_of_ranks, wron
 from parity_tests.blame import find_culprit
 from parity_tests.bounds import NUDGED, near_miss
 from parity_tests.certificate import certificate, programs
-from parity_tests.checks import Step, gradient_rows, not_finite_rows, step_rows
+from parity_tests.checks import Step, gradient_rows, not_finite_rows, now, step_rows
 from parity_tests.proof import BATCHES, GRAPH_BATCHES, MORE
-from parity_tests.setting import NUDGES, Batch, Setting
+from parity_tests.setting import NUDGES, Batch, References, Setting
+from tinygrad_impl.backend import Backend
 from tinygrad_impl.trainer import Trainer
 
 EPS = 1e-8  # of AdamW: there is no option for it
 
 
-def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
+def ready_references(start: Start, device: str, backend: Backend) -> tuple[Setting, list[References]]:
+    """What is compared, and PyTorch's trainers with the options and weights of `start`, which the list has.
+
+    On a GPU they have computed gradients once, because PyTorch loads its kernels when it first needs them.
+    """
+    args = start.options
+    setting = Setting(start.config, start.arrays, args.dtype, device, backend)
+    references = setting.references(**asked_for(start))
+    if setting.torch_device == "cuda":
+        row = np.zeros((1, args.seq_len), np.int32)
+        for trainer in references:
+            trainer.accumulate([(row, row)])
+    return setting, [references]
+
+
+def asked_for(start: Start) -> dict[str, Any]:
+    """The options of AdamW as the user gave them, by the names of the trainers' arguments."""
+    args = start.options
+    return {"betas": tuple(args.betas), "eps": EPS, "weight_decay": args.weight_decay, "clip": args.clip}
+
+
+def prove_graphs(
+    trainer: Trainer, start: Start, device: str, began: float, setting: Setting, made: list[References]
+) -> dict[str, Any]:
     """Compares the trainer's gradients and AdamW steps, on the batches that it is about to see, with those of PyTorch.
 
-    PyTorch gets the options and weights of `start`, which are what the user asked for, and not those that the trainer
-    was made with. Each of the trainer's compiled graphs is captured and then replayed, as in training. Trainer and
+    PyTorch has the options and weights of `start`, which are what the user asked for, and not those that the trainer
+    was made with. `setting` and `made` are what `ready_references` gave; the list is emptied, so that its trainers are
+    gone in the end. Each of the trainer's compiled graphs is captured and then replayed, as in training. Trainer and
     loader are left as they were.
 
     With several ranks all of them call this, and have the same verdict: what is compared is what the ranks' graphs and
@@ -37,13 +63,13 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
     Where torchrun has started the ranks again, the certificate that they had before holds if it is of these programs
     and batches, so that only what they begin with is compared.
 
+    `began`: when, by `time.perf_counter`, capturing the graphs did. The certificate says how long it all took.
+
     Returns the certificate, in which "summary" is a line for people, and "batches" how many micro-batches' gradients
     were compared. Raises `InputError`, naming the part that is wrong.
     """
-    started = time.perf_counter()
     args, position, ranks = start.options, start.loader.state(), start.ranks
-    asked = {"betas": tuple(args.betas), "eps": EPS, "weight_decay": args.weight_decay, "clip": args.clip}
-    setting = Setting(start.config, start.arrays, args.dtype, device, trainer.backend)
+    references, asked = made.pop(), asked_for(start)
     steps, moments = start.state["step"], start.moments
     if moments is None:
         zeros = {name: np.zeros_like(array) for name, array in start.arrays.items()}
@@ -52,8 +78,9 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
     if wrongs := [words for found in ranks.gather(wrong) for words in found if words]:
         raise refusal(args.dtype, device, wrongs[0])
     if before := ranks.broadcast(certificate_before(start, device) if attempt() else None):
+        del references
+        torch.cuda.empty_cache()
         return before
-    references = setting.references(**asked)
     for times in (1, MORE):
         groups, taken = user_steps(start, times * GRAPH_BATCHES)
         bar = Progress(
@@ -93,7 +120,7 @@ def prove_graphs(trainer: Trainer, start: Start, device: str) -> dict[str, Any]:
         raise refusal(args.dtype, device, ranks.broadcast(name))
     compared = [row.ratio for row in rows if row.check == "gradient" and row.ratio and row.reason in ("", NUDGED)]
     ratio = max(compared, default=0.0)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - began
     count = len(trainer.parameters)
     over = f", averaged over {ranks.size} ranks," if ranks.size > 1 else ""
     summary = f"parity: {count} gradients{over} within {ratio:.1f}x of torch's own {args.dtype} error ({seconds:.0f} s)"
@@ -133,14 +160,17 @@ def counted(items: Iterable[Any], bar: Progress) -> Iterator[Any]:
 def user_steps(start: Start, count: int) -> tuple[list[list[Batch]], list[Step]]:
     """Of the loader's next micro-batches, groups whose gradients to compare, and AdamW's steps of three kinds.
 
-    The groups: as many as a step takes, then one, then two, then single ones until there are `count` in all. With
-    several ranks, this rank's: all as many as its step takes, at least twice, so that what is captured is replayed.
+    The groups: as many as a step takes, then one, then two if a step takes more than one (otherwise nothing that trains
+    adds gradients to others), then single ones until there are `count` in all. With several ranks, this rank's: all as
+    many as its step takes, at least twice, so that what is captured is replayed.
+
     The steps, the same on all ranks: from as many micro-batches as a rank's step takes, from one and from two.
     """
     args, ranks = start.options, start.ranks
     accumulated = start.micro_batches
     if ranks.size == 1:
-        sizes = [accumulated, 1, 2] + [1] * max(0, count - accumulated - 3)
+        sizes = [accumulated, 1, min(2, accumulated)]
+        sizes += [1] * max(0, count - sum(sizes))
     else:
         sizes = [accumulated] * max(2, count // (accumulated * ranks.size))
 
@@ -157,12 +187,12 @@ def user_steps(start: Start, count: int) -> tuple[list[list[Batch]], list[Step]]
 
 def difference(trainer: Trainer, state: dict[str, np.ndarray], steps: int, asked: dict[str, Any]) -> str | None:
     """The first option, step, weight or moment in which the trainer is not what was asked for, or None."""
-    ours = trainer.arrays() | trainer.moments()  # before anything is returned: all ranks take part in gathering it
+    ours = now(trainer)  # before anything is returned: all ranks take part in gathering it
     for name, value in (asked | {"steps": steps}).items():
         if getattr(trainer, name) != value:
             return f"{name}: it has {getattr(trainer, name)}, and was asked for {value}"
     for name, array in state.items():
-        if not np.array_equal(ours[name], array):
+        if not torch.equal(ours[name], torch.as_tensor(array).to(ours[name].device)):
             return f"{name}: it does not begin with those it was given"
     return None
 

@@ -8,9 +8,10 @@ import sys
 import time
 
 from data.cli import ArgumentParser, InputError, Progress, run
-from parity_tests.catalogue import Row
-from parity_tests.catalogue.pingpong import PLANTED
+from parity_tests.catalogue import Row, hopper_attention, pingpong
 from parity_tests.planted import PATIENCE, conclude, copied_tree, planted_source, write_source
+
+PLANTED: list[Row] = [*pingpong.PLANTED, *hopper_attention.PLANTED]
 
 
 def outcome(tree: str, *tests: str) -> str:

@@ -16,7 +16,8 @@ from parity_tests.edges import Flow, flow_in_tinygrad, flow_in_torch
 from tinygrad_impl.backend import Backend, Plain
 
 NUDGES = 8  # sets of nudged weights: how far PyTorch's results scatter over them shows how well conditioned they are
-REFERENCE_TOKENS = 1024  # at a time: with far fewer, starting kernels on a GPU takes longer than their work
+REFERENCE_TOKENS = 1024  # at a time
+REFERENCE_BYTES = 10 << 30  # on a GPU, if more fit: a small model's kernels take longer to start than to compute
 # of these edges the kernels store bfloat16, to which PyTorch's autocast rounds them when its matmuls read them
 ROUNDED = (
     "ln_1",
@@ -50,7 +51,7 @@ class Setting:
         self.backend = backend or Plain(dtypes.bfloat16 if dtype == "bfloat16" else None)
         self.exact = {name: array.astype(np.float64) for name, array in arrays.items()}
         stored = np.float64 if dtype == "float64" else np.float32
-        self.arrays = {name: array.astype(stored) for name, array in arrays.items()}
+        self.arrays = {name: array.astype(stored, copy=False) for name, array in arrays.items()}
         self.torch_device = "cuda" if device == "CUDA" else "cpu"
         self.torch_autocast = torch.bfloat16 if dtype == "bfloat16" else None
 
@@ -79,9 +80,16 @@ class Setting:
         found = []
         for x, y in batches:
             B, T = x.shape
-            rows = max(n for n in range(1, B + 1) if B % n == 0 and n * T <= max(T, REFERENCE_TOKENS))
+            rows = max(n for n in range(1, B + 1) if B % n == 0 and n * T <= max(T, self.reference_tokens(T)))
             found += [(x[i : i + rows], y[i : i + rows]) for i in range(0, B, rows)]
         return found
+
+    def reference_tokens(self, T: int) -> int:
+        """How many tokens of windows of T the float64 reference takes at a time."""
+        c = self.config
+        of_layer = 10 * c.n_embd + 6 * c.inner + 3 * c.n_head * T  # numbers that are kept of a token for its gradient
+        most = REFERENCE_BYTES // (8 * (c.n_layer * of_layer + 4 * c.vocab_size))
+        return max(REFERENCE_TOKENS, most) if self.torch_device == "cuda" else REFERENCE_TOKENS
 
     def reference_flow(self, batch: Batch) -> Flow:
         """The float64 reference's activations and gradients at every edge."""

@@ -8,11 +8,11 @@ import pytest
 import parity_tests.setting
 import tinygrad_impl.trainer
 import torch_ref.trainer
-from data.checkpoints.config import GPT2Config
+from data.checkpoints.config import PRESETS, GPT2Config
 from parity_tests.bounds import judge
 from parity_tests.checks import clip_between, micro_batches, training_steps
 from parity_tests.mutants import CONFIG, LENGTH, ROWS
-from parity_tests.setting import Setting, nudged, random_batches
+from parity_tests.setting import REFERENCE_TOKENS, Setting, nudged, random_batches
 from parity_tests.weights import random_weights
 
 
@@ -78,3 +78,12 @@ def test_both_sides_of_clipping() -> None:
         gradients = [p.grad.numpy() for p in trainer.parameters.values() if p.grad is not None]
         norms.append(np.linalg.norm(np.concatenate([gradient.ravel() for gradient in gradients])))
     assert clip_between(setting, steps) == pytest.approx(0.99 * np.sort(norms)[2])
+
+
+def test_tokens_of_the_reference_at_a_time() -> None:
+    """On a GPU more of a small model's, which leave some 10 GB in all."""
+    small = Setting(CONFIG, random_weights(CONFIG, 0), "float32", "CUDA")
+    assert Setting(CONFIG, small.arrays, "float32", "CPU").reference_tokens(LENGTH) == REFERENCE_TOKENS
+    for preset, T, tokens in (("tinystories", 256, 4371), ("gpt2", 1024, 1402), ("gpt2-xl", 1024, REFERENCE_TOKENS)):
+        small.config = PRESETS[preset]
+        assert small.reference_tokens(T) == tokens

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 
 import data.runs.start
 from data.checkpoints.config import GPT2Config, parameter_shapes
+from data.ranks import ALONE
 from data.runs.run_folder import read_metrics
 from data.testing import Result, call, refused, save_model, write_tokens
 from data.text.tokenizer import gpt2
@@ -140,6 +142,16 @@ def test_the_gate_takes_the_batches_that_come(folder: Path, monkeypatch: pytest.
     for window, x, y in zip(order, xs, ys, strict=False):
         np.testing.assert_array_equal(x, tokens[window * T : window * T + T])
         np.testing.assert_array_equal(y, tokens[window * T + 1 : window * T + T + 1])
+
+
+def test_nothing_is_added_where_a_step_takes_one_micro_batch() -> None:
+    """Then no graph that trains adds gradients to others, and none is captured for the gate's sake."""
+    taken: Any = SimpleNamespace(
+        options=SimpleNamespace(lr=0.02), ranks=ALONE, micro_batches=1, loader=SimpleNamespace(next_micro_batches=range)
+    )
+    groups, steps = gate.user_steps(taken, 8)
+    assert [len(group) for group in groups] == [1] * 8
+    assert [len(batches) for batches, *_ in steps] == [1, 1, 2]
 
 
 def test_the_gate_refuses_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_table_is_planted() -> None:
-    """A table that `TABLES` leaves out would never be. That of `planted_on_gpu` is its own."""
-    tables = {path.stem for path in (ROOT / "parity_tests" / "catalogue").glob("*.py")} - {"__init__", "pingpong"}
+    """A table that `TABLES` leaves out would never be. Those of `planted_on_gpu` are its own."""
+    on_gpu = {"pingpong", "hopper_attention"}
+    tables = {path.stem for path in (ROOT / "parity_tests" / "catalogue").glob("*.py")} - {"__init__"} - on_gpu
     assert tables == set(planted.TABLES)

@@ -6,8 +6,8 @@ import pytest
 
 from data.testing import call, refused
 from parity_tests import planted_on_gpu
-from parity_tests.catalogue.pingpong import PLANTED
 from parity_tests.planted import ROOT, planted_source
+from parity_tests.planted_on_gpu import PLANTED
 
 
 def test_every_bug_can_be_planted() -> None:

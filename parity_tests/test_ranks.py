@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -281,7 +282,9 @@ def prove(ranks: Ranks, folder: Path, accumulated: int = 2, reduce_dtype: str = 
     start: Any = SimpleNamespace(options=SimpleNamespace(**options), config=CONFIG, arrays=arrays, moments=None)
     vars(start).update(state={"step": 0}, folder=folder, loader=loader, ranks=ranks, micro_batches=accumulated)
     trainer = tinygrad_impl.trainer.Trainer(CONFIG, arrays, clip=0.5, ranks=ranks, reduce_dtype=reduce_dtype)
-    certificate = gate.prove_graphs(trainer, start, "CPU")
+    setting, references = gate.ready_references(start, "CPU", trainer.backend)
+    certificate = gate.prove_graphs(trainer, start, "CPU", time.perf_counter(), setting, references)
+    assert not references, "PyTorch's trainers keep the memory that training is to have"
     assert loader.position == 0
     assert trainer.steps == 0
     assert all(np.array_equal(array, arrays[name]) for name, array in trainer.arrays().items())

@@ -17,15 +17,9 @@ from tinygrad.helpers import DEV, NUM_CPU_THREADS
 from data.cli import InputError, counted
 from data.gpu import numbered, show_one_gpu
 from data.ranks import place
+from tinygrad_impl.compilers import KernelCache, shield_compilers, start_compilers
 from tinygrad_impl.cpu_graph import CPUGraph
-from tinygrad_impl.internals import (
-    KernelCache,
-    gpu_name,
-    share_context,
-    shield_compilers,
-    use_all_cores,
-    use_graphs,
-)
+from tinygrad_impl.internals import gpu_name, share_context, use_all_cores, use_graphs
 
 # Dense peak rates in FLOP/s by what the GPU's name contains, of bfloat16 with float32 sums and of float32 without
 # tensor cores: NVIDIA's datasheets. The first match counts.
@@ -41,6 +35,7 @@ PEAKS = {
     "RTX 3090": (71e12, 35.6e12),
 }
 
+COMPILERS = 16  # processes that compile, at most: training has some forty kernels
 NO_CLANG = "tinygrad's CPU device needs clang and none was found; `pip install ziglang`, or install clang"
 TOOLKIT = Path("/usr/local/cuda")  # where tinygrad looks for CUDA's headers by itself
 
@@ -153,6 +148,9 @@ def fault(device: str) -> str | None:
         return str(e).strip().partition("\n")[0] or type(e).__name__
     DEV.value = device
     os.environ["DEV"] = device  # for the processes that compile
+    if device == "CUDA":
+        here, cores = place(), len(os.sched_getaffinity(0))
+        start_compilers(max(1, min(COMPILERS, cores // (here.local_size if here else 1))))
     return None
 
 

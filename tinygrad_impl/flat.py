@@ -8,13 +8,14 @@ With several ranks, each of them updates one part of every bucket (ZeRO-1, Rajbh
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tinygrad import Tensor
 from tinygrad.dtype import DType
 from tinygrad.helpers import round_up
 
-from tinygrad_impl.internals import part_of
+from tinygrad_impl.internals import on_host, part_of
 
 ALIGNED = 64  # elements that each range begins at a multiple of, for vectors and for the GPU's copy engine
 LEAST = 1 << 24  # elements of a bucket of layers, but for the last: less is sent at a lower rate
@@ -51,11 +52,11 @@ class Bucket:
                 found.append(Segment(name, first - start, last - first, first - begin))
         return found
 
-    def flatten(self, arrays: Mapping[str, np.ndarray], dtype: np.dtype) -> np.ndarray:
-        """The parameters' arrays as they lie in the bucket: (size,)."""
+    def flatten(self, arrays: Mapping[str, Any], dtype: np.dtype) -> np.ndarray:
+        """The parameters' arrays, as `internals.overwrite` takes them, as they lie in the bucket: (size,)."""
         flat = np.zeros(self.size, dtype)
         for name, start in self.starts.items():
-            flat[start : start + self.sizes[name]] = arrays[name].reshape(-1)
+            flat[start : start + self.sizes[name]] = on_host(arrays[name]).reshape(-1)
         return flat
 
 

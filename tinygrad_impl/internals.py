@@ -5,12 +5,7 @@ needed; tests/test_internals.py says of each what is broken if another version f
 """
 
 import ctypes
-import multiprocessing
-import os
-import signal
 import sqlite3
-import sys
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +14,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import tinygrad.device
 from tinygrad import Device, Tensor, TinyJit, helpers
 from tinygrad.device import TinyELF
 from tinygrad.dtype import dtypes
-from tinygrad.engine import jit, worker
+from tinygrad.engine import jit
 from tinygrad.engine.realize import ExecContext, estimate_uop, pm_exec, run_linear, runtime_cache
 from tinygrad.helpers import NUM_CPU_THREADS, GlobalCounters, ansistrip
 from tinygrad.renderer import Estimates
@@ -32,15 +26,30 @@ from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp, sym_infer
 
 # --- memory of tensors ------------------------------------------------------------------------------------------------
 
+# Bytes of an array that goes to a GPU straight from where it lies. By way of pinned memory the host need not wait, as
+# for a step's tokens, but allocating it takes a second for a gigabyte.
+LARGE = 1 << 19
 
-def overwrite(tensor: Tensor, array: np.ndarray) -> None:
+
+def overwrite(tensor: Tensor, array: Any) -> None:
     """Copies array, of tensor's shape and dtype, into the memory that tensor has and compiled graphs know. `assign`
     would schedule and compile a kernel, which takes a hundred times as long.
+
+    array: of numpy's, or what has memory on the tensor's GPU (a tensor of PyTorch's, `CUDAMemory`).
     """
     buffer = tensor.uop.base.buffer
-    assert array.shape == tensor.shape, (array.shape, tensor.shape)
-    assert array.dtype == np.dtype(tensor.dtype.fmt), (array.dtype, tensor.dtype)
-    buffer.allocator._copyin(buffer._buf, memoryview(bytearray(np.ascontiguousarray(array).data.cast("B"))))
+    there = getattr(array, "__cuda_array_interface__", None)
+    array = array if there else np.asarray(array, order="C")
+    dtype = np.dtype(there["typestr"]) if there else array.dtype
+    assert tuple(array.shape) == tensor.shape, (array.shape, tensor.shape)
+    assert dtype == np.dtype(tensor.dtype.fmt), (dtype, tensor.dtype)
+    if there:
+        assert there.get("strides") is None, "it has to be contiguous"
+        check(driver().cuMemcpyDtoDAsync_v2(buffer._buf, there["data"][0], buffer.nbytes, None))
+    elif array.nbytes >= LARGE and str(tensor.device).startswith("CUDA"):
+        check(driver().cuMemcpyHtoD_v2(buffer._buf, array.ctypes.data, buffer.nbytes))  # it waits for the GPU
+    else:
+        buffer.allocator._copyin(buffer._buf, memoryview(bytearray(array.reshape(-1).data.cast("B"))))
 
 
 def contents(tensor: Tensor) -> np.ndarray:
@@ -61,25 +70,37 @@ def part_of(memory: Tensor, start: int, size: int) -> Tensor:
     return Tensor(UOp.from_buffer(part.ensure_allocated()))
 
 
+def on_host(array: Any) -> np.ndarray:
+    """An array of numpy's, which is itself, or what has memory on a GPU, copied."""
+    if (there := getattr(array, "__cuda_array_interface__", None)) is None:
+        return np.asarray(array)
+    assert there.get("strides") is None, "it has to be contiguous"
+    found = np.empty(there["shape"], there["typestr"])
+    check(driver().cuMemcpyDtoH_v2(found.ctypes.data, there["data"][0], found.nbytes))
+    return found
+
+
 class CUDAMemory:
     """Bytes of a GPU as other libraries take them, PyTorch among them, which then use the same memory."""
 
     def __init__(self, address: int, shape: tuple[int, ...], kind: str):
+        self.shape = shape
         self.__cuda_array_interface__ = {"shape": shape, "typestr": kind, "data": (address, False), "version": 3}
 
 
 def memory_of(tensor: Tensor) -> Any:
-    """The memory of a realized tensor (elements,), not copied: an array of numpy's, or `CUDAMemory` on a GPU. Its dtype
-    is the tensor's, or for bfloat16, which numpy lacks, that of bytes. Whoever uses it keeps the tensor.
+    """The memory of a realized tensor, not copied: an array of numpy's, or `CUDAMemory` on a GPU. Its shape and dtype
+    are the tensor's; of bfloat16, which numpy lacks, it is bytes (any,). Whoever uses it keeps the tensor.
     """
     buffer = tensor.uop.base.buffer.ensure_allocated()
-    dtype = np.dtype(np.uint8 if tensor.dtype == dtypes.bfloat16 else tensor.dtype.fmt)
-    size = buffer.nbytes // dtype.itemsize
+    as_bytes = tensor.dtype == dtypes.bfloat16
+    dtype = np.dtype(np.uint8 if as_bytes else tensor.dtype.fmt)
+    shape = (buffer.nbytes,) if as_bytes else tuple(map(int, tensor.shape))
     if str(tensor.device).startswith("CUDA"):
         address = getattr(buffer._buf, "va_addr", None) or getattr(buffer._buf, "value", None) or buffer._buf
-        return CUDAMemory(int(address), (size,), dtype.str)
+        return CUDAMemory(int(address), shape, dtype.str)
     raw = (ctypes.c_uint8 * buffer.nbytes).from_address(buffer._buf.va_addr)
-    return np.frombuffer(raw, dtype)
+    return np.frombuffer(raw, dtype).reshape(shape)
 
 
 # --- compiled graphs --------------------------------------------------------------------------------------------------
@@ -196,84 +217,6 @@ def in_parallel(function: CPUProgram, address: int) -> None:
 def use_all_cores() -> None:
     """Has tinygrad's CPU device run the parts of a kernel at once."""
     Device["CPU"].runtime_t = ParallelProgram
-
-
-# --- processes that compile -------------------------------------------------------------------------------------------
-
-
-def shield_compilers() -> None:
-    """Keeps the processes that compile for tinygrad from dying of a SIGTERM to all processes, as `timeout` sends it.
-
-    They would die while they hold the lock of the queue that they wait for, and the program would never end.
-    """
-    worker._init_worker = begin_compiler
-    worker._WorkerProcess.terminate = worker._WorkerProcess.kill  # what the pool calls in the end
-
-
-def begin_compiler(begin: Callable[[], None] = worker._init_worker) -> None:
-    """What such a process does first."""
-    begin()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=fall_silent_with_parent, daemon=True, name="fall silent").start()
-    KernelCache(warn=False).install()
-
-
-def fall_silent_with_parent() -> None:
-    """Has this process say nothing more once the one that started it is gone, however that ended. It ends after the
-    kernel that it compiles, with a traceback, as nobody reads what it has.
-
-    Were it killed, a compiler that it has started would complain; and the signal of Linux's PR_SET_PDEATHSIG would come
-    too soon to those that a thread of the pool's has started, which ends before the pool does.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent
-    parent.join()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-
-
-class KernelCache:
-    """tinygrad's cache of compiled kernels, on disk, which it would stop for where the cache cannot be used: a home
-    folder that is read-only or missing, a full disk, a damaged file. Here it goes on without, and says so once.
-    """
-
-    def __init__(self, warn: bool = True):
-        self.warn, self.reads, self.writes = warn, True, True
-
-    def install(self) -> None:
-        """Has tinygrad's compilers use this."""
-        tinygrad.device.diskcache_get = self.get
-        tinygrad.device.diskcache_put = self.put
-
-    def get(self, table: str, key: Any) -> Any:
-        """What is kept under the key; None where there is nothing, or where it cannot be read."""
-        if self.reads:
-            try:
-                return helpers.diskcache_get(table, key)
-            except Exception as e:  # sqlite3's, the system's, and what unpickling damaged bytes raises
-                self._give_up(e)
-                self.reads = False
-        return None
-
-    def put(self, table: str, key: Any, value: Any, prepickled: bool = False) -> Any:
-        """Keeps a value under the key, if that can be. Returns the value."""
-        if self.writes:
-            try:
-                helpers.diskcache_put(table, key, value, prepickled)
-            except (sqlite3.Error, OSError) as e:
-                self._give_up(e)
-        return value
-
-    def _give_up(self, e: Exception) -> None:
-        self.writes = False  # what it has can still be read
-        if self.warn:
-            self.warn = False
-            print(
-                f"note: {helpers.CACHEDB}, tinygrad's cache of kernels, cannot be used ({e}); going on without it, so "
-                "every run compiles anew. Delete the file, or set CACHEDB to one that can be written",
-                file=sys.stderr,
-            )
 
 
 # --- CUDA -------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from tinygrad import Tensor, TinyJit
 from data.evaluation.losses import Batch, loss_sums
 from tinygrad_impl import functional as F
 from tinygrad_impl.backend import Backend, Plain
+from tinygrad_impl.internals import captured_at_once
 from tinygrad_impl.model import GPT2
 
 
@@ -29,7 +30,7 @@ class Evaluator:
 
     def of_tokens(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `data.evaluation.losses.TokenLosses`: the loss of each target, and whether it is the likeliest token."""
-        graph = self.graphs.setdefault(x.shape, TinyJit(self._graph))
+        graph = self.graphs.setdefault(x.shape, captured_at_once(self._graph))
         losses, likeliest = graph(Tensor(x).realize(), Tensor(y).realize())
         return losses.numpy().copy(), likeliest.numpy().copy()  # the next call writes to their memory
 

@@ -2,7 +2,9 @@
 
 import importlib.util
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tinygrad.helpers import DEV
@@ -18,7 +20,7 @@ from data.runs.loop import train
 from data.runs.options import Given, parse
 from data.runs.start import Start, begin
 from data.text.sampling import Sampler
-from tinygrad_impl.backend import CHOICES, Plain, choose
+from tinygrad_impl.backend import CHOICES, Backend, Plain, choose
 from tinygrad_impl.device import device_name, open_device, peak_flops
 from tinygrad_impl.generate import COMPILING, Generator, continue_texts
 from tinygrad_impl.losses import Evaluator
@@ -34,8 +36,11 @@ def parser() -> ArgumentParser:
     return parser
 
 
-def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
-    """Proves the trainer's graphs on the batches that it is about to see. Returns the files that tell of it."""
+def gate(start: Start, trainer: Trainer, device: str, aside: ThreadPoolExecutor) -> dict[str, Any]:
+    """Proves the trainer's graphs on the batches that it is about to see. Returns the files that tell of it.
+
+    `aside`: a thread that gets PyTorch ready while these graphs are captured. Both take seconds.
+    """
     options = start.options
     if options.parity == "off":
         if start.ranks.rank == 0:
@@ -45,12 +50,33 @@ def gate(start: Start, trainer: Trainer, device: str) -> dict[str, Any]:
         raise InputError("the parity check before training needs PyTorch; `pip install torch`, or pass --parity off")
     if not options.quiet:
         print("comparing the training graphs with PyTorch (--parity off leaves it out)", flush=True)
+    began = time.perf_counter()
+    ready = aside.submit(ready_references, start, device, trainer.backend)
+    if start.ranks.size == 1:  # what is compared is what the graphs give from their second call on
+        position = start.loader.state()
+        batches = start.loader.next_micro_batches(start.micro_batches)
+        trainer.accumulate(batches[:2])
+        start.loader.restore(position)
+    setting, references = ready.result()
+    aside.shutdown()  # what PyTorch keeps for each thread it may then use in this one
     from parity_tests.gate import prove_graphs  # here, because it imports PyTorch
 
-    certificate = prove_graphs(trainer, start, device)
+    certificate = prove_graphs(trainer, start, device, began, setting, references)
     if not options.quiet:
         print(certificate["summary"])
     return {"parity.json": certificate}
+
+
+def import_gate() -> None:
+    """Imports what takes seconds, PyTorch above all. What is wrong with it is told by who imports it next."""
+    importlib.import_module("parity_tests.gate")
+
+
+def ready_references(start: Start, device: str, backend: Backend) -> Any:
+    """What `parity_tests.gate.ready_references` gives, from a thread of its own."""
+    from parity_tests import gate  # here, because it imports PyTorch
+
+    return gate.ready_references(start, device, backend)
 
 
 def main() -> None:
@@ -63,6 +89,9 @@ def main() -> None:
 
 def train_from(start: Start, kernels: str, device: str) -> None:
     options = start.options
+    aside = ThreadPoolExecutor(1)
+    if options.parity != "off" and not options.find_lr:
+        aside.submit(import_gate)
     backend = choose(kernels, start.config, device, bfloat16=options.dtype == "bfloat16")
     trainer = Trainer(
         start.config,
@@ -103,7 +132,7 @@ def train_from(start: Start, kernels: str, device: str) -> None:
     if options.find_lr:
         find_learning_rate(start, tinygrad)
     else:
-        train(start, tinygrad, files=gate(start, trainer, device))
+        train(start, tinygrad, files=gate(start, trainer, device, aside))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ bucket (flat.py) as soon as the last micro-batch's backward pass has all of it, 
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from tinygrad import Tensor, nn
-from tinygrad.dtype import DType
+from tinygrad.dtype import DType, to_dtype
 
-from data.checkpoints.config import GPT2Config
+from data.checkpoints.config import GPT2Config, parameter_shapes
 from data.ranks import ALONE, Ranks
 from tinygrad_impl.backend import Backend, Part, Plain
 from tinygrad_impl.exchange import Exchange
@@ -55,20 +56,20 @@ class Trainer:
         zero: bool = True,
         reduce_dtype: str = "float32",
     ):
-        self.model = GPT2(config, arrays)
-        self.parameters = nn.state.get_state_dict(self.model)
         self.betas, self.eps, self.weight_decay, self.clip = betas, eps, weight_decay, clip
         self.ranks, self.dtype = ranks, arrays["wte.weight"].dtype
         # this rank updates the rank-th of so many equal parts of each bucket
         self.rank, self.shards = (ranks.rank, ranks.size) if zero else (0, 1)
 
-        shapes, dtype = {name: p.shape for name, p in self.parameters.items()}, self.model.wte.weight.dtype
+        shapes, dtype = parameter_shapes(config), to_dtype(self.dtype.name)
         self.gradients = Flat(shapes, dtype, ranks=ranks.size)
         backend = backend or Plain()
         read = [bucket.name for bucket in self.gradients.buckets if backend.reads(bucket)]
         self.weights = Flat(shapes, dtype, ranks=ranks.size, held=None if self.shards == 1 else read)
-        for name, p in self.parameters.items():
-            p.replace(self.weights[name])
+        # a model of this memory, to which `_put` writes what it begins with
+        of_memory: dict[str, Any] = {name: tensor.uop for name, tensor in self.weights.items()}
+        self.model = GPT2(config, of_memory)
+        self.parameters = nn.state.get_state_dict(self.model)
         self.backend = backend.bind(self.weights, ranks.size)
         self.parts = [self._part(bucket, dtype) for bucket in self.gradients.buckets]
         as_read = {}  # the weights in the dtype in which kernels read them
@@ -83,8 +84,8 @@ class Trainer:
         # Compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
         self._first, self._further = captured_at_once(self.first), captured_at_once(self.further)
         self._only, self._last = (captured_at_once(partial(graph, send=True)) for graph in (self.first, self.further))
-        graphs = self.squares, self.adamw, self.refresh_tables
-        self._squares, self._adamw, self._refresh_tables = map(captured_at_once, graphs)
+        graphs = self.squares, self.adamw, self.refresh_copies, self.refresh_tables
+        self._squares, self._adamw, self._refresh_copies, self._refresh_tables = map(captured_at_once, graphs)
         self._put(arrays)
 
     def _part(self, bucket: Bucket, dtype: DType) -> Part:
@@ -121,23 +122,27 @@ class Trainer:
                 graph = self._first if i == 1 else self._further
             graph(self._input("x", x), self._input("y", y))
 
+    def mean_loss(self) -> float:
+        """The mean loss that `accumulate` left; on several ranks the mean over all of them."""
+        return float(self.ranks.numbers(float(contents(self.loss)) / self.count).mean())
+
     def mean_gradients(self) -> tuple[float, dict[str, np.ndarray]]:
         """The mean loss and its gradients, as `accumulate` left them: copies, shaped like the parameters, by name, in
         the arrays' dtype. On several ranks the means over all of them.
         """
         self.exchange.complete_gradients()
-        gradients = {name: total.numpy() / self.count for name, total in self.gradients.items()}
-        return float(self.ranks.numbers(float(contents(self.loss)) / self.count).mean()), gradients
+        gradients = {name: contents(total) / self.count for name, total in self.gradients.items()}
+        return self.mean_loss(), gradients
 
-    def load_gradients(self, loss: float, gradients: Mapping[str, np.ndarray], count: int = 1) -> None:
-        """As if `accumulate` had found this mean loss and these mean gradients in `count` micro-batches: arrays shaped
-        like the parameters, of any float dtype, in which they are multiplied by `count` before they are rounded.
+    def load_gradients(self, loss: float, gradients: Mapping[str, Any], count: int = 1) -> None:
+        """As if `accumulate` had found this loss and these gradients, sums over `count` micro-batches: arrays of numpy
+        or torch, shaped like the parameters and of their dtype.
         """
         self.exchange.wait_for_gradients()
         self.count = count
-        overwrite(self.loss, np.array(loss * count, self.dtype))
+        overwrite(self.loss, np.array(loss, self.dtype))
         for name, total in self.gradients.items():
-            overwrite(total, (gradients[name] * count).astype(self.dtype, copy=False))
+            overwrite(total, gradients[name])
 
     def finite(self, batches: Sequence[Batch]) -> bool:
         """Whether the loss and the gradients of this rank's own micro-batches are finite; computed again, not sent."""
@@ -214,6 +219,10 @@ class Trainer:
                 written = called_after(written, "gather", partial(self.exchange.gather, part.bucket.name))
             Tensor.realize(*written)
 
+    def refresh_copies(self) -> None:
+        """Rounds off all weights that kernels read in bfloat16."""
+        self.backend.refresh()
+
     def refresh_tables(self) -> None:
         """Rounds off the weights that kernels read as they are too."""
         self.backend.refresh(buckets=False)
@@ -240,33 +249,55 @@ class Trainer:
                 found[name] = flat[start : start + bucket.sizes[name]].reshape(self.parameters[name].shape)
         return {f"{prefix}{name}": found[name] for name in self.parameters if keep}
 
-    def restore(self, arrays: Mapping[str, np.ndarray], moments: Mapping[str, np.ndarray], steps: int) -> None:
-        """Goes on from these parameters and `moments()`, of `steps` steps, in the buffers that the graphs know. Every
-        rank is given all of them.
+    def memory(self) -> dict[str, Any]:
+        """Where the parameters, the moments (exp_avg.NAME and exp_avg_sq.NAME) and the totals of the gradients
+        (total.NAME) lie, shaped like the parameters: `internals.memory_of`. Not with ZeRO, where a rank has parts.
+        """
+        assert self.shards == 1, "this rank has only a part"
+        found = {name: self.weights[name] for name in self.parameters}
+        for part in self.parts:
+            for name in part.bucket.starts:
+                found[f"exp_avg.{name}"] = self._place(part.exp_avg, part.bucket, name)
+                found[f"exp_avg_sq.{name}"] = self._place(part.exp_avg_sq, part.bucket, name)
+        found |= {f"total.{name}": total for name, total in self.gradients.items()}
+        return {name: memory_of(tensor) for name, tensor in found.items()}
+
+    def _place(self, memory: Tensor, bucket: Bucket, name: str) -> Tensor:
+        """A parameter's part of what is in the order of a bucket."""
+        return part_of(memory, bucket.starts[name], bucket.sizes[name]).reshape(self.parameters[name].shape)
+
+    def restore(self, arrays: Mapping[str, Any], moments: Mapping[str, Any], steps: int) -> None:
+        """Goes on from these parameters and `moments()`, of `steps` steps, in the buffers that the graphs know: arrays
+        of numpy or torch. Every rank is given all of them.
         """
         self.steps = steps
         self.exchange.wait_for_gradients()
         self._put(arrays)
         for part in self.parts:
             for moment, memory in (("exp_avg", part.exp_avg), ("exp_avg_sq", part.exp_avg_sq)):
-                of_bucket = {name: moments[f"{moment}.{name}"] for name in part.bucket.starts}
-                overwrite(memory, self._own(part.bucket.flatten(of_bucket, self.dtype)))
+                self._write(memory, part.bucket, {name: moments[f"{moment}.{name}"] for name in part.bucket.starts})
 
-    def _put(self, arrays: Mapping[str, np.ndarray]) -> None:
+    def _put(self, arrays: Mapping[str, Any]) -> None:
         """Writes the parameters, and has the backend keep what it keeps of them."""
         for part in self.parts:
-            flat = part.bucket.flatten(arrays, self.dtype)
-            if (held := self.weights.memory.get(part.bucket.name)) is not None:
-                overwrite(held, flat)
-            else:
-                overwrite(part.parameters, self._own(flat))
-        if self.shards == 1:
-            self.backend.refresh()
-        else:
+            self._write(self.weights.memory.get(part.bucket.name, part.parameters), part.bucket, arrays)
+        if self.shards == 1 and self.backend.name == "fused":
+            self._refresh_copies()
+        elif self.shards > 1:
             self.backend.round_off(self.parts, self.rank)
             for part in reversed(self.parts):
                 self.exchange.gather(part.bucket.name)
             self.exchange.wait_for_weights(self._gathered)
+
+    def _write(self, memory: Tensor, bucket: Bucket, arrays: Mapping[str, Any]) -> None:
+        """Writes arrays, shaped like the parameters, to the memory of a bucket, or of this rank's part of it."""
+        if memory.numel() < bucket.size:
+            overwrite(memory, self._own(bucket.flatten(arrays, self.dtype)))
+            return
+        for name in bucket.starts:
+            on_gpu = hasattr(arrays[name], "__cuda_array_interface__")
+            array = arrays[name] if on_gpu else np.asarray(arrays[name], self.dtype)
+            overwrite(self._place(memory, bucket, name), array)
 
     def _own(self, flat: np.ndarray) -> np.ndarray:
         """This rank's part of a bucket."""

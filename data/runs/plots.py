@@ -3,17 +3,19 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from data.files import atomic_write
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 @contextmanager
-def picture(path: Path) -> Iterator[Axes]:
+def picture(path: Path) -> Iterator["Axes"]:
     """Axes to draw on, which are then written to `path` as a PNG."""
+    from matplotlib.figure import Figure  # here, because it takes half a second, which training would begin later by
+
     figure = Figure(figsize=(8, 5), layout="constrained")  # not pyplot's, which is for one thread and for screens
     axes = figure.subplots()
     yield axes

@@ -401,7 +401,7 @@ def complete(given: Given, device: str, world_size: int = 1) -> tuple[Options, G
     if options.schedule:
         refuse_disorder(options.schedule)
     arrays = arrays or initial_weights(config, options.seed, recipe.initializer_range)
-    return options, config, {name: array.astype(np.float32) for name, array in arrays.items()}
+    return options, config, {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
 
 
 def hub_names(options: Options) -> dict[str, str | None]:
@@ -419,5 +419,6 @@ def checksum(arrays: Mapping[str, np.ndarray]) -> str:
     """The SHA-256 of named arrays."""
     sha256 = hashlib.sha256()
     for name, array in sorted(arrays.items()):
-        sha256.update(name.encode() + array.tobytes())
+        sha256.update(name.encode())
+        sha256.update(np.ascontiguousarray(array).data)
     return sha256.hexdigest()

@@ -46,8 +46,8 @@ PLANTED: list[Row] = [
     (
         "an older GPU's machine code is loaded",
         LAUNCH,
-        'if f"sm_{binary.metadata.target.arch}" == arch:',
-        "if True:",
+        "if binary.arch == arch else",
+        "if True else",
         f"{LAUNCHES}::test_for_an_older_gpu",
     ),
     (
@@ -67,8 +67,8 @@ PLANTED: list[Row] = [
     (
         "kernels are compiled for Hopper",
         LAUNCH,
-        "args[:-SCRATCH]), gpu.arch)",
-        'args[:-SCRATCH]), "sm_90")',
+        "*named(kernel), types, gpu.arch)",
+        '*named(kernel), types, "sm_90")',
         f"{LAUNCHES}::test_program",
     ),
     (

@@ -34,6 +34,13 @@ GRAPH = f"{KERNELS}/graph.py"
 
 PLANTED: list[Row] = [
     (
+        "attention's delta by itself: of the first head for all",
+        ATTENTION,
+        "at = row.to(tl.int64) * (H * D) + head * D",
+        "at = row.to(tl.int64) * (H * D)",
+        f"{ATTENTIONS}[1-96-2-64-16-sm_100]",
+    ),
+    (
         "all rows draw by one number",
         DRAW,
         "tl.load(steps + row) * N + row) * kept",
@@ -627,6 +634,13 @@ PLANTED: list[Row] = [
         f"{DECODED}::test_texts_beyond_the_context[settings0]",
     ),
     (
+        "an error that cannot be sent from the process that compiles",
+        LAUNCH,
+        "except Exception as e:",
+        "except OSError as e:",
+        f"{LAUNCHES}::test_a_kernel_that_does_not_compile",
+    ),
+    (
         "the scratch memory that is written is the profiler's",
         LAUNCH,
         "len(args) - SCRATCH),",
@@ -636,7 +650,7 @@ PLANTED: list[Row] = [
     (
         "shared memory is not asked for",
         LAUNCH,
-        "loaded.smem = binary.metadata.shared",
+        "loaded.smem = binary.shared_memory",
         "loaded.smem = 0",
         f"{LAUNCHES}::test_it_is_loaded_once",
     ),

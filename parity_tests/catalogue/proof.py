@@ -12,6 +12,27 @@ IN_CERTIFICATE, IN_PROOF = "parity_tests/test_certificate.py", "parity_tests/tes
 
 PLANTED: list[Row] = [
     (
+        "what is captured before the proof uses up a batch",
+        "tinygrad_impl/train.py",
+        "        start.loader.restore(position)\n",
+        "",
+        "parity_tests/test_gate.py::test_the_gate",
+    ),
+    (
+        "the port's totals are taken for means",
+        "parity_tests/checks.py",
+        "{name: total / count for",
+        "{name: total for",
+        "parity_tests/test_gate.py::test_the_gate",
+    ),
+    (
+        "the float64 reference takes more of a large model's tokens at a time than there is memory for",
+        "parity_tests/setting.py",
+        "REFERENCE_BYTES // (8 * (c.n_layer * of_layer",
+        "REFERENCE_BYTES // (8 * (of_layer",
+        "parity_tests/test_checks.py::test_tokens_of_the_reference_at_a_time",
+    ),
+    (
         "float32 may be four times as far off as torch",
         BOUNDS,
         '"float32": 2.0',
@@ -168,8 +189,8 @@ PLANTED: list[Row] = [
     (
         "certificates hash names alone",
         CERTIFICATE,
-        "weights.update(name.encode() + array.tobytes())",
-        "weights.update(name.encode())",
+        "        weights.update(np.ascontiguousarray(array).data)\n",
+        "",
         f"{IN_CERTIFICATE}::test_what_a_certificate_says",
     ),
     (
@@ -196,9 +217,23 @@ PLANTED: list[Row] = [
     (
         "the gate takes one micro-batch where a step takes more",
         GATE,
-        "sizes = [accumulated, 1, 2] +",
-        "sizes = [1, 1, 2] +",
+        "sizes = [accumulated, 1, min(",
+        "sizes = [1, 1, min(",
         f"{IN_GATE}::test_the_gate_takes_the_batches_that_come",
+    ),
+    (
+        "the gate leaves PyTorch's trainers in memory",
+        GATE,
+        "made.pop(), asked_for",
+        "made[0], asked_for",
+        "parity_tests/test_ranks.py::test_the_gate",
+    ),
+    (
+        "the gate captures a graph that adds gradients where the run has none",
+        GATE,
+        "min(2, accumulated)]",
+        "2]",
+        f"{IN_GATE}::test_nothing_is_added_where_a_step_takes_one_micro_batch",
     ),
     (
         "the gate never clips",
@@ -229,11 +264,11 @@ PLANTED: list[Row] = [
         "parity_tests/test_blame.py::test_first_clear_failure",
     ),
     (
-        "the port's loaded gradients are means",
-        "tinygrad_impl/trainer.py",
-        "(gradients[name] * count).astype",
-        "gradients[name].astype",
-        "parity_tests/test_training.py::test_loaded_gradients_are_those_that_were_accumulated",
+        "the port is given the means of gradients for their sums",
+        "parity_tests/checks.py",
+        "{name: (g * count).to(stored)",
+        "{name: g.to(stored)",
+        "parity_tests/test_gate.py::test_the_gate",
     ),
     (
         "the port imports the proof",

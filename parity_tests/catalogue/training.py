@@ -26,6 +26,20 @@ SAVING = "data/runs/tests/test_saving.py::"
 
 PLANTED: list[Row] = [
     (
+        "a parameter is written over the one before it",
+        "tinygrad_impl/trainer.py",
+        "part_of(memory, bucket.starts[name], bucket.sizes[name])",
+        "part_of(memory, 0, bucket.sizes[name])",
+        "tinygrad_impl/tests/test_trainer.py::test_memory",
+    ),
+    (
+        "both moments are the first",
+        "tinygrad_impl/trainer.py",
+        'found[f"exp_avg_sq.{name}"] = self._place(part.exp_avg_sq,',
+        'found[f"exp_avg_sq.{name}"] = self._place(part.exp_avg,',
+        "tinygrad_impl/tests/test_trainer.py::test_memory",
+    ),
+    (
         "a recipe's options win over those that are given",
         TRAINING_OPTIONS,
         "given = {name: value for name, value in recipe.items() if name not in worked_out} | given",

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton
-from tinygrad import Tensor, TinyJit, dtypes, nn
+from tinygrad import Tensor, dtypes, nn
 from tinygrad.dtype import DType
 from tinygrad.helpers import Context
 
 from data.checkpoints.config import GPT2Config
 from data.text.sampling import Sampler, probability
 from tinygrad_impl.cached_model import padded
-from tinygrad_impl.internals import contents, overwrite
+from tinygrad_impl.internals import captured_at_once, contents, overwrite
 from tinygrad_impl.kernels import GPU, draw, step
 from tinygrad_impl.kernels.launch import Launch, launch, new
 from tinygrad_impl.model import GPT2
@@ -113,7 +113,7 @@ class Decoder:
         self.logits = zeros(N, V, dtype=dtypes.float32)
         self.numbers, self.settings = zeros(STEPS, N, dtype=dtypes.float64), zeros(3, dtype=dtypes.float64)
         self.drawn, self.chances = zeros(STEPS, N, dtype=dtypes.int32), zeros(STEPS, N, dtype=dtypes.float32)
-        self.prefill, self.greedy, self.sampled = map(TinyJit, (self._prefill, self._greedy, self._sampled))
+        self.prefill, self.greedy, self.sampled = map(captured_at_once, (self._prefill, self._greedy, self._sampled))
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
         """Adds tokens (N, T), at most a chunk, to the cache, after the `lengths` (N,) that each row has there."""

@@ -61,10 +61,12 @@ class Fused:
 
     def refresh(self, buckets: bool = True) -> None:
         assert self.copies is not None
+        written = list[Tensor]()
         for bucket in self.copies.buckets if buckets else self.copies.buckets[-1:]:
             for name in bucket.starts:
                 matrix = self.matrices[name]
-                Tensor.realize(*launch(self.gpu, adamw.rounding(int(matrix.numel())), [self.copies[name]], matrix))
+                written += launch(self.gpu, adamw.rounding(int(matrix.numel())), [self.copies[name]], matrix)
+        Tensor.realize(*written)  # together: one alone would be compiled before the next is begun
 
     def round_off(self, parts: Sequence[Part], rank: int) -> None:
         for part in parts:

@@ -1,5 +1,6 @@
 """A kernel with everything that it is compiled for, and how it becomes a node of tinygrad's graphs."""
 
+import importlib
 import math
 import os
 import shlex
@@ -17,7 +18,7 @@ from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import Ops, ProgramInfo, UOp
 
 from data.cli import InputError
-from tinygrad_impl import internals
+from tinygrad_impl import compilers, internals
 from tinygrad_impl.kernels import GPU
 
 TYPES = {  # of pointers
@@ -29,7 +30,7 @@ TYPES = {  # of pointers
 }
 SCRATCH = 2  # pointers that Triton adds to a kernel's parameters: where it keeps tensor descriptors, and a profiler's
 DESCRIPTORS = 5 * 128  # bytes of a program's, at most
-compilers = ThreadPoolExecutor(os.cpu_count())
+waiting = ThreadPoolExecutor(os.cpu_count())  # threads that wait for the processes that compile
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,10 @@ def stored(x: Tensor) -> Tensor:
 @cache
 def program(gpu: GPU, kernel: Launch, outs: int, device: str, *args: UOp) -> UOp:
     """The kernel as a program of tinygrad's; args are the placeholders of its tensors. It is compiled in the
-    background, so that many are at once.
+    background, by other processes, so that many are at once and none takes Python's time here.
     """
-    binary = compilers.submit(compile_kernel, kernel, tuple(a.dtype for a in args[:-SCRATCH]), gpu.arch)
+    types = tuple(a.dtype for a in args[:-SCRATCH])
+    binary = waiting.submit(compilers.in_a_compiler, compile_named, *named(kernel), types, gpu.arch)
     uop = wrap(gpu, kernel, outs, args)
     internals.give_runtime(uop, device, Compiled(kernel, binary, device, uop))
     return uop
@@ -115,7 +117,7 @@ def program(gpu: GPU, kernel: Launch, outs: int, device: str, *args: UOp) -> UOp
 class Compiled:
     """Stands for tinygrad's `CUDAProgram` of a kernel, which is loaded when it is first used."""
 
-    def __init__(self, kernel: Launch, binary: "Future[Any]", device: str, uop: UOp):
+    def __init__(self, kernel: Launch, binary: "Future[Binary]", device: str, uop: UOp):
         self.kernel, self.binary, self.device, self.uop = kernel, binary, device, uop
 
     @cached_property
@@ -124,16 +126,16 @@ class Compiled:
 
         binary = self.binary.result()
         lib = code(binary, Device[self.device].renderer.target.arch)
-        obj = replace(self.uop.to_elf(), name=binary.metadata.name, lib=lib)
-        assert binary.metadata.num_warps == self.kernel.warps + self.kernel.workers
-        assert binary.metadata.global_scratch_size <= (DESCRIPTORS if self.kernel.descriptors else 0)
+        obj = replace(self.uop.to_elf(), name=binary.name, lib=lib)
+        assert binary.warps == self.kernel.warps + self.kernel.workers
+        assert binary.scratch <= (DESCRIPTORS if self.kernel.descriptors else 0)
         try:
             loaded = Device[self.device].runtime(obj)
         except RuntimeError as e:
             if "INVALID_IMAGE" not in str(e):
                 raise
             raise InputError(damaged(obj.name)) from e
-        loaded.smem = binary.metadata.shared
+        loaded.smem = binary.shared_memory
         limit = cuda.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         check(cuda.cuFuncSetAttribute(loaded.prg, limit, loaded.smem))
         return loaded
@@ -143,6 +145,39 @@ class Compiled:
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.loaded(*args, **options)
+
+
+@dataclass(frozen=True)
+class Binary:
+    """A compiled kernel: for which architecture, its machine code and its assembly (PTX), its warps, and the bytes that
+    a program needs of shared memory and of memory for tensor descriptors.
+    """
+
+    name: str
+    arch: str
+    cubin: bytes
+    ptx: str
+    warps: int
+    shared_memory: int
+    scratch: int
+
+
+def named(kernel: Launch) -> tuple[Launch, str, str]:
+    """The launch without its kernel, and that by its module and name: what can be sent to another process."""
+    return replace(kernel, kernel=None), kernel.kernel.__module__, kernel.kernel.__name__
+
+
+def compile_named(kernel: Launch, module: str, name: str, types: tuple[DType, ...], arch: str) -> Binary:
+    """What `named` gave, compiled."""
+    found = getattr(importlib.import_module(module), name)
+    try:
+        made = compile_kernel(replace(kernel, kernel=found), types, arch)
+    except Exception as e:  # Triton's own cannot be sent to another process
+        raise RuntimeError(f"{name} of {kernel.constants}: {type(e).__name__}: {e}") from None
+    about = made.metadata
+    return Binary(
+        about.name, arch, made.asm["cubin"], made.asm["ptx"], about.num_warps, about.shared, about.global_scratch_size
+    )
 
 
 def compile_kernel(kernel: Launch, types: tuple[Any, ...], arch: str) -> Any:
@@ -165,13 +200,11 @@ def compile_kernel(kernel: Launch, types: tuple[Any, ...], arch: str) -> Any:
     return triton.compile(source, target=target, options={"num_warps": kernel.warps, "num_stages": kernel.stages})
 
 
-def code(binary: Any, arch: str) -> bytes:
+def code(binary: Binary, arch: str) -> bytes:
     """What the driver loads on a GPU of this architecture: machine code, or of a kernel that was compiled for an older
     one its assembly (PTX), which the driver translates.
     """
-    if f"sm_{binary.metadata.target.arch}" == arch:
-        return bytes(binary.asm["cubin"])
-    return bytes(binary.asm["ptx"], "ascii") + b"\0"
+    return binary.cubin if binary.arch == arch else bytes(binary.ptx, "ascii") + b"\0"
 
 
 def damaged(name: str) -> str:

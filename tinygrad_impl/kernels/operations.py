@@ -339,12 +339,19 @@ def _gelu_gradient(dy: UOp, call: UOp) -> Gradients:
 def _attention_gradient(gpu: GPU, H: int, dy: UOp, call: UOp) -> Gradients:
     qkv, *bias, lse, y = map(Tensor, call.src[1:])
     B, T, C = y.shape
-    gradient = Tensor(dy)
-    first = attention.query_gradient(gpu, B, T, H, C // H)
-    sums = new(y, B * triton.cdiv(T, first.constants["QUERIES"]), 3 * C, dtype=dtypes.float32)
-    outs = new(y, B, T, 3 * C), sums, new(y, B, H, T, dtype=dtypes.float32)
-    dqkv, sums, delta = launch(gpu, first, outs, gradient, qkv, y, lse)
-    dqkv, sums = launch(gpu, attention.key_gradient(gpu, B, T, H, C // H), [dqkv, sums], gradient, qkv, lse, delta)
+    gradient, D = Tensor(dy), C // H
+    dqkv, delta = new(y, B, T, 3 * C), new(y, B, H, T, dtype=dtypes.float32)
+    if attention.in_one_kernel(gpu, T, D):
+        [delta] = launch(gpu, attention.delta(B, T, H, D), [delta], gradient, y)
+        kernel = attention.gradient(gpu, B, T, H)
+        sums = new(y, B * T // D, 3 * C, dtype=dtypes.float32)
+        outs = dqkv, sums, new(y, *kernel.grid, T, D, dtype=dtypes.float32)
+        dqkv, sums, _ = launch(gpu, kernel, outs, gradient, qkv, lse, delta)
+    else:
+        first = attention.query_gradient(gpu, B, T, H, D)
+        sums = new(y, B * triton.cdiv(T, first.constants["QUERIES"]), 3 * C, dtype=dtypes.float32)
+        dqkv, sums, delta = launch(gpu, first, [dqkv, sums, delta], gradient, qkv, y, lse)
+        dqkv, sums = launch(gpu, attention.key_gradient(gpu, B, T, H, D), [dqkv, sums], gradient, qkv, lse, delta)
     return dqkv.uop, *(column_sums(gpu, sums).uop for _ in bias), None, None
 
 

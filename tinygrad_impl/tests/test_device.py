@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from data.cli import InputError
+from data.ranks import Place
 from tinygrad_impl import device
 from tinygrad_impl.device import device_name, open_device, peak_flops, provide_clang
 
@@ -159,6 +160,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
         monkeypatch.setattr(device, "provide_clang", lambda: devices.asked.append("clang") is None)  # type: ignore[func-returns-value]
         monkeypatch.setattr(device, "provide_triton_cache", lambda: None)
         monkeypatch.setattr(device, "shield_compilers", lambda: devices.asked.append("shield"))
+        monkeypatch.setattr(device, "start_compilers", lambda most: devices.asked.append(f"{most} compilers"))
         chosen = open_device(name)
         assert device.DEV.value == os.environ["DEV"] == chosen
         return [*devices.asked, chosen]
@@ -169,7 +171,12 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 def test_the_best_device_there_is(opened: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA comes first, then what tinygrad has in its order; DEV is asked before that, and --device before DEV."""
     monkeypatch.setattr(device, "ALL_DEVICES", ["METAL", "AMD", "NV", "CUDA", "CPU"])
-    assert opened(None, "CUDA", "METAL", "CPU") == ["shield", "clang", "nvrtc", "context", "CUDA", "CUDA"]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(40))
+    at_once = ["shield", "clang", "nvrtc", "context", "CUDA", "16 compilers", "CUDA"]
+    assert opened(None, "CUDA", "METAL", "CPU") == at_once
+    monkeypatch.setattr(device, "place", lambda: Place(1, 16, 1, 8))
+    assert opened(None, "CUDA")[-2] == "5 compilers"  # for each of a host's ranks
+    monkeypatch.setattr(device, "place", lambda: None)
     assert opened(None, "NV", "CPU") == ["shield", "clang", "nvrtc", "context", "CUDA", "METAL", "AMD", "NV", "NV"]
     assert opened(None, "CPU")[-3:] == ["CPU", "cores", "CPU"]
     assert opened(None, "CUDA", "AMD", dev="AMD") == ["shield", "clang", "AMD", "AMD"]

@@ -1,5 +1,6 @@
 """What internals.py relies on in tinygrad 0.14.0. A test that fails says what another version of tinygrad breaks."""
 
+import ctypes
 import importlib.metadata
 import os
 import sqlite3
@@ -8,6 +9,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_uint64
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,23 +17,26 @@ import numpy as np
 import pytest
 import tinygrad.device
 from tinygrad import Device, Tensor, TinyJit, dtypes, helpers
-from tinygrad.engine import jit
+from tinygrad.engine import jit, worker
 from tinygrad.engine.realize import run_linear, runtime_cache
-from tinygrad.helpers import GlobalCounters
+from tinygrad.helpers import Context, GlobalCounters
 from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import ProgramInfo, UOp
 
 import tinygrad_impl
+from tinygrad_impl import internals
+from tinygrad_impl.compilers import KernelCache, begin_compiler, in_a_compiler, start_compilers
 from tinygrad_impl.internals import (
+    CUDAMemory,
     HighWater,
-    KernelCache,
     ParallelProgram,
-    begin_compiler,
     captured_at_once,
     compiled_kernels,
     contents,
     free_memory,
     give_runtime,
+    memory_of,
+    on_host,
     one_by_one,
     overwrite,
     program,
@@ -64,6 +69,38 @@ def test_memory_is_overwritten_in_place(dtype: type) -> None:
     for wrong in (values[:2], values.astype(np.int8)):
         with pytest.raises(AssertionError):
             overwrite(tensor, wrong)
+    assert memory_of(tensor).shape == (3, 4)
+    memory_of(tensor)[0] = 7
+    np.testing.assert_array_equal(contents(tensor)[0], 7, err_msg="memory_of no longer gives the memory itself")
+
+
+def test_memory_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies there is copied there, without the host; it may not have gaps. The host can have a copy."""
+    told: list[object] = []
+
+    def copy_out(to: int, address: int, size: int) -> int:
+        ctypes.memset(to, 1, size)
+        told.append(("out", address, size))
+        return 0
+
+    def copy_on(to: object, address: int, size: int, stream: object) -> int:
+        told.append(("on", address, size, stream))
+        return 0
+
+    driver = SimpleNamespace(cuMemcpyDtoDAsync_v2=copy_on, cuMemcpyDtoH_v2=copy_out)
+    monkeypatch.setattr(internals, "driver", lambda: driver)
+    tensor, there = Tensor.zeros(2, 3).contiguous().realize(), CUDAMemory(4096, (2, 3), "<i4")
+    with pytest.raises(AssertionError):
+        overwrite(tensor, there)
+    there = CUDAMemory(4096, (2, 3), "<f4")
+    overwrite(tensor, there)
+    np.testing.assert_array_equal(on_host(there).view(np.int32), np.full((2, 3), 0x01010101))
+    assert told == [("on", 4096, 24, None), ("out", 4096, 24)]
+    there.__cuda_array_interface__["strides"] = (4, 8)
+    for use in (lambda: overwrite(tensor, there), lambda: on_host(there)):
+        with pytest.raises(AssertionError, match="contiguous"):
+            use()
+    assert on_host(array := np.ones(3)) is array
 
 
 def test_the_first_call_is_captured() -> None:
@@ -136,7 +173,7 @@ def test_a_program_ends_though_a_compiler_misses_the_request_to() -> None:
     """One that is about to wait for the queue's lock does, and would then wait for ever."""
     code = """
 import signal, time
-from tinygrad_impl.internals import shield_compilers
+from tinygrad_impl.compilers import shield_compilers
 shield_compilers()
 from tinygrad.engine.worker import get_worker_pool
 pool = get_worker_pool()
@@ -148,13 +185,29 @@ time.sleep(1)  # until it has begun
     subprocess.run([sys.executable, "-c", code], cwd=root, env=os.environ | {"PARALLEL": "1"}, check=True, timeout=60)
 
 
+def test_compilers_are_given_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are any. They are started before they are needed, and no more of them than asked for."""
+    pools: list[ThreadPool | None] = []
+    monkeypatch.setattr(worker, "get_worker_pool", lambda: pools[-1])
+    with ThreadPool(1) as pool, Context(PARALLEL=7):
+        pools.append(pool)
+        assert in_a_compiler(threading.get_ident) != threading.get_ident()
+        assert in_a_compiler(pow, 2, 3) == 8
+        pools.append(None)
+        assert in_a_compiler(threading.get_ident) == threading.get_ident()
+        start_compilers(9)
+        assert helpers.PARALLEL.value == 7
+        start_compilers(3)
+        assert helpers.PARALLEL.value == 3
+
+
 def test_a_compiler_says_nothing_once_the_process_that_started_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here that is gone already. What it has to say would be tracebacks."""
     gone, silent = SimpleNamespace(join=lambda: None), threading.Event()
     with monkeypatch.context() as patch:  # not any longer: pytest needs os.dup2 too
-        patch.setattr("tinygrad_impl.internals.multiprocessing.parent_process", lambda: gone)
+        patch.setattr("tinygrad_impl.compilers.multiprocessing.parent_process", lambda: gone)
         patch.setattr(os, "dup2", lambda nowhere, number: silent.set() if number == 2 else None)
-        patch.setattr("tinygrad_impl.internals.signal.signal", lambda number, handler: None)
+        patch.setattr("tinygrad_impl.compilers.signal.signal", lambda number, handler: None)
         patch.setattr(KernelCache, "install", lambda cache: None)
         begin_compiler(begin=lambda: None)
         assert silent.wait(5)

@@ -298,3 +298,24 @@ def test_clipping_gives_gradients_no_error_in_common() -> None:
         expected = 0.5 * gradients["wte.weight"].astype(np.float64) / (norm + 1e-6)
         error = np.linalg.norm(clipped.moments()["exp_avg.wte.weight"] - expected) / np.linalg.norm(expected)
         assert error < 1.2 * 2.0**-24
+
+
+def test_memory() -> None:
+    """Where parameters, moments and totals lie: not copies, and what is written there is what the trainer goes on from.
+    `restore` takes tensors of PyTorch's too.
+    """
+    trainer = tinygrad_impl.trainer.Trainer(CONFIG, weights())
+    random, memory = np.random.default_rng(1), trainer.memory()
+    arrays = {name: random.standard_normal(a.shape) for name, a in memory.items() if not name.startswith("total.")}
+    trainer.restore({name: torch.tensor(a) for name, a in arrays.items()}, arrays, 3)
+    found = trainer.arrays() | trainer.moments()
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(memory[name], array)
+        np.testing.assert_array_equal(found[name], array)
+    for name in trainer.parameters:
+        memory[f"total.{name}"][:] = 2.0
+        memory[name][:] = 5.0
+        np.testing.assert_array_equal(trainer.model.arrays()[name], 5.0)
+    trainer.count = 2
+    assert all((gradient == 1.0).all() for gradient in trainer.mean_gradients()[1].values())

@@ -1,6 +1,8 @@
 """How a kernel becomes a program of tinygrad's: its tensors, sizes and names, and what the GPU is told."""
 
+import pickle
 from concurrent.futures import Future
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +13,11 @@ from tinygrad.runtime import ops_cuda
 from tinygrad.uop.ops import Ops, UOp
 
 from data.cli import InputError
+from tinygrad_impl import compilers
 from tinygrad_impl.kernels.tests.support import DEVICE  # first: it readies Triton's interpreter
 
 from tinygrad_impl.kernels import GPU, launch  # isort: skip
-from tinygrad_impl.kernels.launch import Compiled, Launch  # isort: skip
+from tinygrad_impl.kernels.launch import Binary, Compiled, Launch  # isort: skip
 
 
 GPU_90 = GPU(90, 132)
@@ -28,8 +31,9 @@ class Kernel:
     arg_names = ("out", "parts", "x", "B", "K", "EARLY")
 
 
+add_kernel = Kernel()  # by this name other processes find it
 CONSTANTS = {"K": 7, "EARLY": True, "B": 3, "OTHER": 5}
-ADD = Launch(Kernel(), (6, 2), CONSTANTS, warps=8, stages=3, flops=50, bytes=70, descriptors=True, groups=(0, 3, 0))
+ADD = Launch(add_kernel, (6, 2), CONSTANTS, warps=8, stages=3, flops=50, bytes=70, descriptors=True, groups=(0, 3, 0))
 
 
 def placeholders(*types: Any) -> tuple[UOp, ...]:
@@ -107,11 +111,9 @@ def compiled(
     monkeypatch.setattr(ops_cuda.cuda, "cuFuncSetAttribute", set_attribute)
     device = SimpleNamespace(renderer=SimpleNamespace(target=SimpleNamespace(arch="sm_90")), runtime=runtime)
     monkeypatch.setattr(launch, "Device", {"GPU": device})
-    metadata = SimpleNamespace(name="entry", shared=1234, global_scratch_size=scratch)
-    metadata.target = SimpleNamespace(arch=capability)
-    metadata.num_warps = kernel.warps if warps is None else warps
-    future: Future[Any] = Future()
-    future.set_result(SimpleNamespace(metadata=metadata, asm={"cubin": b"code", "ptx": "assembly"}))
+    future: Future[Binary] = Future()
+    warps = kernel.warps if warps is None else warps
+    future.set_result(Binary("entry", f"sm_{capability}", b"code", "assembly", warps, 1234, scratch))
     return Compiled(kernel, future, "GPU", launch.wrap(GPU_90, kernel, 2, ARGS)), told
 
 
@@ -165,27 +167,52 @@ def test_warps_of_a_kernel_in_gluon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled once for its tensors' dtypes and the device's architecture, in the background."""
+    """Compiled once for its tensors' dtypes and the device's architecture, by another process."""
     asked: list[Any] = []
     compiled(ADD, 0, monkeypatch)
 
-    def compile_kernel(*given: Any) -> str:
+    def compile_kernel(*given: Any) -> Any:
         asked.append(given)
-        return "binary"
+        metadata = SimpleNamespace(name="entry", num_warps=8, shared=1234, global_scratch_size=640)
+        return SimpleNamespace(metadata=metadata, asm={"cubin": b"code", "ptx": "assembly"})
+
+    def in_a_compiler(*given: Any) -> Any:
+        function, *args = pickle.loads(pickle.dumps(given))
+        return pickle.loads(pickle.dumps(function(*args)))
 
     monkeypatch.setattr(launch, "compile_kernel", compile_kernel)
+    monkeypatch.setattr(compilers, "in_a_compiler", in_a_compiler)
     uop = launch.program(GPU_90, ADD, 2, "GPU", *ARGS)
     assert launch.program(GPU_90, ADD, 2, "GPU", *ARGS) is uop
-    made = runtime_cache[uop.key, "GPU"]
-    assert (made.kernel, made.device, made.uop, made.binary.result()) == (ADD, "GPU", uop, "binary")
+    made, binary = runtime_cache[uop.key, "GPU"], Binary("entry", "sm_90", b"code", "assembly", 8, 1234, 640)
+    assert (made.kernel, made.device, made.uop, made.binary.result()) == (ADD, "GPU", uop, binary)
     types = dtypes.float32, dtypes.bfloat16, dtypes.int32, dtypes.int64, dtypes.float64
     assert asked == [(ADD, types, "sm_90")]
     older = launch.program(GPU(80, 132), ADD, 2, "GPU", *ARGS)
-    assert (older.key != uop.key, runtime_cache[older.key, "GPU"].binary.result()) == (True, "binary")
+    assert (older.key != uop.key, runtime_cache[older.key, "GPU"].binary.result()) == (
+        True,
+        replace(binary, arch="sm_80"),
+    )
     assert [arch for *_, arch in asked] == ["sm_90", "sm_80"]
     assert asked[1:] == [(ADD, types, "sm_80")]
     other = Launch(Kernel(), (6, 2), CONSTANTS | {"K": 8}, warps=8, stages=3, flops=50, bytes=70, groups=(0, 3, 0))
     assert launch.program(GPU_90, other, 2, "GPU", *ARGS) is not uop
+
+
+def test_a_kernel_that_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error comes back from the other process, which Triton's own, that need arguments, would not."""
+
+    class Failed(Exception):
+        def __init__(self, what: str, where: int):
+            super().__init__(f"{what} at {where}")
+
+    def compile_kernel(*given: Any) -> Any:
+        raise Failed("a wrong shape", 3)
+
+    monkeypatch.setattr(launch, "compile_kernel", compile_kernel)
+    with pytest.raises(RuntimeError, match=r"add_kernel of .*'K': 7.*Failed: a wrong shape at 3") as found:
+        launch.compile_named(*launch.named(ADD), (), "sm_90")
+    assert str(pickle.loads(pickle.dumps(found.value))) == str(found.value)
 
 
 def test_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
