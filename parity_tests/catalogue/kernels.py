@@ -34,13 +34,6 @@ GRAPH = f"{KERNELS}/graph.py"
 
 PLANTED: list[Row] = [
     (
-        "attention's delta by itself: of the first head for all",
-        ATTENTION,
-        "at = row.to(tl.int64) * (H * D) + head * D",
-        "at = row.to(tl.int64) * (H * D)",
-        f"{ATTENTIONS}[1-96-2-64-16-sm_100]",
-    ),
-    (
         "all rows draw by one number",
         DRAW,
         "tl.load(steps + row) * N + row) * kept",

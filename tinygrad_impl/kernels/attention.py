@@ -8,7 +8,8 @@ sqrt(D), so that a single exp2 gives P from S again. Then, with dP = dy @ v.T,
     delta = rowsum(dy * y),  dS = P * (dP - delta),  dq = dS @ k / sqrt(D),  dk = dS.T @ q / sqrt(D),  dv = P.T @ dy
 
 The backward pass computes S and dP twice, in a kernel that sums over keys and in one that sums over queries: so each
-sum is one program's, the same in every run. P and dS are rounded to bfloat16 for their products.
+sum is one program's, the same in every run. P and dS are rounded to bfloat16 for their products. On Hopper, one kernel
+computes them once (hopper_attention_gradient.py).
 """
 
 import math
@@ -229,7 +230,7 @@ def launch_of(gpu: GPU, kernel: Any, B: int, T: int, H: int, D: int) -> Launch:
 
 
 def fits_hopper(gpu: GPU, T: int, D: int) -> bool:
-    """Whether the kernels of hopper_attention.py take this."""
+    """Whether the kernels of hopper_attention.py and hopper_attention_gradient.py take this."""
     return gpu.pairs_warpgroups and D == 64 and T % 128 == 0
 
 
@@ -256,9 +257,9 @@ def hopper_forward(gpu: GPU, B: int, T: int, H: int) -> Launch:
 
 
 def hopper_gradient(gpu: GPU, B: int, T: int, H: int) -> Launch:
-    """In the place of `query_gradient` and `key_gradient`. Writes dqkv (B, T, 3 * H * 64) bfloat16, its sums over 64 rows
-    (B, T / 64, 3 * H * 64) float32, delta (B, H, T) float32, and memory of its own (programs, T, 64) float32; reads dy,
-    qkv, y and lse.
+    """In the place of `query_gradient` and `key_gradient`, where `fits_hopper`. Writes dqkv (B, T, 3 * H * 64)
+    bfloat16, its sums over 64 rows (B, T / 64, 3 * H * 64) float32, delta (B, H, T) float32, and memory of its own
+    (programs, T, 64) float32; reads dy, qkv, y and lse.
     """
     from tinygrad_impl.kernels import hopper_attention_gradient
 
