@@ -34,6 +34,20 @@ GRAPH = f"{KERNELS}/graph.py"
 
 PLANTED: list[Row] = [
     (
+        "attention's gradient on Hopper gets lse in the place of y",
+        OPERATIONS,
+        "launch(gpu, kernel, outs, gradient, qkv, y, lse)",
+        "launch(gpu, kernel, outs, gradient, qkv, lse, y)",
+        f"{TESTS}/test_hopper_attention.py::test_who_takes_the_gradient[90-384-1]",
+    ),
+    (
+        "attention on Hopper has no more programs than heads",
+        ATTENTION,
+        "min(gpu.multiprocessors, B * H * T // 128)",
+        "min(gpu.multiprocessors, B * H)",
+        f"{TESTS}/test_hopper_attention.py::test_programs",
+    ),
+    (
         "all rows draw by one number",
         DRAW,
         "tl.load(steps + row) * N + row) * kept",
