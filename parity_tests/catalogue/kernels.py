@@ -34,11 +34,18 @@ GRAPH = f"{KERNELS}/graph.py"
 
 PLANTED: list[Row] = [
     (
-        "attention's delta by itself: of the first head for all",
+        "attention's gradient on Hopper gets lse in the place of y",
+        OPERATIONS,
+        "launch(gpu, kernel, outs, gradient, qkv, y, lse)",
+        "launch(gpu, kernel, outs, gradient, qkv, lse, y)",
+        f"{TESTS}/test_hopper_attention.py::test_who_takes_the_gradient[90-384-1]",
+    ),
+    (
+        "attention on Hopper has no more programs than heads",
         ATTENTION,
-        "at = row.to(tl.int64) * (H * D) + head * D",
-        "at = row.to(tl.int64) * (H * D)",
-        f"{ATTENTIONS}[1-96-2-64-16-sm_100]",
+        "min(gpu.multiprocessors, B * H * T // 128)",
+        "min(gpu.multiprocessors, B * H)",
+        f"{TESTS}/test_hopper_attention.py::test_programs",
     ),
     (
         "all rows draw by one number",

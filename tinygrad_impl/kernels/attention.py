@@ -8,7 +8,8 @@ sqrt(D), so that a single exp2 gives P from S again. Then, with dP = dy @ v.T,
     delta = rowsum(dy * y),  dS = P * (dP - delta),  dq = dS @ k / sqrt(D),  dk = dS.T @ q / sqrt(D),  dv = P.T @ dy
 
 The backward pass computes S and dP twice, in a kernel that sums over keys and in one that sums over queries: so each
-sum is one program's, the same in every run. P and dS are rounded to bfloat16 for their products.
+sum is one program's, the same in every run. P and dS are rounded to bfloat16 for their products. On Hopper, one kernel
+computes them once (hopper_attention_gradient.py).
 """
 
 import math
@@ -22,7 +23,6 @@ from tinygrad_impl.kernels.launch import Launch
 
 LOG2E = tl.constexpr(math.log2(math.e))
 TILE = 64  # queries and keys: the unit of tiles
-SHORT = 256  # the longest T for which five products have been quicker than seven: reading and writing dq costs the rest
 
 
 @triton.jit
@@ -184,16 +184,6 @@ def attention_key_gradient(
     tl.store(sums + 2 * C, tl.sum(dv, 0))
 
 
-@triton.jit
-def attention_delta(delta, dy, y, T: tl.constexpr, H: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr):
-    """delta (B, H, T) by itself. A program has ROWS rows of a head, which divide T."""
-    row, head = tl.program_id(0) * ROWS, tl.program_id(1)
-    at = row.to(tl.int64) * (H * D) + head * D
-    dy_tile = load(dy + at, 0, T, H * D, ROWS, D, False).to(tl.float32)
-    y_tile = load(y + at, 0, T, H * D, ROWS, D, False).to(tl.float32)
-    tl.store(delta + (row // T * H + head) * T + row % T + tl.arange(0, ROWS), tl.sum(dy_tile * y_tile, 1))
-
-
 class Tiles(NamedTuple):
     """Of a kernel: queries and keys of a tile, in units of TILE; warps and stages; and how many heads are computed at a
     time, whose k and v should fit in the L2 cache.
@@ -240,7 +230,7 @@ def launch_of(gpu: GPU, kernel: Any, B: int, T: int, H: int, D: int) -> Launch:
 
 
 def fits_hopper(gpu: GPU, T: int, D: int) -> bool:
-    """Whether the kernels of hopper_attention.py take this."""
+    """Whether the kernels of hopper_attention.py and hopper_attention_gradient.py take this."""
     return gpu.pairs_warpgroups and D == 64 and T % 128 == 0
 
 
@@ -254,44 +244,33 @@ def forward(gpu: GPU, B: int, T: int, H: int, D: int) -> Launch:
 def hopper_forward(gpu: GPU, B: int, T: int, H: int) -> Launch:
     from tinygrad_impl.kernels import hopper_attention  # here, because Triton's interpreter does not know Gluon
 
-    programs = min(gpu.multiprocessors, B * H)
+    programs = min(gpu.multiprocessors, B * H * T // 128)
     return Launch(
         hopper_attention.hopper_attention_forward,
         (programs,),
         {"B": B, "T": T, "H": H, "STAGES": 2, "PROGRAMS": programs},
-        workers=hopper_attention.FORWARD_WORKERS,
+        workers=hopper_attention.WORKERS,
         flops=2 * B * H * T * T * 64,
         bytes=2 * 4 * B * T * H * 64,
         descriptors=True,
     )
 
 
-def in_one_kernel(gpu: GPU, T: int, D: int) -> bool:
-    """Whether `delta` and `gradient` are quicker than `query_gradient` and `key_gradient`."""
-    return fits_hopper(gpu, T, D) and T <= SHORT
-
-
-def delta(B: int, T: int, H: int, D: int) -> Launch:
-    """Writes delta (B, H, T) float32; reads dy and y (B, T, H * D) bfloat16. 16 divides T."""
-    rows = math.gcd(T, 64)
-    constants = {"T": T, "H": H, "D": D, "ROWS": rows}
-    return Launch(attention_delta, (B * T // rows, H), constants, bytes=2 * 2 * B * T * H * D)
-
-
-def gradient(gpu: GPU, B: int, T: int, H: int) -> Launch:
-    """Writes dqkv (B, T, 3 * H * 64) bfloat16, its sums over 64 rows (B, T / 64, 3 * H * 64) float32, and memory of its
-    own (programs, T, 64) float32; reads dy, qkv, lse and delta.
+def hopper_gradient(gpu: GPU, B: int, T: int, H: int) -> Launch:
+    """In the place of `query_gradient` and `key_gradient`, where `fits_hopper`. Writes dqkv (B, T, 3 * H * 64)
+    bfloat16, its sums over 64 rows (B, T / 64, 3 * H * 64) float32, delta (B, H, T) float32, and memory of its own
+    (programs, T, 64) float32; reads dy, qkv, y and lse.
     """
-    from tinygrad_impl.kernels import hopper_attention, hopper_attention_gradient
+    from tinygrad_impl.kernels import hopper_attention_gradient
 
     programs = min(gpu.multiprocessors, B * H)
     return Launch(
         hopper_attention_gradient.hopper_attention_gradient,
         (programs,),
         {"B": B, "T": T, "H": H, "STAGES": 3, "PROGRAMS": programs},
-        workers=hopper_attention.GRADIENT_WORKERS,
+        workers=hopper_attention_gradient.WORKERS,
         flops=5 * B * H * T * T * 64,
-        bytes=2 * 7 * B * T * H * 64,
+        bytes=2 * 8 * B * T * H * 64,
         descriptors=True,
     )
 

@@ -1,10 +1,8 @@
 """Attention of heads of 64 for Hopper, in Gluon: warps with work of their own, as in pingpong.py.
 
-The gradient takes five products where attention.py's two kernels take seven: a program goes through heads, through a
-head's keys in blocks of 128, the last first, and through the queries that see them in tiles of 64. Two warpgroups have
-64 keys each: they compute P and dS once, and from them dk and dv. A third multiplies dS by k and adds that to dq, which
-it keeps in memory in float32: a head is one program's, so the order of every sum is the program's. One more warp has
-the copy engine fetch the tiles. The letters are those of attention.py.
+A program goes through blocks of 128 queries, of one head after another, and through the keys that they see, the last
+first. Two warpgroups have 64 queries each; one more warp has the copy engine fetch the tiles. The letters are those of
+attention.py; hopper_attention_gradient.py is the gradient.
 """
 
 import math
@@ -25,7 +23,7 @@ TILE = gl.constexpr(64)  # rows of a tile: one warpgroup's products
 BLOCK = gl.constexpr(128)  # rows of two warpgroups; it divides T
 SCALE = gl.constexpr(math.log2(math.e) / 8)  # of scores, for powers of 2
 FEW = gl.constexpr(24)  # registers of a thread that fetches
-FORWARD_WORKERS, GRADIENT_WORKERS = 8, 12  # warps besides the first warpgroup's; of the last four, one fetches
+WORKERS = 8  # warps besides the first warpgroup's; of the last four, one fetches
 SWIZZLED = gl.constexpr(gl.NVMMASharedLayout(128, 16))
 BARRIERS = gl.constexpr(mbarrier.MBarrierLayout())
 SQUARE = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16]))
@@ -54,12 +52,18 @@ def cut(program, B: gl.constexpr, T: gl.constexpr, H: gl.constexpr, PROGRAMS: gl
 
 
 @gluon.jit
+def share(B: gl.constexpr, T: gl.constexpr, H: gl.constexpr, PROGRAMS: gl.constexpr):
+    """The first block of this program and the first of the next."""
+    return cut(gl.program_id(0), B, T, H, PROGRAMS), cut(gl.program_id(0) + 1, B, T, H, PROGRAMS)
+
+
+@gluon.jit
 def fetch_forward(
     q_map, kv_map, q_ring, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty,
     B: gl.constexpr, T: gl.constexpr, H: gl.constexpr, STAGES: gl.constexpr, PROGRAMS: gl.constexpr,
 ):  # fmt: skip
     C: gl.constexpr = H * D
-    first, end = cut(gl.program_id(0), B, T, H, PROGRAMS), cut(gl.program_id(0) + 1, B, T, H, PROGRAMS)
+    first, end = share(B, T, H, PROGRAMS)
     count = 0
     for turn in range(end - first):
         head, block = (first + turn) // (T // BLOCK), (first + turn) % (T // BLOCK)
@@ -92,7 +96,7 @@ def attend(
     """TILE queries of each block, for one of the two warpgroups, 0 or 1. While the tensor cores add P @ v of some keys,
     it computes P of the keys before those.
     """
-    first, end = cut(gl.program_id(0), B, T, H, PROGRAMS), cut(gl.program_id(0) + 1, B, T, H, PROGRAMS)
+    first, end = share(B, T, H, PROGRAMS)
     rows = gl.arange(0, TILE, layout=gl.SliceLayout(1, WIDE))
     columns = gl.arange(0, BLOCK, layout=gl.SliceLayout(0, WIDE))
     count = 0

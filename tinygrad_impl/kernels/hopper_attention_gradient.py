@@ -1,4 +1,11 @@
-"""The gradient of attention for Hopper, in Gluon (hopper_attention.py says how)."""
+"""The gradient of attention for Hopper, in Gluon: five products where attention.py's two kernels take seven.
+
+A program goes through heads, through a head's keys in blocks of 128, the last first, and through the queries that see
+them in tiles of 64. Two warpgroups have 64 keys each: they compute P and dS once, and from them dk and dv. A third
+multiplies dS by k and adds that to dq, which grows in memory, in float32: a head is one program's, so the order of
+every sum is the program's. Two more warps compute delta of the block's own queries, which no block before it has seen;
+one more has the copy engine fetch the tiles. The letters are those of attention.py.
+"""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -14,7 +21,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from tinygrad_impl.kernels.hopper_attention import (
     BARRIERS,
     BLOCK,
-    FEW,
     OPERAND,
     SCALE,
     SQUARE,
@@ -25,8 +31,10 @@ from tinygrad_impl.kernels.hopper_attention import (
     wait_for_all,
 )
 
-MANY = gl.constexpr(200)  # registers of a thread of the two warpgroups
-SOME = gl.constexpr(88)  # and of the third
+MANY = gl.constexpr(192)  # registers of a thread of the two warpgroups,
+SOME = gl.constexpr(88)  # of the third,
+FEW = gl.constexpr(40)  # and of a warp that computes delta or fetches
+WORKERS = 12  # warps besides the first warpgroup's, of which the last has nothing to do
 
 
 @gluon.jit
@@ -44,7 +52,8 @@ def place(turn, first, T: gl.constexpr):
 
 @gluon.jit
 def fetch(
-    qkv_map, dy_map, k_ring, v_ring, q_ring, dy_ring, kv_full, kv_empty, full, empty,
+    qkv_map, dy_map, y_map, k_ring, v_ring, q_ring, dy_ring, own_y, own_dy,
+    kv_full, kv_empty, full, empty, own_full, own_empty,
     B: gl.constexpr, T: gl.constexpr, H: gl.constexpr, STAGES: gl.constexpr, PROGRAMS: gl.constexpr,
 ):  # fmt: skip
     C: gl.constexpr = H * D
@@ -60,6 +69,12 @@ def fetch(
             key, tile = row + block * BLOCK + who * TILE, kv * 2 + who
             tma.async_copy_global_to_shared(qkv_map, [key, column + C], kv_full.index(kv), k_ring.index(tile))
             tma.async_copy_global_to_shared(qkv_map, [key, column + 2 * C], kv_full.index(kv), v_ring.index(tile))
+        for half in gl.static_range(2):
+            query = row + block * BLOCK + half * TILE
+            mbarrier.wait(own_empty.index(half), (turn & 1) ^ 1)
+            mbarrier.expect(own_full.index(half), 2 * TILE * D * 2)
+            tma.async_copy_global_to_shared(y_map, [query, column], own_full.index(half), own_y.index(half))
+            tma.async_copy_global_to_shared(dy_map, [query, column], own_full.index(half), own_dy.index(half))
         for query in range(row + block * BLOCK, row + T, TILE):
             stage = count % STAGES
             mbarrier.wait(empty.index(stage), (count // STAGES & 1) ^ 1)
@@ -67,6 +82,28 @@ def fetch(
             tma.async_copy_global_to_shared(qkv_map, [query, column], full.index(stage), q_ring.index(stage))
             tma.async_copy_global_to_shared(dy_map, [query, column], full.index(stage), dy_ring.index(stage))
             count += 1
+
+
+@gluon.jit
+def deltas(
+    delta, own_y, own_dy, own_full, own_empty, delta_full,
+    B: gl.constexpr, T: gl.constexpr, H: gl.constexpr, PROGRAMS: gl.constexpr,
+):  # fmt: skip
+    """delta of each block's own queries, for two warps: 16 rows at a time, since they have few registers."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [2, 1], [1, 0])
+    rows = gl.arange(0, 16, layout=gl.SliceLayout(1, layout))
+    first, end = heads(B, H, PROGRAMS)
+    for turn in range((end - first) * (T // BLOCK)):
+        head, block = place(turn, first, T)
+        for half in gl.static_range(2):
+            mbarrier.wait(own_full.index(half), turn & 1)
+            for row in gl.static_range(0, TILE, 16):
+                y = own_y.index(half).slice(row, 16, 0).load(layout).to(gl.float32)
+                dy = own_dy.index(half).slice(row, 16, 0).load(layout).to(gl.float32)
+                gl.store(delta + head * T + block * BLOCK + half * TILE + row + rows, gl.sum(y * dy, 1))
+            wait_for_all()
+            mbarrier.arrive(own_empty.index(half))
+        mbarrier.arrive(delta_full.index(turn % 2))
 
 
 @gluon.jit
@@ -111,7 +148,7 @@ def add_queries(
 @gluon.jit
 def keys(
     WHO: gl.constexpr, dqkv_map, sums, lse, delta, k_ring, v_ring, q_ring, dy_ring, ds_tiles, out_tiles,
-    kv_full, kv_empty, full, empty, ds_full, ds_empty,
+    kv_full, kv_empty, delta_full, full, empty, ds_full, ds_empty,
     B: gl.constexpr, T: gl.constexpr, H: gl.constexpr, STAGES: gl.constexpr, PROGRAMS: gl.constexpr,
 ):  # fmt: skip
     """dk and dv of TILE keys of each block, for one of the two warpgroups, 0 or 1."""
@@ -125,6 +162,7 @@ def keys(
         row, column = head // H * T + block * BLOCK + WHO * TILE, head % H * D
         kv = turn % 2
         mbarrier.wait(kv_full.index(kv), turn // 2 & 1)
+        mbarrier.wait(delta_full.index(kv), turn // 2 & 1)
         k, v = k_ring.index(kv * 2 + WHO), v_ring.index(kv * 2 + WHO)
         if WHO == 1:  # the block's first queries come before all of these keys
             mbarrier.wait(full.index(count % STAGES), count // STAGES & 1)
@@ -162,6 +200,14 @@ def keys(
 
 
 @gluon.jit
+def scattered():
+    """Where a tile of dq keeps each of its numbers in memory: those that a warp stores at once lie side by side."""
+    rows = gl.arange(0, TILE, layout=gl.SliceLayout(1, SQUARE))[:, None]
+    columns = gl.arange(0, D, layout=gl.SliceLayout(0, SQUARE))[None, :]
+    return columns // 8 * 512 + rows // 8 % 2 * 256 + rows // 16 * 64 + rows % 8 * 8 + columns % 8
+
+
+@gluon.jit
 def add_keys(
     block, query, count, dqkv_map, sums, kept, row, column, k_ring, kv, ds_0, ds_1, dq_tile,
     full_0, empty_0, full_1, empty_1,
@@ -171,14 +217,13 @@ def add_keys(
     FIRST queries of a block only the first warpgroup's keys give something. `kept` is that sum in float32, which the
     last block of keys ends.
     """
-    rows = gl.arange(0, TILE, layout=gl.SliceLayout(1, SQUARE))
     columns = gl.arange(0, D, layout=gl.SliceLayout(0, SQUARE))
     count_0, count_1 = count
-    kept += (query * TILE + rows)[:, None] * D + columns[None, :]
+    kept += query * (TILE * D) + scattered()
     if FIRST:
         dq = gl.zeros((TILE, D), gl.float32, SQUARE)
-    else:  # of the block's own queries there is nothing yet
-        dq = gl.load(kept, mask=(query * TILE + rows)[:, None] >= (block + 1) * BLOCK, other=0.0)
+    else:  # of the block's own queries there is nothing yet; .cg: by way of the L2 cache alone
+        dq = gl.load(kept, mask=query >= block * 2 + 2, other=0.0, cache_modifier=".cg")
     slot = count_0 % 2
     mbarrier.wait(full_0.index(slot), count_0 // 2 & 1)
     k = k_ring.index(kv * 2)
@@ -239,18 +284,21 @@ def queries(
 
 @gluon.jit
 def hopper_attention_gradient(
-    dqkv, sums, kept, dy, qkv, lse, delta,
+    dqkv, sums, delta, kept, dy, qkv, y, lse,
     B: gl.constexpr, T: gl.constexpr, H: gl.constexpr, STAGES: gl.constexpr, PROGRAMS: gl.constexpr,
 ):  # fmt: skip
-    """dqkv and its sums over TILE rows; kept (PROGRAMS, T, D) is where dq grows."""
+    """dqkv, its sums over TILE rows, and delta; kept (PROGRAMS, T, D) is where dq grows."""
     C: gl.constexpr = H * D
     qkv_map = tma.make_tensor_descriptor(qkv, [B * T, 3 * C], [3 * C, 1], [TILE, D], SWIZZLED)
     dqkv_map = tma.make_tensor_descriptor(dqkv, [B * T, 3 * C], [3 * C, 1], [TILE, D], SWIZZLED)
     dy_map = tma.make_tensor_descriptor(dy, [B * T, C], [C, 1], [TILE, D], SWIZZLED)
+    y_map = tma.make_tensor_descriptor(y, [B * T, C], [C, 1], [TILE, D], SWIZZLED)
     k_ring = gl.allocate_shared_memory(gl.bfloat16, [4, TILE, D], SWIZZLED)
     v_ring = gl.allocate_shared_memory(gl.bfloat16, [4, TILE, D], SWIZZLED)
     q_ring = gl.allocate_shared_memory(gl.bfloat16, [STAGES, TILE, D], SWIZZLED)
     dy_ring = gl.allocate_shared_memory(gl.bfloat16, [STAGES, TILE, D], SWIZZLED)
+    own_y = gl.allocate_shared_memory(gl.bfloat16, [2, TILE, D], SWIZZLED)
+    own_dy = gl.allocate_shared_memory(gl.bfloat16, [2, TILE, D], SWIZZLED)
     ds_0 = gl.allocate_shared_memory(gl.bfloat16, [2, TILE, TILE], SWIZZLED)
     ds_1 = gl.allocate_shared_memory(gl.bfloat16, [2, TILE, TILE], SWIZZLED)
     out_0 = gl.allocate_shared_memory(gl.bfloat16, [2, TILE, D], SWIZZLED)
@@ -258,6 +306,9 @@ def hopper_attention_gradient(
     dq_tile = gl.allocate_shared_memory(gl.bfloat16, [TILE, D], SWIZZLED)
     kv_full = gl.allocate_shared_memory(gl.int64, [2, 1], BARRIERS)
     kv_empty = gl.allocate_shared_memory(gl.int64, [2, 1], BARRIERS)
+    own_full = gl.allocate_shared_memory(gl.int64, [2, 1], BARRIERS)
+    own_empty = gl.allocate_shared_memory(gl.int64, [2, 1], BARRIERS)
+    delta_full = gl.allocate_shared_memory(gl.int64, [2, 1], BARRIERS)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIERS)
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIERS)
     full_0 = gl.allocate_shared_memory(gl.int64, [2, 1], BARRIERS)
@@ -267,6 +318,9 @@ def hopper_attention_gradient(
     for i in gl.static_range(2):
         mbarrier.init(kv_full.index(i), count=1)
         mbarrier.init(kv_empty.index(i), count=3)
+        mbarrier.init(own_full.index(i), count=1)
+        mbarrier.init(own_empty.index(i), count=1)
+        mbarrier.init(delta_full.index(i), count=1)
         mbarrier.init(full_0.index(i), count=1)
         mbarrier.init(empty_0.index(i), count=1)
         mbarrier.init(full_1.index(i), count=1)
@@ -278,14 +332,15 @@ def hopper_attention_gradient(
     gl.warp_specialize(
         [
             (keys, (0, dqkv_map, sums, lse, delta, k_ring, v_ring, q_ring, dy_ring, ds_0, out_0,
-                    kv_full, kv_empty, full, empty, full_0, empty_0, B, T, H, STAGES, PROGRAMS)),
+                    kv_full, kv_empty, delta_full, full, empty, full_0, empty_0, B, T, H, STAGES, PROGRAMS)),
             (keys, (1, dqkv_map, sums, lse, delta, k_ring, v_ring, q_ring, dy_ring, ds_1, out_1,
-                    kv_full, kv_empty, full, empty, full_1, empty_1, B, T, H, STAGES, PROGRAMS)),
+                    kv_full, kv_empty, delta_full, full, empty, full_1, empty_1, B, T, H, STAGES, PROGRAMS)),
             (queries, (dqkv_map, sums, kept, k_ring, ds_0, ds_1, dq_tile, kv_full, kv_empty,
                        full_0, empty_0, full_1, empty_1, B, T, H, PROGRAMS)),
-            (fetch, (qkv_map, dy_map, k_ring, v_ring, q_ring, dy_ring, kv_full, kv_empty, full, empty,
-                     B, T, H, STAGES, PROGRAMS)),
+            (deltas, (delta, own_y, own_dy, own_full, own_empty, delta_full, B, T, H, PROGRAMS)),
+            (fetch, (qkv_map, dy_map, y_map, k_ring, v_ring, q_ring, dy_ring, own_y, own_dy,
+                     kv_full, kv_empty, full, empty, own_full, own_empty, B, T, H, STAGES, PROGRAMS)),
         ],
-        [4, 4, 1],
-        [MANY, SOME, FEW],
+        [4, 4, 2, 1],
+        [MANY, SOME, FEW, FEW],
     )  # fmt: skip

@@ -341,12 +341,11 @@ def _attention_gradient(gpu: GPU, H: int, dy: UOp, call: UOp) -> Gradients:
     B, T, C = y.shape
     gradient, D = Tensor(dy), C // H
     dqkv, delta = new(y, B, T, 3 * C), new(y, B, H, T, dtype=dtypes.float32)
-    if attention.in_one_kernel(gpu, T, D):
-        [delta] = launch(gpu, attention.delta(B, T, H, D), [delta], gradient, y)
-        kernel = attention.gradient(gpu, B, T, H)
-        sums = new(y, B * T // D, 3 * C, dtype=dtypes.float32)
-        outs = dqkv, sums, new(y, *kernel.grid, T, D, dtype=dtypes.float32)
-        dqkv, sums, _ = launch(gpu, kernel, outs, gradient, qkv, lse, delta)
+    if attention.fits_hopper(gpu, T, D):
+        kernel = attention.hopper_gradient(gpu, B, T, H)
+        sums = new(y, B * T // attention.TILE, 3 * C, dtype=dtypes.float32)
+        outs = dqkv, sums, delta, new(y, *kernel.grid, T, D, dtype=dtypes.float32)
+        dqkv, sums, *_ = launch(gpu, kernel, outs, gradient, qkv, y, lse)
     else:
         first = attention.query_gradient(gpu, B, T, H, D)
         sums = new(y, B * triton.cdiv(T, first.constants["QUERIES"]), 3 * C, dtype=dtypes.float32)

@@ -41,9 +41,8 @@ def training(gpu: GPU) -> Iterator[tuple[Launch, str]]:
     yield matmul.column_sums(528, C, 1, outs=3), "fff f"
     yield attention.forward(gpu, B, T, H, C // H), "bf b"
     yield attention.query_gradient(gpu, B, T, H, C // H), "bff bbbf"
-    yield attention.delta(B, T, H, C // H), "f bb"
-    if attention.in_one_kernel(gpu, attention.SHORT, C // H):
-        yield attention.gradient(gpu, B, attention.SHORT, H), "bff bbff"
+    if attention.fits_hopper(gpu, T, C // H):
+        yield attention.hopper_gradient(gpu, B, T, H), "bfff bbbf"
     yield attention.key_gradient(gpu, B, T, H, C // H), "bf bbff"
     yield layer_norm.forward(R, C, 1e-5, True), "fbff fbff"
     yield layer_norm.forward(R, C, 1e-5, False), "bff fff"

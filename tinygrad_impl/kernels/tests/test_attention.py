@@ -58,10 +58,6 @@ def by_kernels(gpu: GPU, qkv: torch.Tensor, dy: torch.Tensor, H: int, group: int
     sums, q_sums = (empty(B * -(-T // parts), 3 * C, dtype=torch.float32) for _ in range(2))
     run_launch(launches[0], [y, lse], qkv)
     run_launch(launches[1], [dq_only, q_sums, delta], dy, qkv, y, lse)
-    if T % 16 == 0:
-        by_itself = empty(B, H, T, dtype=torch.float32)
-        run_launch(attention.delta(B, T, H, C // H), [by_itself], dy, y)
-        torch.testing.assert_close(by_itself, delta, rtol=1e-4, atol=1e-4)
     run_launch(launches[2], [dqkv, sums], dy, qkv, lse, delta)
     assert dqkv[..., :C].isnan().all(), "key_gradient must leave q's columns alone"
     assert dq_only[..., C:].isnan().all(), "query_gradient must leave the columns of k and v alone"

@@ -1,11 +1,13 @@
 """The attention kernels for Hopper, beside float64. Gluon has no interpreter: they need the GPU."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from tinygrad import Tensor, dtypes
 
-from tinygrad_impl.kernels import GPU, attention
+from tinygrad_impl.kernels import GPU, attention, operations
 from tinygrad_impl.kernels.launch import Launch
 from tinygrad_impl.kernels.tests.support import THIS_GPU, check, run_launch
 from tinygrad_impl.kernels.tests.test_attention import by_torch, empty, random
@@ -19,14 +21,39 @@ SHAPES = [(2, 128, 1), (3, 384, 5), (2, 256, 12), (1, 640, 3), (2, 1024, 25), (1
 def test_who_has_them(capability: int) -> None:
     gpu = GPU(capability, 132)
     assert attention.forward(gpu, 2, 128, 1, 64).name.startswith("hopper") == (capability == 90)
-    assert attention.in_one_kernel(gpu, 256, 64) == (capability == 90)
 
 
 @pytest.mark.parametrize(("T", "D"), [(200, 64), (64, 64), (256, 32)])
 def test_what_they_do_not_take(T: int, D: int) -> None:
     gpu = GPU(90, 132)
     assert not attention.forward(gpu, 2, T, 1, D).name.startswith("hopper")
-    assert not attention.in_one_kernel(gpu, T, D)
+
+
+@pytest.mark.parametrize(("capability", "T", "kernels"), [(90, 384, 1), (90, 320, 2), (80, 384, 2)])
+def test_who_takes_the_gradient(capability: int, T: int, kernels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    qkv, y, dy = (Tensor.empty(2, T, C, dtype=dtypes.bfloat16) for C in (3 * 128, 128, 128))
+    lse, launches = Tensor.empty(2, 2, T), []
+
+    def launch(gpu: GPU, kernel: Launch, outs: list[Tensor], *ins: Tensor) -> list[Tensor]:
+        launches.append((kernel.name, [t.shape for t in (*outs, *ins)]))
+        return list(outs)
+
+    monkeypatch.setattr(operations, "launch", launch)
+    call = SimpleNamespace(src=(None, qkv.uop, lse.uop, y.uop))
+    operations._attention_gradient(GPU(capability, 3), 2, dy.uop, call)
+    assert len(launches) == kernels
+    if kernels == 1:
+        [(name, shapes)] = launches
+        assert name.startswith("hopper_attention_gradient")
+        own = [(2, T, 384), (12, 384), (2, 2, T), (3, T, 64)]  # dqkv, sums, delta, and where dq grows
+        assert shapes == [*own, dy.shape, qkv.shape, y.shape, lse.shape]
+
+
+def test_programs() -> None:
+    """As many as multiprocessors, as long as there is something to do for each."""
+    for B, T, H, forward, gradient in ((4, 1024, 25, 132, 100), (1, 384, 2, 6, 2), (32, 1024, 12, 132, 132)):
+        assert attention.hopper_forward(GPU(90, 132), B, T, H).grid == (forward,)
+        assert attention.hopper_gradient(GPU(90, 132), B, T, H).grid == (gradient,)
 
 
 def by_kernels(qkv: torch.Tensor, dy: torch.Tensor, H: int, programs: int) -> tuple[torch.Tensor, ...]:
@@ -39,11 +66,10 @@ def by_kernels(qkv: torch.Tensor, dy: torch.Tensor, H: int, programs: int) -> tu
 
     y, (lse, delta) = empty(B, T, C), (empty(B, H, T, dtype=torch.float32) for _ in range(2))
     run_launch(few(attention.hopper_forward(THIS_GPU, B, T, H)), [y, lse], qkv)
-    run_launch(attention.delta(B, T, H, 64), [delta], dy, y)
-    gradient = few(attention.gradient(THIS_GPU, B, T, H))
+    gradient = few(attention.hopper_gradient(THIS_GPU, B, T, H))
     dqkv, sums = empty(B, T, 3 * C), empty(B * T // 64, 3 * C, dtype=torch.float32)
     kept = empty(*gradient.grid, T, 64, dtype=torch.float32)
-    run_launch(gradient, [dqkv, sums, kept], dy, qkv, lse, delta)
+    run_launch(gradient, [dqkv, sums, delta, kept], dy, qkv, y, lse)
     return y, lse, dqkv, sums.sum(0)
 
 
