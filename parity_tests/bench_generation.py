@@ -1,15 +1,18 @@
 """How fast the port generates beside `transformers`: `python -m parity_tests.bench_generation`.
 
-Both continue the same prompts of random tokens, greedily, by turns in one process; the first turn, which compiles, is
-reported apart. Random weights are as fast as any others. In bfloat16 the two round differently, and need not write the
-same tokens.
+All continue the same prompts of random tokens, greedily, by turns in one process; the first turn, which compiles, is
+reported apart. Random weights are as fast as any others. In bfloat16 they round differently, and need not write the
+same tokens. With `--compiled` there is also the fastest that users of `transformers` know: a static cache, with which
+its model is compiled by `torch.compile`.
 """
 
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,13 @@ PROMPT = 16  # tokens
 TURNS = 4  # of each, the first of which only warms up
 
 
+def weights(config: GPT2Config) -> dict[str, np.ndarray]:
+    """Random ones. All layers have the same, because to draw 1.5 billion numbers takes longer than everything else."""
+    arrays = random_weights(replace(config, n_layer=1), 0, 0.2)
+    layer = {name: arrays.pop(name) for name in list(arrays) if name.startswith("h.0.")}
+    return arrays | {f"h.{i}.{name[4:]}": layer[name] for i in range(config.n_layer) for name in layer}
+
+
 def timed(generate: Callable[[], list[list[int]]]) -> tuple[list[list[int]], float]:
     """What it generates, and how long it took in seconds."""
     started = time.perf_counter()
@@ -46,9 +56,12 @@ def measure(
     backend: Backend,
     batch_sizes: list[int],
     new: int,
-) -> list[dict[str, Any]]:
-    """Rates in tokens a second, and seconds of the first turns, of `new` tokens in each row of the batches."""
-    arrays = random_weights(config, 0, 0.2)
+    compiled: bool,
+) -> Iterator[dict[str, Any]]:
+    """For each size of a batch, as soon as it is there, the rates in tokens a second and the seconds of the first
+    turns, of `new` tokens in each row.
+    """
+    arrays = weights(config)
     their_dtype, torch_device = (
         torch.bfloat16 if backend.dtype else torch.float32,
         "cuda" if device == "CUDA" else "cpu",
@@ -56,37 +69,41 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder), config, arrays)
         theirs = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=their_dtype).to(torch_device).eval()
-    generator, found = Generator(GPT2(config, arrays), backend, eot=EOT), []
-    with Progress(total=len(batch_sizes) * TURNS * 2, desc="generating", unit="turn") as progress:
+    generator = Generator(GPT2(config, arrays), backend, eot=EOT)
+    compile_config = transformers.CompileConfig()  # mode "reduce-overhead", which takes CUDA graphs
+    compile_config._compile_all_devices = True  # as it would by itself on a GPU
+    with Progress(total=len(batch_sizes) * TURNS * (3 if compiled else 2), desc="generating", unit="turn") as progress:
         for rows in batch_sizes:
             prompts = np.random.default_rng(rows).integers(0, EOT, (rows, PROMPT)).tolist()
 
             def by_tinygrad(prompts: list[list[int]] = prompts) -> list[list[int]]:
                 return generator(prompts, new, Sampler(0))
 
-            def by_transformers(prompts: list[list[int]] = prompts) -> list[list[int]]:
+            def by_transformers(prompts: list[list[int]] = prompts, **settings: Any) -> list[list[int]]:
                 ids = torch.tensor(prompts, device=torch_device)
-                options = {"max_new_tokens": new, "do_sample": False, "pad_token_id": EOT}
+                options = {"max_new_tokens": new, "do_sample": False, "pad_token_id": EOT} | settings
                 out = theirs.generate(ids, attention_mask=torch.ones_like(ids), **options)[:, PROMPT:].tolist()
                 return [row[: row.index(EOT)] if EOT in row else row for row in out]
 
-            seconds: dict[str, list[float]] = {"tinygrad": [], "transformers": []}
+            ways = {"tinygrad": by_tinygrad, "transformers": by_transformers}
+            if compiled:
+                static = {"cache_implementation": "static", "compile_config": compile_config}
+                ways["compiled_transformers"] = partial(by_transformers, **static)
+            written: dict[str, list[list[int]]] = {}
+            seconds: dict[str, list[float]] = {name: [] for name in ways}
             for _ in range(TURNS):
-                ours, spent = timed(by_tinygrad)
-                seconds["tinygrad"].append(spent)
-                progress.update()
-                expected, spent = timed(by_transformers)
-                seconds["transformers"].append(spent)
-                progress.update()
-            tokens = {"tinygrad": sum(map(len, ours)), "transformers": sum(map(len, expected))}
-            rate = {name: tokens[name] / statistics.median(of_it[1:]) for name, of_it in seconds.items()}
-            found.append(
-                {"rows": rows, "new_tokens": new, "same_tokens": ours == expected}
-                | {f"{name}_tokens_per_second": rate[name] for name in rate}
+                for name, generate in ways.items():
+                    written[name], spent = timed(generate)
+                    seconds[name].append(spent)
+                    progress.update()
+            rate = {name: sum(map(len, written[name])) / statistics.median(seconds[name][1:]) for name in ways}
+            yield (
+                {"rows": rows, "new_tokens": new, "same_tokens": written["tinygrad"] == written["transformers"]}
+                | {f"{name}_tokens_per_second": rate[name] for name in ways}
                 | {"ratio": rate["tinygrad"] / rate["transformers"]}
-                | {f"{name}_first_seconds": of_it[0] for name, of_it in seconds.items()}
+                | ({"compiled_ratio": rate["tinygrad"] / rate["compiled_transformers"]} if compiled else {})
+                | {f"{name}_first_seconds": seconds[name][0] for name in ways}
             )
-    return found
 
 
 def main() -> None:
@@ -103,6 +120,11 @@ def main() -> None:
     parser.add_argument(
         "--max-new-tokens", type=integer(1), default=64, metavar="N", help="after 16 of a prompt (default: %(default)s)"
     )
+    parser.add_argument(
+        "--compiled",
+        action="store_true",
+        help="also transformers with a static cache and torch.compile, which takes a minute or more to compile",
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="as generate's")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
@@ -117,16 +139,20 @@ def main() -> None:
     backend = backend_for(args.dtype, config, device)
     computed = f"{'bfloat16' if backend.dtype else 'float32'}, {backend.name} kernels"
     print(f"{args.preset} in {computed}, on {device_name(device)}, {versions}", flush=True)
-    found = measure(config, device, backend, args.batch_size or [1], args.max_new_tokens)
-    if args.json:
-        with atomic_write(args.json, "w") as f:
-            f.write(json.dumps(found, indent=1) + "\n")
-    print("\nrows  tinygrad tok/s  transformers tok/s  ratio  first turn, seconds  same tokens")
-    for row in found:
-        first = f"{row['tinygrad_first_seconds']:.1f}, {row['transformers_first_seconds']:.1f}"
-        rates = f"{row['tinygrad_tokens_per_second']:14,.1f}  {row['transformers_tokens_per_second']:18,.1f}"
-        same = "yes" if row["same_tokens"] else "no"
-        print(f"{row['rows']:4}  {rates}  {row['ratio']:5.2f}  {first:>19}  {same:>11}")
+    names = ["tinygrad", "transformers"] + (["compiled_transformers"] if args.compiled else [])
+    found = []
+    for row in measure(config, device, backend, args.batch_size or [1], args.max_new_tokens, args.compiled):
+        found.append(row)
+        print(f"\n{row['rows']} {'rows' if row['rows'] > 1 else 'row'} of {row['new_tokens']} new tokens")
+        print(f"{'':24}     tokens/s  tinygrad's is  first turn")
+        for name in names:
+            rate, first = row[f"{name}_tokens_per_second"], row[f"{name}_first_seconds"]
+            ratio = "" if name == "tinygrad" else f"{row['tinygrad_tokens_per_second'] / rate:.2f} x"
+            print(f"{name.replace('_', ' '):24} {rate:12,.1f}  {ratio:>13}  {first:8.1f} s")
+        print(f"tinygrad and transformers wrote {'the same' if row['same_tokens'] else 'other'} tokens", flush=True)
+        if args.json:
+            with atomic_write(args.json, "w") as f:
+                f.write(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tinygrad import dtypes
 
 from data.checkpoints.config import PRESETS, GPT2Config
@@ -44,11 +45,36 @@ def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = [(row["tinygrad_first_seconds"], row["transformers_first_seconds"]) for row in rows]
     assert first == [(9, 5), (7, 6)]
     assert "tiny in float32, plain kernels, on CPU" in result.out
-    lines = [line.split() for line in result.out.splitlines()[-2:]]
-    assert lines == [
-        ["2", "8.0", "5.3", "1.50", "9.0,", "5.0", "yes"],
-        ["3", "3.0", "12.0", "0.25", "7.0,", "6.0", "yes"],
+    assert "3 rows of 8 new tokens" in result.out
+    assert [line.split() for line in result.out.splitlines() if line.startswith(("tinygrad ", "transformers"))] == [
+        ["tinygrad", "8.0", "9.0", "s"],
+        ["transformers", "5.3", "1.50", "x", "5.0", "s"],
+        ["tinygrad", "and", "transformers", "wrote", "the", "same", "tokens"],
+        ["tinygrad", "3.0", "7.0", "s"],
+        ["transformers", "12.0", "0.25", "x", "6.0", "s"],
+        ["tinygrad", "and", "transformers", "wrote", "the", "same", "tokens"],
     ]
+
+
+def test_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers has torch compile its model, once, and reports its rate beside the others."""
+    config = GPT2Config(vocab_size=50257, n_layer=2, n_head=2, n_embd=16, n_positions=32)
+    monkeypatch.setitem(bench_generation.PRESETS, "tiny", config)
+    modes = []
+
+    def compiled(call: Any, mode: str, **_: Any) -> Any:
+        modes.append(mode)
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    argv = ("--preset", "tiny", "--device", "CPU", "--max-new-tokens", 4, "--dtype", "float32", "--compiled")
+    result = call(bench_generation.main, *argv, "--json", "found.json", cwd=tmp_path)
+    assert result.code == 0, result
+    assert modes == ["reduce-overhead"]
+    [row] = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    ours, theirs = row["tinygrad_tokens_per_second"], row["compiled_transformers_tokens_per_second"]
+    assert row["compiled_ratio"] == pytest.approx(ours / theirs)
+    assert f"{theirs:,.1f}" in result.out
 
 
 def test_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,18 +95,15 @@ def test_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_generation, "measure", measure)
     result = call(bench_generation.main, cwd=tmp_path)
     assert result.code == 0, result
-    assert (asked[-1], opened[-1]) == ((PRESETS["gpt2"], "CPU", Plain(), [1], 64), None)
-    argv = ("--preset", "tinystories", "--device", "NAME", "--dtype", "bfloat16", "--max-new-tokens", 9)
-    result = call(
-        bench_generation.main, *argv, "--batch-size", 4, "--batch-size", 7, "--json", "found.json", cwd=tmp_path
-    )
+    assert (asked[-1], opened[-1]) == ((PRESETS["gpt2"], "CPU", Plain(), [1], 64, False), None)
+    argv = ("--preset", "tinystories", "--device", "NAME", "--dtype", "bfloat16", "--max-new-tokens", 9, "--compiled")
+    result = call(bench_generation.main, *argv, "--batch-size", 4, "--batch-size", 7, cwd=tmp_path)
     assert result.code == 0, result
-    assert asked[-1] == (PRESETS["tinystories"], "CPU", Plain(dtypes.bfloat16), [4, 7], 9)
+    assert asked[-1] == (PRESETS["tinystories"], "CPU", Plain(dtypes.bfloat16), [4, 7], 9, True)
     assert opened[-1] == "NAME"
     assert "tinystories in bfloat16, plain kernels" in result.out
-    assert json.loads((tmp_path / "found.json").read_text(encoding="utf-8")) == []
     assert call(bench_generation.main, "--max-new-tokens", 1, "--batch-size", 1, cwd=tmp_path).code == 0
-    assert asked[-1][-2:] == ([1], 1)
+    assert asked[-1][-3:] == ([1], 1, False)
 
 
 def test_bad_options(tmp_path: Path) -> None:

@@ -343,15 +343,29 @@ PLANTED: list[Row] = [
     (
         "the mean turn in place of the median",
         BENCH,
-        "statistics.median(of_it[1:])",
-        "statistics.mean(of_it[1:])",
+        "statistics.median(seconds[name][1:])",
+        "statistics.mean(seconds[name][1:])",
         "parity_tests/test_bench_generation.py::test_figures",
+    ),
+    (
+        "the compiled peer grows its cache, and so is not compiled",
+        BENCH,
+        '"cache_implementation": "static", ',
+        "",
+        "parity_tests/test_bench_generation.py::test_compiled",
+    ),
+    (
+        "--compiled of the bench is not passed on",
+        BENCH,
+        "args.max_new_tokens, args.compiled)",
+        "args.max_new_tokens, False)",
+        "parity_tests/test_bench_generation.py::test_options",
     ),
     (
         "--max-new-tokens of the bench is not passed on",
         BENCH,
-        "args.batch_size or [1], args.max_new_tokens)",
-        "args.batch_size or [1], 64)",
+        "args.batch_size or [1], args.max_new_tokens, args.compiled)",
+        "args.batch_size or [1], 64, args.compiled)",
         "parity_tests/test_bench_generation.py::test_options",
     ),
     (
