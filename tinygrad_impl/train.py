@@ -89,10 +89,10 @@ def main() -> None:
 
 def train_from(start: Start, kernels: str, device: str) -> None:
     options = start.options
+    backend = choose(kernels, start.config, device, bfloat16=options.dtype == "bfloat16")
     aside = ThreadPoolExecutor(1)
     if options.parity != "off" and not options.find_lr:
-        aside.submit(import_gate)
-    backend = choose(kernels, start.config, device, bfloat16=options.dtype == "bfloat16")
+        aside.submit(import_gate)  # not before: PyTorch imports Triton too, as the kernels have done
     trainer = Trainer(
         start.config,
         start.arrays,
