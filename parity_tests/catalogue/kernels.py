@@ -70,6 +70,13 @@ PLANTED: list[Row] = [
     ),
     ("padding is written past the cache", STEP, "kept = inside & (position < P)[:, None]", "kept = inside", FEW),
     (
+        "a large model's programs of one text wait for room",
+        DECODE,
+        "(32 if at_once else 16)",
+        "32",
+        f"{DECODED}::test_programs_of_a_large_model_are_narrower",
+    ),
+    (
         "rows past the last whole tile are left out",
         DECODE,
         "grid = triton.cdiv(writes, columns), triton.cdiv(R, rows)",

@@ -42,7 +42,8 @@ class Launches:
         rows = tall if R > 64 else min(tall, 32)
         dozens = 32 < R <= 64 and gpu.shared_memory == 227  # has tiles of its own, `quick`
         block = 32 if dozens else 16 if R <= 64 else 64  # columns of the stream that have statistics of their own
-        wide = 32 if one else 16 if R <= 16 else 64 if R <= 64 else math.gcd(C, 128)
+        at_once = gpu.multiprocessors >= 3 * C // 32  # programs of c_attn, were they of 32 columns
+        wide = (32 if at_once else 16) if one else 16 if R <= 16 else 64 if R <= 64 else math.gcd(C, 128)
         self.R, self.C, self.inner, self.blocks = R, C, inner, C // block
 
         def linear(

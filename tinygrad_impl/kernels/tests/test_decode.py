@@ -15,7 +15,7 @@ from tinygrad_impl.internals import contents
 from tinygrad_impl.kernels.tests.support import DEVICE, THIS_GPU
 
 from tinygrad_impl import generate  # isort: skip: after the support
-from tinygrad_impl.kernels import decode, draw, launch  # isort: skip
+from tinygrad_impl.kernels import GPU, decode, draw, launch  # isort: skip
 from tinygrad_impl.kernels.fused import Fused  # isort: skip
 from tinygrad_impl.model import GPT2  # isort: skip
 from tinygrad_impl.trainer import Trainer  # isort: skip
@@ -114,6 +114,13 @@ def test_logits(
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draw, "SORTED", 64)  # several of so few tokens
+
+
+def test_programs_of_a_large_model_are_narrower() -> None:
+    """Where those of 32 columns would not all run at once."""
+    for width, columns in ((1280, 32), (1600, 16)):
+        k = decode.Launches(GPU(90, 132), GPT2Config(n_embd=width, n_head=width // 64), 1, 1, 50257)
+        assert (k.qkv.constants["BN"], k.expand.constants["BN"]) == (columns, columns)
 
 
 def drawn_by_kernels(logits: np.ndarray, settings: list[float], numbers: np.ndarray) -> np.ndarray:
