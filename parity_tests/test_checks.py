@@ -1,9 +1,11 @@
 """What is compared and measured: batches, their groups and steps, nudged weights, and clipping."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import parity_tests.setting
 import tinygrad_impl.trainer
@@ -80,10 +82,14 @@ def test_both_sides_of_clipping() -> None:
     assert clip_between(setting, steps) == pytest.approx(0.99 * np.sort(norms)[2])
 
 
-def test_tokens_of_the_reference_at_a_time() -> None:
-    """On a GPU more of a small model's, which leave some 10 GB in all."""
+def test_tokens_of_the_reference_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU more of a small model's, which take some 10 GB in all, or a quarter of a small GPU's memory."""
+    gpu = SimpleNamespace(total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
     small = Setting(CONFIG, random_weights(CONFIG, 0), "float32", "CUDA")
     assert Setting(CONFIG, small.arrays, "float32", "CPU").reference_tokens(LENGTH) == REFERENCE_TOKENS
     for preset, T, tokens in (("tinystories", 256, 4371), ("gpt2", 1024, 1402), ("gpt2-xl", 1024, REFERENCE_TOKENS)):
         small.config = PRESETS[preset]
         assert small.reference_tokens(T) == tokens
+    small.config, gpu.total_memory = PRESETS["tinystories"], 20 << 30
+    assert small.reference_tokens(256) == 4371 // 2
