@@ -195,8 +195,9 @@ def step_rows(
 
     Judged after every single step, which begins from the float64 reference's state, gradients and loss: where a
     gradient is next to nothing Adam's step is its sign, on which roundings need not agree. `norms`: what each step's
-    gradient is scaled to, None for what it is. All trainers begin where `port` stands, and end where the reference
-    does, so that `gradient_rows` can tell whether the graphs see the new weights.
+    gradient is scaled to, None for what it is. All trainers begin where `port` stands, and end where its last step
+    left it, so that `gradient_rows` can tell whether the graphs see the weights that AdamW has written: `restore` would
+    round off the kernels' copies of them itself.
     """
     reference, own = references
     first, start = port.steps, now(port)
@@ -205,6 +206,8 @@ def step_rows(
         trainer.restore(start, start, first)
     stored = own.parameters["wte.weight"].dtype
     for done, ((batches, lr, port_lr), norm) in enumerate(zip(steps, norms or repeat(None)), first + 1):  # noqa: B905
+        if done > first + 1:
+            follow_reference(port, references, done - 1)
         reference.accumulate(setting.reference_batches(batches))
         loss, gradients = reference.mean_gradients()
         if norm is not None:
@@ -217,7 +220,9 @@ def step_rows(
         port.load_gradients(loss * count, totals, count)
         expected = outcome(reference, loss, reference.update(lr))
         comparison.add(expected, outcome(port, *port.update(port_lr)), outcome(own, loss, own.update(lr)))
-        follow_reference(port, references, done)
+    end = now(port)
+    for trainer in references:
+        trainer.restore(end, end, port.steps)
     return comparison.rows({"loss": (ROUNDING, ONE_NUMBER)})
 
 

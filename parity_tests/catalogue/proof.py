@@ -19,6 +19,13 @@ PLANTED: list[Row] = [
         "parity_tests/test_gate.py::test_the_gate",
     ),
     (
+        "the gradients after AdamW's steps are of restored weights",
+        "parity_tests/checks.py",
+        "    end = now(port)\n",
+        "    follow_reference(port, references, port.steps)\n    end = now(port)\n",
+        "parity_tests/test_checks.py::test_the_last_step_is_left_as_it_is",
+    ),
+    (
         "the port's totals are taken for means",
         "parity_tests/checks.py",
         "{name: total / count for",
