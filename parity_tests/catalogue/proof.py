@@ -12,6 +12,13 @@ IN_CERTIFICATE, IN_PROOF = "parity_tests/test_certificate.py", "parity_tests/tes
 
 PLANTED: list[Row] = [
     (
+        "PyTorch is imported again where that failed",
+        "tinygrad_impl/train.py",
+        "imported.result().ready_references",
+        "import_gate().ready_references",
+        "tinygrad_impl/tests/test_train.py::test_what_is_wrong_with_pytorch_is_told",
+    ),
+    (
         "what is captured before the proof uses up a batch",
         "tinygrad_impl/train.py",
         "        start.loader.restore(position)\n",
