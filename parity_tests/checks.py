@@ -78,11 +78,11 @@ def gradient_rows(
 
 
 def results(trainer: AnyTrainer, batches: Sequence[Batch]) -> Tensors:
-    """The micro-batches' mean loss and its gradients. The port has to have all of them."""
+    """The micro-batches' mean loss and its gradients. Not of a port that shards its state (ZeRO)."""
     trainer.accumulate(batches)
     if isinstance(trainer, Trainer):
         totals = held(trainer, "total.")
-        # a tensor: where it divides by a number, PyTorch multiplies by the inverse on GPUs, which rounds twice
+        # a tensor, because on GPUs PyTorch divides by a number by multiplying by its inverse, which rounds twice
         count = torch.tensor(float(trainer.count), device=totals["wte.weight"].device)
         return {name: total / count for name, total in totals.items()} | {"loss": np.array(trainer.mean_loss())}
     loss, gradients = trainer.mean_gradients()
@@ -90,7 +90,9 @@ def results(trainer: AnyTrainer, batches: Sequence[Batch]) -> Tensors:
 
 
 def beginnings(own: torch_ref.trainer.Trainer, nudges: int) -> list[dict[str, np.ndarray]]:
-    """PyTorch's weights, copied, and as many sets of them nudged; nothing where none are to be."""
+    """A copy of PyTorch's weights, and `nudges` sets of them nudged; without `nudges` one empty set, as the weights
+    stay as they are.
+    """
     if not nudges:
         return [{}]
     arrays = {name: p.detach().cpu().numpy().copy() for name, p in own.parameters.items()}
@@ -147,15 +149,15 @@ def global_norm(gradients: Mapping[str, torch.Tensor]) -> float:
     return math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients.values()))
 
 
-def held(trainer: Trainer, beginning: str) -> dict[str, torch.Tensor]:
-    """What the port has in memory under names of this beginning, which is left out: not copied, where it lies."""
-    found = {n.removeprefix(beginning): m for n, m in trainer.memory().items() if n.startswith(beginning)}
-    return {name: tensor_of(memory) for name, memory in found.items()}
+def held(trainer: Trainer, prefix: str) -> dict[str, torch.Tensor]:
+    """The port's own memory, not copied, as tensors: of all names with this prefix, which is left out."""
+    memory = trainer.memory().items()
+    return {name.removeprefix(prefix): tensor_of(array) for name, array in memory if name.startswith(prefix)}
 
 
 def now(trainer: AnyTrainer) -> dict[str, torch.Tensor]:
-    """The parameters and both moments, by name, as they are until the trainer goes on: not copied, but for those of a
-    rank that has only its parts.
+    """The parameters and both moments, by name: not copied, so that they change with the trainer's next step (copied
+    where several ranks share them out).
     """
     if isinstance(trainer, Trainer) and trainer.shards == 1:
         return {name: tensor for name, tensor in held(trainer, "").items() if not name.startswith("total.")}
@@ -169,7 +171,7 @@ def state(trainer: AnyTrainer) -> dict[str, torch.Tensor]:
 
 
 def outcome(trainer: AnyTrainer, loss: float, norm: float) -> Tensors:
-    """What a step is judged by, until the trainer goes on."""
+    """What a step is judged by; as `now`, not copied."""
     return now(trainer) | {"loss": np.array(loss), "norm": np.array(norm)}
 
 
@@ -193,8 +195,9 @@ def step_rows(
 
     Judged after every single step, which begins from the float64 reference's state, gradients and loss: where a
     gradient is next to nothing Adam's step is its sign, on which roundings need not agree. `norms`: what each step's
-    gradient is scaled to, None for what it is. All trainers begin where `port` stands, and end where the reference
-    does, so that `gradient_rows` can tell whether the graphs see the new weights.
+    gradient is scaled to, None for what it is. All trainers begin where `port` stands, and end where its last step
+    left it, so that `gradient_rows` can tell whether the graphs see the weights that AdamW has written: `restore` would
+    round off the kernels' copies of them itself.
     """
     reference, own = references
     first, start = port.steps, now(port)
@@ -203,6 +206,8 @@ def step_rows(
         trainer.restore(start, start, first)
     stored = own.parameters["wte.weight"].dtype
     for done, ((batches, lr, port_lr), norm) in enumerate(zip(steps, norms or repeat(None)), first + 1):  # noqa: B905
+        if done > first + 1:
+            follow_reference(port, references, done - 1)
         reference.accumulate(setting.reference_batches(batches))
         loss, gradients = reference.mean_gradients()
         if norm is not None:
@@ -215,7 +220,9 @@ def step_rows(
         port.load_gradients(loss * count, totals, count)
         expected = outcome(reference, loss, reference.update(lr))
         comparison.add(expected, outcome(port, *port.update(port_lr)), outcome(own, loss, own.update(lr)))
-        follow_reference(port, references, done)
+    end = now(port)
+    for trainer in references:
+        trainer.restore(end, end, port.steps)
     return comparison.rows({"loss": (ROUNDING, ONE_NUMBER)})
 
 

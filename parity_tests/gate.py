@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch._dynamo  # torch.optim imports it at its first use; here it is while tinygrad compiles (train.py)
+import torch._dynamo  # torch.optim would import it at its first use; imported here, it loads while tinygrad compiles
 
 from data.cli import InputError, Progress
 from data.ranks import attempt
@@ -27,7 +27,7 @@ EPS = 1e-8  # of AdamW: there is no option for it
 
 
 def ready_references(start: Start, device: str, backend: Backend) -> tuple[Setting, list[References]]:
-    """What is compared, and PyTorch's trainers with the options and weights of `start`, which the list has.
+    """What is compared, and a list of one pair: PyTorch's trainers with the options and weights of `start`.
 
     On a GPU they have computed gradients once, because PyTorch loads its kernels when it first needs them.
     """
@@ -53,9 +53,9 @@ def prove_graphs(
     """Compares the trainer's gradients and AdamW steps, on the batches that it is about to see, with those of PyTorch.
 
     PyTorch has the options and weights of `start`, which are what the user asked for, and not those that the trainer
-    was made with. `setting` and `made` are what `ready_references` gave; the list is emptied, so that its trainers are
-    gone in the end. Each of the trainer's compiled graphs is captured and then replayed, as in training. Trainer and
-    loader are left as they were.
+    was made with. `setting` and `made` are what `ready_references` gave; the list is emptied, so that nothing keeps its
+    trainers in memory after this. Each of the trainer's compiled graphs is captured and then replayed, as in training.
+    Trainer and loader are left as they were.
 
     With several ranks all of them call this, and have the same verdict: what is compared is what the ranks' graphs and
     their averaging come to (averaging.py).
@@ -63,7 +63,7 @@ def prove_graphs(
     Where torchrun has started the ranks again, the certificate that they had before holds if it is of these programs
     and batches, so that only what they begin with is compared.
 
-    `began`: when, by `time.perf_counter`, capturing the graphs did. The certificate says how long it all took.
+    `began`: when capturing the graphs began, by `time.perf_counter`. The certificate has the seconds since then.
 
     Returns the certificate, in which "summary" is a line for people, and "batches" how many micro-batches' gradients
     were compared. Raises `InputError`, naming the part that is wrong.
@@ -81,13 +81,15 @@ def prove_graphs(
         del references
         torch.cuda.empty_cache()
         return before
+    # the first step compiles AdamW; on several ranks, where no gradients were computed before, so does the first group
+    compiling = 1 if ranks.size == 1 else 4
     for times in (1, MORE):
         groups, taken = user_steps(start, times * GRAPH_BATCHES)
         bar = Progress(
             total=len(taken) + len(groups),
             desc="parity" if times == 1 else "parity again, with more",
             unit="pass",
-            compiling=6 if times == 1 else 0,
+            compiling=compiling if times == 1 else 0,
             disable=args.quiet or ranks.rank > 0,
         )
         # a gradient as it is, one twice as large as clipping lets it be, and one that it leaves alone

@@ -16,8 +16,8 @@ from parity_tests.edges import Flow, flow_in_tinygrad, flow_in_torch
 from tinygrad_impl.backend import Backend, Plain
 
 NUDGES = 8  # sets of nudged weights: how far PyTorch's results scatter over them shows how well conditioned they are
-REFERENCE_TOKENS = 1024  # at a time
-REFERENCE_BYTES = 10 << 30  # on a GPU, if more fit: a small model's kernels take longer to start than to compute
+REFERENCE_TOKENS = 1024  # at a time, or on a GPU as many as fit into this memory, or into a quarter of the GPU's,
+REFERENCE_BYTES = 10 << 30  # if these are more: a small model's kernels take longer to start than to compute
 # of these edges the kernels store bfloat16, to which PyTorch's autocast rounds them when its matmuls read them
 ROUNDED = (
     "ln_1",
@@ -86,10 +86,12 @@ class Setting:
 
     def reference_tokens(self, T: int) -> int:
         """How many tokens of windows of T the float64 reference takes at a time."""
+        if self.torch_device != "cuda":
+            return REFERENCE_TOKENS
         c = self.config
         of_layer = 10 * c.n_embd + 6 * c.inner + 3 * c.n_head * T  # numbers that are kept of a token for its gradient
-        most = REFERENCE_BYTES // (8 * (c.n_layer * of_layer + 4 * c.vocab_size))
-        return max(REFERENCE_TOKENS, most) if self.torch_device == "cuda" else REFERENCE_TOKENS
+        memory = min(REFERENCE_BYTES, torch.cuda.get_device_properties(0).total_memory // 4)
+        return max(REFERENCE_TOKENS, memory // (8 * (c.n_layer * of_layer + 4 * c.vocab_size)))
 
     def reference_flow(self, batch: Batch) -> Flow:
         """The float64 reference's activations and gradients at every edge."""

@@ -1,16 +1,18 @@
 """What is compared and measured: batches, their groups and steps, nudged weights, and clipping."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import parity_tests.setting
 import tinygrad_impl.trainer
 import torch_ref.trainer
 from data.checkpoints.config import PRESETS, GPT2Config
 from parity_tests.bounds import judge
-from parity_tests.checks import clip_between, micro_batches, training_steps
+from parity_tests.checks import clip_between, micro_batches, step_rows, training_steps
 from parity_tests.mutants import CONFIG, LENGTH, ROWS
 from parity_tests.setting import REFERENCE_TOKENS, Setting, nudged, random_batches
 from parity_tests.weights import random_weights
@@ -80,10 +82,36 @@ def test_both_sides_of_clipping() -> None:
     assert clip_between(setting, steps) == pytest.approx(0.99 * np.sort(norms)[2])
 
 
-def test_tokens_of_the_reference_at_a_time() -> None:
-    """On a GPU more of a small model's, which leave some 10 GB in all."""
+def test_the_last_step_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradients after the steps are to be those of what AdamW has written, which restored weights are not."""
+    setting = Setting(CONFIG, random_weights(CONFIG, 0), "float32", "CPU")
+    port, references, calls = setting.trainer(), setting.references(), []
+
+    def noted(name: str, call: Any) -> Any:
+        def noting(*given: Any) -> Any:
+            calls.append(name)
+            return call(*given)
+
+        return noting
+
+    for name in ("update", "restore"):
+        monkeypatch.setattr(port, name, noted(name, getattr(port, name)))
+    step_rows(setting, port, references, [(random_batches(CONFIG, ROWS, LENGTH, seed=0, count=1), 1e-2, 1e-2)] * 3)
+    assert calls == ["update", "restore"] * 2 + ["update"]
+    for trainer in references:
+        assert trainer.steps == 3
+        for name, array in port.arrays().items():
+            np.testing.assert_array_equal(trainer.parameters[name].detach().numpy(), array)
+
+
+def test_tokens_of_the_reference_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU more of a small model's, which take some 10 GB in all, or a quarter of a small GPU's memory."""
+    gpu = SimpleNamespace(total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
     small = Setting(CONFIG, random_weights(CONFIG, 0), "float32", "CUDA")
     assert Setting(CONFIG, small.arrays, "float32", "CPU").reference_tokens(LENGTH) == REFERENCE_TOKENS
     for preset, T, tokens in (("tinystories", 256, 4371), ("gpt2", 1024, 1402), ("gpt2-xl", 1024, REFERENCE_TOKENS)):
         small.config = PRESETS[preset]
         assert small.reference_tokens(T) == tokens
+    small.config, gpu.total_memory = PRESETS["tinystories"], 20 << 30
+    assert small.reference_tokens(256) == 4371 // 2

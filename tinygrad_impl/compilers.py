@@ -11,6 +11,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import tinygrad.device
@@ -35,8 +36,9 @@ def begin_compiler(begin: Callable[[], None] = worker._init_worker) -> None:
     threading.Thread(target=fall_silent_with_parent, daemon=True, name="fall silent").start()
     KernelCache(warn=False).install()
     if os.environ.get("DEV") == "CUDA" and importlib.util.find_spec("triton"):
-        for module in ("tinygrad_impl.kernels.fused", "triton.experimental.gluon._runtime"):
-            importlib.import_module(module)  # while there is nothing to compile yet
+        with suppress(ImportError):  # raised again where they are used; here it would end one process after another
+            for module in ("tinygrad_impl.kernels.fused", "triton.experimental.gluon._runtime"):
+                importlib.import_module(module)  # while there is nothing to compile yet
 
 
 def fall_silent_with_parent() -> None:
@@ -55,16 +57,16 @@ def fall_silent_with_parent() -> None:
 
 
 def start_compilers(most: int) -> None:
-    """Starts the processes that compile, at most so many, which takes them a second or two, before they are needed.
-    Without it the first kernels wait for them.
+    """Starts the processes that compile, `most` at most, before they are needed: the first kernels would wait for them
+    for a second or two.
     """
     PARALLEL.value = min(PARALLEL.value, most)
     worker.get_worker_pool()
 
 
 def in_a_compiler(function: Callable[..., Any], *args: Any) -> Any:
-    """Calls function(*args) in one of the processes that compile (here, where there are none), and waits for what it
-    returns. Function, arguments and result are such as can be pickled.
+    """Calls function(*args) in one of the processes that compile (in this one, where there are none), and waits for
+    what it returns. Function, arguments, result and exceptions have to be picklable.
     """
     pool = worker.get_worker_pool()
     return function(*args) if pool is None else pool.apply(function, args)

@@ -35,7 +35,7 @@ def overwrite(tensor: Tensor, array: Any) -> None:
     """Copies array, of tensor's shape and dtype, into the memory that tensor has and compiled graphs know. `assign`
     would schedule and compile a kernel, which takes a hundred times as long.
 
-    array: of numpy's, or what has memory on the tensor's GPU (a tensor of PyTorch's, `CUDAMemory`).
+    array: of numpy's, or contiguous memory of the tensor's GPU (a tensor of PyTorch's, `CUDAMemory`).
     """
     buffer = tensor.uop.base.buffer
     there = getattr(array, "__cuda_array_interface__", None)
@@ -71,7 +71,7 @@ def part_of(memory: Tensor, start: int, size: int) -> Tensor:
 
 
 def on_host(array: Any) -> np.ndarray:
-    """An array of numpy's, which is itself, or what has memory on a GPU, copied."""
+    """The array as one of numpy's: itself, or a copy of what is on a GPU, as `overwrite` takes it."""
     if (there := getattr(array, "__cuda_array_interface__", None)) is None:
         return np.asarray(array)
     assert there.get("strides") is None, "it has to be contiguous"

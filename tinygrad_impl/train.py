@@ -4,7 +4,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from tinygrad.helpers import DEV
@@ -20,7 +20,7 @@ from data.runs.loop import train
 from data.runs.options import Given, parse
 from data.runs.start import Start, begin
 from data.text.sampling import Sampler
-from tinygrad_impl.backend import CHOICES, Backend, Plain, choose
+from tinygrad_impl.backend import CHOICES, Plain, choose
 from tinygrad_impl.device import device_name, open_device, peak_flops
 from tinygrad_impl.generate import COMPILING, Generator, continue_texts
 from tinygrad_impl.losses import Evaluator
@@ -36,13 +36,17 @@ def parser() -> ArgumentParser:
     return parser
 
 
-def gate(start: Start, trainer: Trainer, device: str, aside: ThreadPoolExecutor) -> dict[str, Any]:
-    """Proves the trainer's graphs on the batches that it is about to see. Returns the files that tell of it.
+def gate(
+    start: Start, trainer: Trainer, device: str, thread: ThreadPoolExecutor, imported: "Future[Any] | None"
+) -> dict[str, Any]:
+    """Proves the trainer's graphs on the batches that it is about to see. Returns JSON to keep in the run's folder, by
+    file name.
 
-    `aside`: a thread that gets PyTorch ready while these graphs are captured. Both take seconds.
+    `thread` makes PyTorch's trainers while these graphs are captured: both take seconds. `imported` is the module
+    parity_tests.gate, which that thread imports; None with --parity off.
     """
     options = start.options
-    if options.parity == "off":
+    if imported is None:
         if start.ranks.rank == 0:
             print("PARITY NOT CHECKED (--parity off): nothing is proven about what this device computes")
         return {}
@@ -51,14 +55,14 @@ def gate(start: Start, trainer: Trainer, device: str, aside: ThreadPoolExecutor)
     if not options.quiet:
         print("comparing the training graphs with PyTorch (--parity off leaves it out)", flush=True)
     began = time.perf_counter()
-    ready = aside.submit(ready_references, start, device, trainer.backend)
-    if start.ranks.size == 1:  # what is compared is what the graphs give from their second call on
+    ready = thread.submit(lambda: imported.result().ready_references(start, device, trainer.backend))
+    if start.ranks.size == 1:  # so that all that is compared comes from replaying the captured graphs, as in training
         position = start.loader.state()
         batches = start.loader.next_micro_batches(start.micro_batches)
         trainer.accumulate(batches[:2])
         start.loader.restore(position)
     setting, references = ready.result()
-    aside.shutdown()  # what PyTorch keeps for each thread it may then use in this one
+    thread.shutdown()  # a thread that ends gives back its cuBLAS handles and their memory, which this one then uses
     from parity_tests.gate import prove_graphs  # here, because it imports PyTorch
 
     certificate = prove_graphs(trainer, start, device, began, setting, references)
@@ -67,16 +71,9 @@ def gate(start: Start, trainer: Trainer, device: str, aside: ThreadPoolExecutor)
     return {"parity.json": certificate}
 
 
-def import_gate() -> None:
-    """Imports what takes seconds, PyTorch above all. What is wrong with it is told by who imports it next."""
-    importlib.import_module("parity_tests.gate")
-
-
-def ready_references(start: Start, device: str, backend: Backend) -> Any:
-    """What `parity_tests.gate.ready_references` gives, from a thread of its own."""
-    from parity_tests import gate  # here, because it imports PyTorch
-
-    return gate.ready_references(start, device, backend)
+def import_gate() -> Any:
+    """The module parity_tests.gate, which takes seconds to import: it imports PyTorch."""
+    return importlib.import_module("parity_tests.gate")
 
 
 def main() -> None:
@@ -90,9 +87,9 @@ def main() -> None:
 def train_from(start: Start, kernels: str, device: str) -> None:
     options = start.options
     backend = choose(kernels, start.config, device, bfloat16=options.dtype == "bfloat16")
-    aside = ThreadPoolExecutor(1)
+    thread, imported = ThreadPoolExecutor(1), None
     if options.parity != "off" and not options.find_lr:
-        aside.submit(import_gate)  # not before: PyTorch imports Triton too, as the kernels have done
+        imported = thread.submit(import_gate)  # after `choose`, which imports Triton, as PyTorch does too
     trainer = Trainer(
         start.config,
         start.arrays,
@@ -132,7 +129,7 @@ def train_from(start: Start, kernels: str, device: str) -> None:
     if options.find_lr:
         find_learning_rate(start, tinygrad)
     else:
-        train(start, tinygrad, files=gate(start, trainer, device, aside))
+        train(start, tinygrad, files=gate(start, trainer, device, thread, imported))
 
 
 if __name__ == "__main__":

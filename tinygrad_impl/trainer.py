@@ -66,7 +66,7 @@ class Trainer:
         backend = backend or Plain()
         read = [bucket.name for bucket in self.gradients.buckets if backend.reads(bucket)]
         self.weights = Flat(shapes, dtype, ranks=ranks.size, held=None if self.shards == 1 else read)
-        # a model of this memory, to which `_put` writes what it begins with
+        # the model's parameters are this memory; `_put` writes the arrays to it
         of_memory: dict[str, Any] = {name: tensor.uop for name, tensor in self.weights.items()}
         self.model = GPT2(config, of_memory)
         self.parameters = nn.state.get_state_dict(self.model)
@@ -136,7 +136,7 @@ class Trainer:
 
     def load_gradients(self, loss: float, gradients: Mapping[str, Any], count: int = 1) -> None:
         """As if `accumulate` had found this loss and these gradients, sums over `count` micro-batches: arrays of numpy
-        or torch, shaped like the parameters and of their dtype.
+        or torch, contiguous, shaped like the parameters and of their dtype. Nothing is sent.
         """
         self.exchange.wait_for_gradients()
         self.count = count
@@ -268,7 +268,8 @@ class Trainer:
 
     def restore(self, arrays: Mapping[str, Any], moments: Mapping[str, Any], steps: int) -> None:
         """Goes on from these parameters and `moments()`, of `steps` steps, in the buffers that the graphs know: arrays
-        of numpy or torch. Every rank is given all of them.
+        of numpy or torch, of any float dtype; those on the GPU contiguous and of the parameters' dtype. Every rank is
+        given all of them.
         """
         self.steps = steps
         self.exchange.wait_for_gradients()

@@ -51,7 +51,7 @@ def parser(prog: str, framework: str) -> ArgumentParser:
         "--data-file",
         type=Path,
         metavar="FILE",
-        help=".jsonl(.gz): the questions of the one task of --tasks, for the hub's",
+        help=".jsonl(.gz): the questions of the one task of --tasks, instead of the hub's",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write scores, and each answer, there too")
     parser.add_argument("--device", help="by default the best there is")

@@ -172,14 +172,14 @@ class Options:
         KEEP, "score these tasks with each validation loss, as `evaluate` does (none)", None, metavar="TASK,..."
     )
     eval_data_file: str | None = option(
-        KEEP, ".jsonl(.gz): the questions of the one task of --eval-tasks, for the hub's", None, metavar="FILE"
+        KEEP, ".jsonl(.gz): the questions of the one task of --eval-tasks, instead of the hub's", None, metavar="FILE"
     )
     eval_limit: int = option(
         KEEP, "only the first N questions of each task (100); 0: all", 100, type=integer(0), metavar="N"
     )
     eval_tasks_every: int | None = option(
         KEEP,
-        "steps between scores, for --eval-every; 0: before training and after it",
+        "steps between scores (those of --eval-every); 0: only before and after training",
         None,
         type=integer(0),
         metavar="N",

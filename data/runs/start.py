@@ -234,6 +234,7 @@ def specs_to_score(given: Given) -> list[Spec]:
 
 
 def tasks_to_score(specs: Sequence[Spec], context: int) -> Any:
+    """`data.evaluation.harness.Tasks`, for a model of this context, in tokens."""
     from data.evaluation.harness import Tasks  # here, because it imports PyTorch, which takes long
 
     with tasks_may_be_left_out():
@@ -242,7 +243,7 @@ def tasks_to_score(specs: Sequence[Spec], context: int) -> Any:
 
 @contextmanager
 def tasks_may_be_left_out() -> Iterator[None]:
-    """Whoever did not ask for tasks himself has them of a recipe: what is wrong with them is said with the way out."""
+    """Adds the way out to an error about tasks, because a recipe has them though the user did not ask for any."""
     try:
         yield
     except InputError as e:

@@ -55,9 +55,9 @@ class Sampler:
 
 
 def probability(logits: np.ndarray, token: int) -> float:
-    """softmax(logits)[token], computed in float64. Of the logits that a token was drawn from, at no cost: a generator
-    notices by it that a model computes no numbers, and the check of generation compares it. What users are shown
-    (scores, perplexity, shading) is of the model's per-token losses instead.
+    """softmax(logits)[token], computed in float64. Generators have it of each token that they draw: it is NaN where a
+    model computes NaN, and the check of generation compares it. What users are shown (scores, perplexity, shading)
+    comes from the model's per-token losses instead.
     """
     odds = np.exp(logits.astype(np.float64) - logits.max())
     return float(odds[token] / odds.sum())

@@ -12,11 +12,25 @@ IN_CERTIFICATE, IN_PROOF = "parity_tests/test_certificate.py", "parity_tests/tes
 
 PLANTED: list[Row] = [
     (
+        "PyTorch is imported again where that failed",
+        "tinygrad_impl/train.py",
+        "imported.result().ready_references",
+        "import_gate().ready_references",
+        "tinygrad_impl/tests/test_train.py::test_what_is_wrong_with_pytorch_is_told",
+    ),
+    (
         "what is captured before the proof uses up a batch",
         "tinygrad_impl/train.py",
         "        start.loader.restore(position)\n",
         "",
         "parity_tests/test_gate.py::test_the_gate",
+    ),
+    (
+        "the gradients after AdamW's steps are of restored weights",
+        "parity_tests/checks.py",
+        "    end = now(port)\n",
+        "    follow_reference(port, references, port.steps)\n    end = now(port)\n",
+        "parity_tests/test_checks.py::test_the_last_step_is_left_as_it_is",
     ),
     (
         "the port's totals are taken for means",
@@ -28,8 +42,15 @@ PLANTED: list[Row] = [
     (
         "the float64 reference takes more of a large model's tokens at a time than there is memory for",
         "parity_tests/setting.py",
-        "REFERENCE_BYTES // (8 * (c.n_layer * of_layer",
-        "REFERENCE_BYTES // (8 * (of_layer",
+        "memory // (8 * (c.n_layer * of_layer",
+        "memory // (8 * (of_layer",
+        "parity_tests/test_checks.py::test_tokens_of_the_reference_at_a_time",
+    ),
+    (
+        "the float64 reference takes as much memory of a small GPU as of a large one",
+        "parity_tests/setting.py",
+        "min(REFERENCE_BYTES, torch.cuda.get_device_properties(0).total_memory // 4)",
+        "REFERENCE_BYTES",
         "parity_tests/test_checks.py::test_tokens_of_the_reference_at_a_time",
     ),
     (

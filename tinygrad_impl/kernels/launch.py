@@ -168,11 +168,11 @@ def named(kernel: Launch) -> tuple[Launch, str, str]:
 
 
 def compile_named(kernel: Launch, module: str, name: str, types: tuple[DType, ...], arch: str) -> Binary:
-    """What `named` gave, compiled."""
+    """The kernel that `named` has given, compiled. Raises `RuntimeError`, whatever Triton raises."""
     found = getattr(importlib.import_module(module), name)
     try:
         made = compile_kernel(replace(kernel, kernel=found), types, arch)
-    except Exception as e:  # Triton's own cannot be sent to another process
+    except Exception as e:  # some of Triton's cannot be unpickled in another process
         raise RuntimeError(f"{name} of {kernel.constants}: {type(e).__name__}: {e}") from None
     about = made.metadata
     return Binary(

@@ -213,6 +213,25 @@ def test_a_compiler_says_nothing_once_the_process_that_started_it_is_gone(monkey
         assert silent.wait(5)
 
 
+def test_a_compiler_begins_though_triton_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it ended, tinygrad's pool would start another in its place, without end."""
+    asked = []
+
+    def broken(module: str) -> None:
+        asked.append(module)
+        raise ImportError(module)
+
+    with monkeypatch.context() as patch:
+        patch.setenv("DEV", "CUDA")
+        patch.setattr("tinygrad_impl.compilers.importlib.util.find_spec", lambda name: object())
+        patch.setattr("tinygrad_impl.compilers.threading.Thread", lambda **settings: SimpleNamespace(start=int))
+        patch.setattr("tinygrad_impl.compilers.signal.signal", lambda number, handler: None)
+        patch.setattr(KernelCache, "install", lambda cache: None)
+        patch.setattr("tinygrad_impl.compilers.importlib.import_module", broken)  # last: the others need it
+        begin_compiler(begin=lambda: None)
+    assert asked == ["tinygrad_impl.kernels.fused"]
+
+
 def test_memory_is_the_most_there_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of its device; what was there before counts, what went away in between does too."""
     monkeypatch.setattr(GlobalCounters, "mem_used_per_device", {"CPU": 5, "NULL": 900})

@@ -10,9 +10,11 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from time import sleep
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -137,6 +139,15 @@ def test_the_kernels_are_chosen_by_what_was_asked_for(
     monkeypatch.setattr(train, "choose", choose)
     prepared_training(folder, monkeypatch, kernels=given, dtype=dtype)
     assert asked == [(wanted, SMALL, "CPU", {"bfloat16": bfloat16})]
+
+
+def test_what_is_wrong_with_pytorch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of the first import: another import of what is half there has another error, which misleads."""
+    imported: Future[Any] = Future()
+    imported.set_exception(ImportError("libcudart is missing"))
+    start: Any = SimpleNamespace(options=SimpleNamespace(quiet=True), ranks=SimpleNamespace(size=2))
+    with pytest.raises(ImportError, match="libcudart"), ThreadPoolExecutor(1) as thread:
+        train.gate(start, SimpleNamespace(backend=None), "CPU", thread, imported)  # type: ignore[arg-type]
 
 
 class Chosen(Plain):
