@@ -19,6 +19,10 @@ from tinygrad import helpers
 from tinygrad.engine import worker
 from tinygrad.helpers import PARALLEL
 
+from data.cli import InputError
+
+PATIENCE = 600.0  # seconds for a kernel, with those that are compiled before it
+
 
 def shield_compilers() -> None:
     """Keeps the processes that compile for tinygrad from dying of a SIGTERM to all processes, as `timeout` sends it.
@@ -66,10 +70,19 @@ def start_compilers(most: int) -> None:
 
 def in_a_compiler(function: Callable[..., Any], *args: Any) -> Any:
     """Calls function(*args) in one of the processes that compile (in this one, where there are none), and waits for
-    what it returns. Function, arguments, result and exceptions have to be picklable.
+    what it returns. Function, arguments, result and exceptions have to be picklable. Raises `InputError` where it does
+    not return within PATIENCE seconds: of a process that was killed, for memory for instance, the pool says nothing.
     """
     pool = worker.get_worker_pool()
-    return function(*args) if pool is None else pool.apply(function, args)
+    if pool is None:
+        return function(*args)
+    try:
+        return pool.apply_async(function, args).get(PATIENCE)
+    except multiprocessing.TimeoutError:
+        raise InputError(
+            f"a kernel was not compiled within {PATIENCE:.0f} s: the process that compiles it hangs or was killed, for "
+            "memory perhaps; with PARALLEL=0 in the environment this process compiles all itself"
+        ) from None
 
 
 class KernelCache:

@@ -355,8 +355,15 @@ PLANTED: list[Row] = [
     (
         "this process compiles though others could",
         "tinygrad_impl/compilers.py",
-        "if pool is None else pool.apply(function, args)",
-        "",
+        "if pool is None:\n        return",
+        "if True:\n        return",
+        "tinygrad_impl/tests/test_internals.py::test_compilers_are_given_calls",
+    ),
+    (
+        "a process that compiles and was killed is waited for without end",
+        "tinygrad_impl/compilers.py",
+        ".get(PATIENCE)",
+        ".get()",
         "tinygrad_impl/tests/test_internals.py::test_compilers_are_given_calls",
     ),
     (

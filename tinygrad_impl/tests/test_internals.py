@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_uint64
 from multiprocessing.pool import ThreadPool
@@ -24,7 +25,8 @@ from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import ProgramInfo, UOp
 
 import tinygrad_impl
-from tinygrad_impl import internals
+from data.cli import InputError
+from tinygrad_impl import compilers, internals
 from tinygrad_impl.compilers import KernelCache, begin_compiler, in_a_compiler, start_compilers
 from tinygrad_impl.internals import (
     CUDAMemory,
@@ -193,6 +195,9 @@ def test_compilers_are_given_calls(monkeypatch: pytest.MonkeyPatch) -> None:
         pools.append(pool)
         assert in_a_compiler(threading.get_ident) != threading.get_ident()
         assert in_a_compiler(pow, 2, 3) == 8
+        monkeypatch.setattr(compilers, "PATIENCE", 0.01)
+        with pytest.raises(InputError, match="not compiled within 0 s"):
+            in_a_compiler(time.sleep, 1)
         pools.append(None)
         assert in_a_compiler(threading.get_ident) == threading.get_ident()
         start_compilers(9)
