@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tinygrad_impl.conftest import pytest_runtest_protocol as pytest_runtest_protocol
+from tinygrad_impl.conftest import tokenizer_read_once as tokenizer_read_once
 from tinygrad_impl.device import open_device
 from torch_ref.testing import save_random_gpt2, save_small_gpt2
 

@@ -97,15 +97,16 @@ def test_which_tests_judge(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_mutant_is_tried_in_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed where the test fails, survived where it passes, and no test, if none runs the file. The copy is mended."""
-    test = "data/runs/tests/test_revision.py::test_a_commit_and_what_was_changed_since"
+    test = "data/tests/test_files.py::test_the_old_file_stays_until_then"  # whose file imports little
+    backwards = ("os.replace(temporary, path)", "os.replace(path, temporary)", "killed")
     with copied_tree() as tree:
-        server, file = Server(tree, ["pytest"]), tree / "data" / "runs" / "revision.py"
+        server, file = Server(tree, ["pytest"]), tree / "data" / "files.py"
         source = file.read_text()
         try:
-            for old, new, outcome in (("not changed", "changed", "killed"), ("timeout=30", "timeout=29", "survived")):
+            for old, new, outcome in (backwards, ("lock.read(200)", "lock.read(201)", "survived")):
                 monkeypatch.setattr(mutation, "changed", lambda _, text, old=old, new=new: text.replace(old, new))
-                place = Mutant("data/runs/revision.py", 30, 0, "revision", "core/AddNot", 0, "0")
-                result = tried(place, server, {"data/runs/revision.py": {30: [test]}}, {test: 1.0})
+                place = Mutant("data/files.py", 35, 0, "atomic_write", "core/AddNot", 0, "0")
+                result = tried(place, server, {"data/files.py": {35: [test]}}, {test: 1.0})
                 assert (result["outcome"], result["by"]) == (outcome, test if outcome == "killed" else "")
                 assert len(result["diff"]) == 2
                 assert tried(place, server, {}, {test: 1.0})["outcome"] == "no test"

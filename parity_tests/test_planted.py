@@ -37,6 +37,12 @@ def test_words_that_are_not_there() -> None:
         planted_source(("a bug", "data/runs/revision.py", "unknown = {", "unknown = {", ""))
 
 
+# of a file whose tests import little, since every process imports it anew
+FILE = "data/files.py"
+HARMLESS, BUG = ("lock.read(200)", "lock.read(201)"), ("os.replace(temporary, path)", "os.replace(path, temporary)")
+TEST = "data/tests/test_files.py::test_the_old_file_stays_until_then"
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """One in a copy of the repository. It imports nothing before it forks, which is quicker for a test or two."""
@@ -48,17 +54,12 @@ def server() -> Iterator[Server]:
 
 
 def test_a_bug_acts_in_the_tests_and_nowhere_else(server: Server) -> None:
-    test = "data/runs/tests/test_revision.py::test_a_commit_and_what_was_changed_since"
-    before = (ROOT / "data" / "runs" / "revision.py").read_text()
-    assert caught(("upside down", "data/runs/revision.py", "not changed", "bool(changed)", test), server)
-    assert not caught(("harmless", "data/runs/revision.py", "timeout=30", "timeout=29", test), server)
+    before = (ROOT / FILE).read_text()
+    assert caught(("backwards", FILE, *BUG, TEST), server)
+    assert not caught(("harmless", FILE, *HARMLESS, TEST), server)
     with pytest.raises(LookupError, match="elsewhere: there is no test"):
-        caught(("elsewhere", "data/runs/revision.py", "timeout=30", "timeout=29", f"{test}_and_more"), server)
-    assert (
-        (ROOT / "data" / "runs" / "revision.py").read_text()
-        == (server.tree / "data" / "runs" / "revision.py").read_text()
-        == before
-    )
+        caught(("elsewhere", FILE, *HARMLESS, f"{TEST}_and_more"), server)
+    assert (ROOT / FILE).read_text() == (server.tree / FILE).read_text() == before
 
 
 def test_the_copy_is_whole(server: Server) -> None:
@@ -96,15 +97,13 @@ def test_kernels_are_interpreted_in_a_server() -> None:
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says which are not caught, and by which test they should have been."""
-    test = "data/runs/tests/test_revision.py::test_a_commit_and_what_was_changed_since"
-    rows = [("one bug", "data/runs/revision.py", "timeout=30", "timeout=29", test)]
-    rows += [("another", "data/runs/revision.py", "not changed", "bool(changed)", test)]
-    rows += [("a third", "data/cli.py", "import errno", "import errno as e", test)]
+    rows = [("one bug", FILE, *HARMLESS, TEST), ("another", FILE, *BUG, TEST)]
+    rows += [("a third", "data/cli.py", "import errno", "import errno as e", TEST)]
     monkeypatch.setattr(planted, "catalogue", lambda: rows)
     monkeypatch.setattr(planted.Server.__init__, "__defaults__", (["pytest"],))
-    result = call(planted.main, "--only", "revision", "--jobs", 1, cwd=tmp_path)
+    result = call(planted.main, "--only", "files", "--jobs", 1, cwd=tmp_path)
     assert result.code == 1
-    assert f"NOT CAUGHT: one bug (data/runs/revision.py), by {test}\n2 bugs planted, 1 caught (" in result.out
+    assert f"NOT CAUGHT: one bug ({FILE}), by {TEST}\n2 bugs planted, 1 caught (" in result.out
     assert call(planted.main, "--only", "another", "--jobs", 1, cwd=tmp_path).code == 0
     refused(call(planted.main, "--only", "no such bug", cwd=tmp_path), "no bug has 'no such bug'")
 

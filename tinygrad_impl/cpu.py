@@ -1,8 +1,9 @@
 """What makes tinygrad's CPU device fast: kernels in C, in parts that all cores compute. This one is for GEMMs."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import AddrSpace
@@ -57,7 +58,13 @@ def head(x: Tensor, table: Tensor, columns: int) -> Tensor:
 
 def _product(a: Tensor, b: Tensor, layout: str, rows: int, columns: int) -> Tensor:
     c = Tensor.invalids(rows, columns, dtype=a.dtype, device=a.device)
-    return c.custom_kernel(a, b, fxn=partial(kernel, layout), grad_fxn=partial(_gemm_gradient, layout))[0]
+    return c.custom_kernel(a, b, fxn=partial(kernel, layout), grad_fxn=_gradient_of(layout))[0]
+
+
+@cache
+def _gradient_of(layout: str) -> Callable[..., Any]:
+    """Always the same function: tinygrad plans a graph anew where it finds another one, of whatever content, in it."""
+    return partial(_gemm_gradient, layout)
 
 
 def _gemm_gradient(layout: str, gradient: UOp, call: UOp) -> tuple[None, UOp, UOp]:

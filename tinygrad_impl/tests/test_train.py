@@ -1,4 +1,4 @@
-"""The port's training command: what it trains with, a small real run, and the same one in a process of its own.
+"""The port's training command: what it trains with, and a small real run.
 
 The loop is tested in data/runs/tests without an implementation; that both implementations train the same, and resume
 what either began, is for parity_tests.
@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from tinygrad import Tensor, dtypes
 
+import data.runs.recorder
 import tinygrad_impl
 from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import GPT2Config
@@ -30,7 +31,7 @@ from data.runs.options import EVALUATION, PORTS, SEVERAL, UNRECORDED, parser
 from data.runs.run_folder import read_metrics
 from data.runs.start import Start
 from data.testing import SMALL, Result, call, refused, save_model, write_tokens
-from data.text.sampling import Sampler
+from data.text.sampling import SAMPLING, Sampler
 from data.text.tokenizer import tokenizer
 from tinygrad_impl import device, train
 from tinygrad_impl.backend import Plain
@@ -82,11 +83,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> Result:
-    """What a run printed, in a process of its own, that left the folder `run`."""
-    command = [sys.executable, "-m", "tinygrad_impl.train", *map(str, options(out="run"))]
-    ended = subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": ROOT}, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    return Result(ended.returncode, ended.stdout, ended.stderr)
+    """What a run printed that left the folder `run`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.runs.recorder, "SAMPLING", SAMPLING | {"max_new_tokens": 2 * NEW})
+        result = training(folder, "run")
+    assert result.code == 0, result
+    return result
 
 
 def prepared_training(

@@ -120,6 +120,27 @@ else:
             patch(fn)
         return SimpleNamespace(restore=lambda: None)
 
+    def get_np_dtype(kind: Any, get: Any = interpreter._get_np_dtype) -> Any:
+        """numpy's dtype for one of Triton's, which the interpreter would look up in a new table every time."""
+        if kind.name not in np_dtypes:
+            np_dtypes[kind.name] = get(kind)
+        return np_dtypes[kind.name]
+
+    def init_block_type(self: Any, element_ty: Any, shape: Any, init: Any = tl.block_type.__init__) -> None:
+        """What a block's shape says, once for each: with `init_tensor` a quarter of the interpreter's time."""
+        key = element_ty.name, *(getattr(size, "value", size) for size in shape)
+        if key not in block_types:
+            init(self, element_ty, shape)
+            block_types[key] = {name: vars(self)[name] for name in ("shape", "numel", "name")}
+        vars(self).update(block_types[key], element_ty=element_ty)
+
+    def init_tensor(self: Any, handle: Any, type: Any, init: Any = tl.tensor.__init__) -> None:
+        key = tuple(type.shape.values) if type.is_block() else ()
+        if key not in tensors:
+            init(self, handle, type)
+            tensors[key] = {name: vars(self)[name] for name in ("shape", "numel")}
+        vars(self).update(tensors[key], handle=handle, type=type, dtype=type.scalar)
+
     def set_grid_idx(self: InterpreterBuilder, *place: int, set_idx: Any = InterpreterBuilder.set_grid_idx) -> None:
         """Where a program begins."""
         early.show(False)
@@ -130,6 +151,10 @@ else:
     InterpreterBuilder.set_grid_idx = set_grid_idx
     patched: dict[int, Any] = {}
     interpreter._patch_lang = patch_lang
+    np_dtypes: dict[str, Any] = {}
+    block_types: dict[tuple[Any, ...], dict[str, Any]] = {}
+    tensors: dict[tuple[int, ...], dict[str, Any]] = {}
+    interpreter._get_np_dtype, tl.block_type.__init__, tl.tensor.__init__ = get_np_dtype, init_block_type, init_tensor
     interpreter.interpreter_builder.options = replace(
         interpreter.interpreter_builder.options, sanitize_overflow=False
     )  # a second computation in 64 bits beside each one
