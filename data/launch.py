@@ -22,7 +22,7 @@ from data.ranks import Place, place, quieten_pytorch, rank_device, shared_out, s
 OPTION = "--gpus"
 GIVEN = "GPT2_GPUS"  # the variable that tells processes started for --gpus its value
 LAST = "GPT2_LAST_WORDS"  # and this the file with what `launch` says when it is asked to stop
-UNTRAINED = "stopped before the first step; nothing was trained"
+UNTRAINED = "stopped before training began; nothing was changed"
 
 
 def count(text: str) -> str:

@@ -10,8 +10,8 @@ import signal
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import tinygrad.device
@@ -58,6 +58,15 @@ def fall_silent_with_parent() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
+
+
+@contextmanager
+def none_begins() -> Iterator[None]:
+    """While this lasts no process that compiles is started. To start one, tinygrad takes `__file__` from `__main__`, and
+    PyTorch cannot be imported by another thread meanwhile: it asks where the functions that it registers are from.
+    """
+    with worker._spawn_lock:
+        yield
 
 
 def start_compilers(most: int) -> None:

@@ -21,6 +21,7 @@ from data.runs.options import Given, parse
 from data.runs.start import Start, begin
 from data.text.sampling import Sampler
 from tinygrad_impl.backend import CHOICES, Plain, choose
+from tinygrad_impl.compilers import none_begins
 from tinygrad_impl.device import device_name, open_device, peak_flops
 from tinygrad_impl.generate import COMPILING, Generator, continue_texts
 from tinygrad_impl.losses import Evaluator
@@ -54,8 +55,10 @@ def gate(
         raise InputError("the parity check before training needs PyTorch; `pip install torch`, or pass --parity off")
     if not options.quiet:
         print("comparing the training graphs with PyTorch (--parity off leaves it out)", flush=True)
+    if imported.done():
+        module_of(imported)  # what is wrong with it is told at once
     began = time.perf_counter()
-    ready = thread.submit(lambda: imported.result().ready_references(start, device, trainer.backend))
+    ready = thread.submit(lambda: module_of(imported).ready_references(start, device, trainer.backend))
     if start.ranks.size == 1:  # so that all that is compared comes from replaying the captured graphs, as in training
         position = start.loader.state()
         batches = start.loader.next_micro_batches(start.micro_batches)
@@ -71,9 +74,21 @@ def gate(
     return {"parity.json": certificate}
 
 
+def module_of(imported: "Future[Any]") -> Any:
+    """What the thread has imported. Raises `InputError` where it could not."""
+    try:
+        return imported.result()
+    except ImportError as e:
+        raise InputError(
+            f"PyTorch cannot be imported ({e}), and the parity check before training needs it; install it anew (`pip "
+            "install torch`), or pass --parity off"
+        ) from e
+
+
 def import_gate() -> Any:
     """The module parity_tests.gate, which takes seconds to import: it imports PyTorch."""
-    return importlib.import_module("parity_tests.gate")
+    with none_begins():
+        return importlib.import_module("parity_tests.gate")
 
 
 def main() -> None:

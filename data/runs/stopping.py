@@ -111,6 +111,7 @@ class BeforeTraining:
     def __init__(self) -> None:
         self.said = UNTRAINED
         self._held = ExitStack()
+        self._asked: list[int] = []  # signals
 
     @contextmanager
     def stops(self, ranks: Ranks) -> Iterator[None]:
@@ -120,6 +121,7 @@ class BeforeTraining:
                 if ranks.size == 1 and not started_with_others():
                     self._held.enter_context(self._caught())
                 yield
+                self._obey()
         except KeyboardInterrupt:
             if self.said and ranks.rank == 0 and LAST not in os.environ:
                 print(self.said, file=sys.stderr)
@@ -130,12 +132,19 @@ class BeforeTraining:
         leave_last_words(sentence)
 
     def over(self) -> None:
+        self._obey()
         self.say("")
         self._held.close()
+
+    def _obey(self) -> None:
+        """Python discards the `Stopped` of a handler that runs inside a `__del__`, as tinygrad's nodes have one."""
+        if self._asked:
+            raise Stopped(self._asked[0])
 
     @contextmanager
     def _caught(self) -> Iterator[None]:
         numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+        self._asked.clear()
         reading, writing = socket.socketpair()
         writing.setblocking(False)
 
@@ -143,6 +152,7 @@ class BeforeTraining:
             for other, handler in previous.items():  # a second one acts
                 signal.signal(other, handler)
             leave_lost_terminal()
+            self._asked.append(number)
             raise Stopped(number)
 
         def tell() -> None:

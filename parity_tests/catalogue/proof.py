@@ -14,9 +14,23 @@ PLANTED: list[Row] = [
     (
         "PyTorch is imported again where that failed",
         "tinygrad_impl/train.py",
-        "imported.result().ready_references",
+        "module_of(imported).ready_references",
         "import_gate().ready_references",
         "tinygrad_impl/tests/test_train.py::test_what_is_wrong_with_pytorch_is_told",
+    ),
+    (
+        "compilers start while PyTorch is imported",
+        "tinygrad_impl/train.py",
+        "    with none_begins():\n        return",
+        "    if True:\n        return",
+        "tinygrad_impl/tests/test_train.py::test_no_compiler_starts_while_pytorch_is_imported",
+    ),
+    (
+        "a stop that Python discards is forgotten",
+        "data/runs/stopping.py",
+        "        self._obey()\n        self.say",
+        "        self.say",
+        "data/runs/tests/test_stopping.py::test_a_stop_that_python_discards",
     ),
     (
         "what is captured before the proof uses up a batch",

@@ -20,12 +20,14 @@ from typing import Any
 import numpy as np
 import pytest
 from tinygrad import Tensor, dtypes
+from tinygrad.engine import worker
 
 import data.runs.recorder
 import tinygrad_impl
 from data.checkpoints.checkpoint import load, save
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
+from data.cli import InputError
 from data.runs.implementation import Implementation
 from data.runs.options import EVALUATION, PORTS, SEVERAL, UNRECORDED, parser
 from data.runs.run_folder import read_metrics
@@ -143,12 +145,22 @@ def test_the_kernels_are_chosen_by_what_was_asked_for(
     assert asked == [(wanted, SMALL, "CPU", {"bfloat16": bfloat16})]
 
 
-def test_what_is_wrong_with_pytorch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_compiler_starts_while_pytorch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tinygrad takes away what the import asks for meanwhile."""
+    free = []
+    monkeypatch.setattr(train.importlib, "import_module", lambda name: free.append(worker._spawn_lock.acquire(False)))
+    train.import_gate()
+    assert free == [False]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_is_wrong_with_pytorch_is_told(at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error of the first import: another import of what is half there has another error, which misleads."""
     imported: Future[Any] = Future()
+    monkeypatch.setattr(imported, "done", lambda: at_once)
     imported.set_exception(ImportError("libcudart is missing"))
     start: Any = SimpleNamespace(options=SimpleNamespace(quiet=True), ranks=SimpleNamespace(size=2))
-    with pytest.raises(ImportError, match="libcudart"), ThreadPoolExecutor(1) as thread:
+    with pytest.raises(InputError, match=r"libcudart.*--parity off"), ThreadPoolExecutor(1) as thread:
         train.gate(start, SimpleNamespace(backend=None), "CPU", thread, imported)  # type: ignore[arg-type]
 
 

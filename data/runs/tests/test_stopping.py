@@ -87,7 +87,7 @@ def test_a_stop_before_the_first_step(
     with pytest.raises(Stopped) as stopped, before.stops(ALONE):
         signal.raise_signal(number)
     assert stopped.value.number == number
-    assert capfd.readouterr().err == "\nstopping\nstopped before the first step; nothing was trained\n"
+    assert capfd.readouterr().err == "\nstopping\nstopped before training began; nothing was changed\n"
     for when in (BeforeTraining(), before):
         with pytest.raises(KeyboardInterrupt) as interrupted, when.stops(ALONE):  # noqa: PT012
             when.over()
@@ -95,6 +95,21 @@ def test_a_stop_before_the_first_step(
         assert not isinstance(interrupted.value, Stopped)
     assert capfd.readouterr().err == ""
     assert signal.getsignal(number) == signal.default_int_handler
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stop_that_python_discards() -> None:
+    """As it does with all that is raised in a `__del__`. Training does not begin then."""
+
+    class Stopping:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = BeforeTraining()
+    with pytest.raises(Stopped), before.stops(ALONE):  # noqa: PT012
+        Stopping()
+        before.over()
+        raise AssertionError("training would begin")
 
 
 def test_what_a_launcher_says_of_a_stop_before_the_first_step(
