@@ -62,8 +62,8 @@ def fall_silent_with_parent() -> None:
 
 @contextmanager
 def none_begins() -> Iterator[None]:
-    """While this lasts no process that compiles is started. To start one, tinygrad takes `__file__` from `__main__`, and
-    PyTorch cannot be imported by another thread meanwhile: it asks where the functions that it registers are from.
+    """While this lasts no process that compiles is started. To start one, tinygrad takes `__file__` from `__main__`;
+    PyTorch cannot be imported by another thread meanwhile, as it asks where the functions that it registers are from.
     """
     with worker._spawn_lock:
         yield
