@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tinygrad import Tensor
 from tinygrad.helpers import Context
+from tinygrad.schedule import schedule_cache
 
 from tinygrad_impl.cpu import column_sums, gemm, head, kernel
 
@@ -45,6 +46,17 @@ def test_gradients_of_a_gemm(layout: str) -> None:
     of_a, of_b = gemm(x, y, layout).gradient(x, y, gradient=Tensor(above))
     np.testing.assert_allclose(of_a.numpy(), above @ (b if layout == "NT" else b.T), rtol=0, atol=1e-12)
     np.testing.assert_allclose(of_b.numpy(), above.T @ a if layout == "NT" else a.T @ above, rtol=0, atol=1e-12)
+
+
+def test_the_same_product_is_planned_once() -> None:
+    """With its gradient, which tinygrad knows by the function that gives it."""
+    planned = list[int]()
+    for _ in range(3):
+        x, y = (Tensor(array) for array in given("NN", 5, 6, 7, np.float64))
+        of_x = (gemm(x, y) * 3).gradient(x, gradient=Tensor(np.ones((5, 6))))[0]
+        (gemm(x, y) * 3).realize(of_x)
+        planned.append(len(schedule_cache))
+    assert planned[1] == planned[2]
 
 
 @pytest.mark.parametrize(("M", "N", "cores"), [(10, 70, 1), (300, 70, 2), (70, 300, 2)])
