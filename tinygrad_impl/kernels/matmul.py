@@ -5,6 +5,8 @@ cores read as well, and what is done with a tile before it is rounded, once, and
 Hopper's copy engine moves whole tiles, give 0 for what is read outside of a matrix and drop what is written there.
 """
 
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import triton
@@ -137,15 +139,11 @@ def tiled(
     a, b and the result begin at row `first` of their tensors, and the result has not M but `rows` if given.
     `tiles` are what to take instead of what is known to be quick for the operation, as in TILES.
     """
-    known = TILES[gpu.family]
-    tiles = known["all"] | known.get(operation, {}) | tiles
-    tiles["BN"] = width(N, tiles["BN"])
-    if split and M % tiles["BM"]:
-        tiles["BM"] = 64  # divides all widths
-    warps, stages = tiles.pop("warps", max(4, tiles["BM"] * tiles["BN"] // 4096)), tiles.pop("stages")
-    programs = tiles.pop("programs") * gpu.multiprocessors  # how many they can hold, at once
-    count = triton.cdiv(M, tiles["BM"]) * triton.cdiv(N, tiles["BN"])
-    splits = tiles.pop("SPLITS", parts(gpu, programs, count, M, N, K) if split else 1)
+    tiles = TILES[gpu.family]["all"] | TILES[gpu.family].get(operation, {}) | tiles
+    tiles["programs"] *= gpu.multiprocessors  # how many they can hold, at once
+    tiles = min(shapes(gpu, M, N, K, split, tiles), key=lambda shape: seconds(gpu, M, N, K, shape))
+    warps, stages, splits = (tiles.pop(name) for name in ("warps", "stages", "SPLITS"))
+    programs, count = tiles.pop("programs"), triton.cdiv(M, tiles["BM"]) * triton.cdiv(N, tiles["BN"])
     constants = {"M": M, "N": N, "K": K, "A_TRANSPOSED": transposed[0], "B_TRANSPOSED": transposed[1]}
     widths = M if transposed[0] else K, K if transposed[1] else N, N
     starts = [row * width for row, width in zip(first, widths, strict=True)]
@@ -161,27 +159,38 @@ def tiled(
     return Launch(kernel, grid, constants, warps, stages, 2 * M * N * K, moved, descriptors=True, groups=(outs, ins))
 
 
+def shapes(gpu: GPU, M: int, N: int, K: int, split: bool, tiles: dict[str, int]) -> Iterator[dict[str, int]]:
+    """The tiles to choose from: also half as wide, with which fewer multiprocessors may have nothing to do at the end;
+    and with the sum over K in several parts, unless that is given.
+    """
+    several = range(1, min(16, triton.cdiv(K, 512)) + 1) if split else [1]
+    heights = [tiles["BM"], 64] if split and M % tiles["BM"] else [tiles["BM"]]  # 64 divides all widths
+    widths = [tiles]
+    if gpu.family == "sm_90" and tiles["BN"] == 256:
+        widths.append(tiles | {"BN": 128, "SLICES": 1, "stages": tiles["stages"] + 1, "warps": 8})
+    for shape, BM, splits in product(widths, heights, [tiles["SPLITS"]] if "SPLITS" in tiles else several):
+        BN = width(N, shape["BN"])
+        if splits == 1 or M % BM == 0:  # else what is past one part's last row would be in the next part
+            yield {"warps": max(4, BM * BN // 4096)} | shape | {"BM": BM, "BN": BN, "SPLITS": splits}
+
+
 def width(N: int, widest: int) -> int:
     """The widest tile for N columns of which less than an eighth lies outside the matrix."""
     return next((w for w in (256, 128, 64) if w <= widest and triton.cdiv(N, w) * w * 7 < N * 8), 64)
 
 
-def parts(gpu: GPU, programs: int, tiles: int, M: int, N: int, K: int) -> int:
-    """How many parts to split the sum over K into to keep all multiprocessors busy, which hold so many programs at
-    once: the fastest by an estimate.
-    """
-    rate = (6e12 if gpu.has_copy_engine else 2.5e12) * gpu.multiprocessors / programs  # FLOP/s of a program
-
-    def seconds(splits: int) -> float:
-        rounds = triton.cdiv(tiles * splits, programs)
-        product = rounds * 2 * M * N * K / (tiles * splits) / rate
-        return product + 4 * M * N * (splits / 3e12 + (splits + 1) / 1.8e12)  # bytes/s of it, and of who adds up
-
-    return min(range(1, min(16, triton.cdiv(K, 512)) + 1), key=seconds)
+def seconds(gpu: GPU, M: int, N: int, K: int, tiles: dict[str, int]) -> float:
+    """An estimate of what a GEMM takes with such tiles, of which so many `programs` are computed at a time."""
+    BM, BN, splits, programs = (tiles[name] for name in ("BM", "BN", "SPLITS", "programs"))
+    rate = (6e12 if BN == 256 else 5.8e12) if gpu.has_copy_engine else 2.5e12  # FLOP/s of a multiprocessor
+    rate *= gpu.multiprocessors / programs * (0.7 if BM == 64 else 1)  # of a program
+    rounds = triton.cdiv(triton.cdiv(M, BM) * triton.cdiv(N, BN) * splits, programs)
+    sums = 4 * M * N * (splits / 3e12 + (splits + 1) / 1.8e12)  # bytes/s of it, and of who adds up
+    return rounds * 2 * BM * BN * triton.cdiv(K, splits) / rate + sums
 
 
 def paired(gpu: GPU, M: int, N: int, K: int, transposed: bool, epilogue: str, **tiles: Any) -> Launch:
-    """As `tiled`, with a GELU, for Hopper."""
+    """As `tiled`, for Hopper."""
     from tinygrad_impl.kernels import pingpong  # here, because Triton's interpreter does not know Gluon
 
     tiles = PAIRED | tiles
@@ -202,10 +211,19 @@ def paired(gpu: GPU, M: int, N: int, K: int, transposed: bool, epilogue: str, **
     )
 
 
+def pairs(gpu: GPU, M: int, N: int, K: int, gelu: bool) -> bool:
+    """Whether pingpong.py has the fastest kernel: always for GELU; without, if its tiles of 128 columns leave fewer
+    multiprocessors without work at the end, or if sums are so short that what follows them takes time.
+    """
+    rows = triton.cdiv(M, 128)
+    narrow, wide = (triton.cdiv(rows * triton.cdiv(N, BN), gpu.multiprocessors) * BN for BN in (128, 256))
+    return gpu.pairs_warpgroups and (gelu or narrow < wide or (narrow == wide and K <= 2048))
+
+
 def forward(gpu: GPU, R: int, K: int, N: int, gelu: bool = False, **tiles: Any) -> Launch:
     """y (R, N) <- x (R, K), weight [K, N], in bfloat16, bias [N] in float32. With gelu: y, gelu(y) <- them."""
-    if gelu and gpu.pairs_warpgroups:
-        return paired(gpu, R, N, K, False, "gelu", **tiles)
+    if pairs(gpu, R, N, K, gelu):
+        return paired(gpu, R, N, K, False, "gelu" if gelu else "bias", **tiles)
     return tiled(gpu, "gelu" if gelu else "forward", R, N, K, epilogue="gelu" if gelu else "bias", **tiles)
 
 
@@ -214,9 +232,9 @@ def input_gradient(gpu: GPU, R: int, K: int, N: int, gelu: bool = False, **tiles
 
     With gelu, x = gelu(h): dh, x, parts of the sums of dh's columns, float32 (R / BM rounded up, K) <- them, h.
     """
-    if gelu and gpu.pairs_warpgroups:
-        return paired(gpu, R, K, N, True, "gelu gradient", **tiles)
     operation, epilogue = ("gelu gradient", "gelu gradient") if gelu else ("input gradient", "none")
+    if pairs(gpu, R, K, N, gelu):
+        return paired(gpu, R, K, N, True, epilogue, **tiles)
     return tiled(gpu, operation, R, K, N, (False, True), epilogue, **tiles)
 
 

@@ -29,10 +29,13 @@ R, PADDED = B * T, 50304
 def training(gpu: GPU) -> Iterator[tuple[Launch, str]]:
     """Kernels with the dtypes of their tensors: what they write, what they read."""
     yield matmul.forward(gpu, R, C, 3 * C), "b bbf"
+    yield matmul.forward(gpu, R, 4 * C, C), "b bbf"
     yield matmul.forward(gpu, R, C, 4 * C, gelu=True), "bb bbf"
     yield matmul.input_gradient(gpu, R, C, 3 * C), "b bb"
+    yield matmul.input_gradient(gpu, R, C, C), "b bb"
     yield matmul.input_gradient(gpu, R, 4 * C, C, gelu=True), "bbf bbb"
     yield matmul.weight_gradient(gpu, R, C, 4 * C), "f bb"
+    yield matmul.weight_gradient(gpu, R // 4, 1600, 6400), "f bb"  # tiles half as wide
     yield matmul.head(gpu, R, C, PADDED), "b bb"
     yield matmul.head_input_gradient(gpu, R, C, PADDED), "b bb"
     yield matmul.head_weight_gradient(gpu, R, C, PADDED, V), "f bb"

@@ -126,7 +126,7 @@ def test_tiles_in_many_groups_and_rounds(gpu: GPU) -> None:
     """More tiles than programs, and a last group of rows of tiles that is not full."""
     R, K, N = 300, 64, 448
     x, weight, bias = random(R, K), random(K, N, scale=0.1), random(N).float()
-    launch = matmul.forward(gpu, R, K, N, BM=64, BN=64, GROUP=2, SLICES=2)
+    launch = matmul.tiled(gpu, "forward", R, N, K, epilogue="bias", BM=64, BN=64, GROUP=2, SLICES=2)
     if "PROGRAMS" in launch.constants:
         launch = replace(launch, grid=(4,), constants=launch.constants | {"PROGRAMS": 4})
     run_launch(launch, [y := new(R, N)], x, weight, bias)

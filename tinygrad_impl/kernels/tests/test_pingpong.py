@@ -1,4 +1,4 @@
-"""GEMMs with GELU on Hopper, beside float64. Gluon has no interpreter: they need the GPU."""
+"""GEMMs of pingpong.py on Hopper, beside float64. Gluon has no interpreter: they need the GPU."""
 
 from dataclasses import replace
 
@@ -27,10 +27,41 @@ def test_who_has_them(capability: int) -> None:
     assert {launch.name.startswith("pingpong") for launch in launches} == {capability == 90}
 
 
+@pytest.mark.parametrize(
+    ("R", "K", "N", "paired"),
+    [
+        (8192, 5120, 1280, True),  # 640 tiles take 5 rounds; 320 of twice their width take 3, as long as 6
+        (16384, 1024, 3072, True),  # 24 rounds, and 12 of tiles twice as wide: the sums are short
+        (16384, 4096, 1024, False),  # 8 and 4: the sums are long
+        (33 * 128, 4096, 1024, False),  # 2 and 1: all multiprocessors have work all the time
+        (34 * 128, 4096, 1024, True),  # 3 and 2
+    ],
+)
+def test_without_gelu_where_it_is_faster(R: int, K: int, N: int, paired: bool) -> None:
+    for gpu in (GPU(90, 132), GPU(100, 132), GPU(80, 132)):
+        launches = [matmul.forward(gpu, R, K, N), matmul.input_gradient(gpu, R, N, K)]
+        expected = paired and gpu.pairs_warpgroups
+        assert [launch.name.startswith("pingpong") for launch in launches] == [expected, expected]
+
+
 def few(launch: Launch, programs: int) -> Launch:
     """By so many programs at most."""
     programs = min(programs, launch.grid[0])
     return replace(launch, grid=(programs,), constants=launch.constants | {"PROGRAMS": programs})
+
+
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.parametrize(("R", "N", "K"), SIZES)
+@pytest.mark.parametrize("programs", [1, 3, 132])
+def test_without_gelu(R: int, N: int, K: int, programs: int) -> None:
+    x, weight, bias = random(R, K), random(K, N, scale=K**-0.5), random(N).float()
+    truth = x.double() @ weight.double()
+    run_launch(few(matmul.paired(THIS_GPU, R, N, K, False, "bias"), programs), [y := new(R, N)], x, weight, bias)
+    check_rounding(y, truth + bias.double())
+    launch = few(matmul.paired(THIS_GPU, R, N, K, True, "none"), programs)
+    run_launch(launch, [y := new(R, N)], x, weight.T.contiguous())
+    check_rounding(y, truth)
 
 
 @pytest.mark.gpu
