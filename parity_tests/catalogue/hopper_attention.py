@@ -8,7 +8,8 @@ from parity_tests.catalogue import Row
 FORWARD = "tinygrad_impl/kernels/hopper_attention.py"
 GRADIENT = "tinygrad_impl/kernels/hopper_attention_gradient.py"
 TESTS = "tinygrad_impl/kernels/tests/test_hopper_attention.py"
-ERROR = f"{TESTS}::test_error[5-1-640-3]"  # where programs of the forward pass begin within a head
+ERROR = f"{TESTS}::test_error[5-1-640-3]"  # where programs of the forward pass begin within a head,
+SHARED = f"{TESTS}::test_error[5-2-256-12]"  # and where those of the gradient do
 
 PLANTED: list[Row] = [
     (
@@ -54,11 +55,32 @@ PLANTED: list[Row] = [
         ERROR,
     ),
     (
-        "Hopper attention's gradient: dq is kept in one place for all programs",
+        "Hopper attention's gradient: dq that is passed on is kept where that of the other heads is",
         GRADIENT,
-        "kept += gl.program_id(0) * (T * D)",
-        "kept += gl.program_id(0) * 0",
-        ERROR,
+        "gl.where(head == end // (T // BLOCK), T * D, 0)",
+        "gl.where(head == end // (T // BLOCK), 0, 0)",
+        SHARED,
+    ),
+    (
+        "Hopper attention's gradient: dq that was passed on is not gone on with",
+        GRADIENT,
+        "if head * (T // BLOCK) < first:",
+        "if head * (T // BLOCK) < 0:",
+        SHARED,
+    ),
+    (
+        "Hopper attention's gradient: a head that was passed on is passed on for ever",
+        GRADIENT,
+        "gl.store(passed + gl.program_id(0) - 1, 0)",
+        "gl.store(passed + gl.program_id(0) - 1, 1)",
+        SHARED,
+    ),
+    (
+        "Hopper attention's forward pass leaves what was in memory for the gradient",
+        FORWARD,
+        "gl.store(passed + gl.program_id(0), 0)",
+        "gl.store(passed + gl.program_id(0), 1)",
+        SHARED,
     ),
     (
         "Hopper attention's gradient: dq gets the first half of the keys twice",

@@ -24,6 +24,13 @@ PLANTED: list[Row] = [
         FORWARD,
     ),
     (
+        "Hopper: a layer without GELU gets no bias",
+        PINGPONG,
+        'if EPILOGUE == "bias" or EPILOGUE == "gelu":\n        values',
+        'if EPILOGUE == "gelu":\n        values',
+        f"{TESTS}::test_without_gelu[3-1000-448-320]",
+    ),
+    (
         "Hopper: GELU of what is not rounded yet",
         PINGPONG,
         "values = scaled - (scaled - values)",

@@ -235,7 +235,9 @@ def fits_hopper(gpu: GPU, T: int, D: int) -> bool:
 
 
 def forward(gpu: GPU, B: int, T: int, H: int, D: int) -> Launch:
-    """Writes y (B, T, H * D) bfloat16 and lse (B, H, T) float32; reads qkv (B, T, 3 * H * D) bfloat16."""
+    """Writes y (B, T, H * D) bfloat16 and lse (B, H, T) float32, and where it `fits_hopper` for the gradient there a 0
+    for each program, int32; reads qkv (B, T, 3 * H * D) bfloat16.
+    """
     if fits_hopper(gpu, T, D):
         return hopper_forward(gpu, B, T, H)
     return launch_of(gpu, attention_forward, B, T, H, D)
@@ -258,8 +260,8 @@ def hopper_forward(gpu: GPU, B: int, T: int, H: int) -> Launch:
 
 def hopper_gradient(gpu: GPU, B: int, T: int, H: int) -> Launch:
     """In the place of `query_gradient` and `key_gradient`, where `fits_hopper`. Writes dqkv (B, T, 3 * H * 64)
-    bfloat16, its sums over 64 rows (B, T / 64, 3 * H * 64) float32, delta (B, H, T) float32, and memory of its own
-    (programs, T, 64) float32; reads dy, qkv, y and lse.
+    bfloat16, its sums over 64 rows (B, T / 64, 3 * H * 64) float32, delta (B, H, T) float32, memory of its own
+    (programs, 2, T, 64) float32, and what `hopper_forward` made 0, which it leaves so; reads dy, qkv, y and lse.
     """
     from tinygrad_impl.kernels import hopper_attention_gradient
 

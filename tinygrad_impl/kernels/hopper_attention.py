@@ -158,11 +158,12 @@ def attend(
 
 @gluon.jit
 def hopper_attention_forward(
-    y, lse, qkv,
+    y, lse, passed, qkv,
     B: gl.constexpr, T: gl.constexpr, H: gl.constexpr, STAGES: gl.constexpr, PROGRAMS: gl.constexpr,
 ):  # fmt: skip
-    """Computes y and lse from qkv."""
+    """Computes y and lse from qkv, and makes `passed` (PROGRAMS,) 0, for the gradient."""
     C: gl.constexpr = H * D
+    gl.store(passed + gl.program_id(0), 0)
     q_map = tma.make_tensor_descriptor(qkv, [B * T, 3 * C], [3 * C, 1], [TILE, D], SWIZZLED)
     kv_map = tma.make_tensor_descriptor(qkv, [B * T, 3 * C], [3 * C, 1], [BLOCK, D], SWIZZLED)
     y_map = tma.make_tensor_descriptor(y, [B * T, C], [C, 1], [TILE, D], SWIZZLED)

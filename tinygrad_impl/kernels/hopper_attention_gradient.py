@@ -2,9 +2,13 @@
 
 A program goes through heads, through a head's keys in blocks of 128, the last first, and through the queries that see
 them in tiles of 64. Two warpgroups have 64 keys each: they compute P and dS once, and from them dk and dv. A third
-multiplies dS by k and adds that to dq, which grows in memory, in float32: a head is one program's, so the order of
-every sum is the program's. Two more warps compute delta of the block's own queries, which no block before it has seen;
-one more has the copy engine fetch the tiles. The letters are those of attention.py.
+multiplies dS by k and adds that to dq, which grows in memory, in float32, in the order of the blocks. Two more warps
+compute delta of the block's own queries, which no block before it has seen; one more has the copy engine fetch the
+tiles. The letters are those of attention.py.
+
+So that all programs have as much to do, a head's first blocks may be one program's and the rest the next one's. The
+former computes them before all others, and passes on delta and dq as far as they are; the latter computes the rest
+after all others, when they have long been there.
 """
 
 from triton.experimental import gluon
@@ -34,20 +38,55 @@ from tinygrad_impl.kernels.hopper_attention import (
 MANY = gl.constexpr(192)  # registers of a thread of the two warpgroups,
 SOME = gl.constexpr(88)  # of the third,
 FEW = gl.constexpr(40)  # and of a warp that computes delta or fetches
+LOAD = gl.constexpr("ld.acquire.gpu.global.s32 $0, [$1];")
+STORE = gl.constexpr("st.release.gpu.global.s32 [$1], 1; mov.s32 $0, 0;")
 WORKERS = 12  # warps besides the first warpgroup's, of which the last has nothing to do
 
 
 @gluon.jit
-def heads(B: gl.constexpr, H: gl.constexpr, PROGRAMS: gl.constexpr):
-    """The first head of this program and the first of the next."""
-    return gl.program_id(0) * (B * H) // PROGRAMS, (gl.program_id(0) + 1) * (B * H) // PROGRAMS
+def cut(program, B: gl.constexpr, T: gl.constexpr, H: gl.constexpr, PROGRAMS: gl.constexpr):
+    """Before which of all heads' blocks of keys, of each head the last first, a program begins, so that each has about
+    as many tiles of queries: the first n blocks of a head have n * (n + 1).
+    """
+    blocks: gl.constexpr = T // BLOCK
+    heads = program * (B * H) // PROGRAMS
+    rest = (program * (B * H) - heads * PROGRAMS) * (blocks * (blocks + 1)) // PROGRAMS
+    return heads * blocks + gl.minimum(gl.sqrt(rest.to(gl.float32)).to(gl.int32), blocks)
 
 
 @gluon.jit
-def place(turn, first, T: gl.constexpr):
-    """Head and block of keys, the last first."""
+def share(B: gl.constexpr, T: gl.constexpr, H: gl.constexpr, PROGRAMS: gl.constexpr):
+    """The first block of this program and the first of the next."""
+    return cut(gl.program_id(0), B, T, H, PROGRAMS), cut(gl.program_id(0) + 1, B, T, H, PROGRAMS)
+
+
+@gluon.jit
+def place(turn, first, end, T: gl.constexpr):
+    """The head and the block of keys that a program computes at a turn: what it passes on comes first, and what was
+    passed on to it last.
+    """
     blocks: gl.constexpr = T // BLOCK
-    return first + turn // blocks, blocks - 1 - turn % blocks
+    last = end // blocks * blocks  # from here on it passes on
+    at = (first + blocks - 1) // blocks * blocks + turn - (end - last)  # from the first head that it begins
+    at = gl.where(at < last, at, first + at - last)
+    at = gl.where(turn < end - last, last + turn, at)
+    return at // blocks, blocks - 1 - at % blocks
+
+
+@gluon.jit
+def goes_on(head, block, first, T: gl.constexpr):
+    """Whether the block is the first of a head that the program before this one has begun."""
+    blocks: gl.constexpr = T // BLOCK
+    return (first % blocks != 0) & (head * blocks + blocks - 1 - block == first)
+
+
+@gluon.jit
+def wait_for(passed):
+    """Until the program that `passed` is of has passed on what it has. What it wrote before can then be read."""
+    seen = gl.inline_asm_elementwise(LOAD, "=r,l", [passed], dtype=gl.int32, is_pure=False, pack=1)
+    while seen == 0:
+        seen = gl.inline_asm_elementwise(LOAD, "=r,l", [passed], dtype=gl.int32, is_pure=False, pack=1)
+    wait_for_all()
 
 
 @gluon.jit
@@ -57,10 +96,10 @@ def fetch(
     B: gl.constexpr, T: gl.constexpr, H: gl.constexpr, STAGES: gl.constexpr, PROGRAMS: gl.constexpr,
 ):  # fmt: skip
     C: gl.constexpr = H * D
-    first, end = heads(B, H, PROGRAMS)
+    first, end = share(B, T, H, PROGRAMS)
     count = 0
-    for turn in range((end - first) * (T // BLOCK)):
-        head, block = place(turn, first, T)
+    for turn in range(end - first):
+        head, block = place(turn, first, end, T)
         row, column = head // H * T, head % H * D
         kv = turn % 2
         mbarrier.wait(kv_empty.index(kv), (turn // 2 & 1) ^ 1)
@@ -86,15 +125,15 @@ def fetch(
 
 @gluon.jit
 def deltas(
-    delta, own_y, own_dy, own_full, own_empty, delta_full,
+    delta, passed, own_y, own_dy, own_full, own_empty, delta_full,
     B: gl.constexpr, T: gl.constexpr, H: gl.constexpr, PROGRAMS: gl.constexpr,
 ):  # fmt: skip
     """delta of each block's own queries, for two warps: 16 rows at a time, since they have few registers."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [2, 1], [1, 0])
     rows = gl.arange(0, 16, layout=gl.SliceLayout(1, layout))
-    first, end = heads(B, H, PROGRAMS)
-    for turn in range((end - first) * (T // BLOCK)):
-        head, block = place(turn, first, T)
+    first, end = share(B, T, H, PROGRAMS)
+    for turn in range(end - first):
+        head, block = place(turn, first, end, T)
         for half in gl.static_range(2):
             mbarrier.wait(own_full.index(half), turn & 1)
             for row in gl.static_range(0, TILE, 16):
@@ -103,6 +142,8 @@ def deltas(
                 gl.store(delta + head * T + block * BLOCK + half * TILE + row + rows, gl.sum(y * dy, 1))
             wait_for_all()
             mbarrier.arrive(own_empty.index(half))
+        if goes_on(head, block, first, T):
+            wait_for(passed + gl.program_id(0) - 1)  # for delta of the blocks before
         mbarrier.arrive(delta_full.index(turn % 2))
 
 
@@ -154,11 +195,11 @@ def keys(
     """dk and dv of TILE keys of each block, for one of the two warpgroups, 0 or 1."""
     C: gl.constexpr = H * D
     columns = gl.arange(0, D, layout=gl.SliceLayout(0, SQUARE))
-    first, end = heads(B, H, PROGRAMS)
+    first, end = share(B, T, H, PROGRAMS)
     count = 0
     mine = 0
-    for turn in range((end - first) * (T // BLOCK)):
-        head, block = place(turn, first, T)
+    for turn in range(end - first):
+        head, block = place(turn, first, end, T)
         row, column = head // H * T + block * BLOCK + WHO * TILE, head % H * D
         kv = turn % 2
         mbarrier.wait(kv_full.index(kv), turn // 2 & 1)
@@ -253,41 +294,52 @@ def add_keys(
 
 @gluon.jit
 def queries(
-    dqkv_map, sums, kept, k_ring, ds_0, ds_1, dq_tile, kv_full, kv_empty, full_0, empty_0, full_1, empty_1,
+    dqkv_map, sums, kept, passed, k_ring, ds_0, ds_1, dq_tile, kv_full, kv_empty, full_0, empty_0, full_1, empty_1,
     B: gl.constexpr, T: gl.constexpr, H: gl.constexpr, PROGRAMS: gl.constexpr,
 ):  # fmt: skip
-    """dq, for the third warpgroup."""
+    """dq, for the third warpgroup. In the program's second T rows of `kept` grows what two programs have a share in."""
     C: gl.constexpr = H * D
-    kept += gl.program_id(0) * (T * D)
-    first, end = heads(B, H, PROGRAMS)
+    kept += gl.program_id(0) * (2 * T * D)
+    first, end = share(B, T, H, PROGRAMS)
     count = 0
-    for turn in range((end - first) * (T // BLOCK)):
-        head, block = place(turn, first, T)
+    for turn in range(end - first):
+        head, block = place(turn, first, end, T)
         row, column = head // H * T, head % H * D
+        grows = kept + gl.where(head == end // (T // BLOCK), T * D, 0)
+        if head * (T // BLOCK) < first:  # where the program before has kept it
+            grows = kept - T * D
+        if goes_on(head, block, first, T):
+            wait_for(passed + gl.program_id(0) - 1)
         kv = turn % 2
         mbarrier.wait(kv_full.index(kv), turn // 2 & 1)
         add_keys(
-            block, block * 2, (count, count - turn), dqkv_map, sums, kept, row, column, k_ring, kv, ds_0, ds_1, dq_tile,
-            full_0, empty_0, full_1, empty_1, True, C,
+            block, block * 2, (count, count - turn), dqkv_map, sums, grows, row, column, k_ring, kv, ds_0, ds_1,
+            dq_tile, full_0, empty_0, full_1, empty_1, True, C,
         )  # fmt: skip
         count += 1
         for query in range(block * 2 + 1, T // TILE):
             add_keys(
-                block, query, (count, count - turn - 1), dqkv_map, sums, kept, row, column, k_ring, kv, ds_0, ds_1,
+                block, query, (count, count - turn - 1), dqkv_map, sums, grows, row, column, k_ring, kv, ds_0, ds_1,
                 dq_tile, full_0, empty_0, full_1, empty_1, False, C,
             )  # fmt: skip
             count += 1
         wait_for_all()
         mbarrier.arrive(kv_empty.index(kv))
+        if turn == end % (T // BLOCK) - 1:  # the last that it passes on
+            gl.inline_asm_elementwise(STORE, "=r,l", [passed + gl.program_id(0)], dtype=gl.int32, is_pure=False, pack=1)
+        if goes_on(head, block, first, T):  # as it was, for the next gradient
+            gl.store(passed + gl.program_id(0) - 1, 0)
     tma.store_wait(0)
 
 
 @gluon.jit
 def hopper_attention_gradient(
-    dqkv, sums, delta, kept, dy, qkv, y, lse,
+    dqkv, sums, delta, kept, passed, dy, qkv, y, lse,
     B: gl.constexpr, T: gl.constexpr, H: gl.constexpr, STAGES: gl.constexpr, PROGRAMS: gl.constexpr,
 ):  # fmt: skip
-    """dqkv, its sums over TILE rows, and delta; kept (PROGRAMS, T, D) is where dq grows."""
+    """dqkv, its sums over TILE rows, and delta; kept (PROGRAMS, 2, T, D) is where dq grows; passed (PROGRAMS,), 0 at
+    first and in the end, tells which programs have passed on a head.
+    """
     C: gl.constexpr = H * D
     qkv_map = tma.make_tensor_descriptor(qkv, [B * T, 3 * C], [3 * C, 1], [TILE, D], SWIZZLED)
     dqkv_map = tma.make_tensor_descriptor(dqkv, [B * T, 3 * C], [3 * C, 1], [TILE, D], SWIZZLED)
@@ -335,9 +387,9 @@ def hopper_attention_gradient(
                     kv_full, kv_empty, delta_full, full, empty, full_0, empty_0, B, T, H, STAGES, PROGRAMS)),
             (keys, (1, dqkv_map, sums, lse, delta, k_ring, v_ring, q_ring, dy_ring, ds_1, out_1,
                     kv_full, kv_empty, delta_full, full, empty, full_1, empty_1, B, T, H, STAGES, PROGRAMS)),
-            (queries, (dqkv_map, sums, kept, k_ring, ds_0, ds_1, dq_tile, kv_full, kv_empty,
+            (queries, (dqkv_map, sums, kept, passed, k_ring, ds_0, ds_1, dq_tile, kv_full, kv_empty,
                        full_0, empty_0, full_1, empty_1, B, T, H, PROGRAMS)),
-            (deltas, (delta, own_y, own_dy, own_full, own_empty, delta_full, B, T, H, PROGRAMS)),
+            (deltas, (delta, passed, own_y, own_dy, own_full, own_empty, delta_full, B, T, H, PROGRAMS)),
             (fetch, (qkv_map, dy_map, y_map, k_ring, v_ring, q_ring, dy_ring, own_y, own_dy,
                      kv_full, kv_empty, full, empty, own_full, own_empty, B, T, H, STAGES, PROGRAMS)),
         ],

@@ -10,8 +10,6 @@ import triton.language as tl
 from tinygrad_impl.kernels import GPU
 from tinygrad_impl.kernels.launch import Launch
 
-PROGRAMS = 4  # for each multiprocessor, of the backward pass, each with partial sums of its own
-
 
 @triton.jit
 def norm_forward(s, y, mean, rstd, x, a, weight, bias, R: tl.constexpr, C: tl.constexpr, EPS: tl.constexpr,
@@ -91,12 +89,12 @@ def forward(R: int, C: int, eps: float, added: bool, rows: int = 4, warps: int =
     return Launch(kernel, (triton.cdiv(R, rows),), constants, warps, bytes=moved)
 
 
-def backward(gpu: GPU, R: int, C: int, past: bool, rows: int = 8, warps: int | None = None) -> Launch:
+def backward(gpu: GPU, R: int, C: int, past: bool) -> Launch:
     """dx float32, dx bfloat16 (R, C), sums float32 (programs, 3C) <- dy bfloat16 (R, C), past float32 (R, C) (s again,
     if there is none), s, mean, rstd, weight.
     """
-    programs = min(PROGRAMS * gpu.multiprocessors, triton.cdiv(R, rows))
+    rows, each = (4, 3) if C <= 1024 else (1, 4)  # at a time; programs of a multiprocessor
+    programs = min(each * gpu.multiprocessors, triton.cdiv(R, rows))
     constants = {"R": R, "C": C, "PAST": past, "STEPS": triton.cdiv(R, programs * rows), "ROWS": rows}
     constants |= {"BLOCK": triton.next_power_of_2(C)}
-    warps = warps or (4 if C <= 1024 else 8)  # a thread has registers for so much
-    return Launch(norm_backward, (programs,), constants, warps, bytes=(12 + 4 * past) * R * C)
+    return Launch(norm_backward, (programs,), constants, warps=4, bytes=(12 + 4 * past) * R * C)

@@ -132,9 +132,12 @@ class Operations:
         """Causal attention of qkv (B, T, 3C), which came of a layer with this bias: (B, T, C), in bfloat16."""
         B, T, width = qkv.shape
         qkv, C = bfloat16(qkv), width // 3
+        kernel = attention.forward(self.gpu, B, T, n_head, C // n_head)
         outs = [new(qkv, B, T, C), new(qkv, B, n_head, T, dtype=dtypes.float32)]
-        y, lse = launch(self.gpu, attention.forward(self.gpu, B, T, n_head, C // n_head), outs, qkv)
-        return differentiable([y], partial(_attention_gradient, self.gpu, n_head), [qkv, *bias], lse)
+        if attention.fits_hopper(self.gpu, T, C // n_head):
+            outs.append(new(qkv, *kernel.grid, dtype=dtypes.int32))
+        y, *kept = launch(self.gpu, kernel, outs, qkv)
+        return differentiable([y], partial(_attention_gradient, self.gpu, n_head), [qkv, *bias], *kept)
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> list[Tensor]:
         """Layer norm of x (..., C), in bfloat16."""
@@ -337,21 +340,23 @@ def _gelu_gradient(dy: UOp, call: UOp) -> Gradients:
 
 
 def _attention_gradient(gpu: GPU, H: int, dy: UOp, call: UOp) -> Gradients:
-    qkv, *bias, lse, y = map(Tensor, call.src[1:])
+    qkv, *rest, y = map(Tensor, call.src[1:])
     B, T, C = y.shape
     gradient, D = Tensor(dy), C // H
+    passed = [rest.pop()] if attention.fits_hopper(gpu, T, D) else []
+    *bias, lse = rest
     dqkv, delta = new(y, B, T, 3 * C), new(y, B, H, T, dtype=dtypes.float32)
-    if attention.fits_hopper(gpu, T, D):
+    if passed:
         kernel = attention.hopper_gradient(gpu, B, T, H)
         sums = new(y, B * T // attention.TILE, 3 * C, dtype=dtypes.float32)
-        outs = dqkv, sums, delta, new(y, *kernel.grid, T, D, dtype=dtypes.float32)
+        outs = dqkv, sums, delta, new(y, *kernel.grid, 2, T, D, dtype=dtypes.float32), *passed
         dqkv, sums, *_ = launch(gpu, kernel, outs, gradient, qkv, y, lse)
     else:
         first = attention.query_gradient(gpu, B, T, H, D)
         sums = new(y, B * triton.cdiv(T, first.constants["QUERIES"]), 3 * C, dtype=dtypes.float32)
         dqkv, sums, delta = launch(gpu, first, [dqkv, sums, delta], gradient, qkv, y, lse)
         dqkv, sums = launch(gpu, attention.key_gradient(gpu, B, T, H, D), [dqkv, sums], gradient, qkv, lse, delta)
-    return dqkv.uop, *(column_sums(gpu, sums).uop for _ in bias), None, None
+    return dqkv.uop, *(column_sums(gpu, sums).uop for _ in bias), *[None] * (2 + len(passed))
 
 
 def _embedding_gradient(gradient: UOp, call: UOp) -> Gradients:

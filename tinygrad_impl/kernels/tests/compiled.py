@@ -41,15 +41,16 @@ def training(gpu: GPU) -> Iterator[tuple[Launch, str]]:
     yield matmul.head_weight_gradient(gpu, R, C, PADDED, V), "f bb"
     yield matmul.head_weight_gradient(gpu, R, C, PADDED, V, R, add=True), "f bb"
     yield matmul.column_sums(R, C, 64), "f f"
-    yield matmul.column_sums(528, C, 1, outs=3), "fff f"
-    yield attention.forward(gpu, B, T, H, C // H), "bf b"
+    yield matmul.column_sums(396, C, 1, outs=3), "fff f"
+    hopper = attention.fits_hopper(gpu, T, C // H)
+    yield attention.forward(gpu, B, T, H, C // H), "bfi b" if hopper else "bf b"
     yield attention.query_gradient(gpu, B, T, H, C // H), "bff bbbf"
-    if attention.fits_hopper(gpu, T, C // H):
-        yield attention.hopper_gradient(gpu, B, T, H), "bfff bbbf"
+    if hopper:
+        yield attention.hopper_gradient(gpu, B, T, H), "bfffi bbbf"
     yield attention.key_gradient(gpu, B, T, H, C // H), "bf bbff"
     yield layer_norm.forward(R, C, 1e-5, True), "fbff fbff"
     yield layer_norm.forward(R, C, 1e-5, False), "bff fff"
-    yield layer_norm.backward(gpu, R, C, True), "fbf bfffff"
+    yield from [(layer_norm.backward(gpu, R, width, True), "fbf bfffff") for width in (C, 1600)]
     yield cross_entropy.forward(R, V, PADDED, -100), "fb if"
     yield cross_entropy.of_tokens(R, V, PADDED, -100), "fib i"
     to_keys, to_order = embedding.sort(R)

@@ -1,6 +1,6 @@
 """The kernels in tinygrad's graphs, as training uses them: the parity proof, and what they must not do besides."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -48,7 +48,12 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     that of the embedding.
     """
     monkeypatch.setattr(operations, "HEAD_ROWS", 20)
-    monkeypatch.setattr(matmul, "parts", lambda *given: 3)
+    shapes = matmul.shapes
+
+    def in_three(gpu: GPU, M: int, N: int, K: int, split: bool, tiles: dict[str, int]) -> Iterator[dict[str, int]]:
+        return shapes(gpu, M, N, K, split, tiles | {"SPLITS": 3 if split else 1})
+
+    monkeypatch.setattr(matmul, "shapes", in_three)
     monkeypatch.setitem(matmul.TILES[THIS_GPU.family]["all"], "BK", 16)
     monkeypatch.setattr(embedding, "SORTED", 64)
     monkeypatch.setattr(embedding, "SUMMED", 4)

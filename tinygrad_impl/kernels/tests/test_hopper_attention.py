@@ -9,12 +9,12 @@ from tinygrad import Tensor, dtypes
 
 from tinygrad_impl.kernels import GPU, attention, operations
 from tinygrad_impl.kernels.launch import Launch
-from tinygrad_impl.kernels.tests.support import THIS_GPU, check, run_launch
+from tinygrad_impl.kernels.tests.support import THIS_GPU, call, check, run_launch
 from tinygrad_impl.kernels.tests.test_attention import by_torch, empty, random
 
 on_hopper = pytest.mark.skipif(not THIS_GPU.pairs_warpgroups, reason="needs a GPU of Hopper (H100, H200)")
 # B, T, H: one block of keys; several, an odd number of them; the lengths that training takes
-SHAPES = [(2, 128, 1), (3, 384, 5), (2, 256, 12), (1, 640, 3), (2, 1024, 25), (12, 1024, 12)]
+SHAPES = [(2, 128, 1), (3, 384, 5), (2, 256, 12), (1, 640, 3), (2, 1024, 25), (12, 1024, 12), (8, 1024, 20)]
 
 
 @pytest.mark.parametrize("capability", [80, 89, 90, 100, 120])
@@ -32,20 +32,21 @@ def test_what_they_do_not_take(T: int, D: int) -> None:
 @pytest.mark.parametrize(("capability", "T", "kernels"), [(90, 384, 1), (90, 320, 2), (80, 384, 2)])
 def test_who_takes_the_gradient(capability: int, T: int, kernels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     qkv, y, dy = (Tensor.empty(2, T, C, dtype=dtypes.bfloat16) for C in (3 * 128, 128, 128))
-    lse, launches = Tensor.empty(2, 2, T), []
+    lse, passed, launches = Tensor.empty(2, 2, T), Tensor.empty(3, dtype=dtypes.int32), []
 
     def launch(gpu: GPU, kernel: Launch, outs: list[Tensor], *ins: Tensor) -> list[Tensor]:
         launches.append((kernel.name, [t.shape for t in (*outs, *ins)]))
         return list(outs)
 
     monkeypatch.setattr(operations, "launch", launch)
-    call = SimpleNamespace(src=(None, qkv.uop, lse.uop, y.uop))
+    kept = [lse.uop, passed.uop] if kernels == 1 else [lse.uop]
+    call = SimpleNamespace(src=(None, qkv.uop, *kept, y.uop))
     operations._attention_gradient(GPU(capability, 3), 2, dy.uop, call)
     assert len(launches) == kernels
     if kernels == 1:
         [(name, shapes)] = launches
         assert name.startswith("hopper_attention_gradient")
-        own = [(2, T, 384), (12, 384), (2, 2, T), (3, T, 64)]  # dqkv, sums, delta, and where dq grows
+        own = [(2, T, 384), (12, 384), (2, 2, T), (3, 2, T, 64), (3,)]  # dqkv, sums, delta, where dq grows, passed
         assert shapes == [*own, dy.shape, qkv.shape, y.shape, lse.shape]
 
 
@@ -65,11 +66,16 @@ def by_kernels(qkv: torch.Tensor, dy: torch.Tensor, H: int, programs: int) -> tu
         return replace(launch, grid=(count,), constants=launch.constants | {"PROGRAMS": count})
 
     y, (lse, delta) = empty(B, T, C), (empty(B, H, T, dtype=torch.float32) for _ in range(2))
-    run_launch(few(attention.hopper_forward(THIS_GPU, B, T, H)), [y, lse], qkv)
+    forward = few(attention.hopper_forward(THIS_GPU, B, T, H))
+    passed = empty(*forward.grid, dtype=torch.int32)
+    run_launch(forward, [y, lse, passed], qkv)
     gradient = few(attention.hopper_gradient(THIS_GPU, B, T, H))
     dqkv, sums = empty(B, T, 3 * C), empty(B * T // 64, 3 * C, dtype=torch.float32)
-    kept = empty(*gradient.grid, T, 64, dtype=torch.float32)
-    run_launch(gradient, [dqkv, sums, delta, kept], dy, qkv, y, lse)
+    kept = empty(*gradient.grid, 2, T, 64, dtype=torch.float32)
+    for out in (dqkv, sums, delta, kept):
+        out.fill_(float("nan"))
+    call(gradient, [dqkv, sums, delta, kept, passed, dy, qkv, y, lse])
+    assert not passed.any()
     return y, lse, dqkv, sums.sum(0)
 
 

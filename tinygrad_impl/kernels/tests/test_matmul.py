@@ -133,6 +133,30 @@ def test_tiles_in_many_groups_and_rounds(gpu: GPU) -> None:
     check_rounding(y, x.double() @ weight.double() + bias.double())
 
 
+@pytest.mark.parametrize(
+    ("capability", "R", "K", "N", "chosen"),  # BM, BN, SPLITS
+    [
+        (90, 32768, 768, 3072, (128, 256, 5)),  # 360 tiles, in 3 rounds of 132
+        (90, 8192, 1600, 4800, (128, 256, 1)),  # 247, in 2
+        (90, 8192, 1600, 6400, (128, 128, 1)),  # 650, in 5; twice as wide they would take 3, as long as 6
+        (90, 8192, 1280, 3840, (128, 128, 2)),
+        (90, 65536, 192, 192, (64, 64, 14)),  # parts of 128 rows would have 64 of the next part
+        (80, 8192, 1280, 5120, (128, 256, 3)),
+    ],
+)
+def test_tiles_of_a_weight_gradient(capability: int, R: int, K: int, N: int, chosen: tuple[int, ...]) -> None:
+    """Those that were the fastest on an H200."""
+    constants = matmul.weight_gradient(GPU(capability, 132), R, K, N).constants
+    assert tuple(constants[name] for name in ("BM", "BN", "SPLITS")) == chosen
+
+
+@pytest.mark.parametrize(
+    ("R", "C", "BN"), [(16384, 768, 256), (16384, 1024, 256), (8192, 1280, 128), (8192, 1600, 128)]
+)
+def test_tiles_of_the_heads_gradient(R: int, C: int, BN: int) -> None:
+    assert matmul.head_input_gradient(GPU(90, 132), R, C, 50304).constants["BN"] == BN
+
+
 @pytest.mark.usefixtures("device")
 def test_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
     """The FLOPs of as many GEMMs as are computed between two looks at the clock."""
