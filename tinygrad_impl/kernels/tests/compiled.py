@@ -102,4 +102,5 @@ def shared_memory(capability: int) -> list[tuple[str, int]]:
 if __name__ == "__main__":
     if "llir" in sys.argv[2:]:
         triton.knobs.runtime.add_stages_inspection_hook = up_to_llir
+        triton.knobs.cache.dir = f"{triton.knobs.cache.dir}-llir"  # Triton 3.6 would take its results for whole ones
     print(json.dumps(shared_memory(int(sys.argv[1]))))

@@ -116,7 +116,9 @@ def test_nothing_is_copied(trainer: Trainer) -> None:
     trainer.step([random_batch()], 1e-3)
     ours = (
         "matmul",
+        "pingpong",
         "attention",
+        "hopper_attention",
         "norm",
         "cross_entropy",
         "column_sums",
