@@ -242,8 +242,8 @@ PLANTED: list[Row] = [
     (
         "a program takes one tile only",
         MATMUL,
-        "tl.program_id(0), tiles * SPLITS, PROGRAMS,",
-        "tl.program_id(0), PROGRAMS, PROGRAMS,",
+        "tl.range(first, tiles * SPLITS, PROGRAMS,",
+        "tl.range(first, PROGRAMS, PROGRAMS,",
         f"{MATMULS}::test_forward[200-64-192-sm_100]",
     ),
     (
@@ -256,16 +256,37 @@ PLANTED: list[Row] = [
     (
         "parts of a weight gradient with rows of the next part",
         MATMUL,
-        "if splits == 1 or M % BM == 0:",
-        "if splits >= 1:",
-        f"{MATMULS}::test_tiles_of_a_weight_gradient[90-65536-192-192-chosen4]",
+        "if i == 1 or all(K % BM == 0 for K, _ in sizes)]",
+        "if i >= 1]",
+        f"{MATMULS}::test_tiles_of_weight_gradients[8192-192-64-5-132]",
+    ),
+    (
+        "the last round of tiles of weight gradients is taken for a full one",
+        MATMUL,
+        "rounds = triton.cdiv(sum(count for *_, count in shapes(BM)) * splits, programs)",
+        "rounds = sum(count for *_, count in shapes(BM)) * splits / programs",
+        f"{MATMULS}::test_tiles_of_weight_gradients[32768-768-128-3-132]",
     ),
     (
         "a GEMM's last round of tiles is taken for a full one",
         MATMUL,
         "rounds = triton.cdiv(triton.cdiv(M, BM) * triton.cdiv(N, BN) * splits, programs)",
         "rounds = triton.cdiv(M, BM) * triton.cdiv(N, BN) * splits / programs",
-        f"{MATMULS}::test_tiles_of_a_weight_gradient[90-8192-1600-6400-chosen2]",
+        f"{MATMULS}::test_tiles_of_the_heads_gradient[8192-1280-128]",
+    ),
+    (
+        "a GEMM's first tile is no program's",
+        MATMUL,
+        "(PROGRAMS - BEFORE % PROGRAMS)",
+        "(PROGRAMS - BEFORE % PROGRAMS) + 1",
+        f"{MATMULS}::test_weight_gradient[3-200-64-192-sm_100]",
+    ),
+    (
+        "a layer's weight gradients have each other's sources",
+        JOINS,
+        "for source in out.src[0].src[1:]]",
+        "for source in reversed(out.src[0].src[1:])]",
+        f"{JOINED}::test_how_many_kernels[1]",
     ),
     (
         "Hopper's GEMMs with warps of their own where they are slower",
@@ -496,8 +517,8 @@ PLANTED: list[Row] = [
     (
         "the first split alone is the weight's gradient",
         OPERATIONS,
-        "column_sums(self.gpu, dw.reshape(splits, K * N)) if splits > 1",
-        "dw.reshape(splits, K * N)[0] if splits > 1",
+        "[column_sums(self.gpu, dw.reshape(splits, -1)) for dw in outs]",
+        "[dw.reshape(splits, -1)[0] for dw in outs]",
         f"{GRAPHS}::test_proof_in_parts",
     ),
     (

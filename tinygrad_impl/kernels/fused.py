@@ -91,6 +91,8 @@ class Fused:
 
     def gradient(self, out: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
         graph = joins.joined(UOp.sink(*(g.uop for g in out.gradient(*targets))), joins.GRADIENTS)
+        if self.gpu.has_copy_engine:
+            graph = joins.grouped(graph)
         return lower(map(Tensor, graph.src), self.operations)
 
     def written(self, totals: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:

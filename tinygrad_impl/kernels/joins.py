@@ -102,6 +102,7 @@ def embedding_gradient_onto_head(head: UOp, tokens: UOp, rows: UOp) -> UOp:
     return node("embedding_gradient", [declared(rows, 3, *head.shape)], (tokens, rows, head), V=head.shape[0])[0]
 
 
+WEIGHTS = 4  # of GEMMs in a layer: c_attn, attn.c_proj, c_fc, mlp.c_proj
 BIAS = {"linear": 3, "linear_gelu": 3, "gelu_linear": 4}  # where a layer's node has it in its src
 
 
@@ -182,6 +183,18 @@ def joined(graph: UOp, rules: PatternMatcher = LOSS) -> UOp:
     """The graph with its nodes joined by the rules."""
     sums: dict[UOp, UOp] = {}
     return graph_rewrite(graph, rules, ctx=sums).substitute(sums)
+
+
+def grouped(graph: UOp) -> UOp:
+    """The sink of a model's gradients, in the order of its parameters, with those of a layer's weights by one node."""
+    outs = [uop for uop in graph.src if uop.op is Ops.GETTUPLE and name_of(uop.src[0]) == "weight_gradients"]
+    groups: dict[UOp, UOp] = {}
+    for first in range(0, len(outs), WEIGHTS):
+        group = outs[first : first + WEIGHTS]
+        sources = [source for out in group for source in out.src[0].src[1:]]
+        declarations = [declared(out, len(sources) + i, *out.shape) for i, out in enumerate(group)]
+        groups |= zip(group, node("weight_gradients", declarations, sources), strict=True)
+    return graph.substitute(groups)
 
 
 def missing(graph: UOp, config: GPT2Config) -> Mapping[str, str]:

@@ -29,7 +29,7 @@ TYPES = {  # of pointers
     dtypes.int32: "*i32",
 }
 SCRATCH = 2  # pointers that Triton adds to a kernel's parameters: where it keeps tensor descriptors, and a profiler's
-DESCRIPTORS = 5 * 128  # bytes of a program's, at most
+DESCRIPTORS = 12 * 128  # bytes of a program's, at most
 waiting = ThreadPoolExecutor(os.cpu_count())  # threads that wait for the processes that compile
 
 
@@ -46,7 +46,7 @@ class Launch:
     stages: int = 2
     flops: int = 0  # for reports: what it computes
     bytes: int = 0  # and the fewest bytes that it must move
-    descriptors: bool = False  # whether it makes tensor descriptors, up to five
+    descriptors: bool = False  # whether it makes tensor descriptors, up to twelve
     groups: tuple[int, ...] = ()  # of tensors that a parameter takes as a tuple, how many; 0: it takes one tensor
     workers: int = 0  # warps beside the first, to which a kernel in Gluon gives work of their own
 

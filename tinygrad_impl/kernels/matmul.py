@@ -5,8 +5,8 @@ cores read as well, and what is done with a tile before it is rounded, once, and
 Hopper's copy engine moves whole tiles, give 0 for what is read outside of a matrix and drop what is written there.
 """
 
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, chain, product
 from typing import Any
 
 import triton
@@ -75,7 +75,41 @@ def matmul_kernel(
     SLICES: tl.constexpr,  # of a tile's columns, stored one after the other: 1 or 2
     PROGRAMS: tl.constexpr,
 ):
-    a, b, out = ins[0] + A_FIRST, ins[1] + B_FIRST, outs[0] + OUT_FIRST
+    multiply(
+        ins[0] + A_FIRST, ins[1] + B_FIRST, outs[0] + OUT_FIRST, outs, ins, 0, M, N, K, A_TRANSPOSED, B_TRANSPOSED,
+        OUT_ROWS, EPILOGUE, SPLITS, BM, BN, BK, GROUP, SLICES, PROGRAMS,
+    )  # fmt: skip
+
+
+@triton.jit
+def weight_gradients_kernel(
+    outs,  # of each GEMM (SPLITS, M, N)
+    ins,  # of each, one after the other, a that lies as (R, M), and b (R, N)
+    R: tl.constexpr,
+    SHAPES: tl.constexpr,  # of each M, N, BN, and how many tiles those before it have
+    SPLITS: tl.constexpr,  # of the sums over R
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+    SLICES: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+):
+    """GEMMs one after another without waiting: a program begins the next one when it is through with its tiles."""
+    for i in tl.static_range(len(outs)):
+        multiply(
+            ins[2 * i], ins[2 * i + 1], outs[i], outs, ins, SHAPES[4 * i + 3], SHAPES[4 * i], SHAPES[4 * i + 1], R,
+            True, False, SPLITS * SHAPES[4 * i], "none", SPLITS, BM, SHAPES[4 * i + 2], BK, GROUP, SLICES, PROGRAMS,
+        )  # fmt: skip
+
+
+@triton.jit
+def multiply(
+    a, b, out, outs, ins, BEFORE: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr,
+    OUT_ROWS: tl.constexpr, EPILOGUE: tl.constexpr, SPLITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, GROUP: tl.constexpr, SLICES: tl.constexpr, PROGRAMS: tl.constexpr,
+):  # fmt: skip
+    """This program's tiles of a GEMM, if PROGRAMS take turns and have taken BEFORE tiles of others."""
     tiles: tl.constexpr = ((M + BM - 1) // BM) * ((N + BN - 1) // BN)
     steps: tl.constexpr = (K + BK * SPLITS - 1) // (BK * SPLITS)
     if A_TRANSPOSED:
@@ -89,7 +123,9 @@ def matmul_kernel(
     tl.static_assert(SPLITS == 1 or M % BM == 0, "what is past one part's last row would be in the next part")
     out_tiles, y_tiles, x_tiles = described(outs, ins, out, M, N, OUT_ROWS, EPILOGUE, BM, BN // SLICES)
 
-    for work in tl.range(tl.program_id(0), tiles * SPLITS, PROGRAMS, flatten=True):
+    first = tl.program_id(0) + (PROGRAMS - BEFORE % PROGRAMS)  # % PROGRAMS, which has ptxas spill the sums sometimes
+    first = tl.where(first < PROGRAMS, first, first - PROGRAMS)
+    for work in tl.range(first, tiles * SPLITS, PROGRAMS, flatten=True):
         m, n = place(work % tiles, M, N, BM, BN, GROUP)
         part = work // tiles
         total = tl.zeros((BM, BN), tl.float32)
@@ -241,6 +277,45 @@ def input_gradient(gpu: GPU, R: int, K: int, N: int, gelu: bool = False, **tiles
 def weight_gradient(gpu: GPU, R: int, K: int, N: int, **tiles: Any) -> Launch:
     """Parts of dweight, float32 (SPLITS, K, N) <- x (R, K), dy (R, N) in bfloat16."""
     return tiled(gpu, "weight gradient", K, N, R, (True, False), split=True, **tiles)
+
+
+def weight_gradients(gpu: GPU, R: int, sizes: Sequence[tuple[int, int]], **tiles: Any) -> Launch:
+    """As `weight_gradient`, of each of several layers, whose K and N are `sizes`: outs of all <- x and dy of the first,
+    of the second, and so on. Together their tiles keep the multiprocessors busier than one by one. For GPUs with a copy
+    engine.
+    """
+    tiles = TILES[gpu.family]["all"] | TILES[gpu.family].get("weight gradient", {}) | tiles
+    several = [tiles["SPLITS"]] if "SPLITS" in tiles else range(1, min(16, triton.cdiv(R, 512)) + 1)
+    programs, elements = tiles["programs"] * gpu.multiprocessors, sum(K * N for K, N in sizes)
+
+    def shapes(BM: int) -> list[tuple[int, int, int, int]]:
+        """Of each layer K, N, BN, and how many tiles it has."""
+        widths = [width(N, tiles["BN"]) for _, N in sizes]
+        return [(K, N, BN, triton.cdiv(K, BM) * triton.cdiv(N, BN)) for (K, N), BN in zip(sizes, widths, strict=True)]
+
+    def seconds(choice: tuple[int, int]) -> float:
+        BM, splits = choice
+        rounds = triton.cdiv(sum(count for *_, count in shapes(BM)) * splits, programs)
+        products = rounds * 2 * BM * tiles["BN"] * R / splits / (4.2e12 if BM == 64 else 6e12)
+        return products + 4 * elements * (splits / 3e12 + (splits + 1) / 1.8e12 * (splits > 1))
+
+    choices = [(BM, i) for BM, i in product((tiles["BM"], 64), several) if i == 1 or all(K % BM == 0 for K, _ in sizes)]
+    BM, splits = min(choices, key=seconds)
+    before = [0, *accumulate(count * splits for *_, count in shapes(BM))]
+    flat = tuple(chain(*((*shape[:3], n) for shape, n in zip(shapes(BM), before, strict=False))))
+    grid = (min(programs, before[-1]),)
+    constants = {"R": R, "SHAPES": flat, "SPLITS": splits, "BM": BM, "PROGRAMS": grid[0]}
+    return Launch(
+        weight_gradients_kernel,
+        grid,
+        constants | {name: tiles[name] for name in ("BK", "GROUP", "SLICES")},
+        tiles.get("warps", max(4, BM * tiles["BN"] // 4096)),
+        tiles["stages"],
+        flops=2 * R * elements,
+        bytes=sum(2 * R * (K + N) + 4 * K * N for K, N in sizes),
+        descriptors=True,
+        groups=(len(sizes), 2 * len(sizes)),
+    )
 
 
 def head(gpu: GPU, R: int, C: int, V: int, first: int = 0, **tiles: Any) -> Launch:

@@ -82,16 +82,26 @@ class Operations:
         dy_rows = Tensor(dy)  # (R, N)
         (R, K), N = rows.shape, table.shape[1]
         [dx] = launch(self.gpu, matmul.input_gradient(self.gpu, R, K, N), [new(rows, R, K)], dy_rows, table)
-        return dx.uop, self.weight_gradient(rows, dy_rows), bias_gradient(self.gpu, bias, dy_rows), None, None
+        return dx.uop, weight_gradient(rows, dy_rows), bias_gradient(self.gpu, bias, dy_rows), None, None
 
-    def weight_gradient(self, x: Tensor, dy: Tensor) -> UOp:
-        """x (R, K), dy (R, N) -> the gradient of a weight [K, N], in float32."""
-        (R, K), N = x.shape, dy.shape[1]
-        kernel = matmul.weight_gradient(self.gpu, R, K, N)
-        splits = kernel.constants["SPLITS"]
-        [dw] = launch(self.gpu, kernel, [new(x, splits * K * N, dtype=dtypes.float32)], x, dy)
-        dw = column_sums(self.gpu, dw.reshape(splits, K * N)) if splits > 1 else dw
-        return dw.reshape(K, N).uop
+    def weight_gradients(self, *sources: Tensor) -> list[Tensor]:
+        """x (R, K) and dy (R, N) of each of several layers -> the gradient of each weight [K, N], in float32."""
+        xs, dys = sources[::2], sources[1::2]
+        R, sizes = xs[0].shape[0], [(x.shape[1], dy.shape[1]) for x, dy in zip(xs, dys, strict=True)]
+        if self.gpu.has_copy_engine:
+            launches = [(matmul.weight_gradients(self.gpu, R, sizes), sources)]
+        else:
+            kernels = [matmul.weight_gradient(self.gpu, R, K, N) for K, N in sizes]
+            launches = list(zip(kernels, zip(xs, dys, strict=True), strict=True))
+        found = list[Tensor]()
+        for kernel, ins in launches:
+            splits = kernel.constants["SPLITS"]
+            of = sizes[len(found) : len(found) + len(ins) // 2]
+            outs = launch(self.gpu, kernel, [new(xs[0], splits * K * N, dtype=dtypes.float32) for K, N in of], *ins)
+            if splits > 1:
+                outs = [column_sums(self.gpu, dw.reshape(splits, -1)) for dw in outs]
+            found += [dw.reshape(size) for dw, size in zip(outs, of, strict=True)]
+        return found
 
     def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
         """A linear layer's output and the tanh form of GELU of it, both (..., N), in bfloat16."""
@@ -125,7 +135,7 @@ class Operations:
         dhidden, g, parts = launch(
             self.gpu, kernel, [new(hidden, R, K), new(hidden, R, K), parts], dy_rows, table, hidden
         )
-        dw, db = self.weight_gradient(g, dy_rows), bias_gradient(self.gpu, bias, dy_rows)
+        dw, db = weight_gradient(g, dy_rows), bias_gradient(self.gpu, bias, dy_rows)
         return dhidden.uop, dw, db, column_sums(self.gpu, parts).uop, None, None
 
     def split_attention(self, qkv: Tensor, *bias: Tensor, n_head: int) -> list[Tensor]:
@@ -326,6 +336,12 @@ def column_sums(gpu: GPU, x: Tensor) -> Tensor:
     if R > 1024:
         [x] = launch(gpu, matmul.column_sums(R, N, 64), [new(x, 64, N, dtype=dtypes.float32)], x)
     return launch(gpu, matmul.column_sums(x.shape[0], N, 1), [new(x, N, dtype=dtypes.float32)], x)[0]
+
+
+def weight_gradient(x: Tensor, dy: Tensor) -> UOp:
+    """A node, because joins.py puts those of a layer together: x (R, K), dy (R, N) -> of a weight [K, N]."""
+    out = UOp.param(2, dtypes.float32, (x.shape[1], dy.shape[1]), x.device)
+    return node("weight_gradients", [out], (x.uop, dy.uop))[0]
 
 
 def bias_gradient(gpu: GPU, bias: Tensor, dy: Tensor) -> UOp | None:

@@ -116,6 +116,7 @@ def test_nothing_is_copied(trainer: Trainer) -> None:
     trainer.step([random_batch()], 1e-3)
     ours = (
         "matmul",
+        "weight_gradients",
         "pingpong",
         "attention",
         "hopper_attention",

@@ -85,11 +85,18 @@ def test_input_gradient(gpu: GPU, R: int, K: int, N: int) -> None:
 @pytest.mark.parametrize(("R", "K", "N"), SIZES)
 @pytest.mark.parametrize("splits", [1, 3])
 def test_weight_gradient(gpu: GPU, R: int, K: int, N: int, splits: int) -> None:
-    x, dy = random(R, K), random(R, N, seed=1)
-    launch = by_few(matmul.weight_gradient(gpu, R, K, N, SPLITS=splits))
-    run_launch(launch, [parts := new(splits, K, N, dtype=torch.float32)], x, dy)
-    truth = x.double().T @ dy.double()
-    check(parts.double().sum(0), truth, (x.float().T @ dy.float()), least=1e-6)
+    """Of two layers; on GPUs with a copy engine in one launch."""
+    sizes = [(K, N), (N, K)]
+    ins = [(random(R, K), random(R, N, seed=1)), (random(R, N, seed=2), random(R, K, seed=3))]
+    outs = [new(splits, *size, dtype=torch.float32) for size in sizes]
+    if gpu.has_copy_engine:
+        run_launch(by_few(matmul.weight_gradients(gpu, R, sizes, SPLITS=splits)), outs, *ins[0], *ins[1])
+    else:
+        for size, out, tensors in zip(sizes, outs, ins, strict=True):
+            run_launch(matmul.weight_gradient(gpu, R, *size, SPLITS=splits), [out], *tensors)
+    for parts, (x, dy) in zip(outs, ins, strict=True):
+        truth = x.double().T @ dy.double()
+        check(parts.double().sum(0), truth, (x.float().T @ dy.float()), least=1e-6)
 
 
 @on_each_gpu
@@ -134,20 +141,20 @@ def test_tiles_in_many_groups_and_rounds(gpu: GPU) -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "R", "K", "N", "chosen"),  # BM, BN, SPLITS
+    ("R", "C", "BM", "splits", "programs"),
     [
-        (90, 32768, 768, 3072, (128, 256, 5)),  # 360 tiles, in 3 rounds of 132
-        (90, 8192, 1600, 4800, (128, 256, 1)),  # 247, in 2
-        (90, 8192, 1600, 6400, (128, 128, 1)),  # 650, in 5; twice as wide they would take 3, as long as 6
-        (90, 8192, 1280, 3840, (128, 128, 2)),
-        (90, 65536, 192, 192, (64, 64, 14)),  # parts of 128 rows would have 64 of the next part
-        (80, 8192, 1280, 5120, (128, 256, 3)),
+        (32768, 768, 128, 3, 132),  # 648 tiles, in 5 rounds of 132
+        (16384, 1024, 128, 1, 132),  # 384, in 3
+        (8192, 1280, 128, 1, 132),  # 600, in 5
+        (8192, 1600, 128, 1, 132),
+        (8192, 192, 64, 5, 132),  # parts of 128 rows would have 64 of the next part
+        (1024, 64, 64, 2, 18),
     ],
 )
-def test_tiles_of_a_weight_gradient(capability: int, R: int, K: int, N: int, chosen: tuple[int, ...]) -> None:
-    """Those that were the fastest on an H200."""
-    constants = matmul.weight_gradient(GPU(capability, 132), R, K, N).constants
-    assert tuple(constants[name] for name in ("BM", "BN", "SPLITS")) == chosen
+def test_tiles_of_weight_gradients(R: int, C: int, BM: int, splits: int, programs: int) -> None:
+    """Those that were the fastest on an H200, and of smaller models."""
+    launch = matmul.weight_gradients(GPU(90, 132), R, [(C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)])
+    assert (launch.constants["BM"], launch.constants["SPLITS"], launch.grid) == (BM, splits, (programs,))
 
 
 @pytest.mark.parametrize(
