@@ -282,11 +282,11 @@ PLANTED: list[Row] = [
         f"{MATMULS}::test_weight_gradient[3-200-64-192-sm_100]",
     ),
     (
-        "a layer's weight gradients have each other's sources",
+        "weight gradients of a layer together are those of the weights transposed",
         JOINS,
         "for source in out.src[0].src[1:]]",
         "for source in reversed(out.src[0].src[1:])]",
-        f"{JOINED}::test_how_many_kernels[1]",
+        f"{JOINED}::test_a_model_whose_gelu_is_elsewhere",
     ),
     (
         "Hopper's GEMMs with warps of their own where they are slower",
