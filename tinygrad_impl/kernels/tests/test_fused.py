@@ -1,7 +1,8 @@
 """The kernels in tinygrad's graphs, as training uses them: the parity proof, and what they must not do besides."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,8 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     that of the embedding.
     """
     monkeypatch.setattr(operations, "HEAD_ROWS", 20)
-    shapes = matmul.shapes
-
-    def in_three(gpu: GPU, M: int, N: int, K: int, split: bool, tiles: dict[str, int]) -> Iterator[dict[str, int]]:
-        return shapes(gpu, M, N, K, split, tiles | {"SPLITS": 3 if split else 1})
-
-    monkeypatch.setattr(matmul, "shapes", in_three)
+    for name in ("weight_gradient", "weight_gradients"):
+        monkeypatch.setattr(matmul, name, partial(getattr(matmul, name), SPLITS=3))
     monkeypatch.setitem(matmul.TILES[THIS_GPU.family]["all"], "BK", 16)
     monkeypatch.setattr(embedding, "SORTED", 64)
     monkeypatch.setattr(embedding, "SUMMED", 4)
