@@ -17,6 +17,9 @@ GPU := $(wildcard /proc/driver/nvidia/version /dev/nvidia0)
 # Without SPEC tinygrad does not check each of its own rewrites.
 PYTEST := OMP_NUM_THREADS=1 PARALLEL=0 SPEC=0 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
+# Named, because without a path pytest would take ARGS="--arch sm_80" for one, before it knows of --arch
+TESTS := data torch_ref tinygrad_impl parity_tests
+
 # Of data, loop, kernels, proof and training step those that notice most in a minute
 # (the kernels first: their conftest.py has to come before anything imports Triton)
 CHECK := tinygrad_impl/kernels/tests/test_layer_norm.py tinygrad_impl/kernels/tests/test_cross_entropy.py \
@@ -45,7 +48,7 @@ test-all: $(VENV)/installed-extras
 	@$(PYTEST) $(ARGS)
 
 test-gpu: $(VENV)/installed
-	@$(BIN)/python -m pytest --numprocesses 8 --dist worksteal -m "gpu or kernels" $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 8 --dist worksteal -m "gpu or kernels" $(TESTS) $(ARGS)
 
 mutants: $(VENV)/installed-mutants
 	@$(BIN)/python -m parity_tests.mutation $(ARGS)
