@@ -123,7 +123,7 @@ def multiply(
     tl.static_assert(SPLITS == 1 or M % BM == 0, "what is past one part's last row would be in the next part")
     out_tiles, y_tiles, x_tiles = described(outs, ins, out, M, N, OUT_ROWS, EPILOGUE, BM, BN // SLICES)
 
-    first = tl.program_id(0) + (PROGRAMS - BEFORE % PROGRAMS)  # % PROGRAMS, which has ptxas spill the sums sometimes
+    first = tl.program_id(0) + (PROGRAMS - BEFORE % PROGRAMS)  # a remainder can have ptxas spill the sums
     first = tl.where(first < PROGRAMS, first, first - PROGRAMS)
     for work in tl.range(first, tiles * SPLITS, PROGRAMS, flatten=True):
         m, n = place(work % tiles, M, N, BM, BN, GROUP)

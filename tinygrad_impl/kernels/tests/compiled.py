@@ -34,9 +34,10 @@ def training(gpu: GPU) -> Iterator[tuple[Launch, str]]:
     yield matmul.input_gradient(gpu, R, C, 3 * C), "b bb"
     yield matmul.input_gradient(gpu, R, C, C), "b bb"
     yield matmul.input_gradient(gpu, R, 4 * C, C, gelu=True), "bbf bbb"
-    yield matmul.weight_gradient(gpu, R, C, 4 * C), "f bb"
     if gpu.has_copy_engine:
         yield matmul.weight_gradients(gpu, R, [(C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)]), "ffff bbbbbbbb"
+    else:
+        yield matmul.weight_gradient(gpu, R, C, 4 * C), "f bb"
     yield matmul.head(gpu, R, C, PADDED), "b bb"
     yield matmul.head_input_gradient(gpu, R, C, PADDED), "b bb"
     yield matmul.head_weight_gradient(gpu, R, C, PADDED, V), "f bb"
