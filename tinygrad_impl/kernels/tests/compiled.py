@@ -2,14 +2,19 @@
 With `llir` after it, up to LLVM's code: Triton has then checked everything and placed what is in shared memory, and
 half of the work, which is that of LLVM and ptxas, is left out.
 
-Prints, as JSON, how many bytes of shared memory each takes. It is a process of its own: the tests' interprets kernels.
+Prints, as JSON, how many bytes of shared memory each takes, and of local memory a thread, where registers are spilled
+to. It is a process of its own: the tests' interprets kernels.
 """
 
 import json
+import re
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import triton
@@ -35,7 +40,9 @@ def training(gpu: GPU) -> Iterator[tuple[Launch, str]]:
     yield matmul.input_gradient(gpu, R, C, C), "b bb"
     yield matmul.input_gradient(gpu, R, 4 * C, C, gelu=True), "bbf bbb"
     if gpu.has_copy_engine:
-        yield matmul.weight_gradients(gpu, R, [(C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)]), "ffff bbbbbbbb"
+        for rows, width in ((R, C), (2 * R, 1280)):
+            sizes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
+            yield matmul.weight_gradients(gpu, rows, sizes), "ffff bbbbbbbb"
     else:
         yield matmul.weight_gradient(gpu, R, C, 4 * C), "f bb"
     yield matmul.head(gpu, R, C, PADDED), "b bb"
@@ -89,13 +96,25 @@ def up_to_llir(*asked: Any) -> Any:
     stages |= {"ptx": nothing, "cubin": nothing}
 
 
-def shared_memory(capability: int) -> list[tuple[str, int]]:
+def local_memory(cubin: bytes) -> int:
+    """Bytes of a thread's, as NVIDIA's cuobjdump reads it, which Triton brings along."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    return max(map(int, re.findall(r"STACK:(\d+)", said.stdout + said.stderr)))
+
+
+def memory(capability: int) -> list[tuple[str, int, int]]:
     """Of each kernel for that compute capability, its name and bytes."""
     gpu = GPU(capability, multiprocessors=132)
 
-    def compiled(kernel: Launch, letters: str) -> tuple[str, int]:
+    def compiled(kernel: Launch, letters: str) -> tuple[str, int, int]:
         types: tuple[DType, ...] = tuple(DTYPES[letter] for letter in letters.replace(" ", ""))
-        return kernel.name, compile_kernel(kernel, types, f"sm_{capability}").metadata.shared
+        made = compile_kernel(kernel, types, f"sm_{capability}")
+        cubin = made.asm["cubin"]
+        return kernel.name, made.metadata.shared, local_memory(cubin) if cubin else 0
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(lambda pair: compiled(*pair), [*training(gpu), *generating(gpu)]))
@@ -105,4 +124,4 @@ if __name__ == "__main__":
     if "llir" in sys.argv[2:]:
         triton.knobs.runtime.add_stages_inspection_hook = up_to_llir
         triton.knobs.cache.dir = f"{triton.knobs.cache.dir}-llir"  # Triton 3.6 would take its results for whole ones
-    print(json.dumps(shared_memory(int(sys.argv[1]))))
+    print(json.dumps(memory(int(sys.argv[1]))))
