@@ -88,20 +88,18 @@ class Operations:
         """x (R, K) and dy (R, N) of each of several layers -> the gradient of each weight [K, N], in float32."""
         xs, dys = sources[::2], sources[1::2]
         R, sizes = xs[0].shape[0], [(x.shape[1], dy.shape[1]) for x, dy in zip(xs, dys, strict=True)]
+        assert all(x.shape[0] == R for x in sources)
         if self.gpu.has_copy_engine:
-            launches = [(matmul.weight_gradients(self.gpu, R, sizes), sources)]
+            kernel = matmul.weight_gradients(self.gpu, R, sizes)
         else:
-            kernels = [matmul.weight_gradient(self.gpu, R, K, N) for K, N in sizes]
-            launches = list(zip(kernels, zip(xs, dys, strict=True), strict=True))
-        found = list[Tensor]()
-        for kernel, ins in launches:
-            splits = kernel.constants["SPLITS"]
-            of = sizes[len(found) : len(found) + len(ins) // 2]
-            outs = launch(self.gpu, kernel, [new(xs[0], splits * K * N, dtype=dtypes.float32) for K, N in of], *ins)
-            if splits > 1:
-                outs = [column_sums(self.gpu, dw.reshape(splits, -1)) for dw in outs]
-            found += [dw.reshape(size) for dw, size in zip(outs, of, strict=True)]
-        return found
+            [(K, N)] = sizes  # joins.py leaves them as they are
+            kernel = matmul.weight_gradient(self.gpu, R, K, N)
+        splits = kernel.constants["SPLITS"]
+        outs = [new(xs[0], splits * K * N, dtype=dtypes.float32) for K, N in sizes]
+        outs = launch(self.gpu, kernel, outs, *sources)
+        if splits > 1:
+            outs = [column_sums(self.gpu, dw.reshape(splits, -1)) for dw in outs]
+        return [dw.reshape(size) for dw, size in zip(outs, sizes, strict=True)]
 
     def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
         """A linear layer's output and the tanh form of GELU of it, both (..., N), in bfloat16."""
