@@ -8,7 +8,8 @@ tiles. The letters are those of attention.py.
 
 So that all programs have as much to do, a head's first blocks may be one program's and the rest the next one's. The
 former computes them before all others, and passes on delta and dq as far as they are; the latter computes the rest
-after all others, when they have long been there.
+after all others, when they have long been there. It waits only for the program before it, which the GPU starts no later
+than it, so that none waits for ever where other kernels (NCCL's) hold multiprocessors.
 """
 
 from triton.experimental import gluon
