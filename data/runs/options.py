@@ -36,6 +36,10 @@ GO_WITH = {  # are of that option, for --config
     "global_batch_tokens": ("grad_accum",),
     "eval_tasks": ("eval_data_file",),
 }
+OF_TRAINING = (  # of which --find-lr, which does not train, has no use
+    *("steps", "lr", "min_lr", "warmup", "schedule", "parity", "eval_every", "eval_tokens", *EVALUATION),
+    *("sample_every", "save_every", "keep", "tensorboard"),
+)
 LONGER = ("steps", "rewarm", "eval_every", "sample_every", "save_every")  # go with --resume and --steps
 
 Given = dict[str, Any]  # the options that were given, by name: one that was left out is not in it
@@ -263,10 +267,24 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def listed(names: Sequence[str]) -> str:
+    """Options in a sentence: --lr, --steps and --keep."""
+    *first, last = map(flag, names)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def idle_beside_find_lr(given: Given) -> list[str]:
+    """Those of the options that --find-lr would ignore; what they turn off is off there anyway."""
+    return [name for name in given if name in OF_TRAINING and given[name] not in ("off", NO_TASKS)]
+
+
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
     """The options given; with --config or --resume those of the run too, checked as if they had been given."""
     args = vars(parser.parse_args(argv))
     given = without_none(args)
+    if "find_lr" in given and (idle := idle_beside_find_lr(given)):
+        out = "it" if len(idle) == 1 else "them"
+        raise InputError(f"--find-lr does not train, so it goes without {listed(idle)}; leave {out} out")
     if "recipe" in given:
         if other := given.keys() & {"resume", "config"}:
             raise InputError(f"--recipe and --{min(other)} exclude each other; leave one of them out")

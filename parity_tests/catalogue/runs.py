@@ -10,6 +10,7 @@ CONFIG = "data/runs/tests/test_options.py::test_the_same_command_with_the_option
 LOST = "data/tests/test_distributed.py::test_who_ends_while_others_look_for_it_is_not_lost"
 BEYOND = "tinygrad_impl/tests/test_compare.py::test_a_perplexity_beyond_float64"
 NO_NUMBER = "tinygrad_impl/tests/test_compare.py::test_a_model_that_gives_no_number_is_named"
+FIND_LR = "data/runs/tests/test_find_lr.py::test_"
 IN_CLI = "data/tests/test_cli.py::test_"
 
 PLANTED: list[Row] = [
@@ -47,7 +48,21 @@ PLANTED: list[Row] = [
         "data/runs/find_lr.py",
         "if not losses:",
         "if losses:",
-        "data/runs/tests/test_find_lr.py::test_a_first_loss_that_is_no_number",
+        FIND_LR + "a_first_loss_that_is_no_number",
+    ),
+    (
+        "find-lr: what it found before is written over",
+        "data/runs/start.py",
+        'empty="resume" not in given',
+        'empty=not given.keys() & {"resume", "find_lr"}',
+        FIND_LR + "what_is_there_stays_as_it_is",
+    ),
+    (
+        "find-lr: options that it ignores are not refused",
+        OPTIONS,
+        'if name in OF_TRAINING and given[name] not in ("off", NO_TASKS)]',
+        'if name in OF_TRAINING and given[name] not in ("off", NO_TASKS)][:1]',
+        FIND_LR + "options_that_it_would_ignore_are_refused",
     ),
     ("perplexity beyond float64", LOSSES, "if loss < 700 else", "if loss < 1e9 else", BEYOND),
     ("compare: infinity in JSON", COMPARE, "confusion if confusion < math.inf else None", "confusion", BEYOND),

@@ -29,7 +29,7 @@ from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
 from data.cli import InputError
 from data.runs.implementation import Implementation
-from data.runs.options import EVALUATION, PORTS, SEVERAL, UNRECORDED, parser
+from data.runs.options import EVALUATION, OF_TRAINING, PORTS, SEVERAL, UNRECORDED, parser
 from data.runs.run_folder import read_metrics
 from data.runs.start import Start
 from data.testing import SMALL, Result, call, refused, save_model, write_tokens
@@ -203,7 +203,7 @@ def test_the_peak_is_that_of_the_dtype(dtype: str, peak: float, folder: Path, mo
 def test_find_lr_does_not_train(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Any] = []
     monkeypatch.setattr(train, "find_learning_rate", lambda *given: found.append(given))
-    result = call(train.main, *options(out="nowhere"), "--find-lr", cwd=folder)
+    result = call(train.main, *options(out="nowhere", **dict.fromkeys(OF_TRAINING)), "--find-lr", cwd=folder)
     assert result.code == 0, result
     assert [(start.options.find_lr, by.package) for start, by in found] == [(True, "tinygrad_impl")]
 

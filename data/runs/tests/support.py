@@ -23,7 +23,7 @@ from data.ranks import ALONE, Ranks
 from data.runs.find_lr import find_learning_rate
 from data.runs.implementation import Batch, Implementation
 from data.runs.loop import train
-from data.runs.options import parse, parser
+from data.runs.options import OF_TRAINING, parse, parser
 from data.runs.run_folder import load_checkpoint, read_metrics
 from data.runs.start import begin
 from data.testing import Result, call, write_tokens
@@ -170,10 +170,15 @@ def place_in(folder: Path) -> Path:
 
 
 def options(**changed: object) -> list[object]:
-    """Those of the run that most tests are of. A change to None leaves an option out; True gives it without a value."""
+    """Those of the run that most tests are of. A change to None leaves an option out; True gives it without a value.
+    With --find-lr they are those that are not of training.
+    """
     values: dict[str, object] = {"init": "init", "data": "data", "steps": STEPS, "batch_size": B, "seq_len": T}
     values |= {"grad_accum": ACCUM, "lr": 0.02, "min_lr": 0.003, "warmup": 2, "seed": SEED, "eval_tokens": 40}
-    values |= {"eval_every": 4, "sample_every": 5, "save_every": 3} | changed
+    values |= {"eval_every": 4, "sample_every": 5, "save_every": 3}
+    if changed.get("find_lr"):
+        values = {name: value for name, value in values.items() if name not in OF_TRAINING}
+    values |= changed
     words: list[object] = []
     for name, value in values.items():
         if value is not None:

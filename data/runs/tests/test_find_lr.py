@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from data.checkpoints.config import PRESETS
-from data.runs.run_folder import read_sealed
+from data.cli import InputError
+from data.runs.options import Given, parse, parser
 from data.runs.tests.support import (
     ACCUM,
     SEED,
@@ -58,7 +59,7 @@ def test_what_it_proposes(stub: Stub, place: Path, tmp_path: Path, monkeypatch: 
     assert found["loss"] == losses
     np.testing.assert_allclose(found["lr"], rates, rtol=1e-12)
     np.testing.assert_allclose(found["smoothed"], means, rtol=1e-12)
-    assert (found["options"]["lr"], found["options"]["seed"]) == (0.02, SEED)
+    assert found["options"]["seed"] == SEED
     assert "find_lr" not in found["options"]
     assert [lr for _, lr in stub.stepped] == found["lr"]
     assert result.out.splitlines() == [
@@ -145,13 +146,31 @@ def test_quiet(stub: Stub, place: Path, tmp_path: Path) -> None:
     assert result.out.startswith("the loss falls fastest")
 
 
-def test_beside_a_run(stub: Stub, place: Path, tmp_path: Path) -> None:
-    """A folder that is there takes what was found too."""
+def test_what_is_there_stays_as_it_is(stub: Stub, place: Path, tmp_path: Path) -> None:
+    """Be it a run, or what --find-lr has found before."""
     trained(stub, place, tmp_path / "run", steps=1)
     stub.loss = course
-    trained(stub, place, tmp_path / "run", find_lr=True)
-    assert (tmp_path / "run" / "find-lr.json").exists()
-    assert read_sealed(tmp_path / "run" / "run.json")["options"]["steps"] == 1
+    trained(stub, place, tmp_path / "found", find_lr=True)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    refused(training(stub, place, tmp_path / "run", find_lr=True), f"{tmp_path}/run holds a run; ", " another --out")
+    refused(training(stub, place, tmp_path / "found", find_lr=True, seed=9), "is not empty; pass another --out")
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_options_that_it_would_ignore_are_refused(tmp_path: Path) -> None:
+    """All at once. Those of a recipe were not given, and what is turned off is off."""
+
+    def given(*words: object) -> Given:
+        return parse(parser("train", "numbers"), ["--find-lr", *map(str, words)])
+
+    with pytest.raises(InputError) as raised:
+        given("--save-every", 3, "--steps", 7, "--seed", 2, "--eval-limit", 0, "--tensorboard")
+    words = "goes without --steps, --eval-limit, --save-every and --tensorboard; leave them out"
+    assert str(raised.value) == f"--find-lr does not train, so it {words}"
+    with pytest.raises(InputError, match="goes without --lr; leave it out"):
+        given("--lr", 0.1)
+    found = given("--recipe", "gpt2-124m-10b", "--eval-tasks", "none", "--batch-size", 2)
+    assert (found["find_lr"], found["batch_size"]) == (True, 2)
 
 
 @pytest.mark.parametrize(("changed", "name"), [({}, "finetune"), ({"init": "random", "preset": "tiny"}, "tiny")])

@@ -617,7 +617,9 @@ def test_trying_learning_rates_needs_no_tasks(
     stub: Stub, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = with_tasks(stub, monkeypatch)
-    assert training(stub, place, None, eval_tasks="stories", find_lr=True).code == 0
+    trained(stub, place, tmp_path / "run", eval_tasks="stories", steps=1)
+    asked.clear()
+    assert call(stub.main, "--config", tmp_path / "run", "--find-lr", cwd=place).code == 0
     assert asked == []
 
 

@@ -221,7 +221,7 @@ def everything(ranks: Ranks, folder: Path) -> dict[str, Any]:
     run("not finite", changed({"out": "not-finite"}), not_finite if only else None)
     run("damaged", changed({"out": "damaged"}), None if only else damaged)
     run("uneven", changed({"out": "uneven", "grad_accum": 3}))
-    run("find-lr", [*changed({"out": "find"}), "--find-lr"], falling)
+    run("find-lr", options(out="find", find_lr=True, batch_size=3, grad_accum=4), falling)
     for name, (prepare, more, _) in REFUSED.items():
         run(name, [*changed({"out": name}), *(more if only else [])], prepare if only else None)
     return found
