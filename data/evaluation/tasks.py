@@ -12,7 +12,7 @@ import logging
 import random
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice, pairwise
@@ -25,19 +25,21 @@ from data.text.stories import pick, stories
 QUESTIONS = 200  # of the task `stories`
 STORIES_SEED = 2  # 0 and 1 are those of the training and validation text
 PARTS = 12  # words and punctuation marks of a sentence, at most: two of them fit in a context of 32 tokens
+NEEDED = {"hellaswag": "activity_label, ctx (or ctx_a and ctx_b), endings and label"}
 SENTENCE = re.compile(r'[^.!?\s][^.!?]*[.!?]+"?')
 
 
 @dataclass(frozen=True)
 class Spec:
     """One of --tasks: its name, or a file of tasks; `documents` are its questions, where they are given; those of
-    the user come from `data_file`. `prefix` is what the command's options of tasks begin with.
+    the user come from these `lines` of `data_file`. `prefix` is what the command's options of tasks begin with.
     """
 
     name: str
     file: Path | None = None
     documents: list[dict[str, Any]] | None = None
     data_file: Path | None = None
+    lines: Sequence[int] = ()
     prefix: str = "--"
 
     def own_file(self) -> dict[str, str | None]:
@@ -47,6 +49,9 @@ class Spec:
         file = self.file or self.data_file
         digest = hashlib.sha256(file.read_bytes()).hexdigest() if file else None
         return {"file": file.name if file else None, "file_sha256": digest}
+
+
+Load = Callable[[Sequence[dict[str, Any]]], dict[str, dict[str, Any]]]  # a task with these questions
 
 
 def require_harness() -> None:
@@ -77,8 +82,8 @@ def specs_of(tasks: str, data_file: Path | None = None, prefix: str = "--") -> l
                 raise InputError(f"there is no task file {name}; give the path of a .yaml, with its data beside it")
             found.append(Spec(name, file=Path(name)))
         else:
-            documents = read_documents(data_file) if data_file else None
-            found.append(Spec(name, documents=documents, data_file=data_file, prefix=prefix))
+            read = read_documents(data_file) if data_file else {}
+            found.append(Spec(name, None, [*read.values()] or None, data_file, [*read], prefix))
     return found
 
 
@@ -135,13 +140,13 @@ STORIES_TASK: dict[str, Any] = {
 }
 
 
-def read_documents(file: Path) -> list[dict[str, Any]]:
-    """A .jsonl file of questions, gzip-packed or not. HellaSwag's may have a context as a whole, `ctx`, without the
-    parts `ctx_a` and `ctx_b` that the hub's data has too; then the second part is empty.
+def read_documents(file: Path) -> dict[int, dict[str, Any]]:
+    """The questions of a .jsonl file, gzip-packed or not, by their lines. HellaSwag's may have a context as a whole,
+    `ctx`, without the parts `ctx_a` and `ctx_b` that the hub's data has too; then the second part is empty.
     """
     if not file.is_file():
         raise InputError(f"there is no file {file}; give a .jsonl, or a .jsonl.gz, with a question a line")
-    found = []
+    found: dict[int, dict[str, Any]] = {}
     try:
         with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file, encoding="utf-8") as f:
             for number, line in enumerate(f, 1):
@@ -152,7 +157,7 @@ def read_documents(file: Path) -> list[dict[str, Any]]:
                     raise InputError(f"line {number} of {file} is no JSON object; give a question a line")
                 if "ctx" in document and "ctx_a" not in document:
                     document |= {"ctx_a": document["ctx"], "ctx_b": ""}
-                found.append(document)
+                found[number] = document
     except (ValueError, EOFError, OSError, zlib.error, RecursionError) as e:
         raise InputError(
             f"{file} cannot be read after {len(found)} questions ({e}); give a .jsonl, or a .jsonl.gz"
@@ -194,9 +199,14 @@ def load_task(manager: Any, spec: Spec) -> dict[str, dict[str, Any]]:
     try:
         if spec.documents is not None:
             config = STORIES_TASK if spec.name == "stories" else config_of(manager, spec.name)
-            given = {"custom_dataset": lambda **_: {"validation": as_dataset(spec)}}
-            with quietly():
-                return dict(manager.load([config | given]))
+
+            def loaded(documents: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+                given = {"custom_dataset": lambda **_: {"validation": as_dataset(documents)}}
+                with quietly():
+                    return dict(manager.load([config | given]))
+
+            refuse_incomplete(spec, loaded, config.get("dataset_path"))
+            return loaded(spec.documents)
         with beside(spec.file), quietly():
             return dict(manager.load([spec.name if spec.file is None else spec.file.name]))
     except InputError:
@@ -229,10 +239,79 @@ def config_of(manager: Any, name: str) -> dict[str, Any]:
     return config | splits
 
 
-def as_dataset(spec: Spec) -> Any:
+def refuse_incomplete(spec: Spec, load: Load, dataset: str | None) -> None:
+    """Raises `InputError` where a question of the user's file lacks a key that the task reads; `dataset` is the task's
+    own on the hub. Questions are loaded alone, one of each set of keys: beside others that have the key, one that lacks
+    it would get None for it, which some tasks score as the text "None".
+    """
+    seen = set()
+    for line, document in zip(spec.lines, spec.documents or (), strict=False):  # `stories` has no lines
+        if (keys := frozenset(document)) in seen:
+            continue
+        seen.add(keys)
+        if (key := missing_key(load, document)) is not None:
+            needed = NEEDED.get(spec.name, f"each key that the task reads of those in {dataset} on the hub")
+            raise InputError(
+                f"line {line} of {spec.data_file} has no {key!r}, and a question of {spec.name} needs {needed}; "
+                f"correct that line, or give another file with {spec.prefix}data-file"
+            )
+
+
+def missing_key(load: Load, document: dict[str, Any]) -> str | None:
+    """The key that a task reads and a question lacks, or None. What the task fails to find elsewhere, as in a table of
+    its own, it does not find either where the question has that key.
+    """
+    key = key_not_found(load, document)
+    if key is None or key in document or key_not_found(load, document | {key: None}) == key:
+        return None
+    return key
+
+
+def key_not_found(load: Load, document: dict[str, Any]) -> str | None:
+    """The key for which a task does not take a question, be it one that only its functions, its templates, or its
+    configuration name. None where it takes it, or fails otherwise.
+    """
+    from jinja2 import UndefinedError
+
+    try:
+        with undefined_is_refused():
+            loaded = load([document])
+    except KeyError as e:
+        return str(e.args[0]) if e.args else None
+    except UndefinedError as e:
+        named = re.fullmatch(r"'(.+)' is undefined", str(e))
+        return named[1] if named else None
+    except Exception:  # loading all questions will tell
+        return None
+    for task in loaded["tasks"].values():
+        for part in (task.config.doc_to_text, task.config.doc_to_choice, task.config.doc_to_target):
+            if isinstance(part, str) and part.isidentifier() and part not in task.features:
+                return part  # the harness takes it for a text, the same in each question
+    return None
+
+
+@contextlib.contextmanager
+def undefined_is_refused() -> Iterator[None]:
+    """Meanwhile a template of the harness that names what is not there fails in a list too, as [one, other] does not
+    by itself.
+    """
+    from jinja2 import StrictUndefined
+    from lm_eval.utils import env
+
+    class Refused(StrictUndefined):
+        __repr__ = StrictUndefined.__str__
+
+    before, env.undefined = env.undefined, Refused
+    try:
+        yield
+    finally:
+        env.undefined = before
+
+
+def as_dataset(documents: Sequence[dict[str, Any]]) -> Any:
     from datasets import Dataset
 
-    return Dataset.from_list(spec.documents)
+    return Dataset.from_list(list(documents))
 
 
 @contextlib.contextmanager

@@ -288,6 +288,20 @@ PLANTED: list[Row] = [
         LOOP + "what_is_wrong_with_tasks_is_said_first",
     ),
     (
+        "evaluation: another line lacks a key",
+        "data/evaluation/tasks.py",
+        "found[number] = document",
+        "found[len(found) + 1] = document",
+        ASKED + "a_question_that_lacks_a_key",
+    ),
+    (
+        "evaluation: a key that the configuration names may be missing",
+        "data/evaluation/tasks.py",
+        "part.isidentifier() and part not in task.features",
+        "not part",
+        ASKED + "a_question_that_lacks_a_key",
+    ),
+    (
         "who has tasks of a recipe is not told how to train without",
         START,
         'f"{e}; or train without scores on tasks: --eval-tasks {NO_TASKS}"',
