@@ -269,51 +269,78 @@ def flag(name: str) -> str:
 
 def listed(names: Sequence[str]) -> str:
     """Options in a sentence: --lr, --steps and --keep."""
-    *first, last = map(flag, names)
+    return in_a_row([flag(name) for name in names])
+
+
+def in_a_row(words: Sequence[str]) -> str:
+    *first, last = words
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def idle_beside_find_lr(given: Given) -> list[str]:
-    """Those of the options that --find-lr would ignore; what they turn off is off there anyway."""
-    return [name for name in given if name in OF_TRAINING and given[name] not in ("off", NO_TASKS)]
+def refuse_conflicts(given: Given) -> None:
+    """Raises `InputError` where options on the command line exclude each other, with all that do."""
+    conflicts = []
+    if len(whole := [name for name in ("recipe", "resume", "config") if name in given]) > 1:
+        others = "one of them" if len(whole) == 2 else "two of them"
+        conflicts.append(f"{listed(whole)} exclude each other; leave {others} out")
+    if "rewarm" in given and not {"resume", "steps"} <= given.keys():
+        conflicts.append("--rewarm goes with --resume RUN --steps N; give both, or leave it out")
+    if {"global_batch_tokens", "grad_accum"} <= given.keys():
+        conflicts.append("--global-batch-tokens works out --grad-accum, so it goes without it; leave one of them out")
+    if "resume_if_any" in given and ("out" not in given or given.keys() & {"resume", "find_lr"}):
+        conflicts.append("--resume-if-any goes with --out RUN, and without --resume and --find-lr; give it so")
+    # what a flag turns off is off anyway where nothing is trained
+    idle = [name for name in given if name in OF_TRAINING and given[name] not in ("off", NO_TASKS)]
+    if "find_lr" in given and idle:
+        conflicts.append(f"--find-lr does not train, so it goes without {listed(idle)}; {leave_out(idle)}")
+    kept = (*FREE, *(LONGER if "steps" in given else ()), *whole, "rewarm", "resume_if_any")
+    if "resume" in given and (fixed := [name for name in given if name not in kept]):
+        this = "this" if len(fixed) == 1 else "these"
+        conflicts.append(f"--resume takes {this} from the run, so it goes without {listed(fixed)}; {leave_out(fixed)}")
+    alone = [name for name in EVALUATION if name in given]
+    if alone and not given.keys() & {"eval_tasks", "find_lr", "resume_if_any", *whole}:  # these may have tasks
+        conflicts.append(without_tasks(alone))
+    refuse_all(conflicts)
+
+
+def refuse_all(faults: Sequence[str]) -> None:
+    """Raises `InputError` with all faults, if there are any: who mends one is not told of another only then."""
+    if faults:
+        raise InputError(". Also, ".join(faults))
+
+
+def leave_out(names: Sequence[str]) -> str:
+    return f"leave {'that' if len(names) == 1 else 'them'} out"
+
+
+def without_tasks(alone: Sequence[str]) -> str:
+    """What is wrong with options of tasks without any."""
+    if len(alone) == 1:
+        return f"{flag(alone[0])} goes with --eval-tasks TASK,...; give both, or leave it out"
+    return f"{listed(alone)} go with --eval-tasks TASK,...; give it too, or leave them out"
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> Given:
     """The options given; with --config or --resume those of the run too, checked as if they had been given."""
     args = vars(parser.parse_args(argv))
     given = without_none(args)
-    if "find_lr" in given and (idle := idle_beside_find_lr(given)):
-        out = "it" if len(idle) == 1 else "them"
-        raise InputError(f"--find-lr does not train, so it goes without {listed(idle)}; leave {out} out")
+    refuse_conflicts(given)
     if "recipe" in given:
-        if other := given.keys() & {"resume", "config"}:
-            raise InputError(f"--recipe and --{min(other)} exclude each other; leave one of them out")
         recipe = REPRODUCTIONS[given.pop("recipe")]
         worked_out = {"global_batch_tokens"} if "grad_accum" in given else set()
         given = {name: value for name, value in recipe.items() if name not in worked_out} | given
     complete = _completed(parser, args, given)
     if "eval_tasks" not in complete and (alone := [name for name in EVALUATION if name in given]):
-        raise InputError(f"{flag(alone[0])} goes with --eval-tasks TASK,...; give both, or leave it out")
+        raise InputError(without_tasks(alone))
     left_out = EVALUATION if complete.get("eval_tasks") == NO_TASKS else ()
     return {name: value for name, value in complete.items() if name not in left_out}
 
 
 def _completed(parser: ArgumentParser, args: Mapping[str, Any], given: Given) -> Given:
     """The options given, with those of the run that --config or --resume name."""
-    if "resume" in given and "config" in given:
-        raise InputError("--resume and --config exclude each other; leave one of them out")
-    if "rewarm" in given and not {"resume", "steps"} <= given.keys():
-        raise InputError("--rewarm goes with --resume RUN --steps N; give both, or leave it out")
-    if {"global_batch_tokens", "grad_accum"} <= given.keys():
-        raise InputError("--global-batch-tokens works out --grad-accum, so it goes without it; leave one of them out")
-    if "resume_if_any" in given and ("out" not in given or given.keys() & {"resume", "find_lr"}):
-        raise InputError("--resume-if-any goes with --out RUN, and without --resume and --find-lr; give it so")
     if "resume_if_any" in given and (given["out"] / "run.json").is_file():
         given = going_on(given, parser.prog.split()[-1])
     if "resume" in given:
-        longer = LONGER if "steps" in given else ()
-        if fixed := [name for name in given if name not in (*FREE, *longer, "resume", "resume_if_any")]:
-            raise InputError(f"--resume takes this from the run, so it goes without {flag(fixed[0])}; leave that out")
         resume = given["resume"]
         given["out"] = resume.parent.parent if is_checkpoint(resume) else resume
         file = given["out"] / "run.json"
@@ -363,20 +390,18 @@ def going_on(given: Given, module: str) -> Given:
     if "global_batch_tokens" in asked:  # of which these two follow
         asked.pop("batch_size", None)
         had["global_batch_tokens"] = had["grad_accum"] * had["batch_size"] * had["seq_len"]
-    for name, value in asked.items():
-        if name not in had or name in FREE or value == had[name]:
-            continue
-        if had[name] is None:
-            has, same = f"was begun without {flag(name)}", "leave it out"
-        else:
-            has, same = f"has {flag(name)} {as_words(had[name])}", "give the same"
-        if name == "steps" and value > had[name]:
+    other = {name: value for name, value in asked.items() if name in had and name not in FREE and value != had[name]}
+    if other:
+        same = []
+        if other.keys() != {"steps"} or other["steps"] < had["steps"]:
+            same = ["give what it has"]
+        if other.get("steps", 0) > had["steps"]:
             gpus = ["--gpus", given["gpus"]] if "gpus" in given else []
-            longer = command_as_started(module, "--resume", run, "--steps", value, *gpus)
-            same = f"train it longer with `{longer}`, and give --steps {value} from then on"
+            longer = command_as_started(module, "--resume", run, "--steps", other["steps"], *gpus)
+            same.append(f"train it longer with `{longer}`, and give --steps {other['steps']} from then on")
         raise InputError(
-            f"{run} {has}, and --resume-if-any goes on with it as it is, so {as_words(value)} is not possible; {same}, "
-            "or give another --out"
+            f"{run} has {unlike(had, other)}, and --resume-if-any goes on with it as it is; {', '.join(same)}, or give "
+            "another --out"
         )
     if "config" in given:
         refuse_other_config(given, had)
@@ -391,13 +416,22 @@ def refuse_other_config(given: Given, had: Given) -> None:
     if "global_batch_tokens" in given:  # of which this follows too
         changed.add("batch_size")
     changed |= {name for name in (*SEVERAL, "schedule") if options[name] is None}  # which a run may get since
-    for name in options:
-        if name not in {*FREE, *given, *changed} and options[name] != had[name]:
-            has, other = ("none" if value is None else as_words(value) for value in (had[name], options[name]))
-            raise InputError(
-                f"{run} has begun, with {flag(name)} {has}, and --config {given['config']} has {other}; "
-                "--resume-if-any goes on with it as it is: leave --config out, or give another --out"
-            )
+    left_out = {*FREE, *given, *changed}
+    other = {name: value for name, value in options.items() if name not in left_out and value != had[name]}
+    if other:
+        raise InputError(
+            f"{run} differs from --config {given['config']}: it has {unlike(had, other)}, and --resume-if-any goes on "
+            "with it as it is; leave --config out, or give another --out"
+        )
+
+
+def unlike(had: Given, other: Given) -> str:
+    """The options of a run that are unlike others: --lr 0.02 (not 0.03) and no --valid (not 0.2)."""
+    said = []
+    for name, value in other.items():
+        has = f"no {flag(name)}" if had[name] is None else f"{flag(name)} {as_words(had[name])}"
+        said.append(f"{has} (not {'none' if value is None else as_words(value)})")
+    return in_a_row(said)
 
 
 def as_words(value: Any) -> str:

@@ -30,7 +30,19 @@ from data.evaluation.tasks import Spec, require_harness, specs_of
 from data.ranks import ALONE, Ranks
 from data.runs.claim import claimed, claimed_new
 from data.runs.global_batch import accumulated, micro_batch, share_of_a_rank
-from data.runs.options import FREE, NO_TASKS, RECIPES, SIZES, Given, Options, flag, is_checkpoint, options_of_run
+from data.runs.options import (
+    FREE,
+    NO_TASKS,
+    RECIPES,
+    SIZES,
+    Given,
+    Options,
+    is_checkpoint,
+    leave_out,
+    listed,
+    options_of_run,
+    refuse_all,
+)
 from data.runs.run_folder import load_checkpoint, read_sealed
 from data.runs.sameness import refuse_other_programs, refuse_other_starts
 from data.runs.schedule import refuse_disorder, trained_longer
@@ -363,7 +375,10 @@ def complete(given: Given, device: str, world_size: int = 1) -> tuple[Options, G
             config = replace(config, vocab_size=size)
     else:
         if sizes:
-            raise InputError(f"{flag(next(iter(sizes)))} is for random weights, and {init} has its own; leave it out")
+            are = "is" if len(sizes) == 1 else "are"
+            raise InputError(
+                f"{listed([*sizes])} {are} for random weights, and {init} has its own; {leave_out([*sizes])}"
+            )
         config, arrays = load(init)
         if preset and config != PRESETS[preset]:
             raise InputError(f"the weights of {init} are of another size than preset {preset}; leave out one of them")
@@ -387,22 +402,37 @@ def complete(given: Given, device: str, world_size: int = 1) -> tuple[Options, G
     }
     defaults |= {"reduce_dtype": "float32"} if world_size > 1 else {}
     options = Options(**(defaults | given | {"preset": preset, "init": init, "steps": steps, "lr": lr}))
-    if tokens := options.global_batch_tokens:
-        grad_accum, batch_size = accumulated(tokens, options.seq_len, options.batch_size, world_size)
-        options = replace(options, grad_accum=grad_accum, batch_size=batch_size)
-
-    if options.min_lr > options.lr:
-        raise InputError(f"--min-lr {options.min_lr} is above --lr {options.lr}; give a smaller one")
-    if options.seq_len > config.n_positions:
-        raise InputError(
-            f"--seq-len {options.seq_len} is over the model's context of {config.n_positions} tokens; give fewer"
-        )
+    options = consistent(options, config, world_size)
     trained = max(options.seq_len, config.context if arrays else 0)
     config = replace(config, trained_positions=trained if trained < config.n_positions else None)
-    if options.schedule:
-        refuse_disorder(options.schedule)
     arrays = arrays or initial_weights(config, options.seed, recipe.initializer_range)
     return options, config, {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
+
+
+def consistent(options: Options, config: GPT2Config, world_size: int) -> Options:
+    """The options with what --global-batch-tokens works out. Raises `InputError` where some do not fit others or the
+    model, with all that do not.
+    """
+    misfits = []
+    if options.min_lr > options.lr:
+        misfits.append(f"--min-lr {options.min_lr} is above --lr {options.lr}; give a smaller one")
+    if options.seq_len > config.n_positions:
+        misfits.append(
+            f"--seq-len {options.seq_len} is over the model's context of {config.n_positions} tokens; give fewer"
+        )
+    try:
+        if options.schedule:
+            refuse_disorder(options.schedule)
+    except InputError as e:
+        misfits.append(str(e))
+    try:
+        if tokens := options.global_batch_tokens:
+            grad_accum, batch_size = accumulated(tokens, options.seq_len, options.batch_size, world_size)
+            options = replace(options, grad_accum=grad_accum, batch_size=batch_size)
+    except InputError as e:
+        misfits.append(str(e))
+    refuse_all(misfits)
+    return options
 
 
 def hub_names(options: Options) -> dict[str, str | None]:

@@ -297,7 +297,7 @@ PLANTED: list[Row] = [
     (
         "what trains a run longer is not said",
         "data/runs/options.py",
-        'if name == "steps" and value > had[name]:',
+        'if other.get("steps", 0) > had["steps"]:',
         "if False:",
         "data/runs/tests/test_options.py::test_the_same_command_with_more_steps_says_how_to_train_longer",
     ),

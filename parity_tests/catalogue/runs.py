@@ -64,6 +64,13 @@ PLANTED: list[Row] = [
         'if name in OF_TRAINING and given[name] not in ("off", NO_TASKS)][:1]',
         FIND_LR + "options_that_it_would_ignore_are_refused",
     ),
+    (
+        "conflicts of options are told one by one",
+        OPTIONS,
+        '". Also, ".join(faults)',
+        "faults[0]",
+        "data/runs/tests/test_options.py::test_all_conflicts_are_told_at_once",
+    ),
     ("perplexity beyond float64", LOSSES, "if loss < 700 else", "if loss < 1e9 else", BEYOND),
     ("compare: infinity in JSON", COMPARE, "confusion if confusion < math.inf else None", "confusion", BEYOND),
     ("compare: a loss of NaN is a result", COMPARE, "not math.isfinite(loss)", "loss == math.inf", NO_NUMBER),

@@ -167,7 +167,7 @@ def test_options_that_it_would_ignore_are_refused(tmp_path: Path) -> None:
         given("--save-every", 3, "--steps", 7, "--seed", 2, "--eval-limit", 0, "--tensorboard")
     words = "goes without --steps, --eval-limit, --save-every and --tensorboard; leave them out"
     assert str(raised.value) == f"--find-lr does not train, so it {words}"
-    with pytest.raises(InputError, match="goes without --lr; leave it out"):
+    with pytest.raises(InputError, match="goes without --lr; leave that out"):
         given("--lr", 0.1)
     found = given("--recipe", "gpt2-124m-10b", "--eval-tasks", "none", "--batch-size", 2)
     assert (found["find_lr"], found["batch_size"]) == (True, 2)

@@ -218,10 +218,13 @@ ALL = [
 
 
 def test_what_is_given_is_not_replaced(narrow: dict[str, GPT2Config]) -> None:
-    """Every option at a value that is no default, 0 where it may be: it stays what it was."""
-    args = completed(*(word for option, words, _ in ALL for word in (option, *words)), device="CUDA")
-    expected = {option[2:].replace("-", "_"): value for option, _, value in ALL}
-    expected |= {"rewarm": False, "resume": None, "config": None, "parity": None, "kernels": None}
+    """Every option but --find-lr, which excludes others, at a value that is no default, 0 where it may be: it stays
+    what it was.
+    """
+    together = [row for row in ALL if row[0] != "--find-lr"]
+    args = completed(*(word for option, words, _ in together for word in (option, *words)), device="CUDA")
+    expected = {option[2:].replace("-", "_"): value for option, _, value in together}
+    expected |= {"find_lr": False, "rewarm": False, "resume": None, "config": None, "parity": None, "kernels": None}
     assert vars(args) == expected | {"global_batch_tokens": None, "resume_if_any": False, "gpus": None, "recipe": None}
 
 
@@ -291,8 +294,8 @@ def test_help_names_the_framework() -> None:
     [
         ({"lr": 0.02, "min_lr": 0.03}, "--min-lr 0.03 is above --lr 0.02; give a smaller one"),
         ({"seq_len": 33}, "--seq-len 33 is over the model's context of 32 tokens; give fewer"),
-        ({"n_layer": 2}, "--n-layer is for random weights, and init has its own; leave it out"),
-        ({"n_positions": 2, "n_head": 2}, "--n-head is for random weights, and init has its own; leave it out"),
+        ({"n_layer": 2}, "--n-layer is for random weights, and init has its own; leave that out"),
+        ({"n_positions": 2, "n_head": 2}, "--n-head and --n-positions are for random weights, and init has its own; "),
         ({"init": None, "n_head": 5}, "n_embd 64 does not divide into n_head 5 heads; choose a multiple of n_head"),
         ({"init": None, "n_embd": 99999}, "n_embd is 99999; it has to be a whole number from 1 to 65536"),
         ({"init": None, "n_positions": 7}, "--seq-len 8 is over the model's context of 7 tokens; give fewer"),
@@ -586,6 +589,28 @@ def test_a_recipe_is_changed_by_other_options() -> None:
             given("--recipe", "gpt2-124m-10b", f"--{other}", "run")
 
 
+def test_all_conflicts_are_told_at_once(narrow: dict[str, GPT2Config]) -> None:
+    recipe = ("--recipe", "gpt2-124m-10b")
+    with pytest.raises(InputError) as raised:
+        given(*recipe, "--resume", "run", "--config", "run", "--lr", 1, "--seed", 2)
+    assert str(raised.value) == (
+        "--recipe, --resume and --config exclude each other; leave two of them out. Also, --resume takes these from "
+        "the run, so it goes without --lr and --seed; leave them out"
+    )
+    with pytest.raises(InputError) as raised:
+        given("--rewarm", "--grad-accum", 2, "--global-batch-tokens", 64, "--resume-if-any", "--find-lr", "--lr", 1)
+    begins = [said.partition(" ")[0] for said in str(raised.value).split(". Also, ")]
+    assert begins == ["--rewarm", "--global-batch-tokens", "--resume-if-any", "--find-lr"]
+    with pytest.raises(InputError, match=r"^--rewarm goes with --resume RUN --steps N; give both, or leave it out$"):
+        given("--resume", "run", "--rewarm")
+    with pytest.raises(InputError, match=r"--rewarm goes .* Also, --eval-limit goes with --eval-tasks"):
+        given("--rewarm", "--eval-limit", 2)
+    with pytest.raises(InputError) as raised:
+        completed(*recipe, "--data", "stories", "--min-lr", 1, "--seq-len", 1025, "--schedule", "5-9")
+    begins = [said.partition(" ")[0] for said in str(raised.value).split(". Also, ")]
+    assert begins == ["--min-lr", "--seq-len", "--schedule", "--global-batch-tokens"]
+
+
 def test_what_does_not_go_with_the_global_batch_and_with_going_on() -> None:
     for words, said in [
         (("--global-batch-tokens", 64, "--grad-accum", 2), "--global-batch-tokens works out --grad-accum"),
@@ -602,12 +627,12 @@ def test_the_same_command_goes_on(stub: Stub, place: Path, tmp_path: Path, monke
     assert training(stub, place, tmp_path / "run", **more).code == 0
     again = training(stub, place, tmp_path / "run", **more)
     assert (again.code, again.out) == (0, f"{tmp_path}/run is finished, with all its 13 steps\n")
-    words = "has --lr 0.02, and --resume-if-any goes on with it as it is, so 0.03 is not possible; give the same, or"
+    words = "has --lr 0.02 (not 0.03), and --resume-if-any goes on with it as it is; give what it has, or give another"
     refused(training(stub, place, tmp_path / "run", lr=0.03, **more), words)
     other = training(stub, place, tmp_path / "run", **more | {"global_batch_tokens": 72})
-    refused(other, "has --global-batch-tokens 48, and --resume-if-any")
-    other = training(stub, place, tmp_path / "run", valid=0.2, **more)
-    refused(other, "was begun without --valid, and --resume-if-any", "so 0.2 is not possible; leave it out")
+    refused(other, "has --global-batch-tokens 48 (not 72), and --resume-if-any")
+    other = training(stub, place, tmp_path / "run", valid=0.2, lr=0.03, warmup=1, **more)
+    refused(other, "has no --valid (not 0.2), --lr 0.02 (not 0.03) and --warmup 2 (not 1), and --resume-if-any")
 
 
 def test_the_same_command_with_the_options_of_another_run(stub: Stub, place: Path, tmp_path: Path) -> None:
@@ -617,7 +642,7 @@ def test_the_same_command_with_the_options_of_another_run(stub: Stub, place: Pat
         assert training(stub, place, folder, weight_decay=weight_decay, steps=1).code == 0
     words = ["--out", run, "--resume-if-any", "--config"]
     assert call(stub.main, *words, run, cwd=place).out == f"{run} is finished, with all its 1 step\n"
-    said = f"{run} has begun, with --weight-decay 0.2, and --config {other} has 0.3; --resume-if-any goes on with it"
+    said = f"{run} differs from --config {other}: it has --weight-decay 0.2 (not 0.3), and --resume-if-any goes on"
     refused(call(stub.main, *words, other, cwd=place), said, "leave --config out, or give another --out")
     assert call(stub.main, *words, other, "--weight-decay", 0.2, cwd=place).code == 0
 
@@ -632,7 +657,9 @@ def test_the_same_command_with_more_steps_says_how_to_train_longer(stub: Stub, p
     again = training(stub, place, run, steps=15, resume_if_any=True)
     assert (again.code, again.out) == (0, f"{run} is finished, with all its 15 steps\n")
     fewer = training(stub, place, run, resume_if_any=True)
-    refused(fewer, "has --steps 15, and --resume-if-any goes on with it as it is, so 13 is not possible; give the same")
+    refused(fewer, "has --steps 15 (not 13), and --resume-if-any goes on with it as it is; give what it has, or")
+    both = training(stub, place, run, steps=16, lr=0.03, resume_if_any=True)
+    refused(both, "has --steps 15 (not 16) and --lr 0.02 (not 0.03), ", "; give what it has, train it longer with `")
 
 
 def test_a_repeated_run_keeps_its_global_batch(stub: Stub, place: Path, tmp_path: Path) -> None:
@@ -664,6 +691,9 @@ def test_a_limit_is_of_tasks(tmp_path: Path) -> None:
     assert given(*run)["eval_data_file"] == "a"
     assert "eval_data_file" not in given(*run, "--eval-tasks", "stories")
     assert "eval_tasks" not in given(*run, "--eval-tasks", "none")
+    write_sealed(tmp_path / "run.json", {"options": completed().recorded()})
+    with pytest.raises(InputError, match=r"^--eval-limit and --eval-tasks-every go with --eval-tasks "):
+        given(*run, "--eval-limit", 1, "--eval-tasks-every", 2)
     with pytest.raises(InputError, match="--eval-tasks-every goes with --eval-tasks"):
         given("--eval-tasks-every", 0)
     with pytest.raises(InputError, match="--eval-data-file goes with --eval-tasks"):
