@@ -174,6 +174,11 @@ def compile_named(kernel: Launch, module: str, name: str, types: tuple[DType, ..
         made = compile_kernel(replace(kernel, kernel=found), types, arch)
     except Exception as e:  # some of Triton's cannot be unpickled in another process
         raise RuntimeError(f"{name} of {kernel.constants}: {type(e).__name__}: {e}") from None
+    return binary_of(made, arch)
+
+
+def binary_of(made: Any, arch: str) -> Binary:
+    """What `compile_kernel` has made for this architecture, as another process can have it."""
     about = made.metadata
     return Binary(
         about.name, arch, made.asm["cubin"], made.asm["ptx"], about.num_warps, about.shared, about.global_scratch_size

@@ -17,7 +17,7 @@ from tinygrad.engine.realize import runtime_cache
 from tinygrad.uop.ops import UOp
 
 from tinygrad_impl.kernels import GPU
-from tinygrad_impl.kernels.launch import SCRATCH, Launch, code, compile_kernel, wrap
+from tinygrad_impl.kernels.launch import SCRATCH, Launch, binary_of, code, compile_kernel, wrap
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"  # as conftest.py found it
 if DEVICE == "cuda":
@@ -177,7 +177,7 @@ def call(launch: Launch, tensors: list[torch.Tensor]) -> None:
         return
     types = {torchs: ours for ours, torchs in DTYPES.items()}
     compiled = compile_kernel(launch, tuple(types[t.dtype] for t in tensors), THIS_GPU.arch)
-    compiled.kernel = code(compiled, AT_HAND.arch)
+    compiled.kernel = code(binary_of(compiled, THIS_GPU.arch), AT_HAND.arch)
     rest = [launch.constants[name] for name in launch.kernel.arg_names[len(given) :]]
     compiled[(*launch.grid, 1, 1)[:3]](*given, *rest)
 
