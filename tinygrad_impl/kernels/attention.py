@@ -254,7 +254,7 @@ def hopper_forward(gpu: GPU, B: int, T: int, H: int) -> Launch:
         workers=hopper_attention.WORKERS,
         flops=2 * B * H * T * T * 64,
         bytes=2 * 4 * B * T * H * 64,
-        descriptors=True,
+        descriptors=3,
     )
 
 
@@ -273,7 +273,7 @@ def hopper_gradient(gpu: GPU, B: int, T: int, H: int) -> Launch:
         workers=hopper_attention_gradient.WORKERS,
         flops=5 * B * H * T * T * 64,
         bytes=2 * 8 * B * T * H * 64,
-        descriptors=True,
+        descriptors=4,
     )
 
 

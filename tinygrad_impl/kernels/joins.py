@@ -103,6 +103,7 @@ def embedding_gradient_onto_head(head: UOp, tokens: UOp, rows: UOp) -> UOp:
 
 
 WEIGHTS = 4  # of GEMMs in a layer: c_attn, attn.c_proj, c_fc, mlp.c_proj
+LAYERS = 3  # whose weights' gradients one kernel computes: with more it is no faster, and more is kept until then
 BIAS = {"linear": 3, "linear_gelu": 3, "gelu_linear": 4}  # where a layer's node has it in its src
 
 
@@ -186,11 +187,13 @@ def joined(graph: UOp, rules: PatternMatcher = LOSS) -> UOp:
 
 
 def grouped(graph: UOp) -> UOp:
-    """The sink of a model's gradients, in the order of its parameters, with those of a layer's weights by one node."""
+    """The sink of a model's gradients, in the order of its parameters, with those of the weights of LAYERS layers by
+    one node, from the last layer on, as the backward pass goes.
+    """
     outs = [uop for uop in graph.src if uop.op is Ops.GETTUPLE and name_of(uop.src[0]) == "weight_gradients"]
     groups: dict[UOp, UOp] = {}
-    for first in range(0, len(outs), WEIGHTS):
-        group = outs[first : first + WEIGHTS]
+    for end in range(len(outs), 0, -WEIGHTS * LAYERS):
+        group = outs[max(0, end - WEIGHTS * LAYERS) : end]
         sources = [source for out in group for source in out.src[0].src[1:]]
         declarations = [declared(out, len(sources) + i, *out.shape) for i, out in enumerate(group)]
         groups |= zip(group, node("weight_gradients", declarations, sources), strict=True)

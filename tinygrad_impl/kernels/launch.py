@@ -29,7 +29,7 @@ TYPES = {  # of pointers
     dtypes.int32: "*i32",
 }
 SCRATCH = 2  # pointers that Triton adds to a kernel's parameters: where it keeps tensor descriptors, and a profiler's
-DESCRIPTORS = 12 * 128  # bytes of a program's, at most
+DESCRIPTOR = 128  # bytes
 waiting = ThreadPoolExecutor(os.cpu_count())  # threads that wait for the processes that compile
 
 
@@ -46,7 +46,7 @@ class Launch:
     stages: int = 2
     flops: int = 0  # for reports: what it computes
     bytes: int = 0  # and the fewest bytes that it must move
-    descriptors: bool = False  # whether it makes tensor descriptors, up to twelve
+    descriptors: int = 0  # tensor descriptors that a program makes, at most
     groups: tuple[int, ...] = ()  # of tensors that a parameter takes as a tuple, how many; 0: it takes one tensor
     workers: int = 0  # warps beside the first, to which a kernel in Gluon gives work of their own
 
@@ -73,8 +73,8 @@ def launch(gpu: GPU, kernel: Launch, outs: Sequence[Tensor], *ins: Tensor) -> li
     """
     first, *rest = outs
     ins = tuple(map(stored, ins))
-    size = DESCRIPTORS * math.prod(kernel.grid) if kernel.descriptors else 1
-    scratch = [Tensor.invalids(bytes, dtype=dtypes.uint8, device=first.device) for bytes in (size, 1)]
+    size = DESCRIPTOR * kernel.descriptors * math.prod(kernel.grid)
+    scratch = [Tensor.invalids(max(1, bytes), dtype=dtypes.uint8, device=first.device) for bytes in (size, 0)]
     fxn = partial(program, gpu, kernel, len(outs), first.device)
     return first.custom_kernel(*rest, *ins, *scratch, fxn=fxn)[: len(outs)]
 
@@ -128,7 +128,7 @@ class Compiled:
         lib = code(binary, Device[self.device].renderer.target.arch)
         obj = replace(self.uop.to_elf(), name=binary.name, lib=lib)
         assert binary.warps == self.kernel.warps + self.kernel.workers
-        assert binary.scratch <= (DESCRIPTORS if self.kernel.descriptors else 0)
+        assert binary.scratch <= DESCRIPTOR * self.kernel.descriptors
         try:
             loaded = Device[self.device].runtime(obj)
         except RuntimeError as e:

@@ -192,7 +192,7 @@ def tiled(
         constants |= {"PROGRAMS": grid[0]}
     outs, ins = {"gelu": 2, "gelu gradient": 3}.get(epilogue, 1), (2 if epilogue in ("none", "add") else 3)
     moved = 2 * (M * K + K * N + M * N * outs)
-    return Launch(kernel, grid, constants, warps, stages, 2 * M * N * K, moved, descriptors=True, groups=(outs, ins))
+    return Launch(kernel, grid, constants, warps, stages, 2 * M * N * K, moved, descriptors=5, groups=(outs, ins))
 
 
 def shapes(gpu: GPU, M: int, N: int, K: int, split: bool, tiles: dict[str, int]) -> Iterator[dict[str, int]]:
@@ -242,7 +242,7 @@ def paired(gpu: GPU, M: int, N: int, K: int, transposed: bool, epilogue: str, **
         workers=pingpong.WORKERS,
         flops=2 * M * N * K,
         bytes=2 * (M * K + K * N + M * N * outs),
-        descriptors=True,
+        descriptors=5,
         groups=(outs, ins),
     )
 
@@ -313,7 +313,7 @@ def weight_gradients(gpu: GPU, R: int, sizes: Sequence[tuple[int, int]], **tiles
         tiles["stages"],
         flops=2 * R * elements,
         bytes=sum(2 * R * (K + N) + 4 * K * N for K, N in sizes),
-        descriptors=True,
+        descriptors=3 * len(sizes),
         groups=(len(sizes), 2 * len(sizes)),
     )
 

@@ -23,7 +23,8 @@ from tinygrad.dtype import DType
 
 from data.checkpoints.config import PRESETS
 from tinygrad_impl.kernels import GPU, adamw, attention, cross_entropy, decode, embedding, layer_norm, matmul
-from tinygrad_impl.kernels.launch import Launch, compile_kernel
+from tinygrad_impl.kernels.joins import LAYERS
+from tinygrad_impl.kernels.launch import DESCRIPTOR, Launch, compile_kernel
 
 DTYPES = {"b": dtypes.bfloat16, "f": dtypes.float32, "d": dtypes.float64, "i": dtypes.int32, "l": dtypes.int64}
 CONFIG = PRESETS["gpt2"]
@@ -40,9 +41,9 @@ def training(gpu: GPU) -> Iterator[tuple[Launch, str]]:
     yield matmul.input_gradient(gpu, R, C, C), "b bb"
     yield matmul.input_gradient(gpu, R, 4 * C, C, gelu=True), "bbf bbb"
     if gpu.has_copy_engine:
-        for rows, width in ((R, C), (2 * R, 1280)):
-            sizes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
-            yield matmul.weight_gradients(gpu, rows, sizes), "ffff bbbbbbbb"
+        for rows, width, layers in ((R, C, LAYERS), (2 * R, 1280, 1)):
+            sizes = layers * [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
+            yield matmul.weight_gradients(gpu, rows, sizes), layers * "ffff" + layers * "bbbbbbbb"
     else:
         yield matmul.weight_gradient(gpu, R, C, 4 * C), "f bb"
     yield matmul.head(gpu, R, C, PADDED), "b bb"
@@ -113,6 +114,7 @@ def memory(capability: int) -> list[tuple[str, int, int]]:
     def compiled(kernel: Launch, letters: str) -> tuple[str, int, int]:
         types: tuple[DType, ...] = tuple(DTYPES[letter] for letter in letters.replace(" ", ""))
         made = compile_kernel(kernel, types, f"sm_{capability}")
+        assert made.metadata.global_scratch_size <= DESCRIPTOR * kernel.descriptors, kernel.name
         cubin = made.asm["cubin"]
         return kernel.name, made.metadata.shared, local_memory(cubin) if cubin else 0
 

@@ -141,19 +141,20 @@ def test_tiles_in_many_groups_and_rounds(gpu: GPU) -> None:
 
 
 @pytest.mark.parametrize(
-    ("R", "C", "BM", "splits", "programs"),
+    ("R", "C", "layers", "BM", "splits", "programs"),
     [
-        (32768, 768, 128, 3, 132),  # 648 tiles, in 5 rounds of 132
-        (16384, 1024, 128, 1, 132),  # 384, in 3
-        (8192, 1280, 128, 1, 132),  # 600, in 5
-        (8192, 1600, 128, 1, 132),
-        (8192, 192, 64, 5, 132),  # parts of 128 rows would have 64 of the next part
-        (1024, 64, 64, 2, 18),
+        (32768, 768, 1, 128, 3, 132),  # 648 tiles, in 5 rounds of 132
+        (32768, 768, 3, 128, 1, 132),  # as many
+        (16384, 1024, 3, 128, 1, 132),  # 1,152, in 9
+        (8192, 1280, 3, 128, 1, 132),  # 1,800, in 14
+        (8192, 1600, 3, 128, 1, 132),
+        (8192, 192, 1, 64, 5, 132),  # parts of 128 rows would have 64 of the next part
+        (1024, 64, 1, 64, 2, 18),
     ],
 )
-def test_tiles_of_weight_gradients(R: int, C: int, BM: int, splits: int, programs: int) -> None:
+def test_tiles_of_weight_gradients(R: int, C: int, layers: int, BM: int, splits: int, programs: int) -> None:
     """Those that were the fastest on an H200, and of smaller models."""
-    launch = matmul.weight_gradients(GPU(90, 132), R, [(C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)])
+    launch = matmul.weight_gradients(GPU(90, 132), R, layers * [(C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)])
     assert (launch.constants["BM"], launch.constants["SPLITS"], launch.grid) == (BM, splits, (programs,))
 
 
