@@ -90,7 +90,7 @@ class Fused:
         return lower(map(Tensor, graph.src), self.operations)
 
     def gradient(self, out: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
-        graph = joins.joined(UOp.sink(*(g.uop for g in out.gradient(*targets))), joins.GRADIENTS)
+        graph = joins.norms_again(joins.joined(UOp.sink(*(g.uop for g in out.gradient(*targets))), joins.GRADIENTS))
         if self.gpu.has_copy_engine:
             graph = joins.grouped(graph)
         return lower(map(Tensor, graph.src), self.operations)

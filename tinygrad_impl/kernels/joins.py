@@ -12,11 +12,13 @@ A rule is a pattern of nodes, and the node that takes their place. Two kinds of 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from tinygrad import Tensor
 from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import Ops, PatternMatcher, UOp, UPat, graph_rewrite
 
 from data.checkpoints.config import GPT2Config
 from tinygrad_impl.functional import name_of, node, pattern, settings_of
+from tinygrad_impl.kernels.launch import stored
 
 
 def declared(like: UOp, slot: int, *shape: int) -> UOp:
@@ -104,6 +106,7 @@ def embedding_gradient_onto_head(head: UOp, tokens: UOp, rows: UOp) -> UOp:
 
 WEIGHTS = 4  # of GEMMs in a layer: c_attn, attn.c_proj, c_fc, mlp.c_proj
 LAYERS = 3  # whose weights' gradients one kernel computes: with more it is no faster, and more is kept until then
+NORM = 5  # which output of the node of a layer norm's gradients is its own
 BIAS = {"linear": 3, "linear_gelu": 3, "gelu_linear": 4}  # where a layer's node has it in its src
 
 
@@ -184,6 +187,20 @@ def joined(graph: UOp, rules: PatternMatcher = LOSS) -> UOp:
     """The graph with its nodes joined by the rules."""
     sums: dict[UOp, UOp] = {}
     return graph_rewrite(graph, rules, ctx=sums).substitute(sums)
+
+
+def norms_again(graph: UOp) -> UOp:
+    """The graph with gradients of weights that read the output of a layer norm from its backward pass, which computes
+    it once more, so that it need not be kept from the forward pass on.
+    """
+    calls = graph.toposort()
+    again = {call.src[1]: call.gettuple(NORM) for call in calls if name_of(call) == "norm_gradients"}
+    places: dict[UOp, UOp] = {}
+    for call in calls:
+        if name_of(call) == "weight_gradients":
+            x, dy = call.src[1:]
+            places[call] = call.replace(src=(call.src[0], again.get(stored(Tensor(x)).uop, x), dy))
+    return graph.substitute(places)
 
 
 def grouped(graph: UOp) -> UOp:

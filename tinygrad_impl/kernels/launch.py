@@ -19,6 +19,7 @@ from tinygrad.uop.ops import Ops, ProgramInfo, UOp
 
 from data.cli import InputError
 from tinygrad_impl import compilers, internals
+from tinygrad_impl.functional import name_of
 from tinygrad_impl.kernels import GPU
 
 TYPES = {  # of pointers
@@ -48,6 +49,7 @@ class Launch:
     bytes: int = 0  # and the fewest bytes that it must move
     descriptors: int = 0  # tensor descriptors that a program makes, at most
     groups: tuple[int, ...] = ()  # of tensors that a parameter takes as a tuple, how many; 0: it takes one tensor
+    registers: int | None = None  # that a thread has at most, so that as many programs fit as the grid is made for
     workers: int = 0  # warps beside the first, to which a kernel in Gluon gives work of their own
 
     @property
@@ -85,13 +87,17 @@ def new(like: Tensor, *shape: int, dtype: DType = dtypes.bfloat16) -> Tensor:
 
 
 def stored(x: Tensor) -> Tensor:
-    """x as it lies in memory, whatever its shape. What is not in memory yet is computed into a new tensor."""
+    """x as it lies in memory, whatever its shape. What is not in memory yet is computed into a new tensor. A node's
+    output, which kernels are yet to write, is left to them.
+    """
     uop = x.uop
     while uop.src:
         if uop.op in (Ops.RESHAPE, Ops.DETACH):
             uop = uop.src[0]
         elif uop.op is uop.src[0].op is Ops.PERMUTE and uop.marg == argsort(uop.src[0].marg):  # there and back again
             uop = uop.src[0].src[0]
+        elif uop.op is Ops.GETTUPLE and name_of(uop.src[0]):
+            return Tensor(uop)
         elif (
             uop.op is Ops.GETTUPLE and uop.src[0].src[0].src[uop.arg].op is Ops.PARAM
         ):  # a call that returns what it got
@@ -202,7 +208,8 @@ def compile_kernel(kernel: Launch, types: tuple[Any, ...], arch: str) -> Any:
         {path: [["tt.divisibility", 16]] for path in chain(*paths)},
     )
     target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
-    return triton.compile(source, target=target, options={"num_warps": kernel.warps, "num_stages": kernel.stages})
+    options = {"num_warps": kernel.warps, "num_stages": kernel.stages, "maxnreg": kernel.registers}
+    return triton.compile(source, target=target, options=options)
 
 
 def code(binary: Binary, arch: str) -> bytes:
@@ -233,5 +240,6 @@ def wrap(gpu: GPU, kernel: Launch, outs: int, args: tuple[UOp, ...]) -> UOp:
         outs=(*range(outs), len(args) - SCRATCH),
         ins=tuple(range(len(args))),  # what is written may be read too
     )
-    source = repr((gpu.arch, kernel.kernel.__name__, kernel.grid, kernel.constants, kernel.warps, kernel.stages))
+    limits = kernel.warps, kernel.stages, kernel.registers
+    source = repr((gpu.arch, kernel.kernel.__name__, kernel.grid, kernel.constants, *limits))
     return internals.program(name, args, info, estimates, source, binary=b"")

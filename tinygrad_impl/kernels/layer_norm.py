@@ -10,6 +10,8 @@ import triton.language as tl
 from tinygrad_impl.kernels import GPU
 from tinygrad_impl.kernels.launch import Launch
 
+REGISTERS = 1 << 16  # of a multiprocessor
+
 
 @triton.jit
 def norm_forward(s, y, mean, rstd, x, a, weight, bias, R: tl.constexpr, C: tl.constexpr, EPS: tl.constexpr,
@@ -45,12 +47,12 @@ def normalise(y, mean, rstd, x, weight, bias, r, c, place, inside, R: tl.constex
 
 
 @triton.jit
-def norm_backward(dx, dx16, sums, dy, past, s, mean, rstd, weight, R: tl.constexpr, C: tl.constexpr,
+def norm_backward(dx, dx16, y, sums, dy, past, s, mean, rstd, weight, bias, R: tl.constexpr, C: tl.constexpr,
                   PAST: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """dx = past + the derivative of the norm, past (R, C) being the gradient that reaches s by other ways (if PAST).
 
-    sums (programs, 3C) are this program's parts of the gradients of weight and bias, and of dx16 summed over rows,
-    which is the gradient of the bias of the layer before.
+    y is the norm once more. sums (programs, 3C) are this program's parts of the gradients of weight and bias, and of
+    dx16 summed over rows, which is the gradient of the bias of the layer before.
     """
     c = tl.arange(0, BLOCK)
     w = tl.load(weight + c, mask=c < C, other=0.0)[None, :]
@@ -62,6 +64,8 @@ def norm_backward(dx, dx16, sums, dy, past, s, mean, rstd, weight, R: tl.constex
         gradient = tl.load(dy + place, mask=inside, other=0.0).to(tl.float32)
         average, inverse = tl.load(mean + r, mask=r < R, other=0.0), tl.load(rstd + r, mask=r < R, other=0.0)
         normal = tl.where(inside, tl.load(s + place, mask=inside, other=0.0) - average[:, None], 0.0) * inverse[:, None]
+        b = tl.load(bias + c, mask=c < C, other=0.0)[None, :]  # each time, since registers are short
+        tl.store(y + place, (normal * w + b).to(y.dtype.element_ty), mask=inside)
         weight_sum += tl.sum(gradient * normal, 0)
         bias_sum += tl.sum(gradient, 0)
         gradient *= w
@@ -90,11 +94,12 @@ def forward(R: int, C: int, eps: float, added: bool, rows: int = 4, warps: int =
 
 
 def backward(gpu: GPU, R: int, C: int, past: bool) -> Launch:
-    """dx float32, dx bfloat16 (R, C), sums float32 (programs, 3C) <- dy bfloat16 (R, C), past float32 (R, C) (s again,
-    if there is none), s, mean, rstd, weight.
+    """dx float32, dx and y bfloat16 (R, C), sums float32 (programs, 3C) <- dy bfloat16 (R, C), past float32 (R, C) (s
+    again, if there is none), s, mean, rstd, weight, bias.
     """
     rows, each = (4, 3) if C <= 1024 else (1, 4)  # at a time; programs of a multiprocessor
     programs = min(each * gpu.multiprocessors, triton.cdiv(R, rows))
     constants = {"R": R, "C": C, "PAST": past, "STEPS": triton.cdiv(R, programs * rows), "ROWS": rows}
     constants |= {"BLOCK": triton.next_power_of_2(C)}
-    return Launch(norm_backward, (programs,), constants, warps=4, bytes=(12 + 4 * past) * R * C)
+    registers = REGISTERS // (each * 4 * 32) // 8 * 8
+    return Launch(norm_backward, (programs,), constants, warps=4, bytes=(14 + 4 * past) * R * C, registers=registers)

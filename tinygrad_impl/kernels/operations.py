@@ -166,9 +166,9 @@ class Operations:
 
     def _layer_norm_gradient(self, *gradients: Any, call: UOp | None = None) -> Gradients:
         *past, dy, call = real_gradients(gradients, call)
-        rows, weight, _, mean, rstd, *_ = map(Tensor, call.src[1:])
-        dx, _, dweight, dbias, _ = self.norm_gradients(dy, past, rows, mean, rstd, weight)
-        return dx.uop, dweight.uop, dbias.uop, *[None] * 4
+        rows, weight, bias, mean, rstd, _, y = map(Tensor, call.src[1:])
+        dx, _, dweight, dbias, _ = norm_gradients(y, dy, rows, mean, rstd, weight, bias, *past)
+        return dx, dweight, dbias, *[None] * 4
 
     def residual_layer_norm(
         self, stream: Tensor, branch: Tensor, bias_before: Tensor, weight: Tensor, bias: Tensor, eps: float
@@ -189,23 +189,31 @@ class Operations:
 
     def _residual_layer_norm_gradient(self, *gradients: Any, call: UOp | None = None) -> Gradients:
         *past, dy, call = real_gradients(gradients, call)
-        *_, weight, _, mean, rstd, total, _ = map(Tensor, call.src[1:])
-        dx, dx16, *rest = (t.uop for t in self.norm_gradients(dy, past, total, mean, rstd, weight))
-        dweight, dbias, dbias_before = rest
+        *_, weight, bias, mean, rstd, total, y = map(Tensor, call.src[1:])
+        dx, dx16, dweight, dbias, dbias_before = norm_gradients(y, dy, total, mean, rstd, weight, bias, *past)
         return dx, dx16, dbias_before, dweight, dbias, *[None] * 4
 
     def norm_gradients(
-        self, dy: Tensor, past: list[Tensor], x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor
+        self,
+        y: Tensor,
+        dy: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        *past: Tensor,
     ) -> list[Tensor]:
-        """Of the norm of x (R, C), from dy and from what reaches x past the norm: dx in float32 and in bfloat16, those
-        of weight and bias, and the sums of dx over rows.
+        """Of the norm y of x (R, C), from dy and from what reaches x past the norm: dx in float32 and in bfloat16,
+        those of weight and bias, the sums of dx over rows, and y once more, which is not read.
         """
         R, C = x.shape
         kernel = layer_norm.backward(self.gpu, R, C, bool(past))
-        outs = [new(x, R, C, dtype=dtypes.float32), new(x, R, C), new(x, *kernel.grid, 3 * C, dtype=dtypes.float32)]
-        dx, dx16, sums = launch(self.gpu, kernel, outs, dy, *(past or [x]), x, mean, rstd, weight)
+        outs = [new(x, R, C, dtype=dtypes.float32), new(x, R, C), new(x, R, C)]
+        outs.append(new(x, *kernel.grid, 3 * C, dtype=dtypes.float32))
+        dx, dx16, y, sums = launch(self.gpu, kernel, outs, dy, *(past or [x]), x, mean, rstd, weight, bias)
         outs = [new(x, C, dtype=dtypes.float32) for _ in range(3)]
-        return [dx, dx16, *launch(self.gpu, matmul.column_sums(kernel.grid[0], C, 1, outs=3), outs, sums)]
+        return [dx, dx16, *launch(self.gpu, matmul.column_sums(kernel.grid[0], C, 1, outs=3), outs, sums), y]
 
     def lm_head(self, x: Tensor, weight: Tensor) -> list[Tensor]:
         """x (B, T, C) @ weight (V, C).T: logits (B, T, V rounded up to VOCAB_TILE), in bfloat16, past V -inf."""
@@ -334,6 +342,13 @@ def column_sums(gpu: GPU, x: Tensor) -> Tensor:
     if R > 1024:
         [x] = launch(gpu, matmul.column_sums(R, N, 64), [new(x, 64, N, dtype=dtypes.float32)], x)
     return launch(gpu, matmul.column_sums(x.shape[0], N, 1), [new(x, N, dtype=dtypes.float32)], x)[0]
+
+
+def norm_gradients(y: Tensor, *sources: Tensor) -> list[UOp]:
+    """A node, because joins.py has gradients of weights read y from it. Its outputs but that."""
+    outs = [(y.shape, dtypes.float32), (y.shape, y.dtype), *3 * [(y.shape[1:], dtypes.float32)], (y.shape, y.dtype)]
+    declared = [UOp.param(1 + len(sources) + i, dtype, shape, y.device) for i, (shape, dtype) in enumerate(outs)]
+    return node("norm_gradients", declared, [t.uop for t in (y, *sources)])[:-1]
 
 
 def weight_gradient(x: Tensor, dy: Tensor) -> UOp:

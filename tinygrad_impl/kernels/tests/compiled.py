@@ -60,7 +60,7 @@ def training(gpu: GPU) -> Iterator[tuple[Launch, str]]:
     yield attention.key_gradient(gpu, B, T, H, C // H), "bf bbff"
     yield layer_norm.forward(R, C, 1e-5, True), "fbff fbff"
     yield layer_norm.forward(R, C, 1e-5, False), "bff fff"
-    yield from [(layer_norm.backward(gpu, R, width, True), "fbf bfffff") for width in (C, 1600)]
+    yield from [(layer_norm.backward(gpu, R, width, True), "fbbf bffffff") for width in (C, 1600)]
     yield cross_entropy.forward(R, V, PADDED, -100), "fb if"
     yield cross_entropy.of_tokens(R, V, PADDED, -100), "fib i"
     to_keys, to_order = embedding.sort(R)
@@ -115,6 +115,7 @@ def memory(capability: int) -> list[tuple[str, int, int]]:
         types: tuple[DType, ...] = tuple(DTYPES[letter] for letter in letters.replace(" ", ""))
         made = compile_kernel(kernel, types, f"sm_{capability}")
         assert made.metadata.global_scratch_size <= DESCRIPTOR * kernel.descriptors, kernel.name
+        assert made.metadata.maxnreg == kernel.registers, kernel.name
         cubin = made.asm["cubin"]
         return kernel.name, made.metadata.shared, local_memory(cubin) if cubin else 0
 

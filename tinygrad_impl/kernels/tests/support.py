@@ -173,7 +173,8 @@ def call(launch: Launch, tensors: list[torch.Tensor]) -> None:
     """Calls the kernel, compiled for THIS_GPU, as launch.py would have it."""
     given = launch.arguments(tensors)
     if DEVICE == "cpu" or THIS_GPU.arch == AT_HAND.arch:
-        launch.kernel[launch.grid](*given, **launch.constants, num_warps=launch.warps, num_stages=launch.stages)
+        options = {"num_warps": launch.warps, "num_stages": launch.stages, "maxnreg": launch.registers}
+        launch.kernel[launch.grid](*given, **launch.constants, **options)
         return
     types = {torchs: ours for ours, torchs in DTYPES.items()}
     compiled = compile_kernel(launch, tuple(types[t.dtype] for t in tensors), THIS_GPU.arch)

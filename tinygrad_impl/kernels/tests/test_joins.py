@@ -92,6 +92,18 @@ def test_rules_fire_in_variants(activation: str) -> None:
     STRICT.lower(loss, loss_of=config)
 
 
+def test_norms_are_computed_again() -> None:
+    """What layer norm gave to c_attn and c_fc is, for the gradients of these, out of its backward pass."""
+    config = config_of(2)
+    model = GPT2(config, random_weights(config, 0))
+    [loss] = STRICT.lower(loss_of(model), loss_of=config)
+    gradients = loss.gradient(*nn.state.get_parameters(model))
+    graph = joins.norms_again(UOp.sink(*(g.uop for g in gradients)))
+    xs = [call.src[1] for call in graph.toposort() if F.name_of(call) == "weight_gradients"]
+    again = [x for x in xs if x.op is Ops.GETTUPLE and F.name_of(x.src[0]) == "norm_gradients"]
+    assert (len(xs), len(again), len(set(again))) == (8, 4, 4)
+
+
 def test_the_embedding_gradient_is_added_to_the_heads() -> None:
     model = GPT2(config_of(1), random_weights(config_of(1), 0))
     [loss] = STRICT.lower(loss_of(model), loss_of=model.config)

@@ -57,8 +57,9 @@ def test_forward_and_backward(R: int, C: int, eps: float, multiprocessors: int, 
 
     kernel = layer_norm.backward(gpu, R, C, past is not None)
     assert kernel.grid[0] <= 4 * multiprocessors
-    dx, dx16, sums = empty(R, C), empty(R, C, dtype=torch.bfloat16), empty(*kernel.grid, 3, C)
-    run_launch(kernel, [dx, dx16, sums], dy, s if past is None else past, s, mean, rstd, weight)
+    dx, sums, (dx16, again) = empty(R, C), empty(*kernel.grid, 3, C), empty(2, R, C, dtype=torch.bfloat16)
+    run_launch(kernel, [dx, dx16, again, sums], dy, s if past is None else past, s, mean, rstd, weight, bias)
+    assert torch.equal(again, y)
     check(dx, truth[1], reference[1], least=1e-6)
     assert torch.equal(dx16, dx.bfloat16())
     dweight, dbias, before = sums.double().sum(0)
