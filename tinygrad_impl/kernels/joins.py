@@ -104,9 +104,10 @@ def embedding_gradient_onto_head(head: UOp, tokens: UOp, rows: UOp) -> UOp:
     return node("embedding_gradient", [declared(rows, 3, *head.shape)], (tokens, rows, head), V=head.shape[0])[0]
 
 
-WEIGHTS = 4  # of GEMMs in a layer: c_attn, attn.c_proj, c_fc, mlp.c_proj
 LAYERS = 3  # whose weights' gradients one kernel computes: with more it is no faster, and more is kept until then
-NORM = 5  # which output of the node of a layer norm's gradients is its own
+WEIGHTS = 4 * LAYERS  # c_attn, attn.c_proj, c_fc, mlp.c_proj of each
+SUMS = 4 * LAYERS + 1  # of columns: after both layer norms, attention and GELU of each, and of the last layer norm
+NORM = 3  # which output of the node of a layer norm's gradients is its own
 BIAS = {"linear": 3, "linear_gelu": 3, "gelu_linear": 4}  # where a layer's node has it in its src
 
 
@@ -203,18 +204,22 @@ def norms_again(graph: UOp) -> UOp:
     return graph.substitute(places)
 
 
-def grouped(graph: UOp) -> UOp:
-    """The sink of a model's gradients, in the order of its parameters, with those of the weights of LAYERS layers by
-    one node, from the last layer on, as the backward pass goes.
+def grouped(graph: UOp, name: str, size: int) -> UOp:
+    """The sink of a model's gradients, in the order of its parameters, with up to `size` nodes of this name as one,
+    from the last on, as the backward pass goes. Their settings are tuples, which are joined.
     """
-    outs = [uop for uop in graph.src if uop.op is Ops.GETTUPLE and name_of(uop.src[0]) == "weight_gradients"]
-    groups: dict[UOp, UOp] = {}
-    for end in range(len(outs), 0, -WEIGHTS * LAYERS):
-        group = outs[max(0, end - WEIGHTS * LAYERS) : end]
-        sources = [source for out in group for source in out.src[0].src[1:]]
-        declarations = [declared(out, len(sources) + i, *out.shape) for i, out in enumerate(group)]
-        groups |= zip(group, node("weight_gradients", declarations, sources), strict=True)
-    return graph.substitute(groups)
+    found = [u.src[0] for u in graph.src if u.op is Ops.GETTUPLE and name_of(u.src[0]) == name]
+    calls, places = list(dict.fromkeys(found)), dict[UOp, UOp]()
+    for end in range(len(calls), 0, -size):
+        group = calls[max(0, end - size) : end]
+        sources = [source for call in group for source in call.src[1:]]
+        outs = [call.gettuple(i) for call in group for i in range(len(call.src[0].src))]
+        settings: dict[str, tuple[int, ...]] = {}
+        for call in group:
+            settings = {key: settings.get(key, ()) + value for key, value in settings_of(call).items()}
+        declarations = [declared(out, len(sources) + i, *out.shape) for i, out in enumerate(outs)]
+        places |= zip(outs, node(name, declarations, sources, **settings), strict=True)
+    return graph.substitute(places)
 
 
 def missing(graph: UOp, config: GPT2Config) -> Mapping[str, str]:

@@ -138,23 +138,47 @@ def multiply(
 
 
 @triton.jit
-def column_sums_kernel(
-    outs, x, R: tl.constexpr, N: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr
+def parts_of_column_sums_kernel(
+    out, x, R: tl.constexpr, N: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr
 ):
-    """Each of PARTS sums of all columns takes every PARTSth block of ROWS rows. N columns go to each of the outs."""
+    """Each of PARTS sums of all columns takes every PARTSth block of ROWS rows."""
     part = tl.program_id(0) % PARTS
-    first = tl.program_id(0) // PARTS * BN
-    n = first + tl.arange(0, BN)
-    width: tl.constexpr = N * len(outs)
+    n = tl.program_id(0) // PARTS * BN + tl.arange(0, BN)
     total = tl.zeros((ROWS, BN), tl.float32)
     for start in range(part * ROWS, R, PARTS * ROWS):
         r = start + tl.arange(0, ROWS)
-        place, inside = r[:, None].to(tl.int64) * width + n[None, :], (r[:, None] < R) & (n[None, :] < width)
+        place, inside = r[:, None].to(tl.int64) * N + n[None, :], (r[:, None] < R) & (n[None, :] < N)
         total += tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + part * N + n, tl.sum(total, 0), mask=n < N)
+
+
+@triton.jit
+def column_sums_kernel(outs, xs, SHAPES: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr):
+    """Sums of all columns of several matrices. SHAPES: of each its rows, N, and the first of its `outs` and programs;
+    and of what would be the next, the latter two. N columns go to each of its outs.
+    """
+    for i in tl.static_range(len(xs)):
+        if (tl.program_id(0) >= SHAPES[4 * i + 3]) & (tl.program_id(0) < SHAPES[4 * i + 7]):
+            first = (tl.program_id(0) - SHAPES[4 * i + 3]) * BN
+            sum_columns(outs, xs[i], first, SHAPES[4 * i], SHAPES[4 * i + 1], SHAPES[4 * i + 2], SHAPES[4 * i + 6],
+                        ROWS, BN)  # fmt: skip
+
+
+@triton.jit
+def sum_columns(outs, x, first, R: tl.constexpr, N: tl.constexpr, OUT: tl.constexpr, PAST: tl.constexpr,
+                ROWS: tl.constexpr, BN: tl.constexpr):  # fmt: skip
+    """Of BN columns from the `first`, of x (R, (PAST - OUT) * N), to the outs from OUT to PAST."""
+    n = first + tl.arange(0, BN)
+    width: tl.constexpr = (PAST - OUT) * N
+    total = tl.zeros((ROWS, BN), tl.float32)
+    for start in range(0, R, ROWS):
+        r = start + tl.arange(0, ROWS)
+        inside = (r[:, None] < R) & (n[None, :] < width)
+        total += tl.load(x + r[:, None] * width + n[None, :], mask=inside, other=0.0).to(tl.float32)
     sums = tl.sum(total, 0)
-    for i in tl.static_range(len(outs)):
+    for i in tl.static_range(PAST - OUT):
         if first // N == i:
-            tl.store(outs[i] + part * N + n - i * N, sums, mask=n < width)
+            tl.store(outs[OUT + i] + n - i * N, sums, mask=n < width)
 
 
 def tiled(
@@ -339,14 +363,29 @@ def head_weight_gradient(
     return tiled(gpu, "head weight gradient", V, C, R, (True, False), epilogue, first=places, rows=rows, **tiles)
 
 
-def column_sums(R: int, N: int, parts: int, outs: int = 1) -> Launch:
-    """Parts of the sums of columns, float32 (parts, N), of which there are `outs`, <- x (R, outs * N). 32 divides N."""
-    rows, columns, warps = 16, 32 if outs > 1 else 128, 4
-    if parts == 1:  # few columns a program, so that there are many, and all their rows at once
-        rows, columns, warps = min(1024, triton.next_power_of_2(R)), 8, 8
-    if R <= 32 and outs == 1:  # as parts of a large matrix are
-        rows, columns, warps = triton.next_power_of_2(R), 512, 4
+def parts_of_column_sums(R: int, N: int, parts: int) -> Launch:
+    """Parts of the sums of columns, float32 (parts, N) <- x (R, N). One part is for few rows."""
+    rows, columns = (triton.next_power_of_2(R), 512) if parts == 1 else (16, 128)
     constants = {"R": R, "N": N, "PARTS": parts, "ROWS": rows, "BN": columns}
-    grid = (parts * triton.cdiv(outs * N, columns),)
-    moved = 4 * R * N * outs  # mostly of float32
-    return Launch(column_sums_kernel, grid, constants, warps, bytes=moved, groups=(outs, 0))
+    grid = (parts * triton.cdiv(N, columns),)
+    return Launch(parts_of_column_sums_kernel, grid, constants, bytes=4 * R * N)  # mostly of float32
+
+
+def column_sums(shapes: Sequence[tuple[int, int, int]]) -> Launch:
+    """The sums of columns, `outs` vectors (N,) in float32 of each of several matrices <- x (R, outs * N) of each, which
+    has few rows. 16 divides N. `shapes` has R, N and outs of each.
+    """
+    columns = 16  # few, so that there are many programs
+    programs = [triton.cdiv(N * outs, columns) for _, N, outs in shapes]
+    firsts = accumulate((outs for *_, outs in shapes), initial=0), accumulate(programs, initial=0)
+    sizes = [(R, N) for R, N, _ in shapes] + [(0, 0)]
+    flat = tuple(chain(*((R, N, out, program) for (R, N), out, program in zip(sizes, *firsts, strict=True))))
+    rows = min(512, triton.next_power_of_2(max(R for R, *_ in shapes)))
+    return Launch(
+        column_sums_kernel,
+        (sum(programs),),
+        {"SHAPES": flat, "ROWS": rows, "BN": columns},
+        warps=8,
+        bytes=sum(4 * R * N * outs for R, N, outs in shapes),
+        groups=(sum(outs for *_, outs in shapes), len(shapes)),
+    )

@@ -98,8 +98,19 @@ class Operations:
         outs = [new(xs[0], splits * K * N, dtype=dtypes.float32) for K, N in sizes]
         outs = launch(self.gpu, kernel, outs, *sources)
         if splits > 1:
-            outs = [column_sums(self.gpu, dw.reshape(splits, -1)) for dw in outs]
+            outs = [self.few_rows(dw.reshape(splits, -1)) for dw in outs]
         return [dw.reshape(size) for dw, size in zip(outs, sizes, strict=True)]
+
+    def few_rows(self, x: Tensor) -> Tensor:
+        """x (R, N), float32, of few rows -> their sum (N,)."""
+        R, N = x.shape
+        return launch(self.gpu, matmul.parts_of_column_sums(R, N, 1), [new(x, N, dtype=dtypes.float32)], x)[0]
+
+    def column_sums(self, *xs: Tensor, counts: tuple[int, ...]) -> list[Tensor]:
+        """Several x (R, count * N) -> the sums of their columns in float32, N to each of `count` outputs (N,)."""
+        shapes = [(x.shape[0], x.shape[1] // count, count) for x, count in zip(xs, counts, strict=True)]
+        sums = [new(xs[0], N, dtype=dtypes.float32) for _, N, count in shapes for _ in range(count)]
+        return launch(self.gpu, matmul.column_sums(shapes), sums, *xs)
 
     def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
         """A linear layer's output and the tanh form of GELU of it, both (..., N), in bfloat16."""
@@ -134,7 +145,7 @@ class Operations:
             self.gpu, kernel, [new(hidden, R, K), new(hidden, R, K), parts], dy_rows, table, hidden
         )
         dw, db = weight_gradient(g, dy_rows), bias_gradient(self.gpu, bias, dy_rows)
-        return dhidden.uop, dw, db, column_sums(self.gpu, parts).uop, None, None
+        return dhidden.uop, dw, db, *column_sums(self.gpu, parts), None, None
 
     def split_attention(self, qkv: Tensor, *bias: Tensor, n_head: int) -> list[Tensor]:
         """Causal attention of qkv (B, T, 3C), which came of a layer with this bias: (B, T, C), in bfloat16."""
@@ -167,7 +178,7 @@ class Operations:
     def _layer_norm_gradient(self, *gradients: Any, call: UOp | None = None) -> Gradients:
         *past, dy, call = real_gradients(gradients, call)
         rows, weight, bias, mean, rstd, _, y = map(Tensor, call.src[1:])
-        dx, _, dweight, dbias, _ = norm_gradients(y, dy, rows, mean, rstd, weight, bias, *past)
+        dx, _, dweight, dbias, _ = norm_gradients(self.gpu, past, y, dy, rows, mean, rstd, weight, bias)
         return dx, dweight, dbias, *[None] * 4
 
     def residual_layer_norm(
@@ -190,7 +201,8 @@ class Operations:
     def _residual_layer_norm_gradient(self, *gradients: Any, call: UOp | None = None) -> Gradients:
         *past, dy, call = real_gradients(gradients, call)
         *_, weight, bias, mean, rstd, total, y = map(Tensor, call.src[1:])
-        dx, dx16, dweight, dbias, dbias_before = norm_gradients(y, dy, total, mean, rstd, weight, bias, *past)
+        dx, dx16, *rest = norm_gradients(self.gpu, past, y, dy, total, mean, rstd, weight, bias)
+        dweight, dbias, dbias_before = rest
         return dx, dx16, dbias_before, dweight, dbias, *[None] * 4
 
     def norm_gradients(
@@ -204,16 +216,16 @@ class Operations:
         bias: Tensor,
         *past: Tensor,
     ) -> list[Tensor]:
-        """Of the norm y of x (R, C), from dy and from what reaches x past the norm: dx in float32 and in bfloat16,
-        those of weight and bias, the sums of dx over rows, and y once more, which is not read.
+        """Of the norm y of x (R, C), from dy and from what reaches x past the norm: dx in float32 and in bfloat16;
+        parts (any, 3C) of the gradients of weight and bias, and of the sums of dx over rows; and y once more, which is
+        not read.
         """
         R, C = x.shape
         kernel = layer_norm.backward(self.gpu, R, C, bool(past))
         outs = [new(x, R, C, dtype=dtypes.float32), new(x, R, C), new(x, R, C)]
         outs.append(new(x, *kernel.grid, 3 * C, dtype=dtypes.float32))
         dx, dx16, y, sums = launch(self.gpu, kernel, outs, dy, *(past or [x]), x, mean, rstd, weight, bias)
-        outs = [new(x, C, dtype=dtypes.float32) for _ in range(3)]
-        return [dx, dx16, *launch(self.gpu, matmul.column_sums(kernel.grid[0], C, 1, outs=3), outs, sums), y]
+        return [dx, dx16, sums, y]
 
     def lm_head(self, x: Tensor, weight: Tensor) -> list[Tensor]:
         """x (B, T, C) @ weight (V, C).T: logits (B, T, V rounded up to VOCAB_TILE), in bfloat16, past V -inf."""
@@ -336,19 +348,29 @@ def real_gradients(gradients: tuple[Any, ...], call: UOp | None) -> list[Any]:
     return [*map(Tensor, gradients), call]
 
 
-def column_sums(gpu: GPU, x: Tensor) -> Tensor:
-    """x (R, N) -> the sums of its columns (N,), in float32: in parts first, if R is large."""
-    R, N = x.shape
+def column_sums(gpu: GPU, x: Tensor, outs: int = 1) -> list[UOp]:
+    """A node, because joins.py puts several together: x (R, outs * N) -> the sums of its columns, in float32, N to each
+    of the outs. If R is large, they are added up in parts first.
+    """
+    R, width = x.shape
     if R > 1024:
-        [x] = launch(gpu, matmul.column_sums(R, N, 64), [new(x, 64, N, dtype=dtypes.float32)], x)
-    return launch(gpu, matmul.column_sums(x.shape[0], N, 1), [new(x, N, dtype=dtypes.float32)], x)[0]
+        kernel = matmul.parts_of_column_sums(R, width, 64)
+        [x] = launch(gpu, kernel, [new(x, 64, width, dtype=dtypes.float32)], x)
+    sums = [UOp.param(1 + i, dtypes.float32, (width // outs,), x.device) for i in range(outs)]
+    return node("column_sums", sums, [x.uop], counts=(outs,))
 
 
-def norm_gradients(y: Tensor, *sources: Tensor) -> list[UOp]:
-    """A node, because joins.py has gradients of weights read y from it. Its outputs but that."""
-    outs = [(y.shape, dtypes.float32), (y.shape, y.dtype), *3 * [(y.shape[1:], dtypes.float32)], (y.shape, y.dtype)]
-    declared = [UOp.param(1 + len(sources) + i, dtype, shape, y.device) for i, (shape, dtype) in enumerate(outs)]
-    return node("norm_gradients", declared, [t.uop for t in (y, *sources)])[:-1]
+def norm_gradients(gpu: GPU, past: list[Tensor], y: Tensor, *sources: Tensor) -> list[UOp]:
+    """Of `Operations.norm_gradients`, which is a node, because joins.py has gradients of weights read y from it: dx in
+    float32 and in bfloat16, the gradients of weight and bias, and the sums of dx over rows.
+    """
+    R, C = y.shape
+    parts = layer_norm.backward(gpu, R, C, bool(past)).grid[0], 3 * C
+    outs = ((R, C), dtypes.float32), ((R, C), y.dtype), (parts, dtypes.float32), ((R, C), y.dtype)
+    given = [t.uop for t in (y, *sources, *past)]
+    declared = [UOp.param(len(given) + i, dtype, shape, y.device) for i, (shape, dtype) in enumerate(outs)]
+    dx, dx16, sums, _ = node("norm_gradients", declared, given)
+    return [dx, dx16, *column_sums(gpu, Tensor(sums), outs=3)]
 
 
 def weight_gradient(x: Tensor, dy: Tensor) -> UOp:
@@ -359,7 +381,7 @@ def weight_gradient(x: Tensor, dy: Tensor) -> UOp:
 
 def bias_gradient(gpu: GPU, bias: Tensor, dy: Tensor) -> UOp | None:
     """From dy (R, N); None of a bias that is detached, since the node after the layer gives its gradient."""
-    return None if bias.uop.op is Ops.DETACH else column_sums(gpu, dy).uop
+    return None if bias.uop.op is Ops.DETACH else column_sums(gpu, dy)[0]
 
 
 def _gelu_gradient(dy: UOp, call: UOp) -> Gradients:
@@ -385,7 +407,7 @@ def _attention_gradient(gpu: GPU, H: int, dy: UOp, call: UOp) -> Gradients:
         sums = new(y, B * triton.cdiv(T, first.constants["QUERIES"]), 3 * C, dtype=dtypes.float32)
         dqkv, sums, delta = launch(gpu, first, [dqkv, sums, delta], gradient, qkv, y, lse)
         dqkv, sums = launch(gpu, attention.key_gradient(gpu, B, T, H, D), [dqkv, sums], gradient, qkv, lse, delta)
-    return dqkv.uop, *(column_sums(gpu, sums).uop for _ in bias), *[None] * (2 + len(passed))
+    return dqkv.uop, *(column_sums(gpu, sums)[0] for _ in bias), *[None] * (2 + len(passed))
 
 
 def _embedding_gradient(gradient: UOp, call: UOp) -> Gradients:

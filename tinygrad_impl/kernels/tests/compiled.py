@@ -50,8 +50,9 @@ def training(gpu: GPU) -> Iterator[tuple[Launch, str]]:
     yield matmul.head_input_gradient(gpu, R, C, PADDED), "b bb"
     yield matmul.head_weight_gradient(gpu, R, C, PADDED, V), "f bb"
     yield matmul.head_weight_gradient(gpu, R, C, PADDED, V, R, add=True), "f bb"
-    yield matmul.column_sums(R, C, 64), "f f"
-    yield matmul.column_sums(396, C, 1, outs=3), "fff f"
+    yield matmul.parts_of_column_sums(R, C, 64), "f f"
+    layer = [(396, C, 3), (512, 3 * C, 1), (396, C, 3), (256, 4 * C, 1)]
+    yield matmul.column_sums([*LAYERS * layer, (396, C, 3)]), (8 * LAYERS + 3) * "f" + (4 * LAYERS + 1) * "f"
     hopper = attention.fits_hopper(gpu, T, C // H)
     yield attention.forward(gpu, B, T, H, C // H), "bfi b" if hopper else "bf b"
     yield attention.query_gradient(gpu, B, T, H, C // H), "bff bbbf"

@@ -116,19 +116,20 @@ def test_the_embedding_gradient_is_added_to_the_heads() -> None:
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="tinygrad's own kernels are not the same there")
-@pytest.mark.parametrize(("layers", "of_weights"), [(1, 1), (4, 2)])
-def test_how_many_kernels(layers: int, of_weights: int) -> None:
-    """Of a layer 7 in the forward pass (four GEMMs, attention, two layer norms) and 12 in the backward pass: four
-    GEMMs, two of attention, two of layer norm, and four that add up what these have summed for biases and norms. And
-    one for the weights of three layers; four a layer without a copy engine.
+@pytest.mark.parametrize(("layers", "groups"), [(1, 1), (4, 2)])
+def test_how_many_kernels(layers: int, groups: int) -> None:
+    """Of a layer 7 in the forward pass (four GEMMs, attention, two layer norms) and 8 in the backward pass (four GEMMs,
+    two of attention, two of layer norm). Of three layers one for the weights, but four a layer without a copy engine;
+    and one that adds up what others have summed for biases and norms.
 
-    Besides 2 for the embeddings and their layer norm, 6 for head and loss, 2 for the last layer norm's gradient, 5 for
+    Besides 2 for the embeddings and their layer norm, 6 for head and loss, 1 for the last layer norm's gradient, 5 for
     the embeddings' gradients.
     """
     config = config_of(layers)
     trainer = Trainer(config, random_weights(config, 0), backend=STRICT)
     trainer.step([(X, Y)], 1e-3)
-    assert len(names(trainer._first)) == 15 + 19 * layers + (of_weights if THIS_GPU.has_copy_engine else 4 * layers)
+    of_weights = groups if THIS_GPU.has_copy_engine else 4 * layers
+    assert len(names(trainer._first)) == 14 + 15 * layers + groups + of_weights
     assert names(trainer._squares)[:-1] == ["squares"] * 2  # of the layers' matrices and the rest; the last joins them
     assert names(trainer._adamw) == ["adamw"] * 2
 
