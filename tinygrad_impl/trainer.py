@@ -18,7 +18,7 @@ from data.ranks import ALONE, Ranks
 from tinygrad_impl.backend import Backend, Part, Plain
 from tinygrad_impl.exchange import Exchange
 from tinygrad_impl.flat import REST, Bucket, Flat, zeros
-from tinygrad_impl.internals import called_after, captured_at_once, contents, memory_of, overwrite, part_of
+from tinygrad_impl.internals import Arena, called_after, captured_at_once, contents, memory_of, overwrite, part_of
 from tinygrad_impl.model import GPT2
 
 Batch = tuple[np.ndarray, np.ndarray]
@@ -62,7 +62,7 @@ class Trainer:
         self.rank, self.shards = (ranks.rank, ranks.size) if zero else (0, 1)
 
         shapes, dtype = parameter_shapes(config), to_dtype(self.dtype.name)
-        self.gradients = Flat(shapes, dtype, ranks=ranks.size)
+        self.gradients = Flat(shapes, dtype, ranks=ranks.size, together=True)
         backend = backend or Plain()
         read = [bucket.name for bucket in self.gradients.buckets if backend.reads(bucket)]
         self.weights = Flat(shapes, dtype, ranks=ranks.size, held=None if self.shards == 1 else read)
@@ -82,10 +82,17 @@ class Trainer:
         self._inputs: dict[str, Tensor] = {}
         self.loss = zeros(1, dtype).reshape(())
         # Compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
-        self._first, self._further = captured_at_once(self.first), captured_at_once(self.further)
-        self._only, self._last = (captured_at_once(partial(graph, send=True)) for graph in (self.first, self.further))
+        captured = partial(captured_at_once, arena=Arena())
+        # Until the backward pass comes to a layer, its gradients' memory has activations. The padding stays 0, and the
+        # rest has the table's gradients, which are there first.
+        lent = [self.gradients[name] for b in self.gradients.buckets if b.name != REST for name in b.starts]
+        self._first, self._further = captured(self.first, lent=lent), captured(self.further)
+        self._only, self._last = (
+            captured(partial(self.first, send=True), lent=lent),
+            captured(partial(self.further, send=True)),
+        )
         graphs = self.squares, self.adamw, self.refresh_copies, self.refresh_tables
-        self._squares, self._adamw, self._refresh_copies, self._refresh_tables = map(captured_at_once, graphs)
+        self._squares, self._adamw, self._refresh_copies, self._refresh_tables = map(captured, graphs)
         self._put(arrays)
 
     def _part(self, bucket: Bucket, dtype: DType) -> Part:
