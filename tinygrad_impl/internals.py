@@ -7,6 +7,7 @@ needed; tests/test_internals.py says of each what is broken if another version f
 import ctypes
 import sqlite3
 import time
+from bisect import insort
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -107,58 +108,14 @@ def memory_of(tensor: Tensor) -> Any:
 
 
 BLOCK = 256  # bytes that what is placed in memory begins at a multiple of, as in tinygrad's arenas
+END = 1 << 62  # a call after all calls
 
 # --- compiled graphs --------------------------------------------------------------------------------------------------
 
 
-class Arena:
-    """Memory for what lives no longer than a call of a captured graph. Graphs that share it never run at once.
-
-    tinygrad plans an arena for each graph. Here the later graphs use that of the first, and more only where theirs is
-    larger: as a piece that begins, in the later graph's arena, at the first of what does not fit.
-    """
-
-    def __init__(self) -> None:
-        self.pieces: list[tuple[int, Buffer]] = []  # where each begins, and its memory
-
-    def place(self, linear: UOp, planned: UOp) -> UOp:
-        """The calls of `linear`, with what tinygrad has planned an arena for in this one."""
-        found: dict[UOp, tuple[UOp, int]] = {}
-        for call, after in zip(linear.src, planned.src, strict=True):
-            found |= {
-                b: new.contiguous_view() for b, new in zip(call.src[1:], after.src[1:], strict=True) if b is not new
-            }
-        if len({arena for arena, _ in found.values()}) != 1:  # copies between devices have another
-            return planned
-        device = next(iter(found)).device
-        places = {buffer: (offset, offset + bytes_of(buffer)) for buffer, (_, offset) in found.items()}
-        if outside := [place for place in places.values() if self._holding(*place) is None]:
-            start, stop = min(start for start, _ in outside), max(stop for _, stop in outside)
-            self.pieces.append((start, Buffer(device, stop - start, dtypes.uint8)))
-        moved = {}
-        for buffer, (start, stop) in places.items():
-            piece = self._holding(start, stop)
-            assert piece is not None
-            moved[buffer] = view_of(piece[1], start - piece[0], buffer)
-        return linear.substitute(moved, walk=True)
-
-    def _holding(self, start: int, stop: int) -> tuple[int, Buffer] | None:
-        """The piece that has all of these bytes."""
-        return next((p for p in self.pieces if p[0] <= start and stop <= p[0] + p[1].nbytes), None)
-
-
-def bytes_of(buffer: UOp) -> int:
-    return int(buffer.max_numel()) * buffer.dtype.itemsize
-
-
-def view_of(memory: Buffer, offset: int, buffer: UOp) -> UOp:
-    """What takes the place of a graph's buffer: as many bytes of the memory, from `offset` on."""
-    return UOp.from_buffer(memory.view(int(buffer.max_numel()), buffer.dtype, offset))
-
-
 @dataclass(frozen=True)
 class Life:
-    """What a graph's buffer needs: bytes, from the first of its calls to the last."""
+    """What a buffer of a captured graph needs: bytes, from the first of the graph's calls that name it to the last."""
 
     size: int
     first: int
@@ -167,80 +124,101 @@ class Life:
 
 @dataclass(frozen=True)
 class Span:
-    """Lent bytes, from `start` to `stop`, which are free until a graph's call number `until`."""
+    """Bytes of memory, from `start` to `stop`, which are free until a graph's call number `until`."""
 
     start: int
     stop: int
     until: int
 
 
-def lent_places(lives: Sequence[Life], spans: Sequence[Span]) -> dict[int, int]:
-    """Which of the buffers go to lent memory, by their numbers, and where they begin there.
+def places(lives: Sequence[Life], spans: Sequence[Span]) -> dict[int, int]:
+    """Which of the buffers lie in the spans, by their numbers, and at which byte each begins.
 
-    Those count that are alive where most bytes are, of what is not placed yet. Those whose last call comes first are
-    placed first, as low as they can: spans are in the order in which they end to be free.
+    Those alive where most bytes are, of what has no place yet, are given one, as low as there is room: first those
+    whose last call is first, since the spans are in the order in which they cease to be free. Then come those alive
+    where most are now, until there is no more room where most are.
     """
-    places: dict[int, int] = {}
-    taken: list[tuple[int, int, Life]] = []
-    gaps = [(a.stop, b.start) for a, b in pairwise(spans) if a.stop < b.start]
+    if not spans:
+        return {}
+    end = spans[-1].stop
+    busy = [(span.start, span.stop, span.until, END) for span in spans]  # bytes, and from which call to which
+    busy += [(a.stop, b.start, 0, END) for a, b in pairwise(spans) if a.stop < b.start] + [(end, end, 0, END)]
+    busy.sort()
 
-    def place(life: Life) -> int | None:
-        blocked = [(start, stop) for start, stop, o in taken if o.first <= life.last and life.first <= o.last]
-        blocked += [(span.start, span.stop) for span in spans if span.until <= life.last]
+    def room(life: Life) -> int | None:
         begin = round_up(spans[0].start, BLOCK)
-        for start, stop in sorted([*blocked, *gaps, (spans[-1].stop, spans[-1].stop)]):
-            if begin + life.size <= start:
-                return begin
-            begin = max(begin, round_up(stop, BLOCK))
+        for start, stop, first, last in busy:
+            if first <= life.last and life.first <= last:
+                if begin + life.size <= start:
+                    return begin
+                begin = max(begin, round_up(stop, BLOCK))
         return None
 
-    while spans:
-        waiting = [i for i in range(len(lives)) if i not in places]
+    found: dict[int, int] = {}
+    untried, outside = set(range(len(lives))), set(range(len(lives)))
+    while True:
         change = defaultdict[int, int](int)
-        for i in waiting:
+        for i in outside:
             change[lives[i].first] += lives[i].size
             change[lives[i].last + 1] -= lives[i].size
-        alive = dict(zip(calls := sorted(change), accumulate(change[call] for call in calls), strict=True))
-        peak = max(alive, key=alive.__getitem__, default=0)
-        before = len(places)
-        for i in sorted((i for i in waiting if lives[i].first <= peak <= lives[i].last), key=lambda i: lives[i].last):
-            if (start := place(lives[i])) is not None:
-                places[i] = start
-                taken.append((start, start + lives[i].size, lives[i]))
-        if len(places) == before:
-            break
-    return places
+        calls = sorted(change)
+        alive = accumulate(change[call] for call in calls)
+        _, peak = max(zip(alive, calls, strict=True), default=(0, 0))
+        at_peak = [i for i in untried if lives[i].first <= peak <= lives[i].last]
+        before = len(found)
+        for i in sorted(at_peak, key=lambda i: (lives[i].last, i)):
+            if (start := room(lives[i])) is not None:
+                found[i] = start
+                insort(busy, (start, start + lives[i].size, lives[i].first, lives[i].last))
+        if len(found) == before:
+            return found
+        untried.difference_update(at_peak)
+        outside.difference_update(found)
 
 
-def lend(linear: UOp, held: set[UOp], lent: Sequence[Tensor]) -> dict[UOp, UOp]:
-    """What takes the place of the graph's buffers that go to the memory of the tensors: parts of one piece of memory.
-
-    What a tensor has is lost, so the graph has to replace all of it. It is free until the first call that names any of
-    it; one that is never named is not lent.
+def lent_spans(linear: UOp, lent: Sequence[Tensor]) -> list[Span]:
+    """Of parts of one piece of memory, when each is free: until the first call that names any of it. One that is never
+    named is not lent.
     """
+    parts = sorted((tensor.uop.base.buffer for tensor in lent), key=lambda part: part.offset)
+    [memory] = {part.base for part in parts}
+    first: dict[Buffer, int] = {}
+    for i, call in enumerate(linear.src):
+        for uop in buffers_of(call):
+            if uop in buffers and buffers[uop].base is memory:
+                first.setdefault(buffers[uop], i)
+    spans = []
+    for part in parts:
+        start, stop = part.offset, part.offset + part.nbytes
+        named = [i for b, i in first.items() if b.offset < stop and start < b.offset + b.nbytes]
+        spans += [Span(start, stop, min(named))] if named else []
+    return spans
+
+
+def moved(linear: UOp, held: set[UOp], memory: Buffer, spans: Sequence[Span]) -> UOp:
+    """The graph with as many of its buffers as find room in these spans of the memory."""
     first: dict[UOp, int] = {}
     last: dict[UOp, int] = {}
     for i, call in enumerate(linear.src):
-        for uop in (u for source in call.src[1:] for u in source.toposort() if u.op is Ops.BUFFER):
-            first.setdefault(uop, i)
-            last[uop] = i
-    [memory] = {tensor.uop.base.buffer.base for tensor in lent}
-    named = [(buffers[u], i) for u, i in first.items() if u in buffers and buffers[u].base is memory]
-    spans = []
-    for part in sorted((tensor.uop.base.buffer for tensor in lent), key=lambda part: part.offset):
-        start, stop = part.offset, part.offset + part.nbytes
-        calls = [i for b, i in named if b.offset < stop and start < b.offset + b.nbytes]
-        if calls:
-            spans.append(Span(start, stop, min(calls)))
-    own = [uop for uop in first if uop not in held and uop.device == memory.device]
-    places = lent_places([Life(bytes_of(uop), first[uop], last[uop]) for uop in own], spans)
-    return {own[i]: view_of(memory, start, own[i]) for i, start in places.items()}
+        for uop in buffers_of(call):
+            if uop not in held and uop not in buffers and uop.device == memory.device:
+                first.setdefault(uop, i)
+                last[uop] = i
+    own = list(first)
+    sizes = [int(uop.max_numel()) for uop in own]
+    lives = [Life(size * u.dtype.itemsize, first[u], last[u]) for u, size in zip(own, sizes, strict=True)]
+    views = {i: memory.view(sizes[i], own[i].dtype, start) for i, start in places(lives, spans).items()}
+    return linear.substitute({own[i]: UOp.from_buffer(view) for i, view in views.items()}, walk=True)
+
+
+def buffers_of(call: UOp) -> list[UOp]:
+    return [uop for source in call.src[1:] for uop in source.toposort() if uop.op is Ops.BUFFER]
 
 
 class Captured(jit._TinyJit[Any]):
     """A TinyJit whose first call is captured, and planned as `captured_at_once` says."""
 
-    def __init__(self, function: Any, arena: Arena | None, lent: Sequence[Tensor]):
+    def __init__(self, function: Any, arena: list[Buffer], lent: Sequence[Tensor]):
         super().__init__(function)
         self.cnt, self.arena, self.lent = 1, arena, lent
 
@@ -253,20 +231,26 @@ class Captured(jit._TinyJit[Any]):
 
     def _plan(self, linear: UOp, held: set[UOp]) -> UOp:
         if self.lent:
-            placed = lend(linear, held, self.lent)
-            linear, held = linear.substitute(placed, walk=True), held | set(placed.values())
-        planned = memory_plan_rewrite(linear, held)
-        return self.arena.place(linear, planned) if self.arena else planned
+            linear = moved(linear, held, self.lent[0].uop.base.buffer.base, lent_spans(linear, self.lent))
+        for memory in self.arena:
+            linear = moved(linear, held, memory, [Span(0, memory.nbytes, len(linear.src))])
+        planned = memory_plan_rewrite(linear, held | set(buffers))
+        before = {uop for call in linear.src for uop in buffers_of(call)}
+        own = dict.fromkeys(uop for call in planned.src for uop in buffers_of(call) if uop not in before)
+        self.arena += [uop.buffer for uop in own]
+        return planned
 
 
-def captured_at_once(function: Any, arena: Arena | None = None, lent: Sequence[Tensor] = ()) -> Any:
+def captured_at_once(function: Any, arena: list[Buffer] | None = None, lent: Sequence[Tensor] = ()) -> Any:
     """A TinyJit whose first call is captured. tinygrad would run that call as it is, in far more memory and time.
 
-    What lives no longer than a call is in `arena` (without: in one of the graph's own). Some of it is in the memory of
-    `lent`, until the graph first names that: realized tensors, parts of one piece of memory in the order in which the
-    graph replaces all that they have.
+    What is needed within a call only lies in `arena`, which the graph adds to where it has too little. Graphs that
+    share one never run at the same time.
+
+    Of that, the graph keeps what it can in the memory of `lent`, until its first kernel that names it: realized
+    tensors, parts of one piece of memory in the order in which the graph writes all of each.
     """
-    return Captured(function, arena, lent)
+    return Captured(function, [] if arena is None else arena, lent)
 
 
 def program(

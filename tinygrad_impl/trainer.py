@@ -18,7 +18,7 @@ from data.ranks import ALONE, Ranks
 from tinygrad_impl.backend import Backend, Part, Plain
 from tinygrad_impl.exchange import Exchange
 from tinygrad_impl.flat import REST, Bucket, Flat, zeros
-from tinygrad_impl.internals import Arena, called_after, captured_at_once, contents, memory_of, overwrite, part_of
+from tinygrad_impl.internals import called_after, captured_at_once, contents, memory_of, overwrite, part_of
 from tinygrad_impl.model import GPT2
 
 Batch = tuple[np.ndarray, np.ndarray]
@@ -82,7 +82,7 @@ class Trainer:
         self._inputs: dict[str, Tensor] = {}
         self.loss = zeros(1, dtype).reshape(())
         # Compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
-        captured = partial(captured_at_once, arena=Arena())
+        captured = partial(captured_at_once, arena=[])
         # Until the backward pass comes to a layer, its gradients' memory has activations. The padding stays 0, and the
         # rest has the table's gradients, which are there first.
         lent = [self.gradients[name] for b in self.gradients.buckets if b.name != REST for name in b.starts]
