@@ -7,13 +7,10 @@ needed; tests/test_internals.py says of each what is broken if another version f
 import ctypes
 import sqlite3
 import time
-from bisect import insort
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -22,11 +19,13 @@ from tinygrad.device import Buffer, TinyELF
 from tinygrad.dtype import dtypes
 from tinygrad.engine import jit
 from tinygrad.engine.realize import ExecContext, estimate_uop, pm_exec, run_linear, runtime_cache
-from tinygrad.helpers import NUM_CPU_THREADS, GlobalCounters, ansistrip, round_up
+from tinygrad.helpers import NUM_CPU_THREADS, GlobalCounters, ansistrip
 from tinygrad.renderer import Estimates
 from tinygrad.runtime.ops_cpu import CPUProgram
 from tinygrad.schedule.memory import memory_plan_rewrite
 from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp, buffers, sym_infer
+
+from tinygrad_impl.arena import Life, Span, places
 
 # --- memory of tensors ------------------------------------------------------------------------------------------------
 
@@ -107,79 +106,50 @@ def memory_of(tensor: Tensor) -> Any:
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
-BLOCK = 256  # bytes that what is placed in memory begins at a multiple of, as in tinygrad's arenas
-END = 1 << 62  # a call after all calls
-
 # --- compiled graphs --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Life:
-    """What a buffer of a captured graph needs: bytes, from the first of the graph's calls that name it to the last."""
+def captured_at_once(function: Any, arena: list[Buffer] | None = None, lent: Sequence[Tensor] = ()) -> Any:
+    """A TinyJit whose first call is captured. tinygrad would run that call as it is, in far more memory and time.
 
-    size: int
-    first: int
-    last: int
+    What is needed only within a call lies in `arena`, to which the graph adds what is missing. Graphs may share it that
+    never run at the same time.
 
-
-@dataclass(frozen=True)
-class Span:
-    """Bytes of memory, from `start` to `stop`, which are free until a graph's call number `until`."""
-
-    start: int
-    stop: int
-    until: int
-
-
-def places(lives: Sequence[Life], spans: Sequence[Span]) -> dict[int, int]:
-    """Which of the buffers lie in the spans, by their numbers, and at which byte each begins.
-
-    Those alive where most bytes are, of what has no place yet, are given one, as low as there is room: first those
-    whose last call is first, since the spans are in the order in which they cease to be free. Then come those alive
-    where most are now, until there is no more room where most are.
+    Some of it lies in the memory of `lent` instead, each until the graph first names it: realized tensors, parts of one
+    piece of memory, in the order in which the graph writes them. It has to write all of those that it names.
     """
-    if not spans:
-        return {}
-    end = spans[-1].stop
-    busy = [(span.start, span.stop, span.until, END) for span in spans]  # bytes, and from which call to which
-    busy += [(a.stop, b.start, 0, END) for a, b in pairwise(spans) if a.stop < b.start] + [(end, end, 0, END)]
-    busy.sort()
+    return Captured(function, [] if arena is None else arena, lent)
 
-    def room(life: Life) -> int | None:
-        begin = round_up(spans[0].start, BLOCK)
-        for start, stop, first, last in busy:
-            if first <= life.last and life.first <= last:
-                if begin + life.size <= start:
-                    return begin
-                begin = max(begin, round_up(stop, BLOCK))
-        return None
 
-    found: dict[int, int] = {}
-    untried, outside = set(range(len(lives))), set(range(len(lives)))
-    while True:
-        change = defaultdict[int, int](int)
-        for i in outside:
-            change[lives[i].first] += lives[i].size
-            change[lives[i].last + 1] -= lives[i].size
-        calls = sorted(change)
-        alive = accumulate(change[call] for call in calls)
-        _, peak = max(zip(alive, calls, strict=True), default=(0, 0))
-        at_peak = [i for i in untried if lives[i].first <= peak <= lives[i].last]
-        before = len(found)
-        for i in sorted(at_peak, key=lambda i: (lives[i].last, i)):
-            if (start := room(lives[i])) is not None:
-                found[i] = start
-                insort(busy, (start, start + lives[i].size, lives[i].first, lives[i].last))
-        if len(found) == before:
-            return found
-        untried.difference_update(at_peak)
-        outside.difference_update(found)
+class Captured(jit._TinyJit[Any]):
+    """What `captured_at_once` gives. tinygrad would give each graph an arena of its own."""
+
+    def __init__(self, function: Any, arena: list[Buffer], lent: Sequence[Tensor]):
+        super().__init__(function)
+        self.cnt, self.arena, self.lent = 1, arena, lent
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        jit.memory_plan_rewrite = self._planned
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            jit.memory_plan_rewrite = memory_plan_rewrite
+
+    def _planned(self, linear: UOp, held: set[UOp]) -> UOp:
+        """The graph's calls, with places in memory for what is not held. What none is left for, tinygrad plans."""
+        if self.lent:
+            linear = moved(linear, held, self.lent[0].uop.base.buffer.base, lent_spans(linear, self.lent))
+        for memory in self.arena:
+            linear = moved(linear, held, memory, [Span(0, memory.nbytes, len(linear.src))])
+        planned = memory_plan_rewrite(linear, held | set(buffers))
+        before = {uop for call in linear.src for uop in buffers_of(call)}
+        new = dict.fromkeys(uop for call in planned.src for uop in buffers_of(call) if uop not in before)
+        self.arena += [uop.buffer for uop in new]
+        return planned
 
 
 def lent_spans(linear: UOp, lent: Sequence[Tensor]) -> list[Span]:
-    """Of parts of one piece of memory, when each is free: until the first call that names any of it. One that is never
-    named is not lent.
-    """
+    """Where lent tensors lie, and until which call: the first that names any of it. Without those that none names."""
     parts = sorted((tensor.uop.base.buffer for tensor in lent), key=lambda part: part.offset)
     [memory] = {part.base for part in parts}
     first: dict[Buffer, int] = {}
@@ -196,7 +166,7 @@ def lent_spans(linear: UOp, lent: Sequence[Tensor]) -> list[Span]:
 
 
 def moved(linear: UOp, held: set[UOp], memory: Buffer, spans: Sequence[Span]) -> UOp:
-    """The graph with as many of its buffers as find room in these spans of the memory."""
+    """The graph's calls, with what finds room in these spans of the memory there."""
     first: dict[UOp, int] = {}
     last: dict[UOp, int] = {}
     for i, call in enumerate(linear.src):
@@ -207,50 +177,13 @@ def moved(linear: UOp, held: set[UOp], memory: Buffer, spans: Sequence[Span]) ->
     own = list(first)
     sizes = [int(uop.max_numel()) for uop in own]
     lives = [Life(size * u.dtype.itemsize, first[u], last[u]) for u, size in zip(own, sizes, strict=True)]
-    views = {i: memory.view(sizes[i], own[i].dtype, start) for i, start in places(lives, spans).items()}
-    return linear.substitute({own[i]: UOp.from_buffer(view) for i, view in views.items()}, walk=True)
+    views = {own[i]: memory.view(sizes[i], own[i].dtype, start) for i, start in places(lives, spans).items()}
+    return linear.substitute({uop: UOp.from_buffer(view) for uop, view in views.items()}, walk=True)
 
 
 def buffers_of(call: UOp) -> list[UOp]:
+    """What a call names, but for the graph's inputs."""
     return [uop for source in call.src[1:] for uop in source.toposort() if uop.op is Ops.BUFFER]
-
-
-class Captured(jit._TinyJit[Any]):
-    """A TinyJit whose first call is captured, and planned as `captured_at_once` says."""
-
-    def __init__(self, function: Any, arena: list[Buffer], lent: Sequence[Tensor]):
-        super().__init__(function)
-        self.cnt, self.arena, self.lent = 1, arena, lent
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        jit.memory_plan_rewrite = self._plan
-        try:
-            return super().__call__(*args, **kwargs)
-        finally:
-            jit.memory_plan_rewrite = memory_plan_rewrite
-
-    def _plan(self, linear: UOp, held: set[UOp]) -> UOp:
-        if self.lent:
-            linear = moved(linear, held, self.lent[0].uop.base.buffer.base, lent_spans(linear, self.lent))
-        for memory in self.arena:
-            linear = moved(linear, held, memory, [Span(0, memory.nbytes, len(linear.src))])
-        planned = memory_plan_rewrite(linear, held | set(buffers))
-        before = {uop for call in linear.src for uop in buffers_of(call)}
-        own = dict.fromkeys(uop for call in planned.src for uop in buffers_of(call) if uop not in before)
-        self.arena += [uop.buffer for uop in own]
-        return planned
-
-
-def captured_at_once(function: Any, arena: list[Buffer] | None = None, lent: Sequence[Tensor] = ()) -> Any:
-    """A TinyJit whose first call is captured. tinygrad would run that call as it is, in far more memory and time.
-
-    What is needed within a call only lies in `arena`, which the graph adds to where it has too little. Graphs that
-    share one never run at the same time.
-
-    Of that, the graph keeps what it can in the memory of `lent`, until its first kernel that names it: realized
-    tensors, parts of one piece of memory in the order in which the graph writes all of each.
-    """
-    return Captured(function, [] if arena is None else arena, lent)
 
 
 def program(

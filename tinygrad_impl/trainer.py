@@ -83,14 +83,10 @@ class Trainer:
         self.loss = zeros(1, dtype).reshape(())
         # Compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
         captured = partial(captured_at_once, arena=[])
-        # Until the backward pass comes to a layer, its gradients' memory has activations. The padding stays 0, and the
-        # rest has the table's gradients, which are there first.
-        lent = [self.gradients[name] for b in self.gradients.buckets if b.name != REST for name in b.starts]
-        self._first, self._further = captured(self.first, lent=lent), captured(self.further)
-        self._only, self._last = (
-            captured(partial(self.first, send=True), lent=lent),
-            captured(partial(self.further, send=True)),
-        )
+        # What writes the totals may use them before, but for padding, which stays 0, and what it writes first: the rest
+        lent = [self.gradients[name] for bucket in self.gradients.buckets[:-1] for name in bucket.starts]
+        self._first, self._only = (captured(partial(self.first, send=send), lent=lent) for send in (False, True))
+        self._further, self._last = (captured(partial(self.further, send=send)) for send in (False, True))
         graphs = self.squares, self.adamw, self.refresh_copies, self.refresh_tables
         self._squares, self._adamw, self._refresh_copies, self._refresh_tables = map(captured, graphs)
         self._put(arrays)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from tinygrad import Tensor
 from tinygrad.device import Buffer
 from tinygrad.helpers import GlobalCounters
 from tinygrad.uop.ops import Ops, UOp
@@ -14,7 +15,8 @@ import tinygrad_impl.flat
 import tinygrad_impl.trainer
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
-from tinygrad_impl.internals import BLOCK, Captured, Life, Span, captured_at_once, contents, places
+from tinygrad_impl.arena import BLOCK, Life, Span, places
+from tinygrad_impl.internals import Captured, captured_at_once, contents, overwrite, part_of
 from tinygrad_impl.tests.test_trainer import Batch
 from tinygrad_impl.trainer import Trainer
 
@@ -71,6 +73,29 @@ def test_no_two_that_are_alive_share_a_byte(seed: int) -> None:
         )
         assert free[own].all()
         free[own] = False
+
+
+def test_a_graph_that_is_lent_memory() -> None:
+    """What it does not write is not lent; what it writes may hold anything before. A second one shares its arena."""
+    memory = Tensor.zeros(2048).contiguous().realize()
+    lent, arena = [part_of(memory, start, 1024) for start in (0, 1024)], list[Buffer]()
+
+    def function(x: Tensor) -> None:
+        more = (x.flip(0) + 1).contiguous()
+        much = (more.flip(0) * 2).contiguous()
+        Tensor.realize(lent[0].assign((much.flip(0) - more).contiguous().flip(0) + 1))
+
+    lending, sharing = captured_at_once(function, arena, lent), captured_at_once(function, arena)
+    overwrite(lent[1], np.full(1024, 7, np.float32))
+    array = np.arange(1024, dtype=np.float32)
+    x = Tensor(array).realize()
+    for graph, buffers in ((lending, 2), (sharing, 3), (lending, 3), (sharing, 3)):
+        graph(x)
+        np.testing.assert_array_equal(contents(lent[0]), array + 2)
+        np.testing.assert_array_equal(contents(lent[1]), 7)
+        assert sum(buffer.nbytes for buffer in arena) == buffers * 4096
+    assert any(buffer.base is memory.uop.base.buffer for call in calls(lending)[:-1] for buffer in call)
+    assert not any(buffer.base is memory.uop.base.buffer for call in calls(sharing)[:-1] for buffer in call)
 
 
 @dataclass
@@ -145,7 +170,7 @@ def test_padding_stays_zero(trained: tuple[Trained, Trained]) -> None:
     for bucket in trainer.gradients.buckets:
         arrays = {name: contents(trainer.gradients[name]) for name in bucket.starts}
         np.testing.assert_array_equal(
-            contents(trainer.gradients.memory[bucket.name]), bucket.flatten(arrays, np.float32)
+            contents(trainer.gradients.memory[bucket.name]), bucket.flatten(arrays, np.dtype(np.float32))
         )
 
 
