@@ -83,7 +83,7 @@ class Trainer:
         self.loss = zeros(1, dtype).reshape(())
         # Compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
         captured = partial(captured_at_once, arena=[])
-        # What writes the totals may use them before, but for padding, which stays 0, and what it writes first: the rest
+        # Until the totals of layers are written, activations lie there; not in padding, nor in the rest, written first.
         lent = [self.gradients[name] for bucket in self.gradients.buckets[:-1] for name in bucket.starts]
         self._first, self._only = (captured(partial(self.first, send=send), lent=lent) for send in (False, True))
         self._further, self._last = (captured(partial(self.further, send=send)) for send in (False, True))
