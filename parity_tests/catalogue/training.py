@@ -639,6 +639,13 @@ PLANTED: list[Row] = [
         ARENAS + "test_a_graph_that_is_lent_memory",
     ),
     (
+        "a gradient's memory is lent for one call too many",
+        "tinygrad_impl/internals.py",
+        "[Span(start, stop, min(named))]",
+        "[Span(start, stop, min(named) + 1)]",
+        ARENAS + "test_a_graph_that_is_lent_memory",
+    ),
+    (
         "what further micro-batches add to is lent",
         "tinygrad_impl/trainer.py",
         "(captured(partial(self.further, send=send)) for",

@@ -76,7 +76,9 @@ def test_no_two_that_are_alive_share_a_byte(seed: int) -> None:
 
 
 def test_a_graph_that_is_lent_memory() -> None:
-    """What it does not write is not lent; what it writes may hold anything before. A second one shares its arena."""
+    """What it does not write is not lent; what it writes may hold anything before, but not what is read meanwhile. A
+    second one shares its arena.
+    """
     memory = Tensor.zeros(2048).contiguous().realize()
     lent, arena = [part_of(memory, start, 1024) for start in (0, 1024)], list[Buffer]()
 
@@ -94,8 +96,17 @@ def test_a_graph_that_is_lent_memory() -> None:
         np.testing.assert_array_equal(contents(lent[0]), array + 2)
         np.testing.assert_array_equal(contents(lent[1]), 7)
         assert sum(buffer.nbytes for buffer in arena) == buffers * 4096
-    assert any(buffer.base is memory.uop.base.buffer for call in calls(lending)[:-1] for buffer in call)
-    assert not any(buffer.base is memory.uop.base.buffer for call in calls(sharing)[:-1] for buffer in call)
+    whole = memory.uop.base.buffer
+    assert any(buffer.base is whole for call in calls(lending)[:-1] for buffer in call)
+    assert not any(buffer.base is whole for call in calls(sharing)[:-1] for buffer in call)
+
+    def reading(x: Tensor) -> None:
+        Tensor.realize(lent[0].assign((x.flip(0) + 1).contiguous().flip(0) * 2))
+
+    reads = captured_at_once(reading, arena, lent)
+    reads(x)
+    np.testing.assert_array_equal(contents(lent[0]), 2 * array + 2)
+    assert [sum(buffer.base is whole for buffer in call) for call in calls(reads)] == [0, 1]
 
 
 @dataclass
