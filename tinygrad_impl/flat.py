@@ -1,7 +1,7 @@
 """Flat memory for what belongs together: the gradients, each of AdamW's moments, the weights, their bfloat16 copies.
 
 What is done with all parameters (AdamW, the norm, sending gradients to other GPUs) is then done with a few buckets.
-Each is one piece of memory (as in llm.c and in PyTorch's DDP), and a parameter's tensor is a range of its bucket.
+Each lies in one piece (as in llm.c and in PyTorch's DDP), and a parameter's tensor is a range of its bucket.
 With several ranks, each of them updates one part of every bucket (ZeRO-1, Rajbhandari et al. 2020).
 """
 
