@@ -1,7 +1,7 @@
 """Flat memory for what belongs together: the gradients, each of AdamW's moments, the weights, their bfloat16 copies.
 
 What is done with all parameters (AdamW, the norm, sending gradients to other GPUs) is then done with a few buckets.
-Each is one piece of memory (as in llm.c and in PyTorch's DDP), and a parameter's tensor is a range of its bucket.
+Each lies in one piece (as in llm.c and in PyTorch's DDP), and a parameter's tensor is a range of its bucket.
 With several ranks, each of them updates one part of every bucket (ZeRO-1, Rajbhandari et al. 2020).
 """
 
@@ -115,6 +115,8 @@ class Flat(Mapping[str, Tensor]):
     """Zeros of these shapes, by a parameter's name, in the order of `shapes`; `memory` has the bytes of each bucket.
 
     held: the names of buckets that there is memory for. Tensors of others stand for parameters that no kernel reads.
+    together: the buckets are parts of one piece of memory, one after another, so that something else may lie across
+    their borders. CUDA's graphs run kernels that write to the same piece one after another.
     """
 
     def __init__(
@@ -124,13 +126,21 @@ class Flat(Mapping[str, Tensor]):
         device: str | None = None,
         ranks: int = 1,
         held: Collection[str] | None = None,
+        together: bool = False,
     ):
         self.buckets = buckets(shapes, ranks)
+        everything = zeros(sum(bucket.size for bucket in self.buckets), dtype, device) if together else None
+        start = 0
         self.memory: dict[str, Tensor] = {}
         found = dict[str, Tensor]()
         for bucket in self.buckets:
             if held is None or bucket.name in held:
-                memory = self.memory[bucket.name] = zeros(bucket.size, dtype, device)
+                if everything is None:
+                    memory = zeros(bucket.size, dtype, device)
+                else:
+                    memory = part_of(everything, start, bucket.size)
+                self.memory[bucket.name] = memory
+                start += bucket.size
                 found |= {n: part_of(memory, s, bucket.sizes[n]).reshape(shapes[n]) for n, s in bucket.starts.items()}
             else:
                 found |= {name: Tensor.empty(*shapes[name], dtype=dtype, device=device) for name in bucket.starts}

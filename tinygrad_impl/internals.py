@@ -14,15 +14,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from tinygrad import Device, Tensor, TinyJit, helpers
-from tinygrad.device import TinyELF
+from tinygrad import Device, Tensor, helpers
+from tinygrad.device import Buffer, TinyELF
 from tinygrad.dtype import dtypes
 from tinygrad.engine import jit
 from tinygrad.engine.realize import ExecContext, estimate_uop, pm_exec, run_linear, runtime_cache
 from tinygrad.helpers import NUM_CPU_THREADS, GlobalCounters, ansistrip
 from tinygrad.renderer import Estimates
 from tinygrad.runtime.ops_cpu import CPUProgram
-from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp, sym_infer
+from tinygrad.schedule.memory import memory_plan_rewrite
+from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp, buffers, sym_infer
+
+from tinygrad_impl.arena import Life, Span, places
 
 # --- memory of tensors ------------------------------------------------------------------------------------------------
 
@@ -106,11 +109,81 @@ def memory_of(tensor: Tensor) -> Any:
 # --- compiled graphs --------------------------------------------------------------------------------------------------
 
 
-def captured_at_once(function: Any) -> Any:
-    """A TinyJit whose first call is captured. tinygrad would run that call as it is, in far more memory and time."""
-    graph = TinyJit(function)
-    graph.cnt = 1
-    return graph
+def captured_at_once(function: Any, arena: list[Buffer] | None = None, lent: Sequence[Tensor] = ()) -> Any:
+    """A TinyJit whose first call is captured. tinygrad would run that call as it is, in far more memory and time.
+
+    What is needed only within a call lies in `arena`, to which the graph adds what is missing. Graphs may share it that
+    never run at the same time.
+
+    Some of it lies in the memory of `lent` instead, each until the graph first names it: realized tensors, parts of one
+    piece of memory, in the order in which the graph writes them. It has to write all of those that it names.
+    """
+    return Captured(function, [] if arena is None else arena, lent)
+
+
+class Captured(jit._TinyJit[Any]):
+    """What `captured_at_once` gives. tinygrad would give each graph an arena of its own."""
+
+    def __init__(self, function: Any, arena: list[Buffer], lent: Sequence[Tensor]):
+        super().__init__(function)
+        self.cnt, self.arena, self.lent = 1, arena, lent
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        jit.memory_plan_rewrite = self._planned
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            jit.memory_plan_rewrite = memory_plan_rewrite
+
+    def _planned(self, linear: UOp, held: set[UOp]) -> UOp:
+        """The graph's calls, with places in memory for what is not held. What none is left for, tinygrad plans."""
+        if self.lent:
+            linear = moved(linear, held, self.lent[0].uop.base.buffer.base, lent_spans(linear, self.lent))
+        for memory in self.arena:
+            linear = moved(linear, held, memory, [Span(0, memory.nbytes, len(linear.src))])
+        planned = memory_plan_rewrite(linear, held | set(buffers))
+        before = {uop for call in linear.src for uop in buffers_of(call)}
+        new = dict.fromkeys(uop for call in planned.src for uop in buffers_of(call) if uop not in before)
+        self.arena += [uop.buffer for uop in new]
+        return planned
+
+
+def lent_spans(linear: UOp, lent: Sequence[Tensor]) -> list[Span]:
+    """Where lent tensors lie, and until which call: the first that names any of it. Without those that none names."""
+    parts = sorted((tensor.uop.base.buffer for tensor in lent), key=lambda part: part.offset)
+    [memory] = {part.base for part in parts}
+    first: dict[Buffer, int] = {}
+    for i, call in enumerate(linear.src):
+        for uop in buffers_of(call):
+            if uop in buffers and buffers[uop].base is memory:
+                first.setdefault(buffers[uop], i)
+    spans = []
+    for part in parts:
+        start, stop = part.offset, part.offset + part.nbytes
+        named = [i for b, i in first.items() if b.offset < stop and start < b.offset + b.nbytes]
+        spans += [Span(start, stop, min(named))] if named else []
+    return spans
+
+
+def moved(linear: UOp, held: set[UOp], memory: Buffer, spans: Sequence[Span]) -> UOp:
+    """The graph's calls, with what finds room in these spans of the memory there."""
+    first: dict[UOp, int] = {}
+    last: dict[UOp, int] = {}
+    for i, call in enumerate(linear.src):
+        for uop in buffers_of(call):
+            if uop not in held and uop not in buffers and uop.device == memory.device:
+                first.setdefault(uop, i)
+                last[uop] = i
+    own = list(first)
+    sizes = [int(uop.max_numel()) for uop in own]
+    lives = [Life(size * u.dtype.itemsize, first[u], last[u]) for u, size in zip(own, sizes, strict=True)]
+    views = {own[i]: memory.view(sizes[i], own[i].dtype, start) for i, start in places(lives, spans).items()}
+    return linear.substitute({uop: UOp.from_buffer(view) for uop, view in views.items()}, walk=True)
+
+
+def buffers_of(call: UOp) -> list[UOp]:
+    """What a call names, but for the graph's inputs."""
+    return [uop for source in call.src[1:] for uop in source.toposort() if uop.op is Ops.BUFFER]
 
 
 def program(

@@ -62,7 +62,7 @@ class Trainer:
         self.rank, self.shards = (ranks.rank, ranks.size) if zero else (0, 1)
 
         shapes, dtype = parameter_shapes(config), to_dtype(self.dtype.name)
-        self.gradients = Flat(shapes, dtype, ranks=ranks.size)
+        self.gradients = Flat(shapes, dtype, ranks=ranks.size, together=True)
         backend = backend or Plain()
         read = [bucket.name for bucket in self.gradients.buckets if backend.reads(bucket)]
         self.weights = Flat(shapes, dtype, ranks=ranks.size, held=None if self.shards == 1 else read)
@@ -82,10 +82,13 @@ class Trainer:
         self._inputs: dict[str, Tensor] = {}
         self.loss = zeros(1, dtype).reshape(())
         # Compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
-        self._first, self._further = captured_at_once(self.first), captured_at_once(self.further)
-        self._only, self._last = (captured_at_once(partial(graph, send=True)) for graph in (self.first, self.further))
+        captured = partial(captured_at_once, arena=[])
+        # Until the totals of layers are written, activations lie there; not in padding, nor in the rest, written first.
+        lent = [self.gradients[name] for bucket in self.gradients.buckets[:-1] for name in bucket.starts]
+        self._first, self._only = (captured(partial(self.first, send=send), lent=lent) for send in (False, True))
+        self._further, self._last = (captured(partial(self.further, send=send)) for send in (False, True))
         graphs = self.squares, self.adamw, self.refresh_copies, self.refresh_tables
-        self._squares, self._adamw, self._refresh_copies, self._refresh_tables = map(captured_at_once, graphs)
+        self._squares, self._adamw, self._refresh_copies, self._refresh_tables = map(captured, graphs)
         self._put(arrays)
 
     def _part(self, bucket: Bucket, dtype: DType) -> Part:

@@ -23,6 +23,7 @@ BOTH = "parity_tests/test_interchange.py::"
 TRAINERS = "tinygrad_impl/tests/test_trainer.py::"
 CLAIM = "data/runs/tests/test_claim.py::"
 SAVING = "data/runs/tests/test_saving.py::"
+ARENAS = "tinygrad_impl/tests/test_arena.py::"
 
 PLANTED: list[Row] = [
     (
@@ -594,6 +595,76 @@ PLANTED: list[Row] = [
         "elif B * T <= ROWS:",
         "elif B * T <= 0:",
         "tinygrad_impl/tests/test_formulas.py::test_logits_of_few_rows_are_sums_in_blocks",
+    ),
+    (
+        "in memory that is lent, the kernel that writes it reads something else",
+        "tinygrad_impl/arena.py",
+        "if first <= life.last and life.first <= last:",
+        "if first < life.last and life.first <= last:",
+        ARENAS + "test_where_buffers_lie",
+    ),
+    (
+        "activations begin anywhere",
+        "tinygrad_impl/arena.py",
+        "begin = max(begin, round_up(stop, BLOCK))",
+        "begin = max(begin, stop)",
+        ARENAS + "test_no_two_that_are_alive_share_a_byte",
+    ),
+    (
+        "padding is lent too",
+        "tinygrad_impl/arena.py",
+        "[(a.stop, b.start, 0, END) for a, b in pairwise(spans) if a.stop < b.start]",
+        "[(a.stop, b.start, 0, END) for a, b in pairwise(spans) if a.stop + 256 < b.start]",
+        ARENAS + "test_padding_stays_zero",
+    ),
+    (
+        "no activation lies where two gradients meet",
+        "tinygrad_impl/arena.py",
+        "in pairwise(spans) if a.stop < b.start]",
+        "in pairwise(spans) if a.stop <= b.start]",
+        ARENAS + "test_where_buffers_lie",
+    ),
+    (
+        "an activation's place is free after its first use",
+        "tinygrad_impl/internals.py",
+        "                last[uop] = i",
+        "                last.setdefault(uop, i)",
+        ARENAS + "test_not_one_bit_is_another",
+    ),
+    (
+        "memory that a graph never writes is lent to it",
+        "tinygrad_impl/internals.py",
+        "[Span(start, stop, min(named))] if named else []",
+        "[Span(start, stop, min(named, default=len(linear.src)))]",
+        ARENAS + "test_a_graph_that_is_lent_memory",
+    ),
+    (
+        "a gradient's memory is lent for one call too many",
+        "tinygrad_impl/internals.py",
+        "[Span(start, stop, min(named))]",
+        "[Span(start, stop, min(named) + 1)]",
+        ARENAS + "test_a_graph_that_is_lent_memory",
+    ),
+    (
+        "what further micro-batches add to is lent",
+        "tinygrad_impl/trainer.py",
+        "(captured(partial(self.further, send=send)) for",
+        "(captured(partial(self.further, send=send), lent=lent) for",
+        ARENAS + "test_not_one_bit_is_another",
+    ),
+    (
+        "each graph has an arena of its own",
+        "tinygrad_impl/trainer.py",
+        "captured = partial(captured_at_once, arena=[])",
+        "captured = captured_at_once",
+        ARENAS + "test_memory_is_spared",
+    ),
+    (
+        "buckets that are one piece of memory lie over each other",
+        "tinygrad_impl/flat.py",
+        "                start += bucket.size\n",
+        "                start += ALIGNED\n",
+        "tinygrad_impl/tests/test_flat.py::test_together_they_are_one_piece",
     ),
     (
         "in memory parameters are in the order of their names",

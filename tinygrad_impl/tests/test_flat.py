@@ -60,6 +60,19 @@ def test_they_share_memory() -> None:
     np.testing.assert_array_equal(contents(flat.memory["rest"])[: ALIGNED + 1], [60.0] * 7 + [0.0] * 57 + [2.0])
 
 
+def test_together_they_are_one_piece() -> None:
+    """Of memory, in which buckets lie side by side, and hold what they hold apart."""
+    flat, apart = (Flat(SHAPES, dtypes.float32, ranks=2, together=together) for together in (True, False))
+    places = [flat.memory[bucket.name].uop.base.buffer for bucket in flat.buckets]
+    assert len({place.base for place in places}) == 1
+    assert [place.offset for place in places] == [0, 4 * 2 * ALIGNED, 4 * 6 * ALIGNED]
+    for i, (name, shape) in enumerate(SHAPES.items(), 1):
+        for one in (flat, apart):
+            overwrite(one[name], np.full(shape, i, np.float32))
+    for bucket in flat.buckets:
+        np.testing.assert_array_equal(contents(flat.memory[bucket.name]), contents(apart.memory[bucket.name]))
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_parts_are_all_of_a_bucket(ranks: int) -> None:
     """Each element of each parameter is in one rank's part, at its place."""
