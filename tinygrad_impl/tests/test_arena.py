@@ -20,8 +20,6 @@ from tinygrad_impl.internals import Captured, captured_at_once, contents, overwr
 from tinygrad_impl.tests.test_trainer import Batch
 from tinygrad_impl.trainer import Trainer
 
-pytestmark = pytest.mark.tuned
-
 CONFIG = GPT2Config(vocab_size=61, n_positions=16, n_embd=36, n_layer=2, n_head=2)  # with padding behind matrices
 ROWS = 2
 COUNTS = (1, 3, 1)  # of micro-batches of a step
