@@ -97,9 +97,9 @@ def backward(gpu: GPU, R: int, C: int, past: bool) -> Launch:
     """dx float32, dx and y bfloat16 (R, C), sums float32 (programs, 3C) <- dy bfloat16 (R, C), past float32 (R, C) (s
     again, if there is none), s, mean, rstd, weight, bias.
     """
-    rows, each = (4, 3) if C <= 1024 else (1, 4)  # at a time; programs of a multiprocessor
+    rows, warps, each = (4, 4, 3) if C <= 1024 else (1, 4, 4)  # rows at a time; programs of a multiprocessor
     programs = min(each * gpu.multiprocessors, triton.cdiv(R, rows))
     constants = {"R": R, "C": C, "PAST": past, "STEPS": triton.cdiv(R, programs * rows), "ROWS": rows}
     constants |= {"BLOCK": triton.next_power_of_2(C)}
-    registers = REGISTERS // (each * 4 * 32) // 8 * 8
-    return Launch(norm_backward, (programs,), constants, warps=4, bytes=(14 + 4 * past) * R * C, registers=registers)
+    registers = min(255, REGISTERS // (each * warps * 32) // 8 * 8)
+    return Launch(norm_backward, (programs,), constants, warps, bytes=(14 + 4 * past) * R * C, registers=registers)
