@@ -378,7 +378,7 @@ mutant("linear for cosine", RATE, (*rate, ("0.5 * (1 + math.cos(math.pi * progre
 mutant(
     "accumulation keeps the last micro-batch only",
     "accumulate",
-    (T.Trainer, "further", ("total.assign(total + new)", "total.assign(new)")),
+    (B.Plain, "added", ("total.assign(total + new)", "total.assign(new)")),
 )
 mutant(
     "accumulation is never begun anew",

@@ -84,6 +84,9 @@ class Backend(Protocol):
     def written(self, totals: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
         """The totals, in their memory, after the values have been computed into it."""
 
+    def added(self, totals: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
+        """The totals, in their memory, after the values have been added."""
+
     def squares(self, parts: Sequence[Part]) -> list[Tensor]:
         """Sums of squares of pieces of the gradients, some hundreds of them, realized; on all ranks equally many."""
 
@@ -144,6 +147,9 @@ class Plain:
 
     def written(self, totals: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
         return functional.in_place(totals, values)
+
+    def added(self, totals: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
+        return [total.assign(total + new) for total, new in zip(totals, values, strict=True)]
 
     def squares(self, parts: Sequence[Part]) -> list[Tensor]:
         if on_cpu(parts[0]):

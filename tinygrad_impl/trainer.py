@@ -184,7 +184,7 @@ class Trainer:
     def further(self, x: Tensor, y: Tensor, send: bool = False) -> None:
         """Adds the loss and gradients of (x, y) to the totals."""
         totals, values = self._totals(x, y)
-        self._realize([total.assign(total + new) for total, new in zip(totals, values, strict=True)], send)
+        self._realize(self.backend.added(totals, values), send)
 
     def _realize(self, totals: Sequence[Tensor], send: bool) -> None:
         """Computes the totals. Each bucket of gradients is sent as soon as it is there."""

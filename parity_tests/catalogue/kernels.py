@@ -534,6 +534,27 @@ PLANTED: list[Row] = [
         "part + C",
         f"{EMBEDDINGS}::test_rows_are_added_by_token[132-1-24-4]",
     ),
+    (
+        "every value is added to the first total",
+        ADAMW,
+        "tl.load(values[i] + element, mask=inside)",
+        "tl.load(values[0] + element, mask=inside)",
+        f"{ADAMWS}::test_adding",
+    ),
+    (
+        "further micro-batches take the place of those before",
+        ADAMW,
+        "tl.load(totals[i] + element, mask=inside) +",
+        "0.0 * tl.load(totals[i] + element, mask=inside) +",
+        f"{ADAMWS}::test_adding",
+    ),
+    (
+        "each vector is added to its total by a kernel of its own",
+        f"{KERNELS}/fused.py",
+        "small[first : first + TOGETHER]",
+        "small[first : first + 1]",
+        f"{TESTS}/test_fused.py::test_further_batches_are_added",
+    ),
     ("all decay as the first does", ADAMW, "lr * DECAYS[i]", "lr * DECAYS[0]", f"{ADAMWS}::test_step"),
     (
         "the rest of the clipping scale is left out",

@@ -1,4 +1,6 @@
-"""AdamW (Loshchilov & Hutter 2019) and the gradient's norm, of many parameters, which lie in one range of memory."""
+"""AdamW (Loshchilov & Hutter 2019) and the gradient's norm, of many parameters, which lie in one range of memory; and
+the sums of gradients over micro-batches.
+"""
 
 from collections.abc import Sequence
 
@@ -55,6 +57,18 @@ def rounding_kernel(copies, ps, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(copies + element, p.to(tl.bfloat16), mask=element < SIZE)
 
 
+@triton.jit
+def adding_kernel(totals, values, SIZES: tl.constexpr, BLOCK: tl.constexpr):
+    block = tl.program_id(0)
+    for i in tl.static_range(len(SIZES)):
+        if (block >= 0) & (block < tl.cdiv(SIZES[i], BLOCK)):
+            element = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+            inside = element < SIZES[i]
+            total = tl.load(totals[i] + element, mask=inside) + tl.load(values[i] + element, mask=inside)
+            tl.store(totals[i] + element, total, mask=inside)
+        block -= tl.cdiv(SIZES[i], BLOCK)
+
+
 def step(
     sizes: Sequence[int],
     starts: Sequence[int],
@@ -85,6 +99,13 @@ def step(
 def rounding(size: int) -> Launch:
     """The first elements of copies bfloat16 <- p float32 (size,), rounded."""
     return Launch(rounding_kernel, (triton.cdiv(size, BLOCK),), {"SIZE": size, "BLOCK": BLOCK}, 8, bytes=6 * size)
+
+
+def adding(sizes: Sequence[int]) -> Launch:
+    """Totals float32 <- themselves, values float32: each total and its value have one of these sizes."""
+    grid = (sum(triton.cdiv(size, BLOCK) for size in sizes),)
+    constants = {"SIZES": tuple(sizes), "BLOCK": BLOCK}
+    return Launch(adding_kernel, grid, constants, 8, bytes=12 * sum(sizes), groups=(len(sizes), len(sizes)))
 
 
 def squares(size: int, most: int = 512) -> Launch:

@@ -14,9 +14,11 @@ from tinygrad_impl.functional import in_place, lower
 from tinygrad_impl.internals import part_of
 from tinygrad_impl.kernels import GPU, adamw, joins
 from tinygrad_impl.kernels.decode import Decoder
-from tinygrad_impl.kernels.launch import launch, new
+from tinygrad_impl.kernels.launch import launch, new, stored
 from tinygrad_impl.kernels.operations import Operations, padded
 from tinygrad_impl.model import GPT2
+
+TOGETHER = 24  # vectors that one kernel adds to their totals
 
 
 @dataclass
@@ -98,6 +100,17 @@ class Fused:
 
     def written(self, totals: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
         return in_place(totals, values)
+
+    def added(self, totals: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
+        small = [i for i, total in enumerate(totals) if total.ndim < 2]
+        groups = [[i] for i, total in enumerate(totals) if total.ndim == 2]
+        groups += [small[first : first + TOGETHER] for first in range(0, len(small), TOGETHER)]
+        found: dict[int, Tensor] = {}
+        for group in groups:
+            kernel = adamw.adding([int(totals[i].numel()) for i in group])
+            outs = launch(self.gpu, kernel, [stored(totals[i]) for i in group], *(values[i] for i in group))
+            found |= zip(group, outs, strict=True)
+        return [found[i] for i in range(len(totals))]
 
     def squares(self, parts: Sequence[Part]) -> list[Tensor]:
         sums = []

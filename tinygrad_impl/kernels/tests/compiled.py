@@ -23,6 +23,7 @@ from tinygrad.dtype import DType
 
 from data.checkpoints.config import PRESETS
 from tinygrad_impl.kernels import GPU, adamw, attention, cross_entropy, decode, embedding, layer_norm, matmul
+from tinygrad_impl.kernels.fused import TOGETHER
 from tinygrad_impl.kernels.joins import LAYERS
 from tinygrad_impl.kernels.launch import DESCRIPTOR, Launch, compile_kernel
 
@@ -69,6 +70,7 @@ def training(gpu: GPU) -> Iterator[tuple[Launch, str]]:
     yield from [(to_keys, "i i"), (to_order, "i i"), (runs, "ff iif"), (rest, "f fii")]
     yield adamw.step([C * C, C], [0, C * C], [0.1, 0.0], [0, None], 0.9, 0.95, 1e-8), "fffb ff"
     yield adamw.squares(C * C), "f f"
+    yield adamw.adding(TOGETHER * [C]), TOGETHER * "f" + TOGETHER * "f"
     yield adamw.rounding(C * C), "b f"
 
 

@@ -73,6 +73,16 @@ def test_step() -> None:
         assert int(all_of_it.isnan().sum()) == END - sum(SIZES)
 
 
+def test_adding() -> None:
+    """To each total its own value, and nothing past the end of either."""
+    totals, values = ([random(size + 1, 10 * kind + i) for i, size in enumerate(SIZES)] for kind in range(2))
+    before = [total.clone() for total in totals]
+    call(adamw.adding(SIZES), *totals, *values)
+    for total, value, old, size in zip(totals, values, before, SIZES, strict=True):
+        assert torch.equal(total[:size], (old + value)[:size])
+        assert total[size] == old[size]
+
+
 def test_squares() -> None:
     gradient = random(3 * adamw.BLOCK + 5, 0)
     for most, count in ((512, 4), (4, 4), (3, 2), (1, 1)):

@@ -147,6 +147,8 @@ def test_further_batches_are_added(trainer: Trainer) -> None:
             expected = sum(count * one[name] for count, one in zip(counts, alone, strict=True))
             np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     assert all(np.array_equal(got, alone[0][name]) for name, got in totals(trainer, [a]).items())
+    matrices = sum(total.ndim == 2 for total in trainer.gradients.values())
+    assert names(trainer._further).count("adding") == matrices + 1  # and all vectors of these layers
 
 
 def test_ignored_targets(setting: Setting, trainer: Trainer) -> None:
