@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 from tinygrad import Tensor, TinyJit
+from tinygrad.device import Buffer
 
 from data.evaluation.losses import Batch, loss_sums
 from tinygrad_impl import functional as F
@@ -13,10 +14,13 @@ from tinygrad_impl.model import GPT2
 
 
 class Evaluator:
-    """Measures a model's losses on a backend, with a compiled graph for each shape of a batch."""
+    """Measures a model's losses on a backend, with a compiled graph for each shape of a batch. They share an arena, or
+    that of others which never run at the same time.
+    """
 
-    def __init__(self, model: GPT2, backend: Backend | None = None):
+    def __init__(self, model: GPT2, backend: Backend | None = None, arena: list[Buffer] | None = None):
         self.model, self.backend = model, backend or Plain()
+        self.arena: list[Buffer] = [] if arena is None else arena
         self.graphs: dict[tuple[int, ...], TinyJit] = {}  # by shape
 
     def __call__(self, batches: Iterable[Batch]) -> float:
@@ -30,7 +34,7 @@ class Evaluator:
 
     def of_tokens(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `data.evaluation.losses.TokenLosses`: the loss of each target, and whether it is the likeliest token."""
-        graph = self.graphs.setdefault(x.shape, captured_at_once(self._graph))
+        graph = self.graphs.setdefault(x.shape, captured_at_once(self._graph, self.arena))
         losses, likeliest = graph(Tensor(x).realize(), Tensor(y).realize())
         return losses.numpy().copy(), likeliest.numpy().copy()  # the next call writes to their memory
 

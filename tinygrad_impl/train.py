@@ -125,7 +125,7 @@ def train_from(start: Start, kernels: str, device: str) -> None:
     def continued(prompt: str, tokens: int, sampler: Sampler, tick: Callable[[], object]) -> str:
         return continue_texts(generator, tokenizer, [prompt], tokens, sampler, tick)[0]
 
-    evaluator, name = Evaluator(trainer.model, trainer.backend), device_name(device)
+    evaluator, name = Evaluator(trainer.model, trainer.backend, trainer.arena), device_name(device)
     tinygrad = Implementation(
         package="tinygrad_impl",
         trainer=trainer,

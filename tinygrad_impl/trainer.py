@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from tinygrad import Tensor, nn
+from tinygrad.device import Buffer
 from tinygrad.dtype import DType, to_dtype
 
 from data.checkpoints.config import GPT2Config, parameter_shapes
@@ -82,7 +83,8 @@ class Trainer:
         self._inputs: dict[str, Tensor] = {}
         self.loss = zeros(1, dtype).reshape(())
         # Compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
-        captured = partial(captured_at_once, arena=[])
+        self.arena: list[Buffer] = []  # of all graphs, which never run at the same time
+        captured = partial(captured_at_once, arena=self.arena)
         # Until the totals of layers are written, activations lie there; not in padding, nor in the rest, written first.
         lent = [self.gradients[name] for bucket in self.gradients.buckets[:-1] for name in bucket.starts]
         self._first, self._only = (captured(partial(self.first, send=send), lent=lent) for send in (False, True))

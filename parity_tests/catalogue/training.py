@@ -534,10 +534,17 @@ PLANTED: list[Row] = [
         PORT + "test_the_options_arrive_in_what_trains",
     ),
     (
+        "validation has an arena of its own",
+        "tinygrad_impl/losses.py",
+        "captured_at_once(self._graph, self.arena)",
+        "captured_at_once(self._graph)",
+        "tinygrad_impl/tests/test_arena.py::test_validation_takes_no_memory_of_its_own",
+    ),
+    (
         "the port: bfloat16 does not reach the validation",
         "tinygrad_impl/train.py",
-        "Evaluator(trainer.model, trainer.backend)",
-        "Evaluator(trainer.model)",
+        "Evaluator(trainer.model, trainer.backend, trainer.arena)",
+        "Evaluator(trainer.model, arena=trainer.arena)",
         PORT + "test_the_options_arrive_in_what_trains",
     ),
     (
@@ -655,7 +662,7 @@ PLANTED: list[Row] = [
     (
         "each graph has an arena of its own",
         "tinygrad_impl/trainer.py",
-        "captured = partial(captured_at_once, arena=[])",
+        "captured = partial(captured_at_once, arena=self.arena)",
         "captured = captured_at_once",
         ARENAS + "test_memory_is_spared",
     ),

@@ -17,6 +17,7 @@ from data.checkpoints.config import GPT2Config
 from data.checkpoints.initialize import initial_weights
 from tinygrad_impl.arena import BLOCK, Life, Span, places
 from tinygrad_impl.internals import Captured, captured_at_once, contents, overwrite, part_of
+from tinygrad_impl.losses import Evaluator
 from tinygrad_impl.tests.test_trainer import Batch
 from tinygrad_impl.trainer import Trainer
 
@@ -171,6 +172,18 @@ def test_memory_is_spared(trained: tuple[Trained, Trained]) -> None:
     assert 0.7 * lent < plain.allocated[0] - lending.allocated[0] < 1.1 * lent
     assert plain.allocated[1] > 0.9 * plain.allocated[0], "tinygrad gives a further graph no arena of its own"
     assert sum(lending.allocated) < 1.1 * plain.allocated[1]
+
+
+def test_validation_takes_no_memory_of_its_own(trained: tuple[Trained, Trained]) -> None:
+    """But for the losses and what else it returns; in batches of any shape that are no larger than training's."""
+    trainer = trained[0].trainer
+    evaluator, (batch,) = Evaluator(trainer.model, trainer.backend, trainer.arena), batches(9, 1)
+    gc.collect()
+    before = GlobalCounters.mem_used_per_device["CPU"]
+    whole, _ = evaluator.sums([batch])
+    parts = [evaluator.sums([(batch[0][i : i + 1], batch[1][i : i + 1])])[0] for i in range(ROWS)]
+    assert GlobalCounters.mem_used_per_device["CPU"] - before < 4096
+    assert whole == pytest.approx(sum(parts), rel=1e-5)
 
 
 def test_padding_stays_zero(trained: tuple[Trained, Trained]) -> None:
