@@ -326,8 +326,8 @@ PLANTED: list[Row] = [
     (
         "weight gradients of a layer together are those of the weights transposed",
         JOINS,
-        "for source in out.src[0].src[1:]]",
-        "for source in reversed(out.src[0].src[1:])]",
+        "for source in call.src[1:]]",
+        "for source in reversed(call.src[1:])]",
         f"{JOINED}::test_a_model_whose_gelu_is_elsewhere",
     ),
     (
