@@ -1,4 +1,4 @@
-"""Where what a captured graph needs only within a call lies in memory that is there already."""
+"""Chooses places, in memory that is there already, for what a captured graph needs only while it runs."""
 
 from bisect import insort
 from collections import defaultdict
@@ -9,12 +9,12 @@ from itertools import accumulate, pairwise
 from tinygrad.helpers import round_up
 
 BLOCK = 256  # bytes that each place begins at a multiple of, as tinygrad's do
-END = 1 << 62  # later than every call
+END = 1 << 62  # later than every kernel
 
 
 @dataclass(frozen=True)
 class Life:
-    """What a buffer of a captured graph needs: bytes, from the first of the graph's calls that name it to the last."""
+    """What a buffer of a captured graph needs: bytes, from the graph's first kernel that names it to the last."""
 
     size: int
     first: int
@@ -23,7 +23,7 @@ class Life:
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes of memory, from `start` to `stop`, which are free until a graph's call number `until`."""
+    """Bytes of memory, from `start` to `stop`, which are free until the graph's kernel number `until`."""
 
     start: int
     stop: int
@@ -31,11 +31,10 @@ class Span:
 
 
 def places(lives: Sequence[Life], spans: Sequence[Span]) -> dict[int, int]:
-    """Which of the buffers lie in the spans, by their numbers, and at which byte each begins.
+    """Which of the buffers lie in the spans, by their numbers, and at which byte each begins. Spans come in order.
 
-    Those alive where most bytes are, of what has no place yet, are given one, as low as there is room: first those
-    whose last call is first, since the spans are in the order in which they cease to be free. Then come those alive
-    where most are now, until there is no more room where most are.
+    Repeatedly: find the kernel at which buffers without a place take most bytes, and place those alive then, each at
+    the lowest byte where there is room, the soonest to end first; until none fits.
     """
     if not spans:
         return {}

@@ -115,8 +115,8 @@ class Flat(Mapping[str, Tensor]):
     """Zeros of these shapes, by a parameter's name, in the order of `shapes`; `memory` has the bytes of each bucket.
 
     held: the names of buckets that there is memory for. Tensors of others stand for parameters that no kernel reads.
-    together: the buckets are parts of one piece of memory, one after another, so that something else may lie across
-    their borders. CUDA's graphs run kernels that write to the same piece one after another.
+    These buckets are parts of one piece of memory, one after another, so that something else may lie across their
+    borders.
     """
 
     def __init__(
@@ -126,20 +126,15 @@ class Flat(Mapping[str, Tensor]):
         device: str | None = None,
         ranks: int = 1,
         held: Collection[str] | None = None,
-        together: bool = False,
     ):
         self.buckets = buckets(shapes, ranks)
-        everything = zeros(sum(bucket.size for bucket in self.buckets), dtype, device) if together else None
-        start = 0
+        in_memory = [bucket for bucket in self.buckets if held is None or bucket.name in held]
+        everything, start = zeros(sum(bucket.size for bucket in in_memory), dtype, device), 0
         self.memory: dict[str, Tensor] = {}
         found = dict[str, Tensor]()
         for bucket in self.buckets:
-            if held is None or bucket.name in held:
-                if everything is None:
-                    memory = zeros(bucket.size, dtype, device)
-                else:
-                    memory = part_of(everything, start, bucket.size)
-                self.memory[bucket.name] = memory
+            if bucket in in_memory:
+                memory = self.memory[bucket.name] = part_of(everything, start, bucket.size)
                 start += bucket.size
                 found |= {n: part_of(memory, s, bucket.sizes[n]).reshape(shapes[n]) for n, s in bucket.starts.items()}
             else:

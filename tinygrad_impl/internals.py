@@ -112,11 +112,11 @@ def memory_of(tensor: Tensor) -> Any:
 def captured_at_once(function: Any, arena: list[Buffer] | None = None, lent: Sequence[Tensor] = ()) -> Any:
     """A TinyJit whose first call is captured. tinygrad would run that call as it is, in far more memory and time.
 
-    What is needed only within a call lies in `arena`, to which the graph adds what is missing. Graphs may share it that
-    never run at the same time.
+    What is needed only while the graph runs lies in `arena`, to which the graph adds what is missing. Graphs that never
+    run at the same time may share it. All are of one device.
 
-    Some of it lies in the memory of `lent` instead, each until the graph first names it: realized tensors, parts of one
-    piece of memory, in the order in which the graph writes them. It has to write all of those that it names.
+    Some of it lies in the memory of `lent` instead, each until the graph's first kernel that names it: realized
+    tensors, parts of one piece of memory. The graph has to write all of those that it names.
     """
     return Captured(function, [] if arena is None else arena, lent)
 
@@ -129,6 +129,8 @@ class Captured(jit._TinyJit[Any]):
         self.cnt, self.arena, self.lent = 1, arena, lent
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.captured:
+            return super().__call__(*args, **kwargs)
         jit.memory_plan_rewrite = self._planned
         try:
             return super().__call__(*args, **kwargs)
@@ -171,7 +173,7 @@ def moved(linear: UOp, held: set[UOp], memory: Buffer, spans: Sequence[Span]) ->
     last: dict[UOp, int] = {}
     for i, call in enumerate(linear.src):
         for uop in buffers_of(call):
-            if uop not in held and uop not in buffers and uop.device == memory.device:
+            if uop not in held and uop not in buffers:
                 first.setdefault(uop, i)
                 last[uop] = i
     own = list(first)

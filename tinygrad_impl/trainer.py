@@ -63,7 +63,7 @@ class Trainer:
         self.rank, self.shards = (ranks.rank, ranks.size) if zero else (0, 1)
 
         shapes, dtype = parameter_shapes(config), to_dtype(self.dtype.name)
-        self.gradients = Flat(shapes, dtype, ranks=ranks.size, together=True)
+        self.gradients = Flat(shapes, dtype, ranks=ranks.size)
         backend = backend or Plain()
         read = [bucket.name for bucket in self.gradients.buckets if backend.reads(bucket)]
         self.weights = Flat(shapes, dtype, ranks=ranks.size, held=None if self.shards == 1 else read)
@@ -85,7 +85,8 @@ class Trainer:
         # Compiled graphs for any number of micro-batches. They take tensors: a Python number would be frozen.
         self.arena: list[Buffer] = []  # of all graphs, which never run at the same time
         captured = partial(captured_at_once, arena=self.arena)
-        # Until the totals of layers are written, activations lie there; not in padding, nor in the rest, written first.
+        # Until the totals of layers are written, activations lie there; not in padding, which stays 0, nor in the rest,
+        # of which the embedding's is begun first.
         lent = [self.gradients[name] for bucket in self.gradients.buckets[:-1] for name in bucket.starts]
         self._first, self._only = (captured(partial(self.first, send=send), lent=lent) for send in (False, True))
         self._further, self._last = (captured(partial(self.further, send=send)) for send in (False, True))

@@ -282,11 +282,32 @@ PLANTED: list[Row] = [
         f"{MATMULS}::test_weight_gradient[3-200-64-192-sm_100]",
     ),
     (
+        "layer norms are not computed again",
+        f"{KERNELS}/fused.py",
+        "joins.norms_again(joins.joined(UOp.sink(*(g.uop for g in out.gradient(*targets))), joins.GRADIENTS))",
+        "joins.joined(UOp.sink(*(g.uop for g in out.gradient(*targets))), joins.GRADIENTS)",
+        f"{JOINED}::test_gradients_of_weights[2-groups0]",
+    ),
+    (
+        "gradients of weights are put together from the first layer on",
+        JOINS,
+        "for end in range(len(calls), 0, -GROUP):",
+        "for end in range(GROUP, len(calls) + GROUP, GROUP):",
+        f"{JOINED}::test_gradients_of_weights[4-groups1]",
+    ),
+    (
+        "layer norm's gradient has registers for one program less",
+        NORM,
+        "REGISTERS // (each * warps * 32)",
+        "REGISTERS // ((each - 1) * warps * 32)",
+        f"{TESTS}/test_layer_norm.py::test_as_many_programs_as_registers_allow[1600]",
+    ),
+    (
         "what layer norm gave is kept for the gradients of weights",
         JOINS,
         "again.get(stored(Tensor(x)).uop, x)",
         "x",
-        f"{JOINED}::test_norms_are_computed_again",
+        f"{JOINED}::test_gradients_of_weights[2-groups0]",
     ),
     (
         "gradients of weights read the gradient of the layer norm before",
@@ -399,13 +420,6 @@ PLANTED: list[Row] = [
         "tl.store(outs[OUT + i] + n - i * N, sums",
         "tl.store(outs[OUT] + n - i * N, sums",
         f"{MATMULS}::test_column_sums[dtype0]",
-    ),
-    (
-        "all sums of columns wait for the last",
-        JOINS,
-        "SUMS = 4 * LAYERS + 1",
-        "SUMS = 99",
-        f"{JOINED}::test_how_many_kernels[4-2]",
     ),
     (
         "Hopper's products of warpgroups on what came after it",

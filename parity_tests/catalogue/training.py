@@ -653,6 +653,27 @@ PLANTED: list[Row] = [
         ARENAS + "test_a_graph_that_is_lent_memory",
     ),
     (
+        "a gradient's memory is lent though a call names the whole bucket",
+        "tinygrad_impl/internals.py",
+        "if b.offset < stop and start < b.offset + b.nbytes]",
+        "if b.offset == start and stop == b.offset + b.nbytes]",
+        ARENAS + "test_a_graph_that_is_lent_memory",
+    ),
+    (
+        "the graphs of others are planned as a trainer's",
+        "tinygrad_impl/internals.py",
+        "            jit.memory_plan_rewrite = memory_plan_rewrite\n",
+        "            pass\n",
+        ARENAS + "test_a_graph_that_is_lent_memory",
+    ),
+    (
+        "on several ranks nothing is lent",
+        "tinygrad_impl/trainer.py",
+        "(captured(partial(self.first, send=send), lent=lent) for",
+        "(captured(partial(self.first, send=send), lent=() if send else lent) for",
+        ARENAS + "test_lent_memory_is_free",
+    ),
+    (
         "what further micro-batches add to is lent",
         "tinygrad_impl/trainer.py",
         "(captured(partial(self.further, send=send)) for",
@@ -671,7 +692,7 @@ PLANTED: list[Row] = [
         "tinygrad_impl/flat.py",
         "                start += bucket.size\n",
         "                start += ALIGNED\n",
-        "tinygrad_impl/tests/test_flat.py::test_together_they_are_one_piece",
+        "tinygrad_impl/tests/test_flat.py::test_buckets_lie_side_by_side",
     ),
     (
         "in memory parameters are in the order of their names",

@@ -93,9 +93,9 @@ class Fused:
 
     def gradient(self, out: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
         graph = joins.norms_again(joins.joined(UOp.sink(*(g.uop for g in out.gradient(*targets))), joins.GRADIENTS))
-        graph = joins.grouped(graph, "column_sums", joins.SUMS)
+        graph = joins.grouped(graph, "column_sums")
         if self.gpu.has_copy_engine:
-            graph = joins.grouped(graph, "weight_gradients", joins.WEIGHTS)
+            graph = joins.grouped(graph, "weight_gradients")
         return lower(map(Tensor, graph.src), self.operations)
 
     def written(self, totals: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:

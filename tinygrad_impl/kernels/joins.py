@@ -105,8 +105,9 @@ def embedding_gradient_onto_head(head: UOp, tokens: UOp, rows: UOp) -> UOp:
 
 
 LAYERS = 3  # whose weights' gradients one kernel computes: with more it is no faster, and more is kept until then
-WEIGHTS = 4 * LAYERS  # c_attn, attn.c_proj, c_fc, mlp.c_proj of each
-SUMS = 4 * LAYERS + 1  # of columns: after both layer norms, attention and GELU of each, and of the last layer norm
+# Nodes that are put together: of each layer the gradients of four weights (c_attn, attn.c_proj, c_fc, mlp.c_proj), and
+# four sums of columns (of both layer norms, attention and GELU; that of the last layer norm comes before them).
+GROUP = 4 * LAYERS
 NORM = 3  # which output of the node of a layer norm's gradients is its own
 BIAS = {"linear": 3, "linear_gelu": 3, "gelu_linear": 4}  # where a layer's node has it in its src
 
@@ -204,14 +205,14 @@ def norms_again(graph: UOp) -> UOp:
     return graph.substitute(places)
 
 
-def grouped(graph: UOp, name: str, size: int) -> UOp:
-    """The sink of a model's gradients, in the order of its parameters, with up to `size` nodes of this name as one,
-    from the last on, as the backward pass goes. Their settings are tuples, which are joined.
+def grouped(graph: UOp, name: str) -> UOp:
+    """The sink of a model's gradients, in the order of its parameters, with up to GROUP nodes of this name as one, from
+    the last on, as the backward pass goes. Their settings are tuples, which are joined.
     """
     found = [u.src[0] for u in graph.src if u.op is Ops.GETTUPLE and name_of(u.src[0]) == name]
     calls, places = list(dict.fromkeys(found)), dict[UOp, UOp]()
-    for end in range(len(calls), 0, -size):
-        group = calls[max(0, end - size) : end]
+    for end in range(len(calls), 0, -GROUP):
+        group = calls[max(0, end - GROUP) : end]
         sources = [source for call in group for source in call.src[1:]]
         outs = [call.gettuple(i) for call in group for i in range(len(call.src[0].src))]
         settings: dict[str, tuple[int, ...]] = {}

@@ -154,8 +154,8 @@ def parts_of_column_sums_kernel(
 
 @triton.jit
 def column_sums_kernel(outs, xs, SHAPES: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr):
-    """Sums of all columns of several matrices. SHAPES: of each its rows, N, and the first of its `outs` and programs;
-    and of what would be the next, the latter two. N columns go to each of its outs.
+    """Sums of all columns of several matrices, of which N go to each of a matrix's `outs`. SHAPES: of each matrix its
+    rows, N, and the numbers of its first out and program; in the end 0, 0, and how many outs and programs there are.
     """
     for i in tl.static_range(len(xs)):
         if (tl.program_id(0) >= SHAPES[4 * i + 3]) & (tl.program_id(0) < SHAPES[4 * i + 7]):
@@ -373,7 +373,7 @@ def parts_of_column_sums(R: int, N: int, parts: int) -> Launch:
 
 def column_sums(shapes: Sequence[tuple[int, int, int]]) -> Launch:
     """The sums of columns, `outs` vectors (N,) in float32 of each of several matrices <- x (R, outs * N) of each, which
-    has few rows. 16 divides N. `shapes` has R, N and outs of each.
+    has at most 1,024 rows. 16 divides N. `shapes` has R, N and outs of each.
     """
     columns = 16  # few, so that there are many programs
     programs = [triton.cdiv(N * outs, columns) for _, N, outs in shapes]

@@ -217,8 +217,8 @@ class Operations:
         *past: Tensor,
     ) -> list[Tensor]:
         """Of the norm y of x (R, C), from dy and from what reaches x past the norm: dx in float32 and in bfloat16;
-        parts (any, 3C) of the gradients of weight and bias, and of the sums of dx over rows; and y once more, which is
-        not read.
+        parts (any, 3C) of the gradients of weight and bias, and of the sums of dx over rows; and y computed once more.
+        The y that is given is not read: it is there for joins.py to find the node by.
         """
         R, C = x.shape
         kernel = layer_norm.backward(self.gpu, R, C, bool(past))

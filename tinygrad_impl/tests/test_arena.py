@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from tinygrad import Tensor
 from tinygrad.device import Buffer
+from tinygrad.engine import jit
 from tinygrad.helpers import GlobalCounters
+from tinygrad.schedule.memory import memory_plan_rewrite
 from tinygrad.uop.ops import Ops, UOp
 
 import tinygrad_impl.flat
@@ -95,12 +97,26 @@ def test_a_graph_that_is_lent_memory() -> None:
         np.testing.assert_array_equal(contents(lent[0]), array + 2)
         np.testing.assert_array_equal(contents(lent[1]), 7)
         assert sum(buffer.nbytes for buffer in arena) == buffers * 4096
+    assert jit.memory_plan_rewrite is memory_plan_rewrite  # for the graphs of others
     whole = memory.uop.base.buffer
     assert any(buffer.base is whole for call in calls(lending)[:-1] for buffer in call)
     assert not any(buffer.base is whole for call in calls(sharing)[:-1] for buffer in call)
 
     def reading(x: Tensor) -> None:
         Tensor.realize(lent[0].assign((x.flip(0) + 1).contiguous().flip(0) * 2))
+
+    other = Tensor.zeros(1024).contiguous().realize()
+
+    def all_of_it(x: Tensor) -> None:
+        """Before a part is named, the whole is."""
+        more = (x.flip(0) + 1).contiguous().realize()
+        Tensor.realize(memory.assign(memory * 0 + 5))
+        Tensor.realize(other.assign(more * 2))
+        Tensor.realize(lent[0].assign(x + 0))
+
+    captured_at_once(all_of_it, arena, lent)(x)
+    np.testing.assert_array_equal(contents(other), 2 * (array[::-1] + 1))
+    np.testing.assert_array_equal(contents(lent[1]), 5)
 
     reads = captured_at_once(reading, arena, lent)
     reads(x)
@@ -221,6 +237,7 @@ def test_lent_memory_is_free(trained: tuple[Trained, Trained]) -> None:
             assert max(others, default=-1) < own[0], name
             guests += len(others)
         assert (guests > 0) == lends
+    assert [len(graph.lent) for graph in (trainer._first, trainer._only, trainer._last)] == [8, 8, 0]
 
 
 def overlap(one: Buffer, other: Buffer) -> bool:

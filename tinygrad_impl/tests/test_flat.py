@@ -60,17 +60,18 @@ def test_they_share_memory() -> None:
     np.testing.assert_array_equal(contents(flat.memory["rest"])[: ALIGNED + 1], [60.0] * 7 + [0.0] * 57 + [2.0])
 
 
-def test_together_they_are_one_piece() -> None:
-    """Of memory, in which buckets lie side by side, and hold what they hold apart."""
-    flat, apart = (Flat(SHAPES, dtypes.float32, ranks=2, together=together) for together in (True, False))
+def test_buckets_lie_side_by_side() -> None:
+    """In one piece of memory, each with what its parameters are and zeros in between."""
+    flat = Flat(SHAPES, dtypes.float32, ranks=2)
     places = [flat.memory[bucket.name].uop.base.buffer for bucket in flat.buckets]
     assert len({place.base for place in places}) == 1
     assert [place.offset for place in places] == [0, 4 * 2 * ALIGNED, 4 * 6 * ALIGNED]
-    for i, (name, shape) in enumerate(SHAPES.items(), 1):
-        for one in (flat, apart):
-            overwrite(one[name], np.full(shape, i, np.float32))
+    arrays = {name: np.full(shape, i, np.float32) for i, (name, shape) in enumerate(SHAPES.items(), 1)}
+    for name, array in arrays.items():
+        overwrite(flat[name], array)
     for bucket in flat.buckets:
-        np.testing.assert_array_equal(contents(flat.memory[bucket.name]), contents(apart.memory[bucket.name]))
+        expected = bucket.flatten(arrays, np.dtype(np.float32))
+        np.testing.assert_array_equal(contents(flat.memory[bucket.name]), expected)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])

@@ -22,7 +22,7 @@ from tinygrad_impl.losses import Evaluator
 from tinygrad_impl.model import GPT2, MLP
 from tinygrad_impl.trainer import Trainer
 
-from tinygrad_impl.kernels import joins  # isort: skip: after the support
+from tinygrad_impl.kernels import fused, joins  # isort: skip: after the support
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -92,16 +92,26 @@ def test_rules_fire_in_variants(activation: str) -> None:
     STRICT.lower(loss, loss_of=config)
 
 
-def test_norms_are_computed_again() -> None:
-    """What layer norm gave to c_attn and c_fc is, for the gradients of these, out of its backward pass."""
-    config = config_of(2)
+@pytest.mark.parametrize(("layers", "groups"), [(2, [["h.0", "h.1"]]), (4, [["h.0"], ["h.1", "h.2", "h.3"]])])
+def test_gradients_of_weights(layers: int, groups: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What layer norm gave to c_attn and c_fc is, for the gradients of these, out of its backward pass. The last three
+    layers come first.
+    """
+    config, lowered = config_of(layers), list[UOp]()
     model = GPT2(config, random_weights(config, 0))
+    parameters = nn.state.get_state_dict(model)
     [loss] = STRICT.lower(loss_of(model), loss_of=config)
-    gradients = loss.gradient(*nn.state.get_parameters(model))
-    graph = joins.norms_again(UOp.sink(*(g.uop for g in gradients)))
-    xs = [call.src[1] for call in graph.toposort() if F.name_of(call) == "weight_gradients"]
-    again = [x for x in xs if x.op is Ops.GETTUPLE and F.name_of(x.src[0]) == "norm_gradients"]
-    assert (len(xs), len(again), len(set(again))) == (8, 4, 4)
+    monkeypatch.setattr(fused, "lower", lambda tensors, compute: lowered.extend(t.uop for t in tensors))
+    STRICT.gradient(loss, list(parameters.values()))
+    nodes: dict[UOp, list[str]] = {}
+    for name, uop in zip(parameters, lowered, strict=True):
+        if uop.op is Ops.GETTUPLE and F.name_of(uop.src[0]) == "weight_gradients":
+            nodes.setdefault(uop.src[0], []).append(".".join(name.split(".")[:2]))
+    xs = [x for node in nodes for x in node.src[1::2]]
+    again = [x for x in xs if x.op is Ops.GETTUPLE and (F.name_of(x.src[0]), x.arg) == ("norm_gradients", joins.NORM)]
+    assert (len(xs), len(again), len(set(again))) == (4 * layers, 2 * layers, 2 * layers)
+    if THIS_GPU.has_copy_engine:
+        assert [sorted(set(names)) for names in nodes.values()] == groups
 
 
 def test_the_embedding_gradient_is_added_to_the_heads() -> None:

@@ -67,6 +67,14 @@ def test_forward_and_backward(R: int, C: int, eps: float, multiprocessors: int, 
         torch.testing.assert_close(got, true, rtol=1e-5, atol=1e-5 * R)
 
 
+@pytest.mark.parametrize("C", [768, 1024, 1280, 1600])
+def test_as_many_programs_as_registers_allow(C: int) -> None:
+    kernel = layer_norm.backward(GPU(90, 132), 32768, C, past=True)
+    each = kernel.grid[0] // 132  # programs of a multiprocessor, which has 65,536 registers
+    assert kernel.registers is not None
+    assert 0.95 * 65536 < kernel.registers * 32 * kernel.warps * each <= 65536
+
+
 def test_mean_far_from_zero() -> None:
     """The variance is that of what is left when the mean is subtracted."""
     R, C, eps = 4, 768, 1e-5
