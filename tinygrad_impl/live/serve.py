@@ -3,7 +3,6 @@
 import errno
 import ipaddress
 import json
-import signal
 import socket
 import sys
 import threading
@@ -175,33 +174,18 @@ def answer(models: Sequence[Model], facts: dict[str, Any], door: socket.socket) 
         finally:
             turns.close()
 
-    asked = threading.Event()
-
-    def stop(number: int, frame: Any) -> None:
-        """Ends it after the next token. The second time at once, by an exception, which is lost in a finalizer."""
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        turns.close()
-
     web = threading.Thread(target=listen, name="web server", daemon=True)
     web.start()
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # a shell's background jobs ignore it
-        signal.signal(signal.SIGINT, stop)
     try:
         print(reached(address, number, local), flush=True)
         turns.answer(partial(write, models))
-        if not asked.is_set():
-            raise RuntimeError("the web server has ended by itself; what it said stands above")
+        raise RuntimeError("the web server has ended by itself; what it said stands above")
     except KeyboardInterrupt:
-        pass
+        print("\nstopped", file=sys.stderr)
     finally:
-        signal.signal(signal.SIGINT, before)
         turns.close()
         server.should_exit = True
         web.join()
-    print("\nstopped", file=sys.stderr)
 
 
 def reached(address: str, port: int, local: bool) -> str:
