@@ -39,7 +39,7 @@ def places(lives: Sequence[Life], spans: Sequence[Span]) -> dict[int, int]:
     if not spans:
         return {}
     end = spans[-1].stop
-    busy = [(span.start, span.stop, span.until, END) for span in spans]  # bytes, and from which call to which
+    busy = [(span.start, span.stop, span.until, END) for span in spans]  # bytes, and from which kernel to which
     busy += [(a.stop, b.start, 0, END) for a, b in pairwise(spans) if a.stop < b.start] + [(end, end, 0, END)]
     busy.sort()
 

@@ -374,7 +374,7 @@ def norm_gradients(gpu: GPU, past: list[Tensor], y: Tensor, *sources: Tensor) ->
 
 
 def weight_gradient(x: Tensor, dy: Tensor) -> UOp:
-    """A node, because joins.py puts those of a layer together: x (R, K), dy (R, N) -> of a weight [K, N]."""
+    """A node, because joins.py puts those of some layers together: x (R, K), dy (R, N) -> of a weight [K, N]."""
     out = UOp.param(2, dtypes.float32, (x.shape[1], dy.shape[1]), x.device)
     return node("weight_gradients", [out], (x.uop, dy.uop))[0]
 
