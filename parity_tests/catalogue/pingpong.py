@@ -6,7 +6,7 @@ None of them may leave a barrier that nobody passes, or a place outside of a ten
 from parity_tests.catalogue import Row
 
 PINGPONG, TESTS = "tinygrad_impl/kernels/pingpong.py", "tinygrad_impl/kernels/tests/test_pingpong.py"
-FORWARD, GRADIENT = f"{TESTS}::test_gelu[3-1000-448-320]", f"{TESTS}::test_gelu_gradient[3-1000-448-320]"
+FORWARD, GRADIENT = f"{TESTS}::test_gelu[3-1000-448-320]", f"{TESTS}::test_gelu_gradient[GELU again-3-1000-448-320]"
 
 PLANTED: list[Row] = [
     (
@@ -49,7 +49,7 @@ PLANTED: list[Row] = [
         PINGPONG,
         "x_map, [m, n + i * WIDTH],",
         "x_map, [m, n],",
-        f"{TESTS}::test_gelu_gradient[3-1024-3072-768]",
+        f"{TESTS}::test_gelu_gradient[GELU again-3-1024-3072-768]",
     ),
     (
         "Hopper: a slope of GELU without the cube's three",
@@ -64,6 +64,20 @@ PLANTED: list[Row] = [
         "gl.sum(values, 0), mask",
         "gl.sum(values / slope, 0), mask",
         GRADIENT,
+    ),
+    (
+        "Hopper: GELU that is kept is taken for its input",
+        "tinygrad_impl/kernels/operations.py",
+        "[x] = again or [x]",
+        "[x] = again or [hidden]",
+        "tinygrad_impl/kernels/tests/test_fused.py::test_proof",
+    ),
+    (
+        "Hopper: GELU that is computed again is taken for its input",
+        "tinygrad_impl/kernels/operations.py",
+        "[x] = again or [x]",
+        "[x] = [hidden] if again else [x]",
+        "tinygrad_impl/kernels/tests/test_fused.py::test_proof_where_gelu_is_computed_again",
     ),
     (
         "Hopper: all tiles take the first columns of the second operand",

@@ -249,19 +249,21 @@ def seconds(gpu: GPU, M: int, N: int, K: int, tiles: dict[str, int]) -> float:
     return rounds * 2 * BM * BN * triton.cdiv(K, splits) / rate + sums
 
 
-def paired(gpu: GPU, M: int, N: int, K: int, transposed: bool, epilogue: str, **tiles: Any) -> Launch:
-    """As `tiled`, for Hopper."""
+def paired(
+    gpu: GPU, M: int, N: int, K: int, transposed: bool, epilogue: str, gelu: bool = False, **tiles: Any
+) -> Launch:
+    """As `tiled`, for Hopper; `gelu`: whether GELU is stored."""
     from tinygrad_impl.kernels import pingpong  # here, because Triton's interpreter does not know Gluon
 
     tiles = PAIRED | tiles
     tiles["BN"] = width(N, tiles["BN"])
     grid = (min(gpu.multiprocessors, triton.cdiv(M, tiles["BM"]) * triton.cdiv(N, tiles["BN"])),)
-    constants = {"M": M, "N": N, "K": K, "B_TRANSPOSED": transposed, "EPILOGUE": epilogue, "PROGRAMS": grid[0]} | tiles
-    outs, ins = {"gelu": 2, "gelu gradient": 3}.get(epilogue, 1), 2 if epilogue == "none" else 3
+    constants = {"M": M, "N": N, "K": K, "B_TRANSPOSED": transposed, "EPILOGUE": epilogue, "GELU": gelu}
+    outs, ins = 1 + gelu + (epilogue == "gelu gradient"), 2 if epilogue == "none" else 3
     return Launch(
         pingpong.pingpong_kernel,
         grid,
-        constants,
+        constants | {"PROGRAMS": grid[0]} | tiles,
         stages=tiles["STAGES"],
         workers=pingpong.WORKERS,
         flops=2 * M * N * K,
@@ -283,18 +285,27 @@ def pairs(gpu: GPU, M: int, N: int, K: int, gelu: bool) -> bool:
 def forward(gpu: GPU, R: int, K: int, N: int, gelu: bool = False, **tiles: Any) -> Launch:
     """y (R, N) <- x (R, K), weight [K, N], in bfloat16, bias [N] in float32. With gelu: y, gelu(y) <- them."""
     if pairs(gpu, R, N, K, gelu):
-        return paired(gpu, R, N, K, False, "gelu" if gelu else "bias", **tiles)
+        return paired(gpu, R, N, K, False, "gelu" if gelu else "bias", gelu, **tiles)
     return tiled(gpu, "gelu" if gelu else "forward", R, N, K, epilogue="gelu" if gelu else "bias", **tiles)
+
+
+def keeps_gelu(gpu: GPU, N: int) -> bool:
+    """Whether GELU's output, N columns, is kept for the backward pass instead of computed again in it. That takes
+    memory, which Hopper's GPUs have for models like 124M, and the less time, the shorter the sums: a quarter of the
+    GEMM's with sums of 768, a tenth with 1,600.
+    """
+    return gpu.pairs_warpgroups and N <= 3072
 
 
 def input_gradient(gpu: GPU, R: int, K: int, N: int, gelu: bool = False, **tiles: Any) -> Launch:
     """dx (R, K) <- dy (R, N), weight [K, N], all in bfloat16.
 
-    With gelu, x = gelu(h): dh, x, parts of the sums of dh's columns, float32 (R / BM rounded up, K) <- them, h.
+    With gelu, x = gelu(h): dh, x (unless `keeps_gelu`), parts of the sums of dh's columns, float32 (R / BM rounded up,
+    K) <- them, h.
     """
     operation, epilogue = ("gelu gradient", "gelu gradient") if gelu else ("input gradient", "none")
     if pairs(gpu, R, K, N, gelu):
-        return paired(gpu, R, K, N, True, epilogue, **tiles)
+        return paired(gpu, R, K, N, True, epilogue, gelu and not keeps_gelu(gpu, K), **tiles)
     return tiled(gpu, operation, R, K, N, (False, True), epilogue, **tiles)
 
 

@@ -129,23 +129,23 @@ class Operations:
         R, N = math.prod(outer), weight.shape[1]
         rows, before, table = bfloat16(x).reshape(R, K), bfloat16(hidden).reshape(R, K), self.matrix(weight)
         [y] = launch(self.gpu, matmul.forward(self.gpu, R, K, N), [new(x, R, N)], rows, table, bias)
-        [y] = differentiable([y], self._gelu_linear_gradient, [before, weight, bias, bias_before], table)
+        [y] = differentiable([y], self._gelu_linear_gradient, [before, weight, bias, bias_before], table, rows)
         return [y.reshape(*outer, N)]
 
     def _gelu_linear_gradient(self, dy: UOp, call: UOp) -> Gradients:
-        """The derivative of GELU is multiplied in before anything is stored, and GELU is computed once more, so that it
-        need not be kept from the forward pass on.
+        """The derivative of GELU is multiplied in before anything is stored. GELU, x, is computed once more, so that it
+        need not be kept from the forward pass on, unless there is memory for it.
         """
-        hidden, _, bias, _, table, _ = map(Tensor, call.src[1:])
+        hidden, _, bias, _, table, x, _ = map(Tensor, call.src[1:])
         dy_rows = Tensor(dy)  # (R, N)
         (R, K), N = hidden.shape, table.shape[1]
         kernel = matmul.input_gradient(self.gpu, R, K, N, gelu=True)
+        again = [] if matmul.keeps_gelu(self.gpu, K) else [new(hidden, R, K)]
         parts = new(hidden, triton.cdiv(R, kernel.constants["BM"]), K, dtype=dtypes.float32)
-        dhidden, g, parts = launch(
-            self.gpu, kernel, [new(hidden, R, K), new(hidden, R, K), parts], dy_rows, table, hidden
-        )
-        dw, db = weight_gradient(g, dy_rows), bias_gradient(self.gpu, bias, dy_rows)
-        return dhidden.uop, dw, db, *column_sums(self.gpu, parts), None, None
+        dhidden, *again, parts = launch(self.gpu, kernel, [new(hidden, R, K), *again, parts], dy_rows, table, hidden)
+        [x] = again or [x]
+        dw, db = weight_gradient(x, dy_rows), bias_gradient(self.gpu, bias, dy_rows)
+        return dhidden.uop, dw, db, *column_sums(self.gpu, parts), *[None] * 3
 
     def split_attention(self, qkv: Tensor, *bias: Tensor, n_head: int) -> list[Tensor]:
         """Causal attention of qkv (B, T, 3C), which came of a layer with this bias: (B, T, C), in bfloat16."""

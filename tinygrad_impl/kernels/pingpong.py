@@ -90,7 +90,7 @@ def gelu_and_slope(x):
 @gluon.jit
 def finish(
     values, m, n, out_map, y_map, vector, out_tile, y_tile,
-    M: gl.constexpr, N: gl.constexpr, EPILOGUE: gl.constexpr, BM: gl.constexpr,
+    M: gl.constexpr, N: gl.constexpr, EPILOGUE: gl.constexpr, GELU: gl.constexpr, BM: gl.constexpr,
 ):  # fmt: skip
     """Stores WIDTH columns of a tile, and GELU. `vector`: the bias that is read or the sums that are written."""
     columns = n + gl.arange(0, WIDTH, layout=gl.SliceLayout(0, values.type.layout))
@@ -103,16 +103,15 @@ def finish(
     if EPILOGUE == "gelu gradient":
         y, slope = gelu_and_slope(out_tile.load(values.type.layout).to(gl.float32))
         values *= slope
+        gl.store(vector + m // BM * N + columns, gl.sum(values, 0), mask=columns < N)
     out_tile.store(values.to(gl.bfloat16))
-    if EPILOGUE == "gelu" or EPILOGUE == "gelu gradient":
+    if GELU:
         tma.store_wait(0)  # until y_tile is free
         y_tile.store(y.to(gl.bfloat16))
     fence_async_shared()  # so that the copy engine sees them
     tma.async_copy_shared_to_global(out_map, [m, n], out_tile)
-    if EPILOGUE == "gelu" or EPILOGUE == "gelu gradient":
+    if GELU:
         tma.async_copy_shared_to_global(y_map, [m, n], y_tile)
-    if EPILOGUE == "gelu gradient":
-        gl.store(vector + m // BM * N + columns, gl.sum(values, 0), mask=columns < N)
 
 
 @gluon.jit
@@ -120,7 +119,7 @@ def multiply(
     WHO: gl.constexpr, out_map, y_map, vector, a_ring, b_ring, x_tiles, y_tiles,
     full, empty, x_full, x_empty, turns,
     M: gl.constexpr, N: gl.constexpr, K: gl.constexpr, B_TRANSPOSED: gl.constexpr, EPILOGUE: gl.constexpr,
-    BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, GROUP: gl.constexpr, STAGES: gl.constexpr,
+    GELU: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, GROUP: gl.constexpr, STAGES: gl.constexpr,
     PROGRAMS: gl.constexpr,
 ):  # fmt: skip
     """One of the two warpgroups, 0 or 1: every other tile of the program."""
@@ -154,7 +153,7 @@ def multiply(
         for i in gl.static_range(slices):
             finish(
                 parts[i], m, n + i * WIDTH, out_map, y_map, vector, x_tiles.index(WHO * slices + i),
-                y_tiles.index(WHO), M, N, EPILOGUE, BM,
+                y_tiles.index(WHO), M, N, EPILOGUE, GELU, BM,
             )  # fmt: skip
         if EPILOGUE == "gelu gradient":
             tma.store_wait(0)
@@ -171,6 +170,7 @@ def pingpong_kernel(
     K: gl.constexpr,
     B_TRANSPOSED: gl.constexpr,
     EPILOGUE: gl.constexpr,
+    GELU: gl.constexpr,  # whether it is stored
     BM: gl.constexpr,
     BN: gl.constexpr,
     BK: gl.constexpr,
@@ -190,13 +190,13 @@ def pingpong_kernel(
     out_map = tma.make_tensor_descriptor(outs[0], [M, N], [N, 1], [BM, WIDTH], swizzled)
     x_tiles = gl.allocate_shared_memory(gl.bfloat16, [2 * (BN // WIDTH), BM, WIDTH], swizzled)  # then out's
     x_map, y_map, y_tiles, vector = out_map, out_map, x_tiles, outs[0]
-    if EPILOGUE == "gelu" or EPILOGUE == "gelu gradient":
+    if GELU:
         y_map = tma.make_tensor_descriptor(outs[1], [M, N], [N, 1], [BM, WIDTH], swizzled)
         y_tiles = gl.allocate_shared_memory(gl.bfloat16, [2, BM, WIDTH], swizzled)
     if EPILOGUE == "bias" or EPILOGUE == "gelu":
         vector = ins[2]
     if EPILOGUE == "gelu gradient":
-        x_map, vector = tma.make_tensor_descriptor(ins[2], [M, N], [N, 1], [BM, WIDTH], swizzled), outs[2]
+        x_map, vector = tma.make_tensor_descriptor(ins[2], [M, N], [N, 1], [BM, WIDTH], swizzled), outs[len(outs) - 1]
 
     barriers: gl.constexpr = mbarrier.MBarrierLayout()
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barriers)
@@ -218,12 +218,12 @@ def pingpong_kernel(
             (
                 multiply,
                 (0, out_map, y_map, vector, a_ring, b_ring, x_tiles, y_tiles, full, empty, x_full, x_empty, turns,
-                 M, N, K, B_TRANSPOSED, EPILOGUE, BM, BN, BK, GROUP, STAGES, PROGRAMS),
+                 M, N, K, B_TRANSPOSED, EPILOGUE, GELU, BM, BN, BK, GROUP, STAGES, PROGRAMS),
             ),
             (
                 multiply,
                 (1, out_map, y_map, vector, a_ring, b_ring, x_tiles, y_tiles, full, empty, x_full, x_empty, turns,
-                 M, N, K, B_TRANSPOSED, EPILOGUE, BM, BN, BK, GROUP, STAGES, PROGRAMS),
+                 M, N, K, B_TRANSPOSED, EPILOGUE, GELU, BM, BN, BK, GROUP, STAGES, PROGRAMS),
             ),
             (
                 fetch_operands,

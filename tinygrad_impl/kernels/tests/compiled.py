@@ -40,7 +40,8 @@ def training(gpu: GPU) -> Iterator[tuple[Launch, str]]:
     yield matmul.forward(gpu, R, C, 4 * C, gelu=True), "bb bbf"
     yield matmul.input_gradient(gpu, R, C, 3 * C), "b bb"
     yield matmul.input_gradient(gpu, R, C, C), "b bb"
-    yield matmul.input_gradient(gpu, R, 4 * C, C, gelu=True), "bbf bbb"
+    yield matmul.input_gradient(gpu, R, 4 * C, C, gelu=True), "bf bbb" if matmul.keeps_gelu(gpu, 4 * C) else "bbf bbb"
+    yield matmul.input_gradient(gpu, R, 4096, 1024, gelu=True), "bbf bbb"
     if gpu.has_copy_engine:
         for rows, width, layers in ((R, C, LAYERS), (2 * R, 1280, 1)):
             sizes = layers * [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]

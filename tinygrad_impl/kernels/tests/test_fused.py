@@ -91,6 +91,13 @@ def test_proof_of_variants(variant: dict[str, Any]) -> None:
     prove(setting_of(replace(CONFIG, **variant)), 2, 17)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not THIS_GPU.pairs_warpgroups, reason="needs a GPU of Hopper: others compute GELU again always")
+def test_proof_where_gelu_is_computed_again() -> None:
+    """As in models that are larger than 124M."""
+    prove(setting_of(replace(CONFIG, n_inner=3136)), 2, 17)
+
+
 @pytest.mark.usefixtures("small_parts")
 def test_proof_in_parts() -> None:
     """And in several turns, since a GPU of one multiprocessor runs few programs: tiles of GEMMs, and rows of layer
