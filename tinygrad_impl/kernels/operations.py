@@ -82,7 +82,7 @@ class Operations:
         dy_rows = Tensor(dy)  # (R, N)
         (R, K), N = rows.shape, table.shape[1]
         [dx] = launch(self.gpu, matmul.input_gradient(self.gpu, R, K, N), [new(rows, R, K)], dy_rows, table)
-        return dx.uop, weight_gradient(rows, dy_rows), bias_gradient(self.gpu, bias, dy_rows), None, None
+        return dx.uop, weight_gradient_node(rows, dy_rows), bias_gradient(self.gpu, bias, dy_rows), None, None
 
     def weight_gradients(self, *sources: Tensor) -> list[Tensor]:
         """x (R, K) and dy (R, N) of each of several layers -> the gradient of each weight [K, N], in float32."""
@@ -144,8 +144,8 @@ class Operations:
         parts = new(hidden, triton.cdiv(R, kernel.constants["BM"]), K, dtype=dtypes.float32)
         dhidden, *again, parts = launch(self.gpu, kernel, [new(hidden, R, K), *again, parts], dy_rows, table, hidden)
         [x] = again or [x]
-        dw, db = weight_gradient(x, dy_rows), bias_gradient(self.gpu, bias, dy_rows)
-        return dhidden.uop, dw, db, *column_sums(self.gpu, parts), *[None] * 3
+        dw, db = weight_gradient_node(x, dy_rows), bias_gradient(self.gpu, bias, dy_rows)
+        return dhidden.uop, dw, db, *column_sums_node(self.gpu, parts), *[None] * 3
 
     def split_attention(self, qkv: Tensor, *bias: Tensor, n_head: int) -> list[Tensor]:
         """Causal attention of qkv (B, T, 3C), which came of a layer with this bias: (B, T, C), in bfloat16."""
@@ -178,7 +178,7 @@ class Operations:
     def _layer_norm_gradient(self, *gradients: Any, call: UOp | None = None) -> Gradients:
         *past, dy, call = real_gradients(gradients, call)
         rows, weight, bias, mean, rstd, _, y = map(Tensor, call.src[1:])
-        dx, _, dweight, dbias, _ = norm_gradients(self.gpu, past, y, dy, rows, mean, rstd, weight, bias)
+        dx, _, dweight, dbias, _ = norm_gradients_node(self.gpu, past, y, dy, rows, mean, rstd, weight, bias)
         return dx, dweight, dbias, *[None] * 4
 
     def residual_layer_norm(
@@ -201,7 +201,7 @@ class Operations:
     def _residual_layer_norm_gradient(self, *gradients: Any, call: UOp | None = None) -> Gradients:
         *past, dy, call = real_gradients(gradients, call)
         *_, weight, bias, mean, rstd, total, y = map(Tensor, call.src[1:])
-        dx, dx16, *rest = norm_gradients(self.gpu, past, y, dy, total, mean, rstd, weight, bias)
+        dx, dx16, *rest = norm_gradients_node(self.gpu, past, y, dy, total, mean, rstd, weight, bias)
         dweight, dbias, dbias_before = rest
         return dx, dx16, dbias_before, dweight, dbias, *[None] * 4
 
@@ -348,7 +348,7 @@ def real_gradients(gradients: tuple[Any, ...], call: UOp | None) -> list[Any]:
     return [*map(Tensor, gradients), call]
 
 
-def column_sums(gpu: GPU, x: Tensor, outs: int = 1) -> list[UOp]:
+def column_sums_node(gpu: GPU, x: Tensor, outs: int = 1) -> list[UOp]:
     """A node, because joins.py puts several together: x (R, outs * N) -> the sums of its columns, in float32, N to each
     of the outs. If R is large, they are added up in parts first.
     """
@@ -360,7 +360,7 @@ def column_sums(gpu: GPU, x: Tensor, outs: int = 1) -> list[UOp]:
     return node("column_sums", sums, [x.uop], counts=(outs,))
 
 
-def norm_gradients(gpu: GPU, past: list[Tensor], y: Tensor, *sources: Tensor) -> list[UOp]:
+def norm_gradients_node(gpu: GPU, past: list[Tensor], y: Tensor, *sources: Tensor) -> list[UOp]:
     """Of `Operations.norm_gradients`, which is a node, because joins.py has gradients of weights read y from it: dx in
     float32 and in bfloat16, the gradients of weight and bias, and the sums of dx over rows.
     """
@@ -370,10 +370,10 @@ def norm_gradients(gpu: GPU, past: list[Tensor], y: Tensor, *sources: Tensor) ->
     given = [t.uop for t in (y, *sources, *past)]
     declared = [UOp.param(len(given) + i, dtype, shape, y.device) for i, (shape, dtype) in enumerate(outs)]
     dx, dx16, sums, _ = node("norm_gradients", declared, given)
-    return [dx, dx16, *column_sums(gpu, Tensor(sums), outs=3)]
+    return [dx, dx16, *column_sums_node(gpu, Tensor(sums), outs=3)]
 
 
-def weight_gradient(x: Tensor, dy: Tensor) -> UOp:
+def weight_gradient_node(x: Tensor, dy: Tensor) -> UOp:
     """A node, because joins.py puts those of some layers together: x (R, K), dy (R, N) -> of a weight [K, N]."""
     out = UOp.param(2, dtypes.float32, (x.shape[1], dy.shape[1]), x.device)
     return node("weight_gradients", [out], (x.uop, dy.uop))[0]
@@ -381,7 +381,7 @@ def weight_gradient(x: Tensor, dy: Tensor) -> UOp:
 
 def bias_gradient(gpu: GPU, bias: Tensor, dy: Tensor) -> UOp | None:
     """From dy (R, N); None of a bias that is detached, since the node after the layer gives its gradient."""
-    return None if bias.uop.op is Ops.DETACH else column_sums(gpu, dy)[0]
+    return None if bias.uop.op is Ops.DETACH else column_sums_node(gpu, dy)[0]
 
 
 def _gelu_gradient(dy: UOp, call: UOp) -> Gradients:
@@ -407,7 +407,7 @@ def _attention_gradient(gpu: GPU, H: int, dy: UOp, call: UOp) -> Gradients:
         sums = new(y, B * triton.cdiv(T, first.constants["QUERIES"]), 3 * C, dtype=dtypes.float32)
         dqkv, sums, delta = launch(gpu, first, [dqkv, sums, delta], gradient, qkv, y, lse)
         dqkv, sums = launch(gpu, attention.key_gradient(gpu, B, T, H, D), [dqkv, sums], gradient, qkv, lse, delta)
-    return dqkv.uop, *(column_sums(gpu, sums)[0] for _ in bias), *[None] * (2 + len(passed))
+    return dqkv.uop, *(column_sums_node(gpu, sums)[0] for _ in bias), *[None] * (2 + len(passed))
 
 
 def _embedding_gradient(gradient: UOp, call: UOp) -> Gradients:
