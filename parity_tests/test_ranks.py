@@ -39,7 +39,7 @@ from tinygrad_impl.flat import ALIGNED
 from tinygrad_impl.internals import part_of
 
 CONFIG, T = replace(mutants.CONFIG, n_layer=1), mutants.LENGTH
-WINDOWS, STEPS, HALF = 12, 10, 5  # windows an update, over all ranks; updates
+WINDOWS, STEPS, HALF = 24, 10, 5  # windows an update, over all ranks; updates
 LR, EPS = 1e-2, 1e-4  # of AdamW. As small as usual, the keys' biases, whose gradient is rounding noise, would follow it
 slow = pytest.mark.slow
 
@@ -224,10 +224,11 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(alone: Found, clip: float) ->
 
 
 @slow  # what torch.distributed does is in data/tests/test_ranks.py
-@pytest.mark.parametrize("zero", [False, True])
-def test_processes_are_one_process(zero: bool, alone: Found, clip: float) -> None:
-    courses = [Course("tinygrad_impl", 2, options={"clip": clip, "zero": zero})]
-    assert_same([found for [found] in in_ranks(2, take, courses)], alone)
+@pytest.mark.parametrize(("size", "accumulated"), [(2, 2), (8, 3)])
+def test_processes_are_one_process(size: int, accumulated: int, alone: Found, clip: float) -> None:
+    courses = [Course("tinygrad_impl", accumulated, options={"clip": clip, "zero": zero}) for zero in (False, True)]
+    for found in zip(*in_ranks(size, take, courses), strict=True):
+        assert_same(found, alone)
 
 
 @slow
