@@ -291,9 +291,9 @@ PLANTED: list[Row] = [
     (
         "gradients of weights are put together from the first layer on",
         JOINS,
-        "for end in range(len(calls), 0, -GROUP):",
-        "for end in range(GROUP, len(calls) + GROUP, GROUP):",
-        f"{JOINED}::test_gradients_of_weights[4-groups1]",
+        "*range(len(calls) - GROUP, besides, -GROUP)}",
+        "*range(GROUP, len(calls), GROUP)}",
+        f"{JOINED}::test_gradients_of_weights[7-groups1]",
     ),
     (
         "layer norm's gradient has registers for one program less",
@@ -343,6 +343,20 @@ PLANTED: list[Row] = [
         "LAYERS = 3",
         "LAYERS = 9",
         f"{JOINED}::test_how_many_kernels[4-2]",
+    ),
+    (
+        "the first layer norm's sums of columns are a launch of their own",
+        FUSED,
+        '"column_sums", besides=1)',
+        '"column_sums")',
+        f"{JOINED}::test_how_many_kernels[3-1]",
+    ),
+    (
+        "sums of columns wait for one of the next layer",
+        JOINS,
+        "range(len(calls) - GROUP, besides, -GROUP)",
+        "range(len(calls) - GROUP - besides, 0, -GROUP - besides)",
+        f"{JOINED}::test_gradients_of_weights[7-groups1]",
     ),
     (
         "weight gradients of a layer together are those of the weights transposed",

@@ -667,6 +667,55 @@ PLANTED: list[Row] = [
         ARENAS + "test_a_graph_that_is_lent_memory",
     ),
     (
+        "a gradient's memory is lent until it is sent",
+        "tinygrad_impl/internals.py",
+        "first.setdefault(buffers[uop], i)",
+        "first[buffers[uop]] = i",
+        ARENAS + "test_lent_memory_is_free_on_two_ranks",
+    ),
+    (
+        "the first place in lent memory begins anywhere",
+        "tinygrad_impl/arena.py",
+        "begin = round_up(spans[0].start, BLOCK)",
+        "begin = spans[0].start",
+        ARENAS + "test_where_buffers_lie",
+    ),
+    (
+        "a graph whose first run failed is planned as others'",
+        "tinygrad_impl/internals.py",
+        "if self.cnt != 1:",
+        "if self.captured:",
+        ARENAS + "test_a_graph_that_fails",
+    ),
+    (
+        "after a failure the graphs of others are planned as a trainer's",
+        "tinygrad_impl/internals.py",
+        """        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            jit.memory_plan_rewrite = memory_plan_rewrite
+""",
+        """        found = super().__call__(*args, **kwargs)
+        jit.memory_plan_rewrite = memory_plan_rewrite
+        return found
+""",
+        ARENAS + "test_a_graph_that_fails",
+    ),
+    (
+        "validation shares an arena only once there is something in it",
+        "tinygrad_impl/losses.py",
+        "[] if arena is None else arena",
+        "arena or []",
+        ARENAS + "test_validation_takes_no_memory_of_its_own",
+    ),
+    (
+        "the port: validation does not share the trainer's arena",
+        "tinygrad_impl/train.py",
+        "Evaluator(trainer.model, trainer.backend, trainer.arena)",
+        "Evaluator(trainer.model, trainer.backend)",
+        PORT + "test_the_options_arrive_in_what_trains",
+    ),
+    (
         "on several ranks nothing is lent",
         "tinygrad_impl/trainer.py",
         "(captured(partial(self.first, send=send), lent=lent) for",

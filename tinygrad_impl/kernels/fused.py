@@ -93,7 +93,7 @@ class Fused:
 
     def gradient(self, out: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
         graph = joins.norms_again(joins.joined(UOp.sink(*(g.uop for g in out.gradient(*targets))), joins.GRADIENTS))
-        graph = joins.grouped(graph, "column_sums")
+        graph = joins.grouped(graph, "column_sums", besides=1)  # that of the first layer norm
         if self.gpu.has_copy_engine:
             graph = joins.grouped(graph, "weight_gradients")
         return lower(map(Tensor, graph.src), self.operations)

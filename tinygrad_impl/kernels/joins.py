@@ -11,6 +11,7 @@ A rule is a pattern of nodes, and the node that takes their place. Two kinds of 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tinygrad import Tensor
 from tinygrad.dtype import dtypes
@@ -106,7 +107,7 @@ def embedding_gradient_onto_head(head: UOp, tokens: UOp, rows: UOp) -> UOp:
 
 LAYERS = 3  # whose weights' gradients one kernel computes: with more it is no faster, and more is kept until then
 # Nodes that are put together: of each layer the gradients of four weights (c_attn, attn.c_proj, c_fc, mlp.c_proj), and
-# four sums of columns (of both layer norms, attention and GELU; that of the last layer norm comes before them).
+# four sums of columns (of attention, ln_2, GELU and the layer norm that follows).
 GROUP = 4 * LAYERS
 NORM = 3  # which output of the node of a layer norm's gradients is its own
 BIAS = {"linear": 3, "linear_gelu": 3, "gelu_linear": 4}  # where a layer's node has it in its src
@@ -205,14 +206,17 @@ def norms_again(graph: UOp) -> UOp:
     return graph.substitute(places)
 
 
-def grouped(graph: UOp, name: str) -> UOp:
+def grouped(graph: UOp, name: str, besides: int = 0) -> UOp:
     """The sink of a model's gradients, in the order of its parameters, with up to GROUP nodes of this name as one, from
     the last on, as the backward pass goes. Their settings are tuples, which are joined.
+
+    `besides`: how many come before those of layers, and so last in the backward pass. They join the last group.
     """
     found = [u.src[0] for u in graph.src if u.op is Ops.GETTUPLE and name_of(u.src[0]) == name]
     calls, places = list(dict.fromkeys(found)), dict[UOp, UOp]()
-    for end in range(len(calls), 0, -GROUP):
-        group = calls[max(0, end - GROUP) : end]
+    bounds = {0, len(calls), *range(len(calls) - GROUP, besides, -GROUP)}
+    for start, end in pairwise(sorted(bounds)):
+        group = calls[start:end]
         sources = [source for call in group for source in call.src[1:]]
         outs = [call.gettuple(i) for call in group for i in range(len(call.src[0].src))]
         settings: dict[str, tuple[int, ...]] = {}

@@ -50,7 +50,7 @@ TILES: dict[str, dict[str, dict[str, int]]] = {
         "head weight gradient": {"GROUP": 16},
     },
 }
-PAIRED = {"BM": 128, "BN": 128, "BK": 64, "GROUP": 8, "STAGES": 4}  # of those with a GELU, on Hopper
+PAIRED = {"BM": 128, "BN": 128, "BK": 64, "GROUP": 8, "STAGES": 4}  # of pingpong.py, see `pairs`
 
 
 @triton.jit
@@ -86,7 +86,7 @@ def weight_gradients_kernel(
     outs,  # of each GEMM (SPLITS, M, N)
     ins,  # of each, one after the other, a that lies as (R, M), and b (R, N)
     R: tl.constexpr,
-    SHAPES: tl.constexpr,  # of each M, N, BN, and how many tiles those before it have
+    SHAPES: tl.constexpr,  # of each M, N, BN, and how many tiles, of all splits, those before it have
     SPLITS: tl.constexpr,  # of the sums over R
     BM: tl.constexpr,
     BK: tl.constexpr,

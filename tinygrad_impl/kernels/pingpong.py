@@ -1,4 +1,4 @@
-"""GEMMs with GELU in their epilogue for Hopper, in Gluon: warps with work of their own (a "ping-pong" schedule).
+"""GEMMs for Hopper in Gluon, with GELU or not: warps with work of their own (a "ping-pong" schedule).
 
 A program has four groups of warps. One has the copy engine fetch tiles of a and b, as far ahead as there is room in a
 ring; one has it fetch tiles of what GELU was given. Two warpgroups take turns with tiles of the result: while one gives
@@ -163,8 +163,8 @@ def multiply(
 
 @gluon.jit
 def pingpong_kernel(
-    outs,  # (M, N) and GELU: of it ("gelu"), of `ins` ("gelu gradient", and sums over a tile's rows)
-    ins,  # a (M, K), b (K, N) or transposed and: bias [N] ("gelu"), what GELU was given (M, N) ("gelu gradient")
+    outs,  # (M, N); with GELU that of it ("gelu") or of `ins` ("gelu gradient"); sums over a tile's rows (the latter)
+    ins,  # a (M, K), b (K, N) or transposed; bias [N] ("bias", "gelu"); what GELU was given (M, N) ("gelu gradient")
     M: gl.constexpr,
     N: gl.constexpr,
     K: gl.constexpr,

@@ -113,6 +113,7 @@ def test_the_options_arrive_in_what_trains(folder: Path, monkeypatch: pytest.Mon
     assert (trainer.backend.name, trainer.backend.dtype) == ("plain", dtypes.bfloat16)
     assert evaluate.backend is trainer.backend
     assert evaluate.model is trainer.model  # and no copy of it, which would not learn
+    assert evaluate.arena is trainer.arena
     assert (by.package, by.device, by.kernels, files) == ("tinygrad_impl", "CPU", "plain", {})
     assert start.options.kernels == "plain"
     assert trainer.steps == 0

@@ -7,7 +7,6 @@ import pytest
 
 from tinygrad_impl.device import open_device
 from tinygrad_impl.kernels import launch
-from tinygrad_impl.kernels.tests.support import DEVICE, interpreted_program
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,6 +19,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module")
 def device() -> Iterator[None]:
     """A GPU, or else the CPU, with kernels in Triton's interpreter."""
+    from tinygrad_impl.kernels.tests.support import DEVICE, interpreted_program  # here: it has to know of --arch
+
     open_device("CUDA" if DEVICE == "cuda" else "CPU")
     with pytest.MonkeyPatch.context() as patch:
         if DEVICE == "cpu":

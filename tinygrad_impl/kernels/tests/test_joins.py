@@ -92,10 +92,12 @@ def test_rules_fire_in_variants(activation: str) -> None:
     STRICT.lower(loss, loss_of=config)
 
 
-@pytest.mark.parametrize(("layers", "groups"), [(2, [["h.0", "h.1"]]), (4, [["h.0"], ["h.1", "h.2", "h.3"]])])
+@pytest.mark.parametrize(
+    ("layers", "groups"), [(2, [["h.0", "h.1"]]), (7, [["h.0"], ["h.1", "h.2", "h.3"], ["h.4", "h.5", "h.6"]])]
+)
 def test_gradients_of_weights(layers: int, groups: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     """What layer norm gave to c_attn and c_fc is, for the gradients of these, out of its backward pass. The last three
-    layers come first.
+    layers come first; so do their sums of columns, which wait for no other layer.
     """
     config, lowered = config_of(layers), list[UOp]()
     model = GPT2(config, random_weights(config, 0))
@@ -104,12 +106,16 @@ def test_gradients_of_weights(layers: int, groups: list[list[str]], monkeypatch:
     monkeypatch.setattr(fused, "lower", lambda tensors, compute: lowered.extend(t.uop for t in tensors))
     STRICT.gradient(loss, list(parameters.values()))
     nodes: dict[UOp, list[str]] = {}
+    sums: dict[UOp, list[str]] = {}
     for name, uop in zip(parameters, lowered, strict=True):
         if uop.op is Ops.GETTUPLE and F.name_of(uop.src[0]) == "weight_gradients":
             nodes.setdefault(uop.src[0], []).append(".".join(name.split(".")[:2]))
+        if name.endswith(("attn.c_attn.bias", "mlp.c_fc.bias")):
+            sums.setdefault(uop.src[0], []).append(".".join(name.split(".")[:2]))
     xs = [x for node in nodes for x in node.src[1::2]]
     again = [x for x in xs if x.op is Ops.GETTUPLE and (F.name_of(x.src[0]), x.arg) == ("norm_gradients", joins.NORM)]
     assert (len(xs), len(again), len(set(again))) == (4 * layers, 2 * layers, 2 * layers)
+    assert [sorted(set(names)) for names in sums.values()] == groups
     if THIS_GPU.has_copy_engine:
         assert [sorted(set(names)) for names in nodes.values()] == groups
 
@@ -126,11 +132,11 @@ def test_the_embedding_gradient_is_added_to_the_heads() -> None:
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="tinygrad's own kernels are not the same there")
-@pytest.mark.parametrize(("layers", "groups"), [(1, 1), (4, 2)])
+@pytest.mark.parametrize(("layers", "groups"), [(1, 1), (3, 1), (4, 2)])
 def test_how_many_kernels(layers: int, groups: int) -> None:
     """Of a layer 7 in the forward pass (four GEMMs, attention, two layer norms) and 8 in the backward pass (four GEMMs,
     two of attention, two of layer norm). Of three layers one for the weights, but four a layer without a copy engine;
-    and one that adds up what others have summed for biases and norms.
+    and one that adds up what others have summed for biases and norms, the first layer norm with the first.
 
     Besides 2 for the embeddings and their layer norm, 6 for head and loss, 1 for the last layer norm's gradient, 5 for
     the embeddings' gradients.
