@@ -6,3 +6,7 @@
 
 Nothing here imports torch or tinygrad: every array that leaves this package is numpy's.
 """
+
+from data.interrupt import expect_interrupts
+
+expect_interrupts()

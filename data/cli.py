@@ -10,6 +10,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tqdm import tqdm
+
+from data.interrupt import interrupts_expected, leave
 
 
 class InputError(Exception):
@@ -211,6 +214,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     """
     from data.ranks import wait_for_turn  # here, because it imports this
 
+    expected = interrupts_expected()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -218,6 +222,8 @@ def run(main: Callable[[], None]) -> NoReturn:
         sys.stdout.flush()
         code = 0
     except (Exception, KeyboardInterrupt) as e:
+        if expected and isinstance(e, KeyboardInterrupt | Stopped):
+            signal.signal(signal.SIGINT, leave)  # while threads end
         wait_for_turn()
         found = ending(e)
         if found is None:

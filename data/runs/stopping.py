@@ -11,6 +11,7 @@ from threading import Event, Thread
 from types import FrameType
 
 from data.cli import Stopped, leave_lost_terminal
+from data.interrupt import leave
 from data.launch import LAST, UNTRAINED, leave_last_words
 from data.ranks import Ranks, started_with_others
 
@@ -156,11 +157,15 @@ class BeforeTraining:
             raise Stopped(number)
 
         def tell() -> None:
-            """In a thread: a handler has to wait for what is being computed."""
-            caught = {*reading.recv(64)}
-            if self.said and caught & {*numbers}:
+            """In a thread: a handler has to wait for what is being computed. A second request does not."""
+            caught = {*reading.recv(64)} & {*numbers}
+            if caught and self.said:
                 with suppress(OSError):
                     os.write(2, b"\nstopping\n")
+            while caught:
+                caught = {*reading.recv(64)} & {*numbers}
+                if again := caught & {signal.SIGINT, signal.SIGTERM}:
+                    leave(min(again), None)
 
         previous = {number: signal.signal(number, stop) for number in numbers}
         before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
@@ -172,8 +177,6 @@ class BeforeTraining:
             signal.set_wakeup_fd(before)
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            with suppress(OSError):
-                writing.send(b"\0")
+            writing.close()  # after all that was written, the thread reads nothing, which ends it
             teller.join()
             reading.close()
-            writing.close()

@@ -17,6 +17,48 @@ IN_FORMULAS = "tinygrad_impl/tests/test_formulas.py::test_"
 
 PLANTED: list[Row] = [
     (
+        "Ctrl-C while modules are imported is a traceback",
+        "data/interrupt.py",
+        "        signal.signal(signal.SIGINT, leave)\n",
+        "        pass\n",
+        "data/tests/test_interrupt.py::test_while_modules_are_imported[data]",
+    ),
+    (
+        "Ctrl-C ends the programs of others that import a package",
+        "data/interrupt.py",
+        'sys.argv[:1] == ["-m"] and ',
+        "",
+        "data/tests/test_interrupt.py::test_nothing_changes_for_others",
+    ),
+    (
+        "Ctrl-C ends a program in the background",
+        "data/interrupt.py",
+        " and signal.getsignal(signal.SIGINT) is signal.default_int_handler",
+        "",
+        "data/tests/test_interrupt.py::test_nothing_changes_for_others",
+    ),
+    (
+        "Ctrl-C cannot be caught",
+        "data/cli.py",
+        "expected = interrupts_expected()",
+        "expected = True",
+        "data/tests/test_interrupt.py::test_while_a_command_runs_and_while_it_ends",
+    ),
+    (
+        "Ctrl-C while a program ends is a traceback",
+        "data/cli.py",
+        "if expected and isinstance(e, KeyboardInterrupt | Stopped):",
+        "if isinstance(e, InputError):",
+        "data/tests/test_interrupt.py::test_while_a_command_runs_and_while_it_ends",
+    ),
+    (
+        "a second Ctrl-C before the first step waits for what is computed",
+        "data/runs/stopping.py",
+        "caught & {signal.SIGINT, signal.SIGTERM}:",
+        "caught & {signal.SIGHUP}:",
+        "data/runs/tests/test_stopping.py::test_a_second_stop_before_the_first_step[2]",
+    ),
+    (
         "generate: top-p is not passed on",
         GENERATE,
         "sampler = Sampler(**settings)",

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 from functools import partial
 from pathlib import Path
@@ -95,6 +98,29 @@ def test_a_stop_before_the_first_step(
         assert not isinstance(interrupted.value, Stopped)
     assert capfd.readouterr().err == ""
     assert signal.getsignal(number) == signal.default_int_handler
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_stop_before_the_first_step(number: signal.Signals) -> None:
+    """It does not wait for what is being computed."""
+    script = f"""
+        import hashlib, os, signal, threading, time
+        from data.ranks import ALONE
+        from data.runs.stopping import BeforeTraining
+
+        def ask():
+            for _ in range(2):
+                time.sleep(0.2)
+                os.kill(os.getpid(), {int(number)})
+
+        signal.signal({int(number)}, signal.default_int_handler)  # where tests run in the background, it is ignored
+        with BeforeTraining().stops(ALONE):
+            threading.Thread(target=ask, daemon=True).start()
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes in C
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stderr) == (128 + number, "\nstopping\ninterrupted\n")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
