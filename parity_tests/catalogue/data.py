@@ -580,6 +580,13 @@ PLANTED: list[Row] = [
         SHARDS + "test_damaged_meta",
     ),
     (
+        "a folder without text is taken for one of tokens",
+        "data/text/sources.py",
+        ' or not any(name.endswith(".bin") for name in names)',
+        "",
+        "data/text/tests/test_prepare.py::test_a_folder_without_text_or_tokens",
+    ),
+    (
         "UTF-16 without its mark is text with NUL between",
         "data/text/formats.py",
         "if marked or 4 * beginning.count(0) > len(beginning):",

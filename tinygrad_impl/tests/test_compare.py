@@ -493,7 +493,7 @@ def test_out(quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Pa
         (["--html", "."], "--html . is a folder; name a file to write"),
         (["--html", "nowhere/page.html"], "there is no folder nowhere to write page.html into; name another --html"),
         (["--data", "nowhere.txt"], "there is no file nowhere.txt"),
-        (["--data", "."], "no meta.json"),
+        (["--data", "."], "holds no file in a format that can be read"),
         (["--data", ""], "an empty name is no source"),
         (["--field", "body"], "is prepared already, so it goes without --valid, --field and --errors"),
         (["--device", "CPU", "--trained-on", "nowhere"], "'nowhere' is not a source of text"),
