@@ -331,6 +331,13 @@ PLANTED: list[Row] = [
         RESUME + "test_a_configuration_carries_every_option",
     ),
     (
+        "--config: any JSON object is taken for a run's",
+        TRAINING_OPTIONS,
+        'if "options" in read_json(file):',
+        "if read_json(file):",
+        RESUME + "test_bad_configurations",
+    ),
+    (
         "--config wins over what is given",
         TRAINING_OPTIONS,
         "(options | given).items()",
