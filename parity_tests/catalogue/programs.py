@@ -17,6 +17,13 @@ IN_FORMULAS = "tinygrad_impl/tests/test_formulas.py::test_"
 
 PLANTED: list[Row] = [
     (
+        "generate: top-p above 1 is found late, and told unlike the others",
+        GENERATE,
+        "real(0, closed=False, most=1)",
+        "real(0, closed=False)",
+        IN_GENERATE + "bad_options",
+    ),
+    (
         "generate: top-p is not passed on",
         GENERATE,
         "sampler = Sampler(**settings)",

@@ -484,7 +484,7 @@ def test_out(quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Pa
     [
         (["--eval-tokens", -1], "--eval-tokens"),
         (["--seq-len", 33], "--seq-len 33 is over the context of 32 tokens"),
-        (["--top-p", 2], "top-p is 2.0"),
+        (["--top-p", 2], "--top-p: 2 is not a number above 0 and at most 1"),
         (["--temperature", "hot"], "--temperature"),
         (["--max-new-tokens", 0], "--max-new-tokens"),
         (["--out", "nowhere/page.md"], "there is no folder nowhere"),
