@@ -141,18 +141,19 @@ def integer(least: int) -> Callable[[str], int]:
     return parse
 
 
-def real(above: float, below: float = math.inf, *, closed: bool = True) -> Callable[[str], float]:
-    """An argparse type: a number from `above` (itself too, if `closed`) to below `below`."""
+def real(
+    above: float, below: float = math.inf, *, closed: bool = True, most: float = math.inf
+) -> Callable[[str], float]:
+    """An argparse type: a number from `above` (itself too, if `closed`) to below `below`, or to `most`."""
 
     def parse(text: str) -> float:
         # float takes more: 1_000, and the digits of every script
         plain = re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", text)
         value = float(text) if plain else math.nan
-        if not above <= value < below or (value == above and not closed):
+        if not above <= value < below or (value == above and not closed) or value > most:
             least = f"of at least {above}" if closed else f"above {above}"
-            raise argparse.ArgumentTypeError(
-                f"{text} is not a number {least}" + f" and below {below}" * (below < math.inf)
-            )
+            end = f" and below {below}" * (below < math.inf) + f" and at most {most}" * (most < math.inf)
+            raise argparse.ArgumentTypeError(f"{text} is not a number {least}{end}")
         return value
 
     return parse

@@ -27,7 +27,7 @@ Drawn = tuple[int, float]  # a token, and how probable the model found it
 KINDS: dict[str, Callable[[str], Any]] = {  # of the settings of sampling, as they are typed
     "temperature": real(0),
     "top_k": integer(0),
-    "top_p": real(0, closed=False),
+    "top_p": real(0, closed=False, most=1),
     "seed": integer(0),
     "max_new_tokens": integer(1),
 }

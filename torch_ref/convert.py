@@ -18,7 +18,7 @@ from data.checkpoints import pickles
 from data.checkpoints.checkpoint import model_weights, read_config, save
 from data.checkpoints.config import GPT2Config, parameter_shapes
 from data.checkpoints.tensors import read_json
-from data.cli import ArgumentParser, InputError, command, run
+from data.cli import ArgumentParser, InputError, command, ending, run
 
 NANO_GPT = {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "block_size": "n_positions"}
 STATE_DICTS = ("model", "state_dict", "model_state_dict", "module")  # under which training programs put theirs
@@ -38,10 +38,10 @@ def read_pickle(path: Path) -> Any:
                 f"{path} has more in it than tensors and plain values ({what}), and loading that could run code; "
                 "nothing was loaded; ask for the weights as safetensors"
             ) from None
-        reason = str(e).strip().partition("\n")[0] or type(e).__name__
-        raise InputError(
-            f"{path} is damaged, or not what torch.save writes ({reason}); download or copy it again"
-        ) from None
+        if ending(e):  # the system refuses, not the file
+            raise
+        # PyTorch's own words are left out: they tell to load with weights_only=False, which runs code
+        raise InputError(f"{path} is damaged, or not what torch.save writes; download or copy it again") from None
 
 
 def state_dict(content: Any, path: Path) -> dict[str, torch.Tensor]:

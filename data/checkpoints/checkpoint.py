@@ -27,6 +27,7 @@ from data.text.tokenizer import FILES, Tokenizer
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+WHOLE = "pass the folder of a run or of a whole checkpoint"
 WRAPPERS = re.compile(r"((_orig_mod|module|model|transformer)\.)+")  # of torch.compile, DDP, Lightning, Hugging Face
 
 
@@ -137,10 +138,11 @@ def resolve(name_or_folder: str | Path) -> Path:
             return path.parent
         raise InputError(f"{text} is a file; pass the folder that holds {CONFIG} and the weights as {WEIGHTS}")
     if not os.path.isdir(path):
+        others = "" if isinstance(name_or_folder, Path) else ", or a hub name such as gpt2"
         if path.suffix in (".safetensors", *pickles.SUFFIXES):
-            raise InputError(f"there is no file {text}; pass a checkpoint's folder or a hub name such as gpt2")
+            raise InputError(f"there is no file {text}; pass the folder of a run or of a checkpoint{others}")
         if isinstance(name_or_folder, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
-            raise InputError(f"there is no folder {text}; pass a checkpoint's folder or a hub name such as gpt2")
+            raise InputError(f"there is no folder {text}; pass the folder of a run or of a checkpoint{others}")
         return download(text)
     if (path / "checkpoints").is_dir() or (path / "run.json").is_file():
         return latest_checkpoint(path)
@@ -174,6 +176,8 @@ def named_checkpoint(file: Path) -> Path:
 
 def read_config(folder: Path) -> GPT2Config:
     """The configuration in `folder`/config.json. Raises `InputError` when it is missing, damaged, or no GPT-2's."""
+    if not (folder / CONFIG).exists():
+        raise InputError(f"{folder} has no {CONFIG}; {WHOLE}")
     return from_hf(read_json(folder / CONFIG), folder / CONFIG)
 
 
@@ -186,7 +190,7 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
         return read_safetensors(folder / WEIGHTS)
     index = folder / INDEX
     if not index.exists():
-        raise InputError(f"{folder} has neither {WEIGHTS} nor {INDEX}; pass the folder of a whole checkpoint")
+        raise InputError(f"{folder} has neither {WEIGHTS} nor {INDEX}; {WHOLE}")
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise InputError(f"{index} has no weight_map from tensors to files; download or copy it again")

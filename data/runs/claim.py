@@ -12,18 +12,18 @@ from data.runs.run_folder import LOCK, refuse_occupied
 
 
 @contextmanager
-def claimed(path: Path, *, empty: bool) -> Iterator[None]:
+def claimed(path: Path, *, empty: bool, find_lr: bool = False) -> Iterator[None]:
     """Has the folder `path`, made where it is missing, for this process alone while this lasts.
 
     One that was made here, and that nothing was written to, is removed in the end: it would hinder the next run.
-    empty: refuse a folder that holds something, as `refuse_occupied` does.
+    empty: refuse a folder that holds something, as `refuse_occupied` does, for --find-lr if `find_lr`.
 
     Raises `InputError` for such a folder, and for one that another process has.
     """
     with ExitStack() as held:
         while True:
             if empty:
-                refuse_occupied(path)
+                refuse_occupied(path, find_lr)
             if _make(path):
                 held.callback(_remove_empty, path)
             elif os.path.lexists(path) and not path.is_dir():
@@ -32,7 +32,7 @@ def claimed(path: Path, *, empty: bool) -> Iterator[None]:
                 held.enter_context(_locked(path))
                 break
         if empty:
-            refuse_occupied(path)  # again: until the lock was ours, another run could begin and end here
+            refuse_occupied(path, find_lr)  # again: until the lock was ours, another run could begin and end here
         yield
 
 

@@ -8,11 +8,13 @@ import argparse
 import re
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from data.checkpoints.config import PRESETS, parameter_count
+from data.checkpoints.tensors import read_json
 from data.cli import ArgumentParser, InputError, integer, real
 from data.launch import command_as_started, count
 from data.ranks import place
@@ -365,8 +367,16 @@ def _completed(parser: ArgumentParser, args: Mapping[str, Any], given: Given) ->
 
 
 def of_config(path: Path) -> Path:
-    """The file that --config means."""
-    return path / "run.json" if path.is_dir() else path
+    """The file that --config means. Raises `InputError` where there is none, or it is no run's."""
+    file = path / "run.json" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"there is no file {file}; pass --config runs/NAME/run.json")
+    if file.name != "run.json":  # then it is a copy of one, or something else
+        with suppress(InputError):
+            if "options" in read_json(file):
+                return file
+        raise InputError(f"{file} is not a run's run.json; pass --config runs/NAME/run.json")
+    return file
 
 
 def options_beside(given: Given, file: Path) -> Given:

@@ -35,6 +35,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -45,7 +46,7 @@ from data.checkpoints.checkpoint import latest_checkpoint, read_model, save
 from data.checkpoints.config import GPT2Config
 from data.checkpoints.sums import CARD, checkpoints, remedy, verify, write_sums
 from data.checkpoints.tensors import read_json, read_safetensors, write_safetensors
-from data.cli import InputError
+from data.cli import InputError, counted
 from data.files import atomic_write, locked, sync_folder
 from data.text.sampling import SAMPLING
 from data.text.tokenizer import Tokenizer
@@ -116,10 +117,27 @@ def sampling_of(model: str | Path) -> dict[str, Any]:
     return sampling
 
 
-def refuse_occupied(path: Path) -> None:
-    """Raises `InputError` unless a run can be written to `path`: nothing is there, or an empty folder."""
+def steps_if_finished(run: Path) -> int | None:
+    """How many steps a run has, where its latest checkpoint is of the last of them."""
+    with suppress(InputError, KeyError, TypeError):
+        steps: int = read_sealed(run / "run.json")["options"]["steps"]
+        return steps if latest_checkpoint(run).name == f"step-{steps}" else None
+    return None
+
+
+def refuse_occupied(path: Path, find_lr: bool = False) -> None:
+    """Raises `InputError` unless a run, or what --find-lr finds, can be written to `path`: nothing is there, or an
+    empty folder.
+    """
     if (path / "run.json").exists():
-        raise InputError(f"{path} holds a run; pass `--resume {quote(str(path))}` to continue it, or another --out")
+        how, steps = f"pass `--resume {quote(str(path))}", steps_if_finished(path)
+        if find_lr:
+            how = "pass another --out"
+        elif steps is None:
+            how += "` to continue it, or another --out"
+        else:
+            how += f" --steps {2 * steps}` to train it longer than its {counted(steps, 'step')}, or another --out"
+        raise InputError(f"{path} holds a run; {how}")
     # a run that was killed at its very beginning left no more than these
     if os.path.lexists(path) and not (path.is_dir() and set(os.listdir(path)) <= {"run.json.tmp", LOCK}):
         raise InputError(f"{path} is there and is not empty; pass another --out")

@@ -198,7 +198,7 @@ def _begin(given: Given, device: str, ranks: Ranks, held: ExitStack) -> Start:
 def _planned(given: Given, device: str, size: int, held: ExitStack) -> tuple[Plan, Model]:
     """What to train on `size` ranks. Claims the run's folder, and gives new runs one."""
     if "out" in given:  # before anything that takes long
-        held.enter_context(claimed(given["out"], empty="resume" not in given))
+        held.enter_context(claimed(given["out"], empty="resume" not in given, find_lr="find_lr" in given))
     checkpoint = checkpoint_to_resume(given["resume"]) if "resume" in given else None
     if checkpoint:
         model = Model(*load_checkpoint(checkpoint))

@@ -167,6 +167,7 @@ def test_real_numbers() -> None:
     assert [real(0)(text) for text in ("0", "1e-3", "5.", ".5", "+2E1")] == [0, 1e-3, 5, 0.5, 20]
     assert real(0, 1)("0.999") == 0.999
     assert real(0, closed=False)("1e-9") == 1e-9
+    assert real(0, most=1)("1") == 1
 
 
 @pytest.mark.parametrize("text", ["-0.1", "1", "nan", "inf", "-inf", "", "x", "0_0", "０", "0 ", ".", "0e"])

@@ -229,7 +229,8 @@ def test_what_is_refused_before_the_hub_is_asked(hub: Hub, folder: Path, monkeyp
     refused(publish(bare), "bare has no README.md and is no checkpoint of a run; write a model card there first")
     (bare / "README.md").write_text("---\n- a\n---\n")
     refused(publish(bare), "the front matter of bare/README.md is damaged")
-    refused(publish(folder.parent / "nowhere"), "there is no folder nowhere")
+    missing = publish(folder.parent / "nowhere")
+    assert missing.errors == ["error: there is no folder nowhere; pass the folder of a run or of a checkpoint"]
     weights = folder / "checkpoints" / "step-1" / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + b"x")

@@ -127,7 +127,7 @@ def refuse_utf16(path: Path, beginning: bytes) -> None:
     marked = beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     if marked or 4 * beginning.count(0) > len(beginning):
         utf8 = f"iconv -f UTF-16 -t UTF-8 {shlex.quote(str(path))} > utf8{path.suffix}"
-        raise InputError(f"{path} is UTF-16, or no text (it has {beginning.count(0):,} NUL); try `{utf8}`")
+        raise InputError(f"{path} is UTF-16, or no text, as its beginning shows; try `{utf8}`")
 
 
 class _Frames(io.RawIOBase):

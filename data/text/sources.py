@@ -168,10 +168,13 @@ def is_dataset(source: str) -> bool:
 
 
 def is_text_folder(source: str) -> bool:
-    """Whether it is a folder of texts, rather than one of prepared data, of a model or of a run, whole or damaged."""
+    """Whether it is a folder of texts, or of nothing that can be read, rather than one of prepared data, of a model or
+    of a run, whole or damaged.
+    """
     if not os.path.isdir(source) or any(os.path.isfile(Path(source, name)) for name in OF_OTHERS):
         return False
-    return any(suffix_of(name) for _, _, names in os.walk(source) for name in names)
+    names = [name for _, _, names in os.walk(source) for name in names]
+    return any(map(suffix_of, names)) or not any(name.endswith(".bin") for name in names)
 
 
 def _paths(source: str) -> tuple[list[Path], tuple[str, ...]]:

@@ -580,6 +580,20 @@ PLANTED: list[Row] = [
         SHARDS + "test_damaged_meta",
     ),
     (
+        "a folder without text is taken for one of tokens",
+        "data/text/sources.py",
+        ' or not any(name.endswith(".bin") for name in names)',
+        "",
+        "data/text/tests/test_prepare.py::test_a_folder_without_text_or_tokens",
+    ),
+    (
+        "the NUL of the beginning are told as those of the text",
+        "data/text/formats.py",
+        "or no text, as its beginning shows",
+        "or no text (it has {beginning.count(0):,} NUL)",
+        "data/text/tests/test_records.py::test_utf16_is_not_taken_for_utf8",
+    ),
+    (
         "UTF-16 without its mark is text with NUL between",
         "data/text/formats.py",
         "if marked or 4 * beginning.count(0) > len(beginning):",

@@ -59,6 +59,13 @@ PLANTED: list[Row] = [
         "data/runs/tests/test_stopping.py::test_a_second_stop_before_the_first_step[2]",
     ),
     (
+        "generate: top-p above 1 is found late, and told unlike the others",
+        GENERATE,
+        "real(0, closed=False, most=1)",
+        "real(0, closed=False)",
+        IN_GENERATE + "bad_options",
+    ),
+    (
         "generate: top-p is not passed on",
         GENERATE,
         "sampler = Sampler(**settings)",

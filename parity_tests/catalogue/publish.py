@@ -3,6 +3,7 @@
 from parity_tests.catalogue import Row
 
 CARD, PUBLISH, START = "data/runs/card.py", "data/publish.py", "data/runs/start.py"
+CHECKPOINT = "data/checkpoints/checkpoint.py"
 IN_CARD = "data/runs/tests/test_card.py::test_"
 IN_PUBLISH = "data/tests/test_publish.py::test_"
 
@@ -181,6 +182,20 @@ PLANTED: list[Row] = [
         "config, _ = load(folder)  #",
         "config, _ = __import__('data.checkpoints.checkpoint', fromlist=['']).read_model(folder)  #",
         IN_PUBLISH + "what_is_refused_before_the_hub_is_asked",
+    ),
+    (
+        "publish: a hub name is offered, which it refuses",
+        CHECKPOINT,
+        'others = "" if isinstance(name_or_folder, Path) else ", or',
+        'others = ", or',
+        IN_PUBLISH + "what_is_refused_before_the_hub_is_asked",
+    ),
+    (
+        "a folder without config.json: a run is not offered",
+        CHECKPOINT,
+        '"pass the folder of a run or of a whole checkpoint"',
+        '"pass the folder of a whole checkpoint"',
+        "data/checkpoints/tests/test_checkpoint.py::test_missing_files",
     ),
     (
         "publish: the hub is asked without a token",

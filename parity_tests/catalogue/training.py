@@ -331,6 +331,13 @@ PLANTED: list[Row] = [
         RESUME + "test_a_configuration_carries_every_option",
     ),
     (
+        "--config: any JSON object is taken for a run's",
+        TRAINING_OPTIONS,
+        'if "options" in read_json(file):',
+        "if read_json(file):",
+        RESUME + "test_bad_configurations",
+    ),
+    (
         "--config wins over what is given",
         TRAINING_OPTIONS,
         "(options | given).items()",
@@ -779,9 +786,23 @@ PLANTED: list[Row] = [
         CLAIM + "test_three_runs_of_one_second",
     ),
     (
+        "a finished run is to be continued",
+        RUN_FOLDER,
+        'return steps if latest_checkpoint(run).name == f"step-{steps}" else None',
+        "return None",
+        OPTIONS + "test_a_run_is_not_written_over",
+    ),
+    (
+        "--find-lr is to resume a run",
+        RUN_FOLDER,
+        "        if find_lr:\n",
+        "        if False:\n",
+        FIND_LR + "test_what_is_there_stays_as_it_is",
+    ),
+    (
         "a folder is looked at before it is locked only",
         "data/runs/claim.py",
-        "            refuse_occupied(path)  # again",
+        "            refuse_occupied(path, find_lr)  # again",
         "            pass  # again",
         CLAIM + "test_a_run_that_came_and_went_before_the_lock_was_ours",
     ),

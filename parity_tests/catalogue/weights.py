@@ -58,6 +58,13 @@ PLANTED: list[Row] = [
         CONVERT + "test_a_pickle_that_would_run_code_runs_none",
     ),
     (
+        "PyTorch's advice to run the code in a file is passed on",
+        "torch_ref/convert.py",
+        "or not what torch.save writes; download",
+        "or not what torch.save writes ({e}); download",
+        CONVERT + "test_what_is_refused",
+    ),
+    (
         "a head that differs from the tied table is left aside",
         "data/checkpoints/checkpoint.py",
         'if not np.array_equal(head, weights.setdefault("wte.weight", head), equal_nan=True):',

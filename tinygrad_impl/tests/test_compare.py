@@ -484,7 +484,7 @@ def test_out(quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Pa
     [
         (["--eval-tokens", -1], "--eval-tokens"),
         (["--seq-len", 33], "--seq-len 33 is over the context of 32 tokens"),
-        (["--top-p", 2], "top-p is 2.0"),
+        (["--top-p", 2], "--top-p: 2 is not a number above 0 and at most 1"),
         (["--temperature", "hot"], "--temperature"),
         (["--max-new-tokens", 0], "--max-new-tokens"),
         (["--out", "nowhere/page.md"], "there is no folder nowhere"),
@@ -493,7 +493,7 @@ def test_out(quick: Watched, smallest: Path, prepared_folder: Path, tmp_path: Pa
         (["--html", "."], "--html . is a folder; name a file to write"),
         (["--html", "nowhere/page.html"], "there is no folder nowhere to write page.html into; name another --html"),
         (["--data", "nowhere.txt"], "there is no file nowhere.txt"),
-        (["--data", "."], "no meta.json"),
+        (["--data", "."], "holds no file in a format that can be read"),
         (["--data", ""], "an empty name is no source"),
         (["--field", "body"], "is prepared already, so it goes without --valid, --field and --errors"),
         (["--device", "CPU", "--trained-on", "nowhere"], "'nowhere' is not a source of text"),

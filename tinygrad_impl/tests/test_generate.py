@@ -552,7 +552,7 @@ def test_one_text_is_written_as_it_comes(folder: Path, monkeypatch: pytest.Monke
         (["--temperature", "nan"], "--temperature"),
         (["--top-k", -1], "--top-k"),
         (["--top-p", 0], "--top-p"),
-        (["--top-p", 1.5], "top-p is 1.5"),
+        (["--top-p", 1.5], "argument --top-p: 1.5 is not a number above 0 and at most 1; see `"),
         (["--seed", -1], "--seed"),
         (["--device", "abacus"], "there is no device 'abacus'"),
         (["--dtype", "float16"], "--dtype"),

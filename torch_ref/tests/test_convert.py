@@ -161,9 +161,12 @@ def test_a_pickle_that_would_run_code_runs_none(tmp_path: Path) -> None:
 def test_what_is_refused(tmp_path: Path) -> None:
     model = hugging_face(tmp_path / "model")
     whole = (tmp_path / "model" / "pytorch_model.bin").read_bytes()
-    for raw in (b"", b"no pickle", whole[:1000], whole[:-100], b"cos\nsystem\n(S'touch ran'\ntR."):
+    damaged = "x.bin is damaged, or not what torch.save writes; download or copy it again"
+    for raw in (b"", b"no pickle", b"Some words.\n" * 9, whole[:1000], whole[:-100]):
         (tmp_path / "x.bin").write_bytes(raw)
-        refused(convert(tmp_path, "x.bin", "--out", "out"), "x.bin ")
+        refused(convert(tmp_path, "x.bin", "--out", "out"), damaged)
+    (tmp_path / "x.bin").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    refused(convert(tmp_path, "x.bin", "--out", "out"), "x.bin has more in it than tensors and plain values (")
     for content, words in (
         ([1, 2], "x.bin has no weights by name; save model.state_dict() with torch.save"),
         ({"model": {}}, "x.bin has no weights by name"),

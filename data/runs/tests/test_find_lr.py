@@ -152,7 +152,8 @@ def test_what_is_there_stays_as_it_is(stub: Stub, place: Path, tmp_path: Path) -
     stub.loss = course
     trained(stub, place, tmp_path / "found", find_lr=True)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    refused(training(stub, place, tmp_path / "run", find_lr=True), f"{tmp_path}/run holds a run; ", " another --out")
+    occupied = training(stub, place, tmp_path / "run", find_lr=True)
+    assert occupied.errors == [f"error: {tmp_path}/run holds a run; pass another --out"]
     refused(training(stub, place, tmp_path / "found", find_lr=True, seed=9), "is not empty; pass another --out")
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 

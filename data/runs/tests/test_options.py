@@ -326,6 +326,9 @@ def test_a_run_is_not_written_over(stub: Stub, place: Path, tmp_path: Path) -> N
     trained(stub, place, tmp_path / "run", steps=1)
     before = (tmp_path / "run" / "run.json").read_bytes()
     stub.stepped.clear()
+    words = f"{tmp_path}/run holds a run; pass `--resume {tmp_path}/run --steps 2` to train it longer than its 1 step, "
+    refused(training(stub, place, tmp_path / "run", data="not looked for"), words + "or another --out")
+    (tmp_path / "run" / "checkpoints" / "latest").write_text("step-0\n")  # as while it trains
     words = f"{tmp_path}/run holds a run; pass `--resume {tmp_path}/run` to continue it, or another --out"
     refused(training(stub, place, tmp_path / "run", data="not looked for"), words)
     assert (tmp_path / "run" / "run.json").read_bytes() == before

@@ -694,7 +694,13 @@ def test_a_configuration_of_other_data_or_weights(stub: Stub, finished: Folders,
 def test_bad_configurations(stub: Stub, finished: Folders, tmp_path: Path) -> None:
     both = call(stub.main, "--resume", "run", "--config", "run/run.json", cwd=finished[0])
     assert both.errors == ["error: --resume and --config exclude each other; leave one of them out"]
-    refused(call(stub.main, "--config", "nowhere.json", cwd=finished[0]), "nowhere.json")
+    for name, file in (("nowhere.json", "nowhere.json"), ("data", "data/run.json")):
+        refused(call(stub.main, "--config", name, cwd=finished[0]), f"there is no file {file}; pass --config runs/NAME")
+    write_sealed(tmp_path / "compare.json", {"models": []})
+    (tmp_path / "README.md").write_text("# A run")
+    for name in ("compare.json", "README.md"):
+        result = call(stub.main, "--config", name, cwd=tmp_path)
+        refused(result, f"{name} is not a run's run.json; pass --config runs/NAME/run.json")
     write_sealed(tmp_path / "run.json", {"options": 3})
     refused(call(stub.main, "--config", tmp_path / "run.json", cwd=finished[0]), "of another version")
 

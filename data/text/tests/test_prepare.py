@@ -469,6 +469,17 @@ def test_the_hub_is_not_asked_for_what_is_prepared(sentences: Path, monkeypatch:
         assert prepare.prepared(source) == folder
 
 
+def test_a_folder_without_text_or_tokens(sentences: Path) -> None:
+    for name in ("empty", "others", "half"):
+        (sentences.parent / name).mkdir()
+    for name in ("others/a.jpg", "others/a.md", "half/train-00000.bin"):
+        (sentences.parent / name).touch()
+    for folder in ("empty", "others"):
+        with pytest.raises(InputError, match=f"^{folder} holds no file in a format that can be read"):
+            prepare.prepared(folder)
+    assert prepare.prepared("half") == Path("half")  # of which `read_meta` tells what is missing
+
+
 def test_what_became_of_markers_in_records_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": f"One. {EOT_TEXT} Two."}) + '\n{"text": "Three."}\n')
     ends = []

@@ -42,7 +42,7 @@ def test_a_missing_package_is_named(
         (["--eval-tokens", 3], "--eval-tokens is for measuring"),
         (["--errors", "replace"], "--errors is for measuring"),
         (["--max-new-tokens", 2001], "--max-new-tokens: 2001 is more than this page writes; give at most 2,000"),
-        (["--top-p", "2"], "top-p is 2.0"),
+        (["--top-p", "2"], "--top-p: 2 is not a number above 0 and at most 1"),
         (["--host", "203.0.113.7", "--port", 0], "203.0.113.7 is no address of this machine; leave --host out"),
         (["--host", "a..b"], "'a..b' is no address of this machine"),
         (["--host", ""], "no address of this machine"),
