@@ -59,6 +59,8 @@ def is_weight(name: object, tensor: object) -> bool:
 
 def read_shards(index: Path) -> dict[str, torch.Tensor]:
     """The tensors of all files beside `index`, a pytorch_model.bin.index.json, that it lists."""
+    if not index.is_file():
+        raise InputError(f"there is no file {index}; pass a pytorch_model.bin.index.json")
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise InputError(f"{index} has no weight_map from tensors to files; download or copy it again")

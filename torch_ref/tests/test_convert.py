@@ -186,6 +186,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         torch.save(content, tmp_path / "x.bin")
         refused(convert(tmp_path, "x.bin", "--out", "out"), words)
     refused(convert(tmp_path, "y.bin", "--out", "out"), "there is no file y.bin; pass a .bin, .pt or .pth")
+    refused(convert(tmp_path, "y.json", "--out", "out"), "there is no file y.json; pass a pytorch_model.bin.index.json")
     (tmp_path / "empty").mkdir()
     refused(convert(tmp_path, "empty", "--out", "out"), "empty has no pytorch_model.bin or ")
     refused(convert(tmp_path, "model", "--out", "model"), "model is there and is not an empty folder; pass another")
