@@ -194,7 +194,7 @@ class Options:
     save_every: int = option(KEEP, "steps between checkpoints, besides the last", **NUMBER)
     keep: int | None = option(KEEP, "only the N newest of these, the first and the best", None, **NUMBER)
     tensorboard: bool = option(KEEP, "write TensorBoard's event files too", **FLAG)
-    quiet: bool = option(KEEP, "show warnings and errors only", **FLAG)
+    quiet: bool = option(KEEP, "show only how new text is prepared, warnings and errors", **FLAG)
     parity: str | None = None  # the port's parser adds these two, and its program always sets `kernels`
     kernels: str | None = None
 
