@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from data.interrupt import interrupts_expected, leave
+from data.interrupt import catch_interrupts, leave
 
 
 class InputError(Exception):
@@ -215,7 +215,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     """
     from data.ranks import wait_for_turn  # here, because it imports this
 
-    expected = interrupts_expected()
+    a_program = catch_interrupts()  # and no function that a test calls
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -223,8 +223,8 @@ def run(main: Callable[[], None]) -> NoReturn:
         sys.stdout.flush()
         code = 0
     except (Exception, KeyboardInterrupt) as e:
-        if expected and isinstance(e, KeyboardInterrupt | Stopped):
-            signal.signal(signal.SIGINT, leave)  # while threads end
+        if a_program and isinstance(e, KeyboardInterrupt | Stopped):
+            signal.signal(signal.SIGINT, leave)  # a second one does not wait for threads that are to end
         wait_for_turn()
         found = ending(e)
         if found is None:

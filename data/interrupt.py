@@ -16,16 +16,17 @@ def leave(number: int, frame: FrameType | None) -> None:
 
 
 def expect_interrupts() -> None:
-    """Has Ctrl-C end a program until it comes to `data.cli.run`. Packages call this first of all; where they are not
-    imported for `python -m` one of their modules, nothing changes. Neither does it where Ctrl-C is ignored.
+    """Has Ctrl-C end a program at once until `data.cli.run` calls `catch_interrupts`. Packages call this before they
+    import anything else. It changes nothing but for `python -m` one of their modules, and nothing where Ctrl-C is
+    ignored.
     """
     if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave)
 
 
-def interrupts_expected() -> bool:
-    """Whether that is so. From now on Ctrl-C raises `KeyboardInterrupt`."""
-    expected = signal.getsignal(signal.SIGINT) is leave
-    if expected:
+def catch_interrupts() -> bool:
+    """Has Ctrl-C raise `KeyboardInterrupt` again, if `expect_interrupts` has changed that. Returns whether it had."""
+    changed = signal.getsignal(signal.SIGINT) is leave
+    if changed:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    return expected
+    return changed

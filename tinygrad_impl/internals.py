@@ -129,7 +129,7 @@ class Captured(jit._TinyJit[Any]):
         self.cnt, self.arena, self.lent = 1, arena, lent
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.cnt != 1:
+        if self.cnt != 1:  # which it is until a first run, that of the capture, has ended
             return super().__call__(*args, **kwargs)
         jit.memory_plan_rewrite = self._planned
         try:

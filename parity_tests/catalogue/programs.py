@@ -40,14 +40,14 @@ PLANTED: list[Row] = [
     (
         "Ctrl-C cannot be caught",
         "data/cli.py",
-        "expected = interrupts_expected()",
-        "expected = True",
+        "a_program = catch_interrupts()",
+        "a_program = True",
         "data/tests/test_interrupt.py::test_while_a_command_runs_and_while_it_ends",
     ),
     (
         "Ctrl-C while a program ends is a traceback",
         "data/cli.py",
-        "if expected and isinstance(e, KeyboardInterrupt | Stopped):",
+        "if a_program and isinstance(e, KeyboardInterrupt | Stopped):",
         "if isinstance(e, InputError):",
         "data/tests/test_interrupt.py::test_while_a_command_runs_and_while_it_ends",
     ),
